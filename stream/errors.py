@@ -1,0 +1,41 @@
+"""What can go wrong between Kafka and an alert, and what whoever catches it has to do.
+
+    EbbtideError (featurestore.errors)
+    └── StreamError
+        ├── BrokerUnavailable      no broker answers, or not in time        retry in service, crash at start
+        ├── BrokerMisconfigured    wrong password, topic missing or cut     crash: a person has to act
+        │                          otherwise, record too large, no right
+        ├── PartitionRevoked       the partition is another worker's now    drop the work, it is theirs
+        ├── HeadOutsideLog         the log no longer has what the state     crash: a rebuild has to be asked for
+        │                          says comes next
+        └── DeadLetterFlood        most of what arrives is bad              crash: better stopped than buried
+
+No class here means "dead-letter": a bad record is a value (`stream/dead_letter.py`), not an exception.
+"""
+
+from featurestore.errors import EbbtideError
+
+
+class StreamError(EbbtideError):
+    """Root of the package's tree."""
+
+
+class BrokerUnavailable(StreamError):
+    """Kafka did not answer: what was asked may or may not have happened. Ask again."""
+
+
+class BrokerMisconfigured(StreamError):
+    """Kafka answers and says no, and will say no again: a setting or the cluster has to change."""
+
+
+class PartitionRevoked(StreamError):
+    """The partition is not ours (any more). Nothing is wrong: its new owner starts from the stored head."""
+
+
+class HeadOutsideLog(StreamError):
+    """The stored head lies outside the retained log (retention passed it, the topic was made anew), or the number
+    of partitions changed. Going on would skip events or fold them into another customer's partition."""
+
+
+class DeadLetterFlood(StreamError):
+    """More than `dead_letter_share_max` of what arrives is bad: a wrong mapping, most likely."""
