@@ -1,0 +1,126 @@
+"""The features of a spec, by name: what the model sees of a record, in order, in natural units, and how to say it.
+
+This is the list only. It is computed in one place, the Keras layer of `model/features.py`, group by group in the order
+below; so a feature's index here is its column there. *Missing is a feature of its own*: where a figure does not exist
+(no gap yet, a kind never seen) its value is 0 and the flag beside it is 1.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from featurestore.spec import DAY_MS, Kind, Spec, duration_words
+
+Transform = Literal["log", "linear"]
+DAY_WORDS = "days"
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One column. `transform`: how the network squeezes it (sign(x)·log1p|x| for heavy tails). `sentence`: a
+    `str.format` template that says a value in plain words, as the reasons of an alert do."""
+
+    name: str
+    unit: str
+    transform: Transform
+    sentence: str
+
+    def say(self, value: float) -> str:
+        """The value in plain words, e.g. 'no activity for 12.3 days'."""
+        return self.sentence.format(value=value)
+
+
+def counted_kinds(spec: Spec) -> list[int]:
+    """Indices of the kinds whose events are counted in windows: activity and contact."""
+    return [i for i, kind in enumerate(spec.kinds) if kind.role in ("activity", "contact")]
+
+
+def aggregated_kinds(spec: Spec, aggregate: str) -> list[int]:
+    """Indices of the counted kinds that ask for `sum`, `mean` or `last` of their value."""
+    return [i for i in counted_kinds(spec) if aggregate in spec.kinds[i].aggregate]
+
+
+def decayed_kinds(spec: Spec) -> list[int]:
+    """Indices of the kinds with exponentially decayed counts."""
+    return [i for i in counted_kinds(spec) if spec.kinds[i].decay and spec.half_lives_ms]
+
+
+def features(spec: Spec) -> tuple[Feature, ...]:
+    """Every feature of the spec, in column order: rhythm, days, counts, sums, means, lasts, recency, decays, attributes."""
+    kinds, windows = spec.kinds, spec.windows
+    out = [
+        Feature("silence", DAY_WORDS, "log", "no activity for {value:.1f} days"),
+        Feature("tenure", DAY_WORDS, "log", "customer for {value:.0f} days"),
+        Feature("activity_total", "events", "log", "{value:.0f} activities so far"),
+        Feature("gap_usual", DAY_WORDS, "log", "usually active every {value:.1f} days"),
+        Feature("gap_spread", "log units", "linear", "rhythm varies by a factor of e^{value:.1f}"),
+        Feature("gap_missing", "flag", "linear", "no second visit yet: {value:.0f}"),
+        Feature("silence_ratio", "usual gaps", "log", "silent for {value:.1f} times the usual gap"),
+    ]
+    out += [
+        Feature(f"active_days_{days}d", DAY_WORDS, "log", f"active on {{value:.0f}} of the last {days} days")
+        for days in spec.days_active
+    ]
+    out += [
+        Feature(f"{kinds[k].name}_count_{w.words}", "events", "log", f"{{value:.0f}} {kinds[k].noun} in the last {w.words}")
+        for k in counted_kinds(spec)
+        for w in windows
+    ]  # fmt: skip
+    for aggregate, words in (("sum", "total"), ("mean", "mean")):
+        out += [
+            Feature(f"{kinds[k].name}_{aggregate}_{w.words}", "value", "log", f"{words} value of {kinds[k].noun} in the last {w.words}: {{value:.2f}}")
+            for k in aggregated_kinds(spec, aggregate)
+            for w in windows
+        ]  # fmt: skip
+    out += [
+        Feature(f"{kinds[k].name}_last", "value", "log", f"last value of {kinds[k].noun}: {{value:.2f}}")
+        for k in aggregated_kinds(spec, "last")
+    ]
+    out += [
+        Feature(f"{kinds[k].name}_since", DAY_WORDS, "log", f"no {kinds[k].noun} for {{value:.1f}} days")
+        for k in counted_kinds(spec)
+    ]
+    out += [
+        Feature(f"{kinds[k].name}_never", "flag", "linear", f"never any {kinds[k].noun}: {{value:.0f}}")
+        for k in counted_kinds(spec)
+    ]
+    out += [
+        Feature(f"{kinds[k].name}_decay_{duration_words(h)}", "events", "log", f"{kinds[k].noun} lately (half-life {duration_words(h)}): {{value:.2f}}")
+        for k in decayed_kinds(spec)
+        for h in spec.half_lives_ms
+    ]  # fmt: skip
+    for kind in kinds:
+        if kind.role == "attribute":
+            out += _attribute(kind)
+    return tuple(out)
+
+
+def _attribute(kind: Kind) -> list[Feature]:
+    missing = Feature(f"{kind.name}_missing", "flag", "linear", f"{kind.name} unknown: {{value:.0f}}")
+    if kind.attribute == "category":
+        return [
+            *(Feature(f"{kind.name}_is_{category}", "flag", "linear", f"{kind.name} is {category}: {{value:.0f}}") for category in kind.categories),
+            missing,
+        ]  # fmt: skip
+    if kind.attribute == "date":
+        return [Feature(f"{kind.name}_until", DAY_WORDS, "log", f"{{value:.0f}} days until {kind.name}"), missing]
+    return [Feature(kind.name, "value", "log", f"{kind.name}: {{value:.2f}}"), missing]
+
+
+def encode_attribute(kind: Kind, raw: object) -> float:
+    """An attribute's value as the float the record keeps: a number as it is, a category as 1 + its index in the spec
+    (0: not listed), a date (RFC 3339 or YYYY-MM-DD, or epoch ms) as days since 1970. NaN where it is missing.
+
+    Raises ValueError when the value cannot be read."""
+    if raw is None:
+        return float("nan")
+    if kind.attribute == "category":
+        text = str(raw)
+        return 1.0 + kind.categories.index(text) if text in kind.categories else 0.0
+    if kind.attribute == "date":
+        if isinstance(raw, int | float):
+            return float(raw) / DAY_MS
+        moment = datetime.fromisoformat(str(raw))
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return moment.timestamp() * 1000 / DAY_MS
+    return float(raw)  # type: ignore[arg-type]  # float() itself refuses what is no number

@@ -1,0 +1,1 @@
+"""How likely is churn, given what we know? One graph from record to probability, made and served by the same code."""
