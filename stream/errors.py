@@ -4,13 +4,14 @@
     └── StreamError
         ├── BrokerUnavailable      no broker answers, or not in time        retry in service, crash at start
         ├── BrokerMisconfigured    wrong password, topic missing or cut     crash: a person has to act
-        │                          otherwise, record too large, no right
+        │                          otherwise, no right to it
+        ├── RecordTooLarge         no broker would take this record         dead-letter it, cut down
         ├── PartitionRevoked       the partition is another worker's now    drop the work, it is theirs
-        ├── HeadOutsideLog         the log no longer has what the state     crash: a rebuild has to be asked for
+        ├── HeadOutsideLog         the log no longer has what the state     crash: ask for a rebuild
         │                          says comes next
         └── DeadLetterFlood        most of what arrives is bad              crash: better stopped than buried
 
-No class here means "dead-letter": a bad record is a value (`stream/dead_letter.py`), not an exception.
+A bad input record is a value (`stream/dead_letter.py`), not an exception.
 """
 
 from featurestore.errors import EbbtideError
@@ -28,13 +29,17 @@ class BrokerMisconfigured(StreamError):
     """Kafka answers and says no, and will say no again: a setting or the cluster has to change."""
 
 
+class RecordTooLarge(StreamError):
+    """What was to be produced exceeds what producer or topic accept; it was not sent and never will be."""
+
+
 class PartitionRevoked(StreamError):
     """The partition is not ours (any more). Nothing is wrong: its new owner starts from the stored head."""
 
 
 class HeadOutsideLog(StreamError):
-    """The stored head lies outside the retained log (retention passed it, the topic was made anew), or the number
-    of partitions changed. Going on would skip events or fold them into another customer's partition."""
+    """The stored head lies outside the retained log (retention passed it, the topic was made anew), or the
+    number of partitions changed. Going on would skip events or fold them into another customer's partition."""
 
 
 class DeadLetterFlood(StreamError):

@@ -4,13 +4,15 @@
     log         ····|r r · r r r × × · r r|····
                      └── records ────────┘   gaps (·) are compaction and transaction markers, × is aborted
 
-`start` and `end` are the consumer's *positions* before and after the fetch, not offsets of records: gaps belong to
-the piece they lie in, and a piece may hold no record at all (an aborted transaction longer than a fetch). So
-`end` of one batch equals `start` of the next one, always, or something was lost; whoever folds checks that and nothing
-else. `epoch` numbers the seeks: a batch of an older epoch is a left-over of a position that has been given up.
+`start` and `end` are the consumer's *positions* before and after the fetch, not offsets of records: gaps
+belong to the piece they lie in, and a piece may hold no record at all (an aborted transaction longer than a
+fetch). So `end` of one batch equals `start` of the next one, always, or something was lost; whoever folds
+checks that and nothing else. `epoch` numbers the seeks: a batch of an older epoch is a left-over of a
+position that has been given up.
 
-This module knows the shape of that promise and refuses to know who keeps it: no Faust, no Kafka client. The pipeline
-depends on `Source`; `stream/transport.py` is the real one, and a list of batches in a test is another.
+This module knows the shape of that promise and refuses to know who keeps it: no Faust, no Kafka client. The
+pipeline depends on `Source`; `stream/transport.py` is the real one, and a list of batches in a test is
+another.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +37,8 @@ class Record(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FetchedBatch:
-    """A contiguous piece of one partition: every committed record with `start` <= offset < `end`, in offset order."""
+    """A contiguous piece of one partition: every committed record with `start` <= offset < `end`, in offset
+    order."""
 
     topic: str
     partition: int
@@ -43,6 +46,7 @@ class FetchedBatch:
     start: int
     end: int  # > start
     records: Sequence[Record]  # may be empty
+    log_end: int = -1  # where the log ended when this was fetched: end < log_end means we lag; -1 is unknown
 
     def follows(self, epoch: int, position: int) -> bool:
         """True when this is the piece that begins at `position` under `epoch`: the continuity rule, whole."""
@@ -50,21 +54,24 @@ class FetchedBatch:
 
 
 class Mark(NamedTuple):
-    """How far a partition's effects have been applied *and* sent: Kafka's committed offset and its metadata."""
+    """How far a partition's effects have been applied *and* sent: Kafka's committed offset and its
+    metadata."""
 
     offset: int
     metadata: str
 
 
 OnPartitions = Callable[[frozenset[int]], None]
-"""Called with partition numbers on the event loop. It may only take note: whatever waits belongs in a task."""
+"""Called with partition numbers on the event loop. It may only take note: whatever waits belongs in a
+task."""
 
 
 class Source(Protocol):
     """One input topic, of which some partitions are ours for a while.
 
     A partition is silent until `seek` opens it, and again after it was revoked. Every coroutine raises
-    `PartitionRevoked` when the partition is not ours (any more), `BrokerUnavailable` when Kafka does not answer.
+    `PartitionRevoked` when the partition is not ours (any more), `BrokerUnavailable` when Kafka does not
+    answer.
     """
 
     def assigned(self) -> frozenset[int]:
@@ -84,14 +91,16 @@ class Source(Protocol):
         ...
 
     async def seek(self, partition: int, offset: int) -> int:
-        """Open the partition at `offset`: returns the epoch that its next batches carry, beginning at `offset`.
+        """Open the partition at `offset`: returns the epoch that its next batches carry, beginning at
+        `offset`.
 
         Batches of earlier epochs may still arrive and are to be refused. Does not undo `pause`.
         """
         ...
 
     def pause(self, partition: int) -> None:
-        """Fetch nothing more of it until `resume`. A batch or two on their way may still arrive, and count."""
+        """Fetch nothing more of it until `resume`. A batch or two on their way may still arrive, and
+        count."""
         ...
 
     def resume(self, partition: int) -> None:
@@ -99,5 +108,6 @@ class Source(Protocol):
         ...
 
     def mark(self, partition: int, offset: int, metadata: str = "") -> None:
-        """All before `offset` has been applied and sent: let the committed offset advance to it, soon, never back."""
+        """All before `offset` has been applied and sent: let the committed offset advance to it, soon,
+        never back."""
         ...
