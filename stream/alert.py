@@ -1,0 +1,96 @@
+"""The alert: what the downstream topic carries, versioned, with a JSON Schema.
+
+Its id and its bytes follow from the decision alone (customer, transition, sequence), never from when or by whom it was
+sent; so a replay writes the same bytes again and a consumer drops the second one by id. The time of sending is a header.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+REASONS_MAX = 3
+"""More than three reasons are read by nobody."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Reason(_Part):
+    """One feature's part in the decision: its value in natural units, its signed contribution in logit units (positive
+    speaks for churn), and the same in plain words."""
+
+    feature: str
+    value: float
+    contribution: float
+    words: str
+
+
+class Decision(_Part):
+    """The point that was decided: as of when, whether an event or a silence brought it about, and where the event that
+    revealed it lies in the input."""
+
+    as_of: datetime
+    cause: Literal["event", "silence", "terminal"]
+    topic: str
+    partition: int
+    offset: int
+
+
+class Alert(_Part):
+    """A change of a customer's churn episode. Consumers ignore one whose `sequence` is not above the customer's last."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    alert_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    customer: str = Field(min_length=1, max_length=128)
+    sequence: int = Field(ge=1, description="rises with every alert of the customer")
+    transition: Literal["opened", "resolved", "terminated"]
+    probability: float | None = Field(ge=0, le=1, description="calibrated; null when the customer left explicitly")
+    threshold: float = Field(ge=0, le=1, description="the probability at which episodes open")
+    horizon_days: float = Field(gt=0, description="churn is no activity for so many days after the decision")
+    reasons: tuple[Reason, ...] = Field(max_length=REASONS_MAX)
+    model: str
+    model_version: int
+    layout: str
+    decision: Decision
+
+
+def alert_id(topic: str, customer: str, transition: str, sequence: int) -> str:
+    """32 hex digits of what the alert is about."""
+    return hashlib.blake2b(f"{topic}\0{customer}\0{transition}\0{sequence}".encode(), digest_size=16).hexdigest()
+
+
+def encode(alert: Alert) -> bytes:
+    """The alert's bytes: the same alert gives the same bytes."""
+    return alert.model_dump_json().encode()
+
+
+def instant(ms: int) -> datetime:
+    """ms UTC as a datetime."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def top_reasons(names: Sequence[str], say: Sequence[Any], values: Any, contributions: Any, sign: int) -> tuple[Reason, ...]:
+    """The features that spoke loudest in the direction `sign` (+1: for churn). `say[i](value)` puts one in words.
+
+    Rounded to four significant digits: enough to read, and no noise in the bytes.
+    """
+    order = (contributions * -sign).argsort(kind="stable")[:REASONS_MAX]
+    return tuple(
+        Reason(feature=names[i], value=_short(values[i]), contribution=_short(contributions[i]), words=say[i](float(values[i])))
+        for i in order
+        if contributions[i] * sign > 0
+    )  # fmt: skip
+
+
+def _short(value: float) -> float:
+    return float(f"{float(value):.4g}")
+
+
+def alert_schema() -> dict[str, Any]:
+    """The published JSON Schema of the alert."""
+    return Alert.model_json_schema()
