@@ -1,0 +1,33 @@
+"""The error tree of operations: what stops a command before or while it runs the stack around Ebbtide.
+
+    EbbtideError                    (featurestore.errors: message and `hint`)
+    └── OpsError                    anything `ops` refuses to go on with              crash, exit code ≠ 0
+        └── StackError              the local Kafka or Valkey                         crash
+            ├── RegistryUnreachable the first use could not download Kafka            crash; a second try may pass
+            ├── ServerFailed        a server ended or did not answer in time          crash; carries its log's tail
+            └── StackGone           the process that keeps the servers is away        crash
+
+Each says in `hint` which setting or folder the operator can change.
+"""
+
+from featurestore.errors import EbbtideError
+
+
+class OpsError(EbbtideError):
+    """Anything the operations layer says no to."""
+
+
+class StackError(OpsError):
+    """The local stack cannot be started, stopped or reached."""
+
+
+class RegistryUnreachable(StackError):
+    """Kafka's jars are not in the cache and the package registry did not give them."""
+
+
+class ServerFailed(StackError):
+    """A local server ended by itself or did not answer before its deadline. The message ends in its log's tail."""
+
+
+class StackGone(StackError):
+    """The keeper of the local servers was ended from outside: its servers are gone with it."""

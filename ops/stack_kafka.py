@@ -1,0 +1,255 @@
+"""Apache Kafka on loopback: one broker for a demo, three that can be killed for a chaos test. The same code.
+
+Knows how a small Kafka is configured, formatted, started and stopped; refuses to know topics and clients. Every
+node is broker and controller (KRaft). Invariant: a node that went comes back on its port, with its data.
+"""
+
+import base64
+import json
+import signal
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ops.errors import ServerFailed, StackError
+from ops.stack_jars import REGISTRY, KafkaJars, Recording
+from ops.stack_keeper import Keeper, Progress, Server, free_ports, silent
+from ops.stack_probe import kafka_nodes
+
+START_S = 90.0  # deadlines, not expectations: a start takes 1 to 3 s, far more on a machine that is busy
+FORMAT_S = 60.0
+STOP_S = 15.0
+RECORD_S = 60.0
+PORT_TRIES = 3  # a port that was free may be taken a moment later
+
+
+class KafkaNode:
+    """One broker and controller. `number` counts from 1 and is Kafka's `node.id`."""
+
+    def __init__(self, number: int, server: Server, jars: KafkaJars, cluster_id: str, heap_mb: int) -> None:
+        self.number, self.server, self.port = number, server, 0
+        self._jars, self._cluster_id, self._heap_mb = jars, cluster_id, heap_mb
+        self._properties = server.folder / "server.properties"
+        self._data = server.folder / "data"
+
+    @property
+    def running(self) -> bool:
+        return self.server.running
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone: what a crashed machine looks like."""
+        self.server.kill()
+
+    def terminate(self, timeout_s: float = STOP_S) -> None:
+        """SIGTERM: Kafka moves its leaderships away and closes its logs. SIGKILL after `timeout_s`."""
+        self.server.terminate(timeout_s)
+
+    def restart(self) -> None:
+        """Start again on the same port and data, and wait until this node serves. It must not be running."""
+        self.spawn()
+        self.wait_ready(brokers=1)
+
+    def configure(self, ports: list[tuple[int, int]], settings: dict[str, str]) -> None:
+        """Write the configuration. `ports` are each node's client and controller port."""
+        self.port = ports[self.number - 1][0]
+        lines = _configuration(self.number, ports, self._data) | settings
+        self._properties.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+
+    def formatting(self) -> Server | None:
+        """Format the data folder, in the background; None when it is formatted already."""
+        if (self._data / "meta.properties").exists():
+            return None
+        formatter = Server(self.server.keeper, f"{self.server.name}-format", self.server.folder)
+        arguments = ("format", "--cluster-id", self._cluster_id, "--config", str(self._properties))
+        formatter.spawn(self._jars.command("kafka.tools.StorageTool", *arguments, heap_mb=self._heap_mb))
+        return formatter
+
+    def spawn(self, record: Path | None = None) -> None:
+        command = self._jars.command(
+            "kafka.Kafka", str(self._properties), heap_mb=self._heap_mb, record=record
+        )
+        self.server.spawn(command)
+
+    def wait_ready(self, brokers: int) -> None:
+        """Until this node answers for itself and at least `brokers` nodes of its cluster, itself included."""
+
+        def ready() -> bool:
+            answer = kafka_nodes(self.port)
+            return answer is not None and answer[0] == self._cluster_id and self.number in answer[1] and (
+                len(answer[1]) >= brokers
+            )  # fmt: skip
+
+        self.server.wait_ready(ready, START_S)
+
+
+class LocalKafka:
+    """`brokers` nodes of Kafka. Blocking: from asyncio, call it through `asyncio.to_thread`. A context manager.
+
+    With a `keeper` it lives in that keeper's folder and ends with it; without, it makes its own (`directory` and
+    `keep` as there). `settings` are added to each node's configuration and win over ours. `heap_mb` is each node's.
+    `nodes[i]` is killed, terminated and restarted by itself. `progress` gets a line for whatever takes a while.
+    """
+
+    def __init__(
+        self,
+        brokers: int = 1,
+        *,
+        directory: Path | None = None,
+        keep: bool = False,
+        heap_mb: int = 256,
+        settings: Mapping[str, str] | None = None,
+        keeper: Keeper | None = None,
+        cache: Path | None = None,
+        registry: str = REGISTRY,
+        progress: Progress = silent,
+    ) -> None:
+        self._jars = KafkaJars(cache, registry, progress)
+        self._brokers, self._heap_mb, self._settings = brokers, heap_mb, dict(settings or {})
+        self._directory, self._keep, self._keeper, self._owns = directory, keep, keeper, keeper is None
+        self._progress = progress
+        self._recording: Recording | None = None
+        self.nodes: list[KafkaNode] = []
+
+    @property
+    def url(self) -> str:
+        """Bootstrap servers, `127.0.0.1:PORT[,127.0.0.1:PORT…]`."""
+        return ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def start(self) -> str:
+        """Resolve, format, start, and wait until every node serves. Returns `url`. Raises StackError."""
+        self._jars.resolve()
+        if self._keeper is None:
+            self._keeper = Keeper(self._directory, keep=self._keep)
+        try:
+            identity = _Identity(self._keeper.directory / "kafka.json", self._brokers)
+            for number in range(1, self._brokers + 1):
+                name = f"kafka-{number}"
+                server = Server(self._keeper, name, self._keeper.directory / name)
+                self.nodes.append(KafkaNode(number, server, self._jars, identity.cluster_id, self._heap_mb))
+            if self._brokers == 1:
+                self._recording = Recording(self._jars)
+            self._progress(f"starting Apache Kafka, {self._brokers} broker{'s' * (self._brokers > 1)}")
+            self._launch(identity)
+        except BaseException:
+            self.stop()
+            raise
+        return self.url
+
+    def _launch(self, identity: "_Identity") -> None:
+        for left in reversed(range(PORT_TRIES)):
+            try:
+                for node in self.nodes:
+                    node.configure(identity.ports, self._settings)
+                for formatter in [node.formatting() for node in self.nodes]:
+                    if formatter is not None and formatter.wait(FORMAT_S) != 0:
+                        raise formatter.failed("could not format its data folder")
+                for node in self.nodes:
+                    node.spawn(self._recording.path if self._recording else None)
+                for node in self.nodes:
+                    node.wait_ready(self._brokers)
+                return
+            except ServerFailed as failure:
+                if "Address already in use" not in str(failure) or not left:
+                    raise
+                for node in self.nodes:
+                    node.kill()
+                identity.move()
+
+    def stop(self) -> None:
+        """Stop for good. Data that are not kept are not worth closing: those nodes are killed. May be called twice."""
+        if self._keeper is None:
+            return
+        try:
+            running = [node for node in self.nodes if node.running]
+            if self._recording is not None and self._recording.path is not None and running:
+                self._progress(
+                    "noting what Apache Kafka loads, to start it faster from now on (once, about 6 s)"
+                )
+                running.pop().terminate(RECORD_S)
+                self._recording.keep()
+            if self._keeper.kept:
+                for node in running:  # all at once: a quorum that shrinks one by one makes the last ones wait
+                    node.server.signal(signal.SIGTERM)
+                for node in running:
+                    node.terminate()
+            elif not self._owns:
+                for node in running:
+                    node.kill()
+        finally:
+            if self._recording is not None:
+                self._recording.drop()
+            if self._owns:
+                self._keeper.end()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class _Identity:
+    """What a cluster must find again when it starts on kept data: its id, and each node's two ports."""
+
+    def __init__(self, file: Path, brokers: int) -> None:
+        self._file = file
+        if file.exists():
+            known = json.loads(file.read_text())
+            self.cluster_id: str = known["cluster_id"]
+            self.ports = [(client, controller) for client, controller in known["ports"]]
+            if len(self.ports) != brokers:
+                raise StackError(
+                    f"{file.parent} holds a Kafka of {len(self.ports)} brokers, not {brokers}",
+                    hint="use another folder",
+                )
+        else:
+            self.cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            self.ports = [(0, 0)] * brokers
+            self.move()
+
+    def move(self) -> None:
+        """Take other ports."""
+        free = iter(free_ports(2 * len(self.ports)))
+        self.ports = list(zip(free, free, strict=True))
+        self._file.write_text(json.dumps({"cluster_id": self.cluster_id, "ports": self.ports}))
+
+
+def _configuration(number: int, ports: list[tuple[int, int]], data: Path) -> dict[str, str]:
+    n = len(ports)
+    client, controller = ports[number - 1]
+    replicas, in_sync = str(min(3, n)), str(min(2, n))
+    return {
+        "process.roles": "broker,controller",
+        "node.id": str(number),
+        "controller.quorum.voters": ",".join(f"{i}@127.0.0.1:{port}" for i, (_, port) in enumerate(ports, 1)),
+        "listeners": f"PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{client}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "log.dirs": str(data),
+        "auto.create.topics.enable": "false",
+        "default.replication.factor": replicas,
+        "min.insync.replicas": in_sync,
+        "offsets.topic.num.partitions": "4",
+        "offsets.topic.replication.factor": replicas,
+        "transaction.state.log.num.partitions": "4",
+        "transaction.state.log.replication.factor": replicas,
+        "transaction.state.log.min.isr": in_sync,
+        "share.coordinator.state.topic.num.partitions": "1",
+        "share.coordinator.state.topic.replication.factor": replicas,
+        "share.coordinator.state.topic.min.isr": in_sync,
+        "group.initial.rebalance.delay.ms": "0",
+        "group.min.session.timeout.ms": "1000",  # so that a test that kills a worker need not wait 6 s for the group
+        "log.retention.ms": "-1",  # replayed history carries old timestamps: retention by time would eat it
+        "log.cleaner.dedupe.buffer.size": str(4 << 20),  # 128 MB by default, half our heap
+        "num.io.threads": "4",
+        "background.threads": "2",
+        "broker.session.timeout.ms": "3000",  # a killed node is known dead, and may register again, that much later
+        "broker.heartbeat.interval.ms": "500",
+    }

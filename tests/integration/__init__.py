@@ -1,0 +1,1 @@
+"""Ebbtide against real servers: what a fold alone cannot show."""
