@@ -32,7 +32,7 @@ class Scenario:
     start_ms: int
     days: float
     prefix: str = "c"
-    """Customers are named `<prefix><number>`: give live and historical customers different ones. Letters, digits, ._-"""
+    """Customers are named `<prefix><number>`: give live and historical ones different names. Letters, digits, ._-"""
     joined_before: float = 0.6
     """Share of customers known before the span begins; the others join evenly through it."""
     gap_days: float = 3.2
