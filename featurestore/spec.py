@@ -234,7 +234,8 @@ class Spec(_Frozen):
     @property
     def silences_ms(self) -> tuple[int, ...]:
         """Gaps after the last activity at which a silence is a decision point, ascending; the last is the horizon."""
-        gaps, gap = [], float(self.silence.first_ms)
+        gaps: list[int] = []
+        gap = float(self.silence.first_ms)
         while gap < self.horizon_ms and len(gaps) <= SILENCES_MAX:
             gaps.append(round(gap))
             gap *= self.silence.ratio

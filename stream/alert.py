@@ -1,17 +1,21 @@
 """The alert: what the downstream topic carries, versioned, with a JSON Schema.
 
-Its id and its bytes follow from the decision alone (customer, transition, sequence), never from when or by whom it was
-sent; so a replay writes the same bytes again and a consumer drops the second one by id. The time of sending is a header.
+Its id and its bytes follow from the decision alone (customer, transition, sequence), never from when or by whom it
+was sent; so a replay writes the same bytes again and a consumer drops the second one by id. The time of sending is a
+header.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import numpy as np
+import orjson
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 REASONS_MAX = 3
 """More than three reasons are read by nobody."""
 
@@ -21,8 +25,8 @@ class _Part(BaseModel):
 
 
 class Reason(_Part):
-    """One feature's part in the decision: its value in natural units, its signed contribution in logit units (positive
-    speaks for churn), and the same in plain words."""
+    """One feature's part in the decision: its value in natural units, its signed contribution in logit units
+    (positive speaks for churn), and the same in plain words."""
 
     feature: str
     value: float
@@ -31,8 +35,8 @@ class Reason(_Part):
 
 
 class Decision(_Part):
-    """The point that was decided: as of when, whether an event or a silence brought it about, and where the event that
-    revealed it lies in the input."""
+    """The point that was decided: as of when, whether an event or a silence brought it about, and where the event
+    that revealed it lies in the input."""
 
     as_of: datetime
     cause: Literal["event", "silence", "terminal"]
@@ -42,14 +46,16 @@ class Decision(_Part):
 
 
 class Alert(_Part):
-    """A change of a customer's churn episode. Consumers ignore one whose `sequence` is not above the customer's last."""
+    """A change of a customer's churn episode. Ignore one whose `sequence` is not above the customer's last."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     alert_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     customer: str = Field(min_length=1, max_length=128)
     sequence: int = Field(ge=1, description="rises with every alert of the customer")
     transition: Literal["opened", "resolved", "terminated"]
-    probability: float | None = Field(ge=0, le=1, description="calibrated; null when the customer left explicitly")
+    probability: float | None = Field(
+        ge=0, le=1, description="calibrated; null when the customer left explicitly"
+    )
     threshold: float = Field(ge=0, le=1, description="the probability at which episodes open")
     horizon_days: float = Field(gt=0, description="churn is no activity for so many days after the decision")
     reasons: tuple[Reason, ...] = Field(max_length=REASONS_MAX)
@@ -61,7 +67,9 @@ class Alert(_Part):
 
 def alert_id(topic: str, customer: str, transition: str, sequence: int) -> str:
     """32 hex digits of what the alert is about."""
-    return hashlib.blake2b(f"{topic}\0{customer}\0{transition}\0{sequence}".encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        f"{topic}\0{customer}\0{transition}\0{sequence}".encode(), digest_size=16
+    ).hexdigest()
 
 
 def encode(alert: Alert) -> bytes:
@@ -69,22 +77,39 @@ def encode(alert: Alert) -> bytes:
     return alert.model_dump_json().encode()
 
 
+def customer_key(value: bytes) -> bytes:
+    """The Kafka key of an encoded alert: its customer."""
+    return str(orjson.loads(value)["customer"]).encode()
+
+
 def instant(ms: int) -> datetime:
     """ms UTC as a datetime."""
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def top_reasons(names: Sequence[str], say: Sequence[Any], values: Any, contributions: Any, sign: int) -> tuple[Reason, ...]:
-    """The features that spoke loudest in the direction `sign` (+1: for churn). `say[i](value)` puts one in words.
+def top_reasons(
+    names: Sequence[str],
+    say: Sequence[Callable[[float], str]],
+    values: NDArray[np.float32],
+    contributions: NDArray[np.float32],
+    towards: int,
+) -> tuple[Reason, ...]:
+    """The features that spoke loudest in one direction (`towards` +1: for churn, -1: against it), loudest first.
 
-    Rounded to four significant digits: enough to read, and no noise in the bytes.
+    values, contributions: float32[F], in the order of `names`; `say[i](value)` puts feature i in words. Figures have
+    four significant digits: enough to read, and no noise in the bytes.
     """
-    order = (contributions * -sign).argsort(kind="stable")[:REASONS_MAX]
+    order = np.argsort(contributions * -towards, kind="stable")[:REASONS_MAX]
     return tuple(
-        Reason(feature=names[i], value=_short(values[i]), contribution=_short(contributions[i]), words=say[i](float(values[i])))
+        Reason(
+            feature=names[i],
+            value=_short(values[i]),
+            contribution=_short(contributions[i]),
+            words=say[i](float(values[i])),
+        )
         for i in order
-        if contributions[i] * sign > 0
-    )  # fmt: skip
+        if contributions[i] * towards > 0
+    )
 
 
 def _short(value: float) -> float:

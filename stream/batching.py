@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from featurestore.layout import Rows
 from stream.clock import Clock
+from stream.errors import ScorerUnavailable
 from stream.telemetry import Dispatched, Reason, Telemetry
 
 COST_MEMORY = 0.1
@@ -88,10 +89,10 @@ class CostModel:
 def decide(waiting: Waiting, now_s: float, costs: CostModel, linger_s: float) -> Dispatch | Wait:
     """What to do now that the scorer is free. Pure.
 
-    Nothing waits -> Wait(None). Too few for the largest size and younger than `linger_s` -> Wait. Otherwise a Dispatch:
-    of the sizes that the waiting rows could fill or be padded to, the largest that still meets the oldest deadline; when
-    none can meet it any more the largest, which clears a backlog fastest. Padding up is refused where filling a smaller
-    size and sending the rest after it costs less.
+    Nothing waits -> Wait(None). Too few for the largest size and younger than `linger_s` -> Wait. Otherwise a
+    Dispatch: of the sizes that the waiting rows could fill or be padded to, the largest that still meets the oldest
+    deadline; when none can meet it any more the largest, which clears a backlog fastest. Padding up is refused where
+    filling a smaller size and sending the rest after it costs less.
     """
     if waiting.rows == 0:
         return Wait(None)
@@ -148,7 +149,13 @@ class Batcher:
     """
 
     def __init__(
-        self, current: Callable[[], Model], clock: Clock, telemetry: Telemetry, *, deadline_s: float, linger_s: float
+        self,
+        current: Callable[[], Model],
+        clock: Clock,
+        telemetry: Telemetry,
+        *,
+        deadline_s: float,
+        linger_s: float,
     ) -> None:
         self._current, self._clock, self._telemetry = current, clock, telemetry
         self._deadline_s, self._linger_s = deadline_s, linger_s
@@ -182,7 +189,9 @@ class Batcher:
         self, rows: Rows, as_of: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Features and contributions, f4[n, F] each, of the few rows that became alerts."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._current().explain, rows, as_of)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._current().explain, rows, as_of
+        )
 
     async def run(self) -> None:
         """Serve for ever. Cancel it to stop; what waits is then never answered."""
@@ -194,7 +203,7 @@ class Batcher:
                 min((r.deadline_s for r in self._waiting), default=0.0),
                 min((r.queued_s for r in self._waiting), default=0.0),
             )
-            self._telemetry.queued(len(self._waiting), waiting.rows)
+            self._telemetry.queued(waiting.rows)
             match decide(waiting, now_s, self._costs, self._linger_s):
                 case Dispatch() as dispatch:
                     await self._dispatch(dispatch, now_s)
@@ -218,7 +227,9 @@ class Batcher:
                 if request in self._waiting:
                     self._waiting.remove(request)
                 if not request.done.done():
-                    request.done.set_exception(error)
+                    failure = ScorerUnavailable(f"the model failed on {len(rows)} rows: {error!r}")
+                    failure.__cause__ = error
+                    request.done.set_exception(failure)
             return
         actual_s = self._clock.monotonic_s() - started_s
         self._telemetry.dispatched(

@@ -14,7 +14,7 @@ transitions. `sequence` is the decision's own time, made strictly increasing, so
 that was forgotten and came back.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from featurestore.fold import RESET, TERMINAL, Points
 from featurestore.layout import EPISODE_FIELDS, Rows
 
 CLOSED, OPEN = 0, 1
+TransitionKind = Literal["opened", "resolved", "terminated"]
 
 
 class Policy(BaseModel):
@@ -46,7 +47,7 @@ class Transition(NamedTuple):
     """An episode that changed at `point` (index into the points): 'opened', 'resolved' or 'terminated'."""
 
     point: int
-    kind: str
+    kind: TransitionKind
     sequence: int
 
 
@@ -84,7 +85,7 @@ def decide(
     return transitions
 
 
-def _walk(row: np.void, cause: int, as_of: int, p: np.float32, policy: Policy) -> str | None:
+def _walk(row: np.void, cause: int, as_of: int, p: np.float32, policy: Policy) -> TransitionKind | None:
     if cause == RESET:
         for name in EPISODE_FIELDS:
             row[name] = 0
@@ -108,7 +109,7 @@ def _walk(row: np.void, cause: int, as_of: int, p: np.float32, policy: Policy) -
     return None
 
 
-def _close(row: np.void, as_of: int, policy: Policy, kind: str) -> str:
+def _close(row: np.void, as_of: int, policy: Policy, kind: TransitionKind) -> TransitionKind:
     row["episode_state"], row["below_exit_at"] = CLOSED, 0
     row["cooldown_until"] = as_of + policy.cooldown_ms
     return kind

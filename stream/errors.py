@@ -6,6 +6,7 @@
         ├── BrokerMisconfigured    wrong password, topic missing or cut     crash: a person has to act
         │                          otherwise, no right to it
         ├── RecordTooLarge         no broker would take this record         dead-letter it, cut down
+        ├── ScorerUnavailable      the model fails for what it is asked     retry: the partition waits
         ├── PartitionRevoked       the partition is another worker's now    drop the work, it is theirs
         ├── HeadOutsideLog         the log no longer has what the state     crash: ask for a rebuild
         │                          says comes next
@@ -35,6 +36,10 @@ class RecordTooLarge(StreamError):
 
 class PartitionRevoked(StreamError):
     """The partition is not ours (any more). Nothing is wrong: its new owner starts from the stored head."""
+
+
+class ScorerUnavailable(StreamError):
+    """The model raised. The batch's customers stay as they were; it is asked again."""
 
 
 class HeadOutsideLog(StreamError):

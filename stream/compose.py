@@ -1,0 +1,82 @@
+"""From transitions to alerts in words: the one place that asks the model why.
+
+Only rows that became alerts are explained, few of many; the explanation is a function of the row alone, so a replay
+composes the same bytes.
+"""
+
+from typing import Protocol
+
+from featurestore.event import EventBatch
+from featurestore.fold import EVENT, RESET, SILENCE, TERMINAL, Points
+from featurestore.layout import Layout
+from featurestore.spec import DAY_MS
+from featurestore.vector import features
+from stream.alert import Alert, Decision, alert_id, encode, instant, top_reasons
+from stream.batching import Batcher, Scored
+from stream.decisions import Policy, Transition
+
+CAUSES = {EVENT: "event", SILENCE: "silence", TERMINAL: "terminal", RESET: "reset"}
+"""A point's cause, as alerts, scores and metrics name it."""
+
+
+class Serving(Protocol):
+    """The model in service, as an alert names it, and the policy that goes with it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def policy(self) -> Policy: ...
+
+
+class Composer:
+    """Makes the alerts of one partition."""
+
+    def __init__(self, topic: str, partition: int, layout: Layout, batcher: Batcher) -> None:
+        self._topic, self._partition, self._layout, self._batcher = topic, partition, layout, batcher
+        listed = features(layout.spec)
+        self._names, self._say = [f.name for f in listed], [f.say for f in listed]
+
+    async def compose(
+        self,
+        transitions: list[Transition],
+        points: Points,
+        scored: Scored,
+        events: EventBatch,
+        serving: Serving,
+    ) -> list[tuple[bytes, bytes]]:
+        """Outbox entries (alert id, encoded alert) of the transitions, in their order."""
+        if not transitions:
+            return []
+        chosen = [t.point for t in transitions]
+        values, contributions = await self._batcher.explain(points.rows[chosen], points.as_of[chosen])
+        entries = []
+        for n, t in enumerate(transitions):
+            customer = events.customers[points.customer[t.point]]
+            left = (
+                points.cause[t.point] == TERMINAL
+            )  # an explicit leave is not scored, so it has no reasons either
+            towards = 1 if t.kind == "opened" else -1
+            alert = Alert(
+                alert_id=alert_id(self._topic, customer, t.kind, t.sequence),
+                customer=customer,
+                sequence=t.sequence,
+                transition=t.kind,
+                probability=None if left else round(float(scored.p[t.point]), 6),
+                threshold=serving.policy.enter,
+                horizon_days=self._layout.spec.horizon_ms / DAY_MS,
+                reasons=()
+                if left
+                else top_reasons(self._names, self._say, values[n], contributions[n], towards),
+                model=serving.name,
+                model_version=int(scored.version[t.point]),
+                layout=self._layout.id,
+                decision=Decision(
+                    as_of=instant(int(points.as_of[t.point])),
+                    cause=CAUSES[int(points.cause[t.point])],  # type: ignore[arg-type]  # RESET makes no transition
+                    topic=self._topic,
+                    partition=self._partition,
+                    offset=int(events.position[points.event[t.point]]),
+                ),
+            )
+            entries.append((alert.alert_id.encode(), encode(alert)))
+        return entries

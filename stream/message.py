@@ -1,0 +1,23 @@
+"""What goes out to Kafka, and the way out as a protocol: no Kafka client here."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Message(NamedTuple):
+    """One record to produce. `value` None is a tombstone; `timestamp_ms` None means the time of sending."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    timestamp_ms: int | None = None
+
+
+class Sink(Protocol):
+    """Where messages go. Returns when every one is acknowledged by all replicas; raises BrokerUnavailable when that
+    is not known for some of them: sending all of them again is safe for whoever reads by id or position."""
+
+    async def send_all(self, messages: Sequence[Message]) -> None: ...

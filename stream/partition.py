@@ -1,0 +1,174 @@
+"""One partition of ours, from its assignment to its end: open, serve, and after any trouble open again.
+
+    assigned ─▶ open: read head, resend outbox, seek ─▶ serve: a batch, a step, a mark ─▶ … ─▶ revoked or drained
+                  ▲                                        │
+                  └──── back off ◀── fenced, a gap, the store, Kafka or the model away
+
+One way back for every trouble: drop what is in hand, read the stored head, seek there. It is safe because a step
+changes nothing before it is applied, and what was applied is behind the head; a write whose answer was lost shows as a head
+that moved. So nothing is retried in place, and nothing waits for ever but here, where waiting costs one partition and
+no more. It refuses to know what a step does (`stream/pipeline.py`).
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+from featurestore.errors import Fenced, StoreUnavailable
+from featurestore.store import Head, check_head
+from stream.errors import BrokerUnavailable, HeadOutsideLog, PartitionRevoked, ScorerUnavailable
+from stream.fetched import FetchedBatch, Source
+from stream.pipeline import Pipeline, Tools
+
+log = logging.getLogger(__name__)
+
+RETRIED = (Fenced, StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
+"""A fence or a blip is over in milliseconds; five seconds keep a long outage's reconnects from being a load."""
+TIDY_AFTER_S = 0.5
+"""An idle partition acknowledges its outbox after this, so that a restart sends nothing twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Named bounds of one partition. `queued_batches_max`: fetched and not begun; beyond it the fetch pauses."""
+
+    queued_batches_max: int = 4
+
+
+class Partition:
+    """The task of one partition. `offer` hands it a batch, `run` works, `drain` lets it finish what it has."""
+
+    def __init__(
+        self,
+        number: int,
+        tools: Tools,
+        source: Source,
+        *,
+        alerts_from: Literal["now", "start"],
+        limits: Limits,
+    ) -> None:
+        self.number = number
+        self.ready = False
+        self._tools, self._source, self._alerts_from, self._limits = tools, source, alerts_from, limits
+        self._queue: deque[FetchedBatch] = deque()
+        self._arrived = asyncio.Event()
+        self._draining = False
+        self._paused = False
+
+    def offer(self, batch: FetchedBatch) -> None:
+        """Take a batch in order of arrival. A full queue pauses the fetch; what is on its way is still taken."""
+        self._queue.append(batch)
+        self._arrived.set()
+        if len(self._queue) >= self._limits.queued_batches_max and not self._paused:
+            self._paused = True
+            self._source.pause(self.number)
+            self._tools.telemetry.paused(self.number)
+
+    def drain(self) -> None:
+        """Finish the queue, tidy the outbox, then let `run` return."""
+        self._draining = True
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Until revoked (PartitionRevoked ends it quietly), drained or cancelled. Raises what asks for a crash."""
+        attempt = 0
+        while True:
+            try:
+                pipeline, epoch = await self._open()
+                attempt = 0
+                await self._serve(pipeline, epoch)
+                return
+            except PartitionRevoked:
+                return
+            except RETRIED as error:
+                self.ready = False
+                reason = type(error).__name__
+                self._tools.telemetry.reopened(self.number, reason)
+                log.warning(
+                    "partition reopens",
+                    extra={"partition": self.number, "reason": reason, "error": str(error)},
+                )
+                if self._draining:
+                    return
+                attempt += 1
+                await asyncio.sleep(
+                    random.uniform(0.5, 1.0) * min(BACKOFF_FIRST_S * 2**attempt, BACKOFF_MAX_S)
+                )
+
+    async def _open(self) -> tuple[Pipeline, int]:
+        """Read where the partition is, finish what an earlier owner left, and have it fetched from there."""
+        tools, source, number = self._tools, self._source, self.number
+        partitions = await source.partition_count()
+        stored = await tools.store.head(number)
+        check_head(stored, tools.layout.id, partitions)
+        begin, end = await source.log_range(number)
+        mark = await source.committed(number)
+        if stored is not None and not begin <= stored.offset <= end:
+            raise HeadOutsideLog(
+                f"partition {number} is at offset {stored.offset}, the log holds [{begin}, {end})",
+                hint="run `ebbtide rebuild` to make the state again from what is retained",
+            )
+        if mark is None and stored is None and self._alerts_from == "now":
+            # An old topic must not flood the consumers: what was decided before now is state, not news.
+            mute_until = end
+            source.mark(number, end)
+        else:
+            mute_until = mark.offset if mark is not None else 0
+        start = stored or Head(begin, 0, 0, tools.layout.id, partitions)
+        pipeline = Pipeline(tools, number, stored, start, mute_until)
+        await pipeline.send_outbox()
+        self._queue.clear()
+        epoch = await source.seek(number, start.offset)
+        self._resume()
+        self.ready = True
+        log.info(
+            "partition opened",
+            extra={"partition": number, "offset": start.offset, "end": end, "mark": mute_until},
+        )
+        return pipeline, epoch
+
+    async def _serve(self, pipeline: Pipeline, epoch: int) -> None:
+        while True:
+            batch = await self._next(pipeline)
+            if batch is None:
+                return
+            if batch.epoch != epoch:
+                continue  # left over from a position that was given up
+            if not batch.follows(epoch, pipeline.position):
+                raise Fenced(f"a batch begins at {batch.start}, expected {pipeline.position}: seeking back")
+            mark = await pipeline.step(batch)
+            self._source.mark(self.number, mark.offset, mark.metadata)
+
+    async def _next(self, pipeline: Pipeline) -> FetchedBatch | None:
+        """The next batch; None when draining and all is done."""
+        while not self._queue:
+            self._resume()
+            if pipeline.has_acked and (self._draining or not await self._arrives(TIDY_AFTER_S)):
+                await pipeline.tidy()
+            elif self._draining:
+                return None
+            else:
+                await self._arrives(None)
+        if len(self._queue) <= self._limits.queued_batches_max // 2:
+            self._resume()
+        return self._queue.popleft()
+
+    async def _arrives(self, timeout_s: float | None) -> bool:
+        self._arrived.clear()
+        if self._queue or self._draining:
+            return True
+        try:
+            await asyncio.wait_for(self._arrived.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._source.resume(self.number)
+            self._tools.telemetry.resumed(self.number)

@@ -1,0 +1,271 @@
+"""The file to read first: what happens to a batch, step by step.
+
+    1 load ─▶ 2 fold ─▶ 3 score ─▶ 4 decide ─▶ 5 apply ─▶ 6 emit ─▶ 7 let the commit advance
+    ───────── changes nothing anywhere ──────┘     │          │
+                                one atomic step in the store  └ the outbox, until Kafka has acknowledged it
+
+A crash before 5 changes nothing; after 5 the next owner finds the outbox and sends it again, the same ids, the same
+bytes. Dead letters and scores are sent and acknowledged before 5, so that what the partition moves past is never
+lost; after a crash they may be there twice, with the same position.
+
+The pipeline knows no Faust, Redis or TensorFlow: it is given a store, a batcher and a sink that wait out outages by
+themselves. It belongs to one partition, and batch n + 1 of it is folded after batch n was decided; the overlap is
+between partitions. It refuses nothing and retries nothing: whether a batch continues the last one is asked by
+`stream/partition.py`, which also opens the pipeline anew after a fence.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.cache import Cache, load_through
+from featurestore.event import TOMBSTONE, EventBatch
+from featurestore.fold import Folder, Points
+from featurestore.layout import Layout, Rows
+from featurestore.parse import Parsed, Parser
+from featurestore.store import Head, Step, Store
+from stream.alert import customer_key
+from stream.batching import Batcher, Scored
+from stream.clock import Clock
+from stream.compose import CAUSES, Composer, Serving
+from stream.dead_letter import Position, letter
+from stream.decisions import Transition, decide
+from stream.fetched import FetchedBatch, Mark
+from stream.message import Message, Sink
+from stream.score_record import score_message
+from stream.telemetry import Stage, Stepped, Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Topic names. `scores` None: not written."""
+
+    alerts: str
+    dead_letters: str
+    scores: str | None = None
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.alerts, self.dead_letters, self.scores) if name)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What all partitions share."""
+
+    topic: str
+    outputs: Outputs
+    layout: Layout
+    folder: Folder
+    parser: Parser
+    store: Store
+    cache: Cache
+    sink: Sink
+    batcher: Batcher
+    serving: Callable[[], Serving]
+    clock: Clock
+    telemetry: Telemetry
+
+
+class _Stopwatch:
+    """Seconds by stage, one lap after the other."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._last_s = clock, clock.monotonic_s()
+        self.seconds: dict[Stage, float] = {}
+
+    def lap(self, stage: Stage) -> None:
+        now_s = self._clock.monotonic_s()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now_s - self._last_s
+        self._last_s = now_s
+
+
+class Pipeline:
+    """One partition, from the head it was opened at. `mute_until`: no alert decided before that offset is sent."""
+
+    def __init__(
+        self, tools: Tools, partition: int, stored: Head | None, start: Head, mute_until: int
+    ) -> None:
+        self._tools, self._partition, self._mute_until = tools, partition, mute_until
+        self._stored = stored  # what the fence compares with: None when the partition never began
+        self._head = start
+        self._acked: list[bytes] = []
+        self._composer = Composer(tools.topic, partition, tools.layout, tools.batcher)
+
+    @property
+    def position(self) -> int:
+        """The offset that the next batch has to start at."""
+        return self._head.offset
+
+    @property
+    def has_acked(self) -> bool:
+        """Alerts that Kafka has, and that the outbox does not know of yet."""
+        return bool(self._acked)
+
+    async def send_outbox(self) -> None:
+        """Send again what an earlier owner left in the outbox: same ids, same bytes."""
+        outbox = await self._tools.store.outbox(self._partition)
+        await self._send_alerts(list(outbox.values()))
+        self._acked = list(outbox)
+
+    async def tidy(self) -> None:
+        """Take acknowledged alerts out of the outbox when no batch comes that could do it on its way."""
+        await self._apply(self._step(self._head.offset, [], self._tools.layout.empty(0), [], []))
+
+    async def step(self, batch: FetchedBatch) -> Mark:
+        """Take the partition over one batch. Raises Fenced when another owner has moved it."""
+        tools, watch = self._tools, _Stopwatch(self._tools.clock)
+        parsed = tools.parser.parse(batch.records)
+        events = parsed.events
+        watch.lap("parse")
+
+        # 1. load: hot rows from memory, the others in one round trip
+        before, _ = await load_through(
+            tools.cache, tools.store, self._partition, self._stored, events.customers
+        )
+        watch.lap("load")
+
+        # 2. fold, collecting the points at which customers are to be decided
+        after, points = tools.folder.fold(before, events)
+        watch.lap("fold")
+
+        # 3. score them, in whatever company they travel
+        scored = await self._score(points, batch)
+        watch.lap("score")
+
+        # 4. decide
+        serving = tools.serving()
+        transitions = self._audible(decide(points, scored.p, before, after, serving.policy), points, events)
+        alerts = await self._composer.compose(transitions, points, scored, events, serving)
+        watch.lap("decide")
+
+        # 5. apply, once the dead letters are safe
+        await tools.sink.send_all(self._ahead(batch, parsed, points, scored))
+        watch.lap("emit")
+        await self._store(batch.end, events.customers, after, alerts)
+        watch.lap("store")
+
+        # 6. emit the outbox and wait for the acknowledgements
+        await self._send_alerts([value for _, value in alerts])
+        self._acked = [identity for identity, _ in alerts]
+        watch.lap("emit")
+
+        self._tell(batch, parsed, points, transitions, watch)
+        # 7. the caller lets the commit advance to here
+        return self.mark
+
+    @property
+    def mark(self) -> Mark:
+        """How far this partition is, as Kafka is to remember it: the offset, and the timer clock as metadata."""
+        return Mark(self._head.offset, str(self._head.timer_ms))
+
+    async def _score(self, points: Points, batch: FetchedBatch) -> Scored:
+        chosen = np.flatnonzero(points.scored)
+        p, version = np.zeros(len(points), np.float32), np.zeros(len(points), np.int64)
+        if len(chosen):
+            scored = await self._tools.batcher.score(
+                points.rows[chosen],
+                points.as_of[chosen],
+                events=len(batch.records),
+                oldest_ms=batch.records[0].timestamp,
+            )
+            p[chosen], version[chosen] = scored.p, scored.version
+        return Scored(p, version)
+
+    def _audible(self, transitions: list[Transition], points: Points, events: EventBatch) -> list[Transition]:
+        """The transitions to alert about: not those below the mark, nor of somebody forgotten in this batch."""
+        forgotten = {int(events.customer[e]): int(e) for e in np.flatnonzero(events.kind == TOMBSTONE)}
+        return [
+            t
+            for t in transitions
+            if events.position[points.event[t.point]] >= self._mute_until
+            and points.event[t.point] > forgotten.get(int(points.customer[t.point]), -1)
+        ]
+
+    def _ahead(self, batch: FetchedBatch, parsed: Parsed, points: Points, scored: Scored) -> list[Message]:
+        """What has to be acknowledged before the partition moves: dead letters, tombstones, scores."""
+        outputs, events = self._tools.outputs, parsed.events
+        messages = [
+            letter(
+                batch.records[bad.index], Position(batch.topic, batch.partition, batch.records[bad.index].offset),
+                bad.reason, bad.detail, topic=outputs.dead_letters,
+            )
+            for bad in parsed.rejected
+        ]  # fmt: skip
+        for e in np.flatnonzero(events.kind == TOMBSTONE):
+            key = events.customers[events.customer[e]].encode()
+            messages += [Message(topic, key, None) for topic in outputs.all]
+        if outputs.scores is not None:
+            messages += [
+                score_message(
+                    outputs.scores, events.customers[points.customer[m]], int(points.as_of[m]),
+                    CAUSES[int(points.cause[m])], scored.p[m], int(scored.version[m]), self._partition,
+                    int(events.position[points.event[m]]),
+                )
+                for m in np.flatnonzero(points.scored)
+            ]  # fmt: skip
+        return messages
+
+    async def _store(
+        self, end: int, customers: list[str], after: Rows, alerts: list[tuple[bytes, bytes]]
+    ) -> None:
+        known = after["event_time"] != 0
+        if known.all():
+            kept, forgotten, rows = customers, [], after
+        else:
+            kept = [customers[i] for i in np.flatnonzero(known)]
+            forgotten = [customers[i] for i in np.flatnonzero(~known)]
+            rows = after[known]
+        await self._apply(self._step(end, kept, rows, forgotten, alerts))
+
+    def _step(
+        self,
+        end: int,
+        customers: list[str],
+        rows: Rows,
+        forgotten: list[str],
+        alerts: list[tuple[bytes, bytes]],
+    ) -> Step:
+        head = self._head._replace(offset=end, step=self._head.step + 1)
+        due: NDArray[np.int64] = self._tools.folder.due(rows)
+        return Step(self._partition, self._stored, head, customers, rows, due, forgotten, alerts, self._acked)
+
+    async def _apply(self, step: Step) -> None:
+        await self._tools.store.apply(step)
+        self._tools.cache.put(step)
+        self._stored = self._head = step.head
+        self._acked = []
+
+    async def _send_alerts(self, values: list[bytes]) -> None:
+        """Send encoded alerts and wait until Kafka has them; the key is the customer, the header the time of sending."""
+        sent_at = [("emitted_at_ms", str(self._tools.clock.now_ms()).encode())]
+        topic = self._tools.outputs.alerts
+        await self._tools.sink.send_all(
+            [Message(topic, customer_key(value), value, sent_at) for value in values]
+        )
+
+    def _tell(
+        self,
+        batch: FetchedBatch,
+        parsed: Parsed,
+        points: Points,
+        transitions: list[Transition],
+        watch: _Stopwatch,
+    ) -> None:
+        causes = Counter(CAUSES[int(cause)] for cause in points.cause)
+        latency_s = (
+            (self._tools.clock.now_ms() - batch.records[0].timestamp) / 1000 if batch.records else None
+        )
+        self._tools.telemetry.stepped(
+            Stepped(
+                partition=self._partition, position=batch.end, records=len(batch.records), events=len(parsed.events),
+                rejected=dict(Counter(str(bad.reason) for bad in parsed.rejected)), ignored=parsed.ignored,
+                forgotten=int((parsed.events.kind == TOMBSTONE).sum()), points=dict(causes),
+                alerts=dict(Counter(t.kind for t in transitions)), customers=len(parsed.events.customers),
+                seconds=watch.seconds, latency_s=latency_s,
+                lag=None if batch.log_end < 0 else max(batch.log_end - batch.end, 0),
+            )
+        )  # fmt: skip

@@ -1,0 +1,104 @@
+"""All partitions of ours, the scorer they share, and the end of all: what a worker process runs.
+
+It takes note of what the source says (assigned, revoked, a batch) without waiting, and keeps a task a partition. A task
+that ends with an error no retry can mend ends the worker: `run` raises it, and the process exits with a message that
+says what to do. It knows neither Faust nor TensorFlow; `stream/app.py` and `ops/serve.py` put the real ones in.
+"""
+
+import asyncio
+import logging
+from typing import Literal
+
+from stream.fetched import FetchedBatch, Source
+from stream.partition import Limits, Partition
+from stream.pipeline import Tools
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """`assigned`, `revoked` and `deliver` are the source's callbacks; `run` lasts until `stop` or a fatal error."""
+
+    def __init__(
+        self, tools: Tools, *, alerts_from: Literal["now", "start"] = "now", limits: Limits | None = None
+    ) -> None:
+        self._tools, self._alerts_from, self._limits = tools, alerts_from, limits or Limits()
+        self._partitions: dict[int, Partition] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._fatal: asyncio.Future[None] | None = None
+        self._source: Source | None = None
+
+    def attach(self, source: Source) -> None:
+        """The source whose callbacks will come; before `run`."""
+        self._source = source
+
+    @property
+    def ready(self) -> bool:
+        """Every partition of ours is open; false while we own none yet."""
+        return bool(self._partitions) and all(p.ready for p in self._partitions.values())
+
+    @property
+    def partitions(self) -> dict[int, bool]:
+        """Our partitions, and whether each is open."""
+        return {number: partition.ready for number, partition in sorted(self._partitions.items())}
+
+    def assigned(self, partitions: frozenset[int]) -> None:
+        """These are ours now. Only takes note: heads are read in each partition's own task."""
+        if self._source is None:
+            raise RuntimeError("attach a source before partitions are assigned")
+        for number in partitions - self._partitions.keys():
+            partition = Partition(
+                number, self._tools, self._source, alerts_from=self._alerts_from, limits=self._limits
+            )
+            self._partitions[number] = partition
+            task = asyncio.create_task(partition.run(), name=f"partition-{number}")
+            task.add_done_callback(self._ended)
+            self._tasks[number] = task
+        self._tools.telemetry.assigned(frozenset(self._partitions))
+
+    def revoked(self, partitions: frozenset[int]) -> None:
+        """No longer ours: work before its apply is dropped, not awaited. The next owner starts from the head."""
+        for number in partitions & self._partitions.keys():
+            del self._partitions[number]
+            self._tasks.pop(number).cancel()
+            self._tools.cache.clear(number)
+        self._tools.telemetry.assigned(frozenset(self._partitions))
+
+    async def deliver(self, batch: FetchedBatch) -> None:
+        """Hand a fetched batch to its partition; one of a partition that is gone is dropped, as it has to be."""
+        partition = self._partitions.get(batch.partition)
+        if partition is not None:
+            partition.offer(batch)
+
+    async def run(self) -> None:
+        """Score for whoever asks, until cancelled. Raises the error of a partition that no retry can mend."""
+        self._fatal = asyncio.get_running_loop().create_future()
+        scoring = asyncio.create_task(self._tools.batcher.run(), name="batcher")
+        try:
+            await asyncio.wait({scoring, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
+            for future in (scoring, self._fatal):
+                if future.done():
+                    future.result()
+        finally:
+            scoring.cancel()
+            await asyncio.gather(scoring, return_exceptions=True)
+
+    async def drain(self, grace_s: float) -> bool:
+        """Finish what is in hand. Returns whether all of it was finished within `grace_s` seconds."""
+        for partition in self._partitions.values():
+            partition.drain()
+        tasks = list(self._tasks.values())
+        if not tasks:
+            return True
+        _, late = await asyncio.wait(tasks, timeout=grace_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return not late
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self._fatal is None or self._fatal.done():
+            return
+        error = task.exception()
+        if error is not None:
+            self._fatal.set_exception(error)
