@@ -15,8 +15,8 @@ pipeline depends on `Source`; `stream/transport.py` is the real one, and a list 
 another.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 
@@ -51,6 +51,16 @@ class FetchedBatch:
     def follows(self, epoch: int, position: int) -> bool:
         """True when this is the piece that begins at `position` under `epoch`: the continuity rule, whole."""
         return self.epoch == epoch and self.start == position
+
+    def pieces(self, records_max: int) -> Iterator["FetchedBatch"]:
+        """The same piece of the log, cut so that none holds more than `records_max` records. Still contiguous."""
+        start = self.start
+        for cut in range(records_max, len(self.records), records_max):
+            end = self.records[cut - 1].offset + 1
+            yield replace(self, start=start, end=end, records=self.records[cut - records_max : cut])
+            start = end
+        done = (len(self.records) - 1) // records_max * records_max if self.records else 0
+        yield replace(self, start=start, records=self.records[done:])
 
 
 class Mark(NamedTuple):

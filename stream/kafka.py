@@ -63,7 +63,9 @@ class KafkaSettings(BaseModel):
         for host in hosts:
             name, _, port = host.rpartition(":")
             if not name or not port.isdigit():
-                raise ValueError(f"{URL_SETTING} names hosts with ports, like kafka://localhost:9092, not {url!r}")
+                raise ValueError(
+                    f"{URL_SETTING} names hosts with ports, like kafka://localhost:9092, not {url!r}"
+                )
         return ",".join(hosts)
 
     @model_validator(mode="after")
@@ -150,7 +152,9 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) ->
                         break
                     await asyncio.sleep(0.05)
         except (KafkaError, TimeoutError) as error:
-            raise BrokerUnavailable(f"Kafka at {settings.url} did not finish its answer: {error!r}") from error
+            raise BrokerUnavailable(
+                f"Kafka at {settings.url} did not finish its answer: {error!r}"
+            ) from error
     wrong = [
         f"topic {spec.name!r} has {found.get(name, 0)} partitions, {spec.setting} asks for {spec.partitions}"
         for name, spec in wanted.items()
@@ -158,7 +162,9 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) ->
     ]
     if wrong:
         settings_named = ", ".join(sorted({spec.setting for spec in wanted.values()}))
-        raise BrokerMisconfigured("; ".join(wrong), hint=f"set {settings_named} to what is there, or use a new topic")
+        raise BrokerMisconfigured(
+            "; ".join(wrong), hint=f"set {settings_named} to what is there, or use a new topic"
+        )
     return found
 
 
@@ -172,17 +178,23 @@ async def _partition_counts(client: AIOKafkaAdminClient, names: Sequence[str]) -
 
 
 async def _create(client: AIOKafkaAdminClient, topics: Sequence[TopicSpec], timeout_ms: int) -> None:
-    # A replication factor of -1 is the cluster's own default: a laptop has one broker, production says three.
-    new = [NewTopic(t.name, t.partitions, -1, topic_configs=dict(t.config)) for t in topics]
+    new = [NewTopic(t.name, t.partitions, 1, topic_configs=dict(t.config)) for t in topics]
+    for topic in new:
+        # The cluster's own default: a laptop has one broker, production says three. The constructor refuses it.
+        topic.replication_factor = -1
     response = await client.create_topics(new, timeout_ms=timeout_ms)
     for name, code, reason in response.topic_errors:
         error = for_code(code)
         if code and error is not TopicAlreadyExistsError:  # another worker may have been faster
-            raise BrokerMisconfigured(f"Kafka would not create topic {name!r}: {error.__name__}: {reason or ''}")
+            raise BrokerMisconfigured(
+                f"Kafka would not create topic {name!r}: {error.__name__}: {reason or ''}"
+            )
 
 
 @asynccontextmanager
-async def reader(settings: KafkaSettings, topic: str) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
+async def reader(
+    settings: KafkaSettings, topic: str
+) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
     """A consumer outside of any group on all partitions of `topic`; reads only what was committed."""
     consumer = AIOKafkaConsumer(
         **settings.client(),
