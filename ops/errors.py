@@ -2,6 +2,7 @@
 
     EbbtideError                    (featurestore.errors: message and `hint`)
     └── OpsError                    anything `ops` refuses to go on with              crash, exit code ≠ 0
+        ├── SettingsError           a setting is wrong, or two do not fit             crash, names them all
         └── StackError              the local Kafka or Valkey                         crash
             ├── RegistryUnreachable the first use could not download Kafka            crash; a second try may pass
             ├── ServerFailed        a server ended or did not answer in time          crash; carries its log's tail
@@ -15,6 +16,10 @@ from featurestore.errors import EbbtideError
 
 class OpsError(EbbtideError):
     """Anything the operations layer says no to."""
+
+
+class SettingsError(OpsError):
+    """A setting, or a relation between settings. Every problem is named at once."""
 
 
 class StackError(OpsError):

@@ -1,0 +1,219 @@
+"""The worker process, put together: the one place that knows every real part by name.
+
+    settings ─▶ spec, layout ─▶ model (verified, warmed) ─▶ store ─▶ topics ─▶ Faust source ─▶ worker ─▶ HTTP
+
+Start: everything that can be wrong is found before the group is joined, each with one error that says what to do.
+Stop (SIGTERM, SIGINT): stop fetching, finish what is in hand within the grace period, commit, leave the group, exit 0.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.cache import Cache
+from featurestore.errors import EbbtideError
+from featurestore.fold import Folder
+from featurestore.layout import Layout, Rows
+from featurestore.parse import Limits as ParseLimits
+from featurestore.parse import Parser
+from featurestore.redis_store import RedisStore
+from featurestore.spec import Spec, load_spec
+from model.scorer import Scorer, ScorerSlot
+from ops.http import Face
+from ops.metrics import Metrics
+from ops.settings import PolicySettings, Settings
+from stream.app import FaustSource
+from stream.batching import Batcher
+from stream.clock import SystemClock
+from stream.decisions import Policy
+from stream.kafka import KafkaSink, TopicSpec, check_connection, ensure_topics
+from stream.partition import Limits
+from stream.pipeline import Outputs, Tools
+from stream.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A model in service with the policy that goes with it."""
+
+    name: str
+    policy: Policy
+
+
+def serving(scorer: Scorer, settings: PolicySettings) -> Serving:
+    """`enter` and `exit` from the settings where given, else from the model's manifest."""
+    manifest = scorer.manifest
+    enter = settings.enter if settings.enter is not None else manifest.enter
+    leave = settings.exit if settings.exit is not None else min(manifest.exit, enter)
+    return Serving(
+        manifest.name,
+        Policy(enter=enter, exit=leave, dwell_ms=settings.dwell_ms, cooldown_ms=settings.cooldown_ms),
+    )
+
+
+def topic_specs(settings: Settings) -> list[TopicSpec]:
+    """The topics a worker needs; the score topic is compacted, since it holds the latest score of everyone."""
+    topics = settings.topics
+    specs = [
+        TopicSpec(settings.kafka.topic, topics.partitions, "topics.partitions"),
+        TopicSpec(topics.alerts, topics.partitions, "topics.partitions"),
+        TopicSpec(topics.dead_letters, topics.partitions, "topics.partitions"),
+    ]
+    if topics.scores is not None:
+        specs.append(TopicSpec(topics.scores, topics.partitions, "topics.partitions", {"cleanup.policy": "compact"}))
+    return specs
+
+
+@asynccontextmanager
+async def open_store(settings: Settings, layout: Layout, partitions: int) -> AsyncIterator[RedisStore]:
+    """The store, checked: it answers, and is not set up to lose state."""
+    if settings.redis.url is None:
+        raise ValueError("no Redis URL: start the local stack first")
+    store = RedisStore(
+        settings.redis.url.get_secret_value(),
+        layout.dtype,
+        settings.kafka.topic,
+        partitions,
+        prefix=settings.redis.prefix,
+        timeout_s=settings.redis.timeout_s,
+        connections_max=settings.redis.connections_max,
+    )
+    try:
+        await store.start()
+        yield store
+    finally:
+        await store.close()
+
+
+async def work(settings: Settings, *, on_ready: asyncio.Event | None = None) -> None:
+    """Run a worker until SIGTERM or SIGINT. `on_ready` is set once partitions are open. Raises EbbtideError."""
+    spec = load_spec(settings.spec)
+    settings.check_spec(spec)
+    layout, metrics, clock = Layout(spec), Metrics(), SystemClock()
+    slot = ScorerSlot(await asyncio.to_thread(Scorer.load, settings.model, layout))
+    await check_connection(settings.kafka)
+    counts = await ensure_topics(settings.kafka, topic_specs(settings))
+    async with open_store(settings, layout, counts[settings.kafka.topic]) as store, KafkaSink(settings.kafka) as sink:
+        batcher = Batcher(
+            lambda: slot.current,
+            clock,
+            metrics,
+            deadline_s=settings.batching.deadline_s,
+            linger_s=settings.batching.linger_s,
+        )
+        tools = Tools(
+            topic=settings.kafka.topic,
+            outputs=Outputs(settings.topics.alerts, settings.topics.dead_letters, settings.topics.scores),
+            layout=layout,
+            folder=Folder(layout),
+            parser=Parser(spec, ParseLimits(value_bytes_max=settings.record_bytes_max)),
+            store=store,
+            cache=Cache(layout.dtype, settings.redis.cache_bytes_max),
+            sink=sink,
+            batcher=batcher,
+            serving=lambda: serving(slot.current, settings.policy),
+            clock=clock,
+            telemetry=metrics,
+        )
+        await asyncio.to_thread(_warm, tools.folder, layout)
+        await _serve(settings, tools, slot, spec, metrics, on_ready)
+
+
+def _warm(folder: Folder, layout: Layout) -> None:
+    """Compile the fold (or read it from the cache) before the group waits for us."""
+    folder.due(layout.empty(1))
+    folder.elapse(layout.empty(1), 1)
+
+
+async def _serve(
+    settings: Settings, tools: Tools, slot: ScorerSlot, spec: Spec, metrics: Metrics, on_ready: asyncio.Event | None
+) -> None:
+    worker = Worker(
+        tools, alerts_from=settings.alerts_from, limits=Limits(queued_batches_max=settings.batching.queued_batches_max)
+    )
+    source = FaustSource(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
+    worker.attach(source)
+
+    async def ask(rows: Rows, as_of: NDArray[np.int64]) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
+        scored = await tools.batcher.score(rows, as_of, events=0, oldest_ms=tools.clock.now_ms())
+        values, contributions = await tools.batcher.explain(rows, as_of)
+        return float(scored.p[0]), values[0], contributions[0], int(scored.version[0])
+
+    face = Face(
+        settings.http,
+        layout=tools.layout,
+        store=tools.store,
+        metrics=metrics,
+        ask=ask,
+        clock=tools.clock,
+        why_not_ready=lambda: _why_not_ready(worker),
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    working = asyncio.create_task(worker.run(), name="worker")
+    watching = asyncio.create_task(_watch_models(settings, slot, metrics), name="models")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        log.info("serving", extra={"address": await face.start(), "spec": spec.name, "layout": tools.layout.id})
+        await source.start()
+        failing = asyncio.create_task(source.failed(), name="source")
+        telling = asyncio.create_task(_tell_ready(worker, on_ready), name="ready")
+        tasks = {working, watching, stopping, failing}
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        telling.cancel()
+        if stopping in done:
+            log.info("draining", extra={"grace_s": settings.drain_grace_s})
+            finished = await worker.drain(settings.drain_grace_s)
+            log.info("drained", extra={"finished": finished})
+        failing.cancel()
+        await source.stop()
+        for task in done - {stopping}:
+            task.result()
+    except OSError as error:
+        raise EbbtideError(
+            f"cannot listen on {settings.http.host}:{settings.http.port}: {error.strerror}",
+            hint="set EBBTIDE_HTTP__PORT to a free port, or 0",
+        ) from error
+    finally:
+        for task in (working, watching, stopping):
+            task.cancel()
+        await asyncio.gather(working, watching, stopping, return_exceptions=True)
+        tools.batcher.close()
+        await face.stop()
+
+
+def _why_not_ready(worker: Worker) -> str:
+    partitions = worker.partitions
+    if not partitions:
+        return "no partition is assigned yet: the group is forming, or has more workers than partitions"
+    closed = [number for number, is_open in partitions.items() if not is_open]
+    return f"partitions {closed} are not open: see the log for the store or Kafka" if closed else ""
+
+
+async def _tell_ready(worker: Worker, on_ready: asyncio.Event | None) -> None:
+    while not worker.ready:
+        await asyncio.sleep(0.05)
+    log.info("ready", extra={"partitions": list(worker.partitions)})
+    if on_ready is not None:
+        on_ready.set()
+
+
+async def _watch_models(settings: Settings, slot: ScorerSlot, metrics: Metrics) -> None:
+    """Swap to newer versions as they appear; a bad one is refused by name, and the running one stays."""
+    metrics.serving(slot.current.manifest.name, slot.current.version)
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            await asyncio.sleep(settings.model_watch_s)
+            if await asyncio.to_thread(slot.refresh):
+                metrics.serving(slot.current.manifest.name, slot.current.version)

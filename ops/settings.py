@@ -1,0 +1,182 @@
+"""All settings, from one YAML file and the environment: the one module that reads `os.environ`.
+
+    built-in defaults  <  the file given by --config or EBBTIDE_CONFIG  <  EBBTIDE_* variables  <  command line options
+
+A variable names a setting's path with double underscores (`EBBTIDE_KAFKA__GROUP=blue`); the two URLs also go by their
+short names. Every problem is reported at once, by the name a person can change. Without a URL for Kafka or Redis the
+command starts that server itself, locally.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from featurestore.spec import DurationMs, Spec, duration_words
+from featurestore.store import CUSTOMERS_MAX
+from ops.errors import SettingsError
+from stream.kafka import KafkaSettings
+
+PREFIX = "EBBTIDE_"
+SHORT = {"EBBTIDE_KAFKA_URL": ("kafka", "url"), "EBBTIDE_REDIS_URL": ("redis", "url")}
+DEFAULT_SPEC = Path(__file__).parent / "specs" / "demo.yaml"
+LOCAL = "local:0"
+"""Stands for a Kafka URL that is not known yet: the local stack fills it in."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class RedisSettings(_Frozen):
+    """Where Redis is; `prefix` begins every key; `cache_bytes_max` bounds the hot records a worker keeps."""
+
+    url: SecretStr | None = None
+    prefix: str = "ebbtide:"
+    timeout_s: float = Field(default=5.0, gt=0)
+    connections_max: int = Field(default=16, ge=1)
+    cache_bytes_max: int = Field(default=256 << 20, ge=0)
+
+
+class TopicSettings(_Frozen):
+    """The output topics, and how many partitions a topic gets that does not exist yet."""
+
+    alerts: str = "churn-alerts"
+    dead_letters: str = "clickstream-dead-letters"
+    scores: str | None = None
+    partitions: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [name for name in (self.alerts, self.dead_letters, self.scores) if name]
+        if len(set(names)) != len(names):
+            raise ValueError("alerts, dead_letters and scores must be different topics")
+        return self
+
+
+class PolicySettings(_Frozen):
+    """When episodes open and close. `enter` and `exit` come from the model's manifest unless given here."""
+
+    enter: float | None = Field(default=None, gt=0, le=1)
+    exit: float | None = Field(default=None, ge=0, le=1)
+    dwell_ms: DurationMs = Field(default=0, alias="dwell")
+    cooldown_ms: DurationMs = Field(default=7 * 86_400_000, alias="cooldown")
+
+
+class BatchingSettings(_Frozen):
+    """`deadline_s`: a score's due time after its oldest event; `linger_s`: how long an idle scorer waits for company."""
+
+    deadline_s: float = Field(default=0.05, gt=0)
+    linger_s: float = Field(default=0.0, ge=0)
+    queued_batches_max: int = Field(default=4, ge=1)
+
+
+class HttpSettings(_Frozen):
+    """Loopback unless told otherwise. Port 0 takes a free one. `token` is demanded of /v1 when set."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    token: SecretStr | None = None
+
+
+class LogSettings(_Frozen):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    form: Literal["json", "text"] = "json"
+
+
+class Settings(_Frozen):
+    """What a worker needs to know. See `ebbtide config show` for what is in force."""
+
+    spec: Path = DEFAULT_SPEC
+    model: Path = Path("models/demo")
+    kafka: KafkaSettings = KafkaSettings(url=LOCAL)
+    redis: RedisSettings = RedisSettings()
+    topics: TopicSettings = TopicSettings()
+    policy: PolicySettings = PolicySettings()
+    batching: BatchingSettings = BatchingSettings()
+    http: HttpSettings = HttpSettings()
+    logs: LogSettings = LogSettings()
+    alerts_from: Literal["now", "start"] = "now"
+    record_bytes_max: int = Field(default=64 << 10, ge=1024)
+    drain_grace_s: float = Field(default=20.0, gt=0)
+    model_watch_s: float = Field(default=5.0, gt=0)
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        wrong = []
+        if self.kafka.fetch_records_max > CUSTOMERS_MAX:
+            wrong.append(f"kafka.fetch_records_max must not exceed {CUSTOMERS_MAX}: a batch is one atomic step")
+        if self.kafka.topic in (self.topics.alerts, self.topics.dead_letters, self.topics.scores):
+            wrong.append("kafka.topic is also an output topic: the worker would read its own alerts")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def check_spec(self, spec: Spec) -> None:
+        """Raises SettingsError where the policy and the spec do not fit each other."""
+        if self.policy.cooldown_ms > spec.memory_ms:
+            raise SettingsError(
+                f"policy.cooldown {duration_words(self.policy.cooldown_ms)} is longer than the spec's memory"
+                f" {duration_words(spec.memory_ms)}: a record would forget it",
+                hint="shorten policy.cooldown or lengthen memory",
+            )
+
+    @property
+    def local_kafka(self) -> bool:
+        """No Kafka was configured: a local one is to be started."""
+        return self.kafka.url == LOCAL
+
+    @property
+    def local_redis(self) -> bool:
+        return self.redis.url is None
+
+
+def load_settings(
+    file: Path | None = None, environment: Mapping[str, str] | None = None, **options: Any
+) -> Settings:
+    """Settings in force. `options` are dotted paths to values (`**{"http.port": 0}`); None means not given.
+
+    Raises SettingsError naming every setting that does not fit.
+    """
+    env = dict(os.environ if environment is None else environment)
+    file = file or (Path(env[PREFIX + "CONFIG"]) if PREFIX + "CONFIG" in env else None)
+    data: dict[str, Any] = _read(file) if file is not None else {}
+    for name, value in env.items():
+        if name in SHORT:
+            _put(data, SHORT[name], value)
+        elif name.startswith(PREFIX) and name != PREFIX + "CONFIG":
+            _put(data, tuple(name.removeprefix(PREFIX).lower().split("__")), yaml.safe_load(value))
+    for path, value in options.items():
+        if value is not None:
+            _put(data, tuple(path.split(".")), value)
+    if isinstance(data.get("kafka"), dict):
+        data["kafka"].setdefault("url", LOCAL)
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("settings do not fit: " + "; ".join(problems), hint="see the README") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {file}: {error.strerror}", hint="give --config FILE") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file} is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise SettingsError(f"{file} must hold a mapping of settings")
+    return data
+
+
+def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        inner = data.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise SettingsError(f"{'.'.join(path)} cannot be set: {name} is not a group of settings")
+        data = inner
+    data[path[-1]] = value
