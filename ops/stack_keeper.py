@@ -78,6 +78,7 @@ class Keeper:
             self.directory = directory.absolute()
             self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        self._asked = 0
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -97,20 +98,24 @@ class Keeper:
         """Process id of the watchdog."""
         return self._process.pid
 
-    def ask(self, do: str, **more: Any) -> dict[str, Any]:
+    def ask(self, do: str, **more: object) -> dict[str, Any]:
         """One request, one reply. Raises StackGone when the watchdog is away, StackError when it refuses."""
         with self._lock:
             stdin, stdout = self._process.stdin, self._process.stdout
             assert stdin is not None and stdout is not None
+            self._asked += 1
+            answer: dict[str, Any] = {}
             try:
-                stdin.write(json.dumps({"do": do, **more}).encode() + b"\n")
+                stdin.write(json.dumps({"id": self._asked, "do": do, **more}).encode() + b"\n")
                 stdin.flush()
-                line = stdout.readline()
-            except (BrokenPipeError, ValueError):
-                line = b""
-        if not line:
-            raise StackGone("the keeper of the local servers was ended", hint="start the local stack again")
-        answer: dict[str, Any] = json.loads(line)
+                # An earlier request may have been interrupted before its reply was read: Ctrl-C comes anywhere.
+                while answer.get("id") != self._asked:
+                    answer = json.loads(stdout.readline())
+            except (BrokenPipeError, ValueError) as error:  # no JSON: the end of the file
+                raise StackGone(
+                    "the keeper of the local servers was ended, and they with it",
+                    hint="start the local stack again",
+                ) from error
         if "error" in answer:
             raise StackError(f"the local stack could not {do} {more.get('name', '')}: {answer['error']}")
         return answer
@@ -177,6 +182,11 @@ class Server:
         except ServerFailed:
             self.kill()
 
+    def check(self) -> None:
+        """Raises ServerFailed when the process has ended."""
+        if (code := self.code()) is not None:
+            raise self.failed(f"ended with code {code}")
+
     def wait(self, timeout_s: float) -> int:
         """Exit code, once the process has ended. Raises ServerFailed after `timeout_s`."""
         until = _now_s() + timeout_s
@@ -207,5 +217,8 @@ class Server:
     def failed(self, what: str) -> ServerFailed:
         tail = self.tail() or "(its log is empty)"
         return ServerFailed(
-            f"the local {self.name} {what}; the end of its log:\n{tail}\n", hint=f"the log: {self.log}"
+            f"the local {self.name} {what}; the end of its log:\n{tail}\n",
+            hint=f"all of it is in {self.log}"
+            if self.keeper.kept
+            else "`ebbtide stack up --keep` keeps all of it",
         )

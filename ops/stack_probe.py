@@ -52,7 +52,7 @@ def redis_pid(port: int, password: str = "") -> int | None:
             connection.sendall(ask.encode())
             while b"process_id:" not in answer or not answer.endswith(b"\r\n"):
                 read = connection.recv(1 << 16)
-                if not read or b"-LOADING" in answer + read or b"-ERR" in answer + read:
+                if not read or b"\r\n-" in b"\r\n" + answer + read:  # an error: loading, no password
                     return None
                 answer += read
     except OSError:

@@ -14,7 +14,7 @@ Three nets, each for a death that the one above does not see:
 
 Invariant: a server is a child of this process and is reaped only here, so a pid can never mean a stranger.
 
-Requests and replies are JSON objects, one a line:
+Requests and replies are JSON objects, one a line; a reply repeats its request's "id":
 
     {"do": "spawn", "name", "argv", "log", "cwd", "env"}  -> {"pid": int}
     {"do": "signal", "name", "number"}                    -> {"pid": int}
@@ -114,8 +114,8 @@ def requests(parent: int) -> Iterator[bytes]:
         yield from lines
 
 
-def reply(answer: dict[str, Any]) -> None:
-    os.write(1, json.dumps(answer).encode() + b"\n")
+def reply(request: dict[str, Any], answer: dict[str, Any]) -> None:
+    os.write(1, json.dumps({"id": request.get("id"), **answer}).encode() + b"\n")
 
 
 def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -124,19 +124,20 @@ def on_signal(_number: int, _frame: FrameType | None) -> None:
 
 def main(parent: int, folder: str) -> None:
     watchdog = Watchdog()
-    asked = False
+    end: dict[str, Any] | None = None
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, on_signal)
         for line in requests(parent):
+            request = json.loads(line)
             try:
-                answer = watchdog.answer(json.loads(line))
+                answer = watchdog.answer(request)
             except (OSError, KeyError, ValueError) as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
             except Ended:
-                asked = True
+                end = request
                 raise
-            reply(answer)
+            reply(request, answer)
     except (Ended, BrokenPipeError):
         pass
     finally:
@@ -145,9 +146,9 @@ def main(parent: int, folder: str) -> None:
         watchdog.kill_all()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
-    if asked:
+    if end is not None:
         with suppress(BrokenPipeError):
-            reply({})
+            reply(end, {})
 
 
 if __name__ == "__main__":

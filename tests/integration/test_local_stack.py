@@ -1,32 +1,290 @@
-"""The local stack starts real servers, keeps their data, and never outlives its process."""
+"""The local stack starts real servers, keeps their data, says what is wrong, and never outlives its process."""
 
 import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import psutil
+import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from ops.stack_probe import redis_pid
+from ops.errors import RegistryUnreachable, ServerFailed, StackError, StackGone
+from ops.local_stack import LocalKafka, LocalStack, LocalValkey
+from ops.stack_jars import KafkaJars, Recording
+from ops.stack_keeper import Keeper, Server, free_ports
+from ops.stack_probe import kafka_nodes, redis_pid
 from tests.support.services import Services
+
+ROOT = Path(__file__).parents[2]
+
+
+async def create_topic(kafka_url: str, topic: str, partitions: int = 1, replicas: int = 1) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=replicas)])
+    await admin.close()
+
+
+async def produce(kafka_url: str, topic: str, value: bytes) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=kafka_url, acks="all") as producer:
+        await producer.send_and_wait(topic, value, key=b"key", partition=0)
+
+
+async def consume(kafka_url: str, topic: str, n: int) -> list[bytes]:
+    """The first n values, read as a new consumer group."""
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=kafka_url, group_id=f"{topic}-{time.time_ns()}", auto_offset_reset="earliest"
+    )
+    async with consumer:
+        return [(await asyncio.wait_for(consumer.getone(), 30)).value for _ in range(n)]
+
+
+def ask_redis(port: int, command: str) -> str:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(f"{command}\r\n".encode())
+        return connection.recv(1000).decode().strip()
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.02)
 
 
 async def test_a_record_goes_through_kafka(stack: Services, unique_name: str) -> None:
-    """A topic is created, a record is produced and read back."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka_url)
-    await admin.start()
-    await admin.create_topics([NewTopic(unique_name, num_partitions=3, replication_factor=1)])
-    await admin.close()
-    async with AIOKafkaProducer(bootstrap_servers=stack.kafka_url) as producer:
-        await producer.send_and_wait(unique_name, b"value", key=b"key", partition=2)
-    consumer = AIOKafkaConsumer(
-        unique_name, bootstrap_servers=stack.kafka_url, group_id=unique_name, auto_offset_reset="earliest"
-    )
-    async with consumer:
-        record = await asyncio.wait_for(consumer.getone(), 20)
-    assert (record.partition, record.key, record.value) == (2, b"key", b"value")
+    """A topic is created, a record is produced, and a consumer group reads it."""
+    await create_topic(stack.kafka_url, unique_name, partitions=3)
+    await produce(stack.kafka_url, unique_name, b"value")
+    assert await consume(stack.kafka_url, unique_name, 1) == [b"value"]
 
 
 def test_valkey_and_debian_redis_answer(stack: Services, debian_redis_url: str) -> None:
     """Both speak the protocol, and they are two servers."""
     ports = [int(url.split(":")[2].split("/")[0]) for url in (stack.redis_url, debian_redis_url)]
+    assert [ask_redis(port, "PING") for port in ports] == ["+PONG", "+PONG"]
     pids = [redis_pid(port) for port in ports]
-    assert None not in pids and len(set(pids)) == 2
+    assert None not in pids
+    assert pids[0] != pids[1]
+
+
+def test_valkey_keeps_its_data_and_port_over_kill_and_over_stop(tmp_path: Path) -> None:
+    """Every acknowledged write is in the append-only file: a SIGKILL loses none of them."""
+    with LocalValkey(directory=tmp_path) as valkey:
+        assert ask_redis(valkey.port, "SET a 1") == "+OK"
+        valkey.kill()
+        assert not valkey.running
+        valkey.restart()
+        assert ask_redis(valkey.port, "SET b 2") == "+OK"
+        valkey.terminate()
+        valkey.restart()
+        url, port = valkey.url, valkey.port
+        assert ask_redis(port, "CONFIG GET maxmemory-policy").endswith("noeviction")
+    assert redis_pid(port) is None
+    with LocalValkey(directory=tmp_path) as valkey:
+        assert valkey.url == url
+        assert ask_redis(port, "MGET a b").split("\r\n")[2::2] == ["1", "2"]
+
+
+def test_valkey_asks_for_the_password() -> None:
+    with LocalValkey(password="secret") as valkey:
+        assert ask_redis(valkey.port, "PING").startswith("-NOAUTH")
+        assert redis_pid(valkey.port) is None
+        assert redis_pid(valkey.port, "secret") is not None
+        assert valkey.url == f"redis://:secret@127.0.0.1:{valkey.port}/0"
+
+
+async def test_kafka_keeps_its_data_and_port_over_kill_and_over_stop(
+    tmp_path: Path, unique_name: str
+) -> None:
+    """One broker: SIGKILL and restart, then stop and start anew in the same folder."""
+    kafka = LocalKafka(directory=tmp_path / "a folder")
+    url = await asyncio.to_thread(kafka.start)
+    try:
+        await create_topic(url, unique_name)
+        await produce(url, unique_name, b"one")
+        (node,) = kafka.nodes
+        await asyncio.to_thread(node.kill)
+        assert kafka_nodes(node.port) is None
+        await asyncio.to_thread(node.restart)
+        await produce(url, unique_name, b"two")
+    finally:
+        await asyncio.to_thread(kafka.stop)
+    kafka = LocalKafka(directory=tmp_path / "a folder")
+    try:
+        assert await asyncio.to_thread(kafka.start) == url
+        assert await consume(url, unique_name, 2) == [b"one", b"two"]
+    finally:
+        await asyncio.to_thread(kafka.stop)
+
+
+@pytest.fixture
+def three_brokers() -> Iterator[LocalKafka]:
+    with LocalKafka(brokers=3) as kafka:
+        yield kafka
+
+
+@pytest.mark.slow
+async def test_three_brokers_serve_on_while_one_is_killed(
+    three_brokers: LocalKafka, unique_name: str
+) -> None:
+    """A topic with three replicas takes writes with any one node down; the node comes back on its port."""
+    url = three_brokers.url
+    await create_topic(url, unique_name, replicas=3)
+    written = []
+    for node in three_brokers.nodes:
+        await asyncio.to_thread(node.kill)
+        written.append(b"%d" % node.number)
+        await asyncio.wait_for(produce(url, unique_name, written[-1]), 60)
+        await asyncio.to_thread(node.restart)
+    assert await consume(url, unique_name, 3) == written
+
+
+def test_a_folder_of_one_broker_does_not_become_one_of_three(tmp_path: Path) -> None:
+    with LocalKafka(directory=tmp_path):
+        pass
+    with pytest.raises(StackError, match="1 brokers, not 3"):
+        LocalKafka(brokers=3, directory=tmp_path).start()
+
+
+PARENT = """
+import os, sys, threading, time
+from ops.local_stack import LocalStack
+stack = LocalStack(keep=False)
+starter = threading.Thread(target=stack.start)  # the thread that starts the servers ends at once: nothing may follow it
+starter.start(); starter.join()
+if os.fork() == 0:  # a child that holds every file of its parent, the watchdog's pipe among them
+    time.sleep(float(sys.argv[1]))
+    os._exit(0)
+stack.check()
+servers = [stack.kafka.nodes[0].server.pid, stack.valkey.server.pid, stack._keeper.pid]
+print(stack.directory, *servers, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_server_outlives_its_parent(number: signal.Signals) -> None:
+    """Whatever way the parent ends: its servers, their watchdog and the temporary folder go."""
+    orphan_s = 30.0
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(orphan_s)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as parent:
+        assert parent.stdout is not None
+        directory, *pids = parent.stdout.readline().decode().split()
+        orphans = psutil.Process(parent.pid).children()
+        assert all(psutil.pid_exists(int(pid)) for pid in pids)
+        parent.send_signal(number)
+        parent.wait()
+        try:
+            eventually(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids))
+            eventually(lambda: not Path(directory).exists())
+        finally:
+            for orphan in orphans:
+                if orphan.is_running():
+                    orphan.kill()
+
+
+def test_servers_end_with_their_watchdog() -> None:
+    """A watchdog killed with SIGKILL takes its servers along, and whoever asks it next is told so."""
+    keeper = Keeper()
+    try:
+        with LocalValkey(keeper=keeper) as valkey:
+            assert valkey.server is not None
+            os.kill(keeper.pid, signal.SIGKILL)
+            pid = valkey.server.pid
+            eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+            with pytest.raises(StackGone):
+                valkey.kill()
+    except StackGone:
+        pass
+    finally:
+        keeper.end()
+    assert not keeper.directory.exists()
+
+
+def test_stack_up_prints_its_urls_and_ends_with_ctrl_c() -> None:
+    """What it prints is for a shell; after SIGINT nothing is left and the exit code is 0."""
+    code = "from ops.stack_up import up; up()"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().decode().strip() for _ in range(3)]
+        kafka, redis = (line.partition("=")[2] for line in lines[:2])
+        assert lines[0].startswith("export EBBTIDE_KAFKA_URL=127.0.0.1:")
+        assert lines[1].startswith("export EBBTIDE_REDIS_URL=redis://127.0.0.1:")
+        assert lines[2].startswith("# ")
+        assert kafka_nodes(int(kafka.split(":")[1])) is not None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert kafka_nodes(int(kafka.split(":")[1])) is None
+        assert redis_pid(int(redis.split(":")[2].split("/")[0])) is None
+
+
+def test_a_server_that_ends_by_itself_is_noticed() -> None:
+    with LocalStack() as stack:
+        stack.check()
+        stack.valkey.kill()
+        with pytest.raises(ServerFailed, match="valkey ended with code -9"):
+            stack.check()
+
+
+def test_no_route_to_the_registry_is_one_clear_error(tmp_path: Path) -> None:
+    """On first use without a network: what is missing, from where, and the two ways around it."""
+    (port,) = free_ports(1)
+    before = set(psutil.pids())
+    with pytest.raises(RegistryUnreachable) as caught:
+        LocalStack(cache=tmp_path, registry=f"http://127.0.0.1:{port}").start()
+    message = str(caught.value)
+    for part in (str(tmp_path), f"http://127.0.0.1:{port}", "EBBTIDE_KAFKA_URL", "EBBTIDE_REDIS_URL"):
+        assert part in message
+    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    assert children <= before
+
+
+def test_a_broker_that_refuses_to_start_says_why() -> None:
+    """The error carries the end of the server's log; nothing is left running."""
+    kafka = LocalKafka(settings={"log.retention.ms": "soon"})
+    with pytest.raises(ServerFailed, match=r"log\.retention\.ms"):
+        kafka.start()
+    assert not any(node.running for node in kafka.nodes if node.server.started)
+
+
+def test_a_server_that_never_answers_meets_its_deadline(tmp_path: Path) -> None:
+    with Keeper(tmp_path) as keeper:
+        server = Server(keeper, "mute", tmp_path)
+        server.spawn(["/bin/sh", "-c", "echo I wait for nothing; exec sleep 60"])
+        with pytest.raises(ServerFailed, match=r"did not answer within 0\.3 s(.|\n)*I wait for nothing"):
+            server.wait_ready(lambda: False, 0.3)
+        assert server.running
+
+
+def test_one_process_at_a_time_records_the_aot_cache(tmp_path: Path) -> None:
+    """The second asks in vain; a recording that is dropped leaves nothing; one that is kept ends them for good."""
+    jars = KafkaJars(tmp_path)
+    jars.folder.mkdir()
+    stale = jars.folder / "recording-1.aot"
+    stale.touch()
+    first, second = Recording(jars), Recording(jars)
+    assert first.path is not None
+    assert second.path is None
+    assert not stale.exists()
+    first.path.touch()
+    first.drop()
+    assert not jars.aot.exists()
+    third = Recording(jars)
+    assert third.path is not None
+    third.path.write_text("as Java left it")
+    third.keep()
+    third.drop()
+    assert jars.aot.read_text() == "as Java left it"
+    assert Recording(jars).path is None
