@@ -29,7 +29,7 @@ from stream.transport import BatchConsumer, BatchTransport
 OnBatch = Callable[[FetchedBatch], Awaitable[None]]
 
 
-class NoTables(TableManager):  # type: ignore[type-arg]  # Faust's own subclasses leave it out, too
+class NoTables(TableManager):
     """State lives in Redis: no changelog to recover, so no recovery between an assignment and the first fetch."""
 
     async def on_start(self) -> None:
@@ -43,14 +43,14 @@ class Boot(BootStrategy):
     def server(self) -> Iterable[ServiceT]:
         """The consumer, the agent, the conductor between them; and the fetcher, which runs from the start."""
         app: Any = self.app
-        return [app.consumer, app.agents, app.topics, app.tables, app._fetcher]
+        return [app.consumer, app.agents, app.topics, app.tables, app._fetcher]  # noqa: SLF001 -- Faust starts it elsewhere
 
 
-class Batches(faust.Schema):
+class Batches(faust.Schema[Any, Any]):
     """A message's value is a FetchedBatch already: there is nothing to decode."""
 
-    def compile(self, app: AppT, **_: Any) -> Callable[..., Awaitable[EventT]]:
-        async def decode(message: Any, **_: Any) -> EventT:
+    def compile(self, app: AppT, **_: Any) -> Callable[..., Awaitable[EventT[Any]]]:
+        async def decode(message: Any, **_: Any) -> EventT[Any]:
             return app.create_event(None, message.value, None, message)
 
         return decode
@@ -64,9 +64,9 @@ class App(faust.App):
     def _create_directories(self) -> None:
         """Faust keeps tables in a data directory; the root of our container is read-only."""
 
-    async def _on_agent_error(self, agent: AgentT, error: BaseException) -> None:  # type: ignore[type-arg]
+    async def _on_agent_error(self, agent: AgentT[Any], exc: BaseException) -> None:  # noqa: ARG002 -- Faust's signature
         """Faust would log it and start the agent anew behind the batch that failed."""
-        await self.crash(error)
+        await self.crash(exc)
 
 
 def build_app(
@@ -146,7 +146,7 @@ class FaustSource:
         return await self._consumer.committed(self._tp(partition))
 
     async def seek(self, partition: int, offset: int) -> int:
-        return await self._consumer.seek(self._tp(partition), offset)
+        return await self._consumer.open(self._tp(partition), offset)
 
     def pause(self, partition: int) -> None:
         self._consumer.pause(self._tp(partition))

@@ -5,7 +5,7 @@
         ├── BrokerUnavailable      no broker answers, or not in time        retry in service, crash at start
         ├── BrokerMisconfigured    wrong password, topic missing or cut     crash: a person has to act
         │                          otherwise, no right to it
-        ├── RecordTooLarge         no broker would take this record         dead-letter it, cut down
+        ├── RecordTooLarge         no broker would take what we send        crash: a topic accepts too little
         ├── ScorerUnavailable      the model fails for what it is asked     retry: the partition waits
         ├── PartitionRevoked       the partition is another worker's now    drop the work, it is theirs
         ├── HeadOutsideLog         the log no longer has what the state     crash: ask for a rebuild
@@ -31,7 +31,8 @@ class BrokerMisconfigured(StreamError):
 
 
 class RecordTooLarge(StreamError):
-    """What was to be produced exceeds what producer or topic accept; it was not sent and never will be."""
+    """What was to be produced exceeds what the producer or its topic accept: it was not sent and never will be.
+    A dead letter is as large as the record it carries, so its topic has to accept what the input's topic does."""
 
 
 class PartitionRevoked(StreamError):

@@ -1,8 +1,6 @@
-"""Kafka apart from the group: settings, topics, reading a log from one end to the other.
+"""Kafka apart from the group: settings, errors, topics, and the way out.
 
-The worker's input comes through `stream/transport.py` and its output leaves through `stream/sink.py`; all
-that an operator's command needs besides (is there a broker, are the topics as they should be, what lies in
-this one) is here.
+The worker's input comes through `stream/transport.py`; a log is read from end to end by `stream/topic_log.py`.
 
 Every client of ours is opened with `KafkaSettings.client()`, so that a security setting has one place to be
 added, and every error of the client library leaves as one of `stream/errors.py`, naming the setting that a
@@ -10,21 +8,40 @@ person would change.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
-from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.errors import KafkaError
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from stream.errors import BrokerMisconfigured, BrokerUnavailable
-from stream.fetched import Record
+from stream.errors import BrokerMisconfigured, BrokerUnavailable, RecordTooLarge, StreamError
+from stream.message import Message
 
 URL_SETTING = "EBBTIDE_KAFKA_URL"
+TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+PRODUCE_BATCH_BYTES = (
+    64 << 10
+)  # far below the megabyte that a broker takes at once, so that only a record can be too large
+
+# What Kafka will say again, however often it is asked. All else may pass: a broker restarts, a coordinator moves.
+PERMANENT = (
+    kafka_errors.AuthenticationFailedError,
+    kafka_errors.AuthenticationMethodNotSupported,
+    kafka_errors.ClusterAuthorizationFailedError,
+    kafka_errors.GroupAuthorizationFailedError,
+    kafka_errors.InconsistentGroupProtocolError,
+    kafka_errors.InvalidCommitOffsetSizeError,
+    kafka_errors.InvalidGroupIdError,
+    kafka_errors.InvalidSessionTimeoutError,
+    kafka_errors.OffsetMetadataTooLargeError,
+    kafka_errors.SaslAuthenticationFailed,
+    kafka_errors.TopicAuthorizationFailedError,
+)
 
 
 class KafkaSettings(BaseModel):
@@ -51,6 +68,9 @@ class KafkaSettings(BaseModel):
     fetch_records_max: int = Field(default=1000, ge=1, description="records in one fetched batch")
     fetch_partition_bytes_max: int = Field(default=1 << 20, ge=1024)
     fetched_batches_max: int = Field(default=16, ge=1, description="batches between fetch and pipeline")
+    produce_bytes_max: int = Field(
+        default=16 << 20, ge=1024, description="one record out; topics may say less"
+    )
     records_per_message: int = Field(default=0, ge=0, description="0: a whole batch; 1 is for the benchmark")
 
     @field_validator("url")
@@ -105,6 +125,13 @@ class TopicSpec:
     config: Mapping[str, str] = field(default_factory=dict)
 
 
+def failure(settings: KafkaSettings, what: str, error: BaseException) -> StreamError:
+    """The client library's error as one of ours, to be raised from it: to retry, or to stop at."""
+    if isinstance(error, PERMANENT):
+        return BrokerMisconfigured(f"Kafka at {settings.url} refuses {what}: {error!r}")
+    return BrokerUnavailable(f"Kafka at {settings.url} failed {what}: {error!r}")
+
+
 def no_broker(settings: KafkaSettings, cause: BaseException) -> NoReturn:
     raise BrokerUnavailable(
         f"no Kafka broker answers at {settings.url}: {cause}",
@@ -152,9 +179,7 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) ->
                         break
                     await asyncio.sleep(0.05)
         except (KafkaError, TimeoutError) as error:
-            raise BrokerUnavailable(
-                f"Kafka at {settings.url} did not finish its answer: {error!r}"
-            ) from error
+            raise failure(settings, "to describe or create topics", error) from error
     wrong = [
         f"topic {spec.name!r} has {found.get(name, 0)} partitions, {spec.setting} asks for {spec.partitions}"
         for name, spec in wanted.items()
@@ -184,81 +209,93 @@ async def _create(client: AIOKafkaAdminClient, topics: Sequence[TopicSpec], time
         topic.replication_factor = -1
     response = await client.create_topics(new, timeout_ms=timeout_ms)
     for name, code, reason in response.topic_errors:
-        error = for_code(code)
-        if code and error is not TopicAlreadyExistsError:  # another worker may have been faster
+        error = kafka_errors.for_code(code)
+        if code and error is not kafka_errors.TopicAlreadyExistsError:  # another worker may have been faster
             raise BrokerMisconfigured(
                 f"Kafka would not create topic {name!r}: {error.__name__}: {reason or ''}"
             )
 
 
-@asynccontextmanager
-async def reader(
-    settings: KafkaSettings, topic: str
-) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
-    """A consumer outside of any group on all partitions of `topic`; reads only what was committed."""
-    consumer = AIOKafkaConsumer(
-        **settings.client(),
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        fetch_max_wait_ms=ms(settings.fetch_wait_max_s),
-    )
-    try:
-        try:
-            await consumer.start()
-        except (KafkaError, OSError, TimeoutError) as error:
-            no_broker(settings, error)
-        # Asked by name without a subscription, a topic is not created by being asked for.
-        numbers = (await consumer._client.fetch_all_metadata()).partitions_for_topic(topic)  # noqa: SLF001 -- consumer.topics() returns names only
-        if not numbers:
-            raise BrokerMisconfigured(f"there is no topic {topic!r} at {settings.url}")
-        partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
-        consumer.assign(partitions)
-        yield consumer, partitions
-    finally:
-        await consumer.stop()
+class KafkaSink:
+    """What goes out: acknowledged by all replicas, each message once whatever the network does. A context manager.
 
-
-async def log_ranges(settings: KafkaSettings, topic: str) -> dict[int, tuple[int, int]]:
-    """By partition: the first retained offset, and the one after the last record that may be read."""
-    async with reader(settings, topic) as (consumer, partitions):
-        try:
-            begin = await consumer.beginning_offsets(partitions)
-            end = await consumer.end_offsets(partitions)
-        except KafkaError as error:
-            raise BrokerUnavailable(f"Kafka at {settings.url} did not tell the offsets: {error!r}") from error
-    return {tp.partition: (begin[tp], end[tp]) for tp in partitions}
-
-
-async def read_topic(settings: KafkaSettings, topic: str, *, follow: bool = False) -> AsyncIterator[Record]:
-    """Every record of `topic`, in order within a partition: up to what is there now, or for ever with
-    `follow`.
-
-    Records of ours have `.topic` and `.partition`, too. With `follow` it begins at the log's end as of now.
+    Bounded by aiokafka: one unsent batch a partition, and whoever has more to send waits.
     """
-    async with reader(settings, topic) as (consumer, partitions):
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        await self._connected()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop(producer, self._settings.request_timeout_s)
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        """Return when all of `messages` are acknowledged.
+
+        Raises RecordTooLarge when one of them never can be, and BrokerUnavailable when it is not known of some:
+        sending them all again is safe, since nobody reads an alert or a letter by its offset.
+        """
+        producer = await self._connected()
         try:
-            end = await consumer.end_offsets(partitions)
-            if follow:
-                for tp in partitions:
-                    consumer.seek(tp, end[tp])
-            else:
-                await consumer.seek_to_beginning(*partitions)
-            left = set(partitions)
-            while follow or left:
-                fetched = await consumer.getmany(timeout_ms=100, max_records=1000)
-                for tp, records in fetched.items():
-                    for record in records:
-                        if follow or record.offset < end[tp]:
-                            yield record
-                if not follow:
-                    # By position, not by the last record: transaction markers have none.
-                    left = {tp for tp in left if await consumer.position(tp) < end[tp]}
-        except KafkaError as error:
-            raise BrokerUnavailable(f"reading {topic!r} at {settings.url} failed: {error!r}") from error
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                acks = [await _send(producer, message) for message in messages]
+                outcomes = await asyncio.gather(*acks, return_exceptions=True)
+        except (KafkaError, TimeoutError) as error:
+            outcomes = [error]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if not errors:
+            return
+        if not isinstance(errors[0], TimeoutError):
+            await self._renew(
+                producer
+            )  # a refusal leaves a gap in its sequence numbers: no broker takes the next
+        first = next((error for error in errors if isinstance(error, TOO_LARGE)), errors[0])
+        if isinstance(first, TOO_LARGE):
+            raise RecordTooLarge(
+                f"a record exceeds what its topic accepts: {first!r}",
+                hint="raise max.message.bytes of the topic and kafka.produce_bytes_max to what the input's topic takes",
+            ) from first
+        raise failure(self._settings, "to take what we sent", first) from first
+
+    async def _connected(self) -> AIOKafkaProducer:
+        async with self._starting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    **self._settings.client(),
+                    acks="all",
+                    enable_idempotence=True,
+                    max_request_size=self._settings.produce_bytes_max,
+                    max_batch_size=PRODUCE_BATCH_BYTES,
+                )
+                try:
+                    await producer.start()
+                except (KafkaError, OSError, TimeoutError) as error:
+                    await producer.stop()
+                    no_broker(self._settings, error)
+                self._producer = producer
+            return self._producer
+
+    async def _renew(self, broken: AIOKafkaProducer) -> None:
+        if self._producer is broken:
+            self._producer = None
+            await _stop(broken, 1.0)
 
 
-def partition_for(key: bytes, partitions: int) -> int:
-    """The partition that a producer with Kafka's default partitioner (murmur2) gives this key."""
-    number: int = DefaultPartitioner()(key, list(range(partitions)), [])
-    return number
+async def _send(producer: AIOKafkaProducer, message: Message) -> Awaitable[object]:
+    ack: Awaitable[object] = await producer.send(
+        message.topic, message.value, message.key, None, message.timestamp_ms, list(message.headers)
+    )
+    return ack
+
+
+async def _stop(producer: AIOKafkaProducer, timeout_s: float) -> None:
+    with suppress(KafkaError, TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await producer.stop()

@@ -1,270 +1,33 @@
 """The transport: one Faust message for each fetched partition batch, and never a record skipped.
 
-                    Faust's consumer thread                         the event loop
-    broker ─▶ aiokafka's fetcher ─▶ BatchThread.fetch ─▶ BatchConsumer._drain_messages ─▶ conductor ─▶ agent
-                                     places: where each open partition stands
+         consumer thread                               event loop
+    broker ─▶ BatchThread.fetch ─▶ BatchConsumer._drain_messages ─▶ Faust's conductor ─▶ agent ─▶ on_batch
+                (stream.fetch_thread)        ▲ pause, mark, seek: the pipeline
 
 Faust hands on a record at a time, at 200 µs each, and counts acknowledgements to know what may be committed. Here a
 batch states the consumer's position before and after it, and whoever folds it checks that it begins where the last
-one ended. So nothing on the way has to be trusted: a batch dropped anywhere is noticed with the next one.
+one ended. So nothing on the way has to be trusted: a batch lost anywhere shows with the next one, and is sought back.
 
-Invariants, all kept in the consumer thread, which alone touches aiokafka's consumer:
-- A batch begins where the last one of its place ended; a place begins with a seek, under a new epoch.
-- Taking records out of the fetcher and moving the place on is one step of the thread's loop: no await between.
-- A rebalance empties all places before anything else happens in it. Nothing is fetched until the next seek.
-- A fetch that moved the position without records (an aborted transaction) is a batch like any other.
+What may be committed is what the pipeline *marked*, no more. Faust's own count can pass an unfinished message (its
+issue 606), counts a raising agent as done and is blocked by gaps (378, 596); its way through a rebalance waits for
+agents, pauses, seeks to committed offsets and resumes (175, 532, 640). None of that runs here: a rebalance is two
+notes, taken on the loop.
 """
 
-import asyncio
-import itertools
-from collections.abc import Awaitable, Callable, Mapping, Set
-from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.consumer.fetcher import Fetcher, FetchError
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, AppT, ConsumerMessage
 from mode import ServiceT
 from yarl import URL
 
-from stream.errors import BrokerMisconfigured, BrokerUnavailable, HeadOutsideLog, PartitionRevoked
+from stream.errors import PartitionRevoked
+from stream.fetch_thread import LAST_COMMIT_S, BatchThread, Listener
 from stream.fetched import FetchedBatch, Mark, OnPartitions
-from stream.kafka import KafkaSettings, ms
+from stream.kafka import KafkaSettings
 
 NEVER = Mark(-1, "")  # what Kafka holds for a partition that was never committed
-POLL_S = 1.0  # how long a fetch waits for data before it reports that there is none
-# A revocation commits what is marked, which saves its next owner a repetition; but the group waits for it.
-LAST_COMMIT_S = 1.0
-
-
-@dataclass(slots=True)
-class Place:
-    """Where an open partition stands: the next batch begins at `position`, under `epoch`."""
-
-    epoch: int
-    position: int
-
-
-class Listener(ConsumerRebalanceListener):
-    """Called by aiokafka in the consumer thread. Everything waits for it, so it waits for nothing of ours."""
-
-    def __init__(self, thread: "BatchThread") -> None:
-        self._thread = thread
-
-    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        last = self._thread.close_all()  # before the first await: from here on nothing is fetched
-        await self._thread.commit_marks(last, LAST_COMMIT_S)
-
-    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        self._thread.own(frozenset(assigned))
-
-
-class BatchThread(driver.AIOKafkaConsumerThread):
-    """Owns aiokafka's consumer. Methods without a note run in the thread; the loop asks through `call_thread`."""
-
-    consumer: "BatchConsumer"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._settings: KafkaSettings = self.transport.settings
-        self._owned: frozenset[TopicPartition] = frozenset()
-        self._places: dict[TopicPartition, Place] = {}
-        self._epochs = itertools.count(1)
-        self._waiter: asyncio.Future[None] | None = None
-
-    def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> AIOKafkaConsumer:
-        s = self._settings
-        return AIOKafkaConsumer(
-            **s.client(),
-            group_id=s.group,
-            partition_assignment_strategy=[RoundRobinPartitionAssignor],
-            enable_auto_commit=False,
-            # Never moves the position by itself: a place that the log no longer has is an error, not a jump.
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=ms(s.fetch_wait_max_s),
-            max_partition_fetch_bytes=s.fetch_partition_bytes_max,
-            session_timeout_ms=ms(s.session_timeout_s),
-            heartbeat_interval_ms=ms(s.heartbeat_interval_s),
-            rebalance_timeout_ms=ms(max(s.session_timeout_s, 10.0)),
-            max_poll_interval_ms=ms(s.poll_interval_max_s),
-        )
-
-    async def call_thread(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """From the loop: run `fun` in the thread.
-
-        Not through Faust's queue, whose two workers a long fetch and a slow commit would fill: a seek would wait for
-        them. A call that the end of the thread cut short says PartitionRevoked, since nothing is ours any more.
-        """
-
-        async def call() -> Any:
-            result = fun(*args, **kwargs)
-            return await result if isinstance(result, Awaitable) else result
-
-        coroutine = call()
-        try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, self.thread_loop)
-        except RuntimeError as error:  # the loop is closed
-            coroutine.close()
-            raise PartitionRevoked("the consumer has stopped") from error
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise PartitionRevoked("the consumer has stopped") from None
-
-    # -- fetching
-
-    async def fetch(self, paused: Set[TopicPartition]) -> list[FetchedBatch]:
-        """What has arrived of open partitions that are not paused, waiting up to a second for it."""
-        consumer = self._ensure_consumer()
-        consumer._coordinator.check_errors()  # else a coordination error is never consumed, and the group is left
-        fetcher = consumer._fetcher
-        if fetcher.error_future.done():
-            fetcher.error_future.result()
-        batches = self._take(fetcher, paused)
-        if batches:
-            return batches
-        with fetcher._subscriptions.fetch_context():  # a consumer that waits here is alive, paused or not
-            self._waiter = waiter = fetcher._create_fetch_waiter()
-            await asyncio.wait([waiter], timeout=POLL_S)
-            self._waiter = None
-        if waiter.done():
-            waiter.result()  # a critical error of the coordinator comes this way, too
-        else:
-            waiter.cancel()
-        return self._take(fetcher, paused)
-
-    def _take(self, fetcher: Fetcher, paused: Set[TopicPartition]) -> list[FetchedBatch]:
-        """Take fetched records and move their places on: one step, in which nothing else can happen."""
-        batches: list[FetchedBatch] = []
-        left = self._settings.fetch_records_max
-        for tp in list(fetcher._records):
-            place = self._places.get(tp)
-            if place is None or tp in paused:
-                continue
-            held = fetcher._records[tp]
-            if isinstance(held, FetchError):
-                self._drop(fetcher, tp)
-                self._refuse(tp, place, held._error)
-                continue
-            records = held.getall(left)
-            if held.has_more():
-                fetcher._records.move_to_end(tp)  # what was cut short goes behind the others
-            else:
-                self._drop(fetcher, tp)
-            state = fetcher._subscriptions.subscription.assignment.state_value(tp)
-            if state.position != place.position:
-                start, place.position = place.position, state.position
-                log_end = -1 if state.lso is None else state.lso
-                batch = FetchedBatch(
-                    tp.topic, tp.partition, place.epoch, start, place.position, records, log_end
-                )
-                batches.append(batch)
-                left -= len(records)
-                if left <= 0:
-                    break
-        return batches
-
-    @staticmethod
-    def _drop(fetcher: Fetcher, tp: TopicPartition) -> None:
-        del fetcher._records[tp]
-        fetcher._notify(fetcher._wait_consume_future)  # so that its next piece is asked for
-
-    @staticmethod
-    def _refuse(tp: TopicPartition, place: Place, error: Exception) -> None:
-        where = f"{tp.topic}[{tp.partition}] at offset {place.position}"
-        if isinstance(error, OffsetOutOfRangeError):
-            raise HeadOutsideLog(
-                f"{where}: Kafka no longer has it", hint="the state has to be rebuilt from what is retained"
-            ) from error
-        raise BrokerMisconfigured(f"{where} cannot be read: {error!r}") from error
-
-    def wake(self) -> None:
-        """End a fetch that waits: what it may take has changed."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    # -- places
-
-    def open(self, tp: TopicPartition, offset: int) -> int:
-        """Seek, and let the partition be fetched. Returns the epoch."""
-        consumer = self._own_consumer(tp)
-        try:
-            consumer.seek(tp, offset)
-            consumer.resume(tp)
-        except IllegalStateError as error:
-            raise PartitionRevoked(f"{tp.topic}[{tp.partition}] is not ours") from error
-        epoch = next(self._epochs)
-        self._places[tp] = Place(epoch, offset)
-        return epoch
-
-    def close_all(self) -> dict[TopicPartition, Mark]:
-        """The group is about to change: nothing is fetched, and no seek succeeds. Returns what is to commit."""
-        self._places.clear()
-        revoked, self._owned = self._owned, frozenset()
-        self._tell(self.consumer.revoked, revoked)
-        return self.consumer.uncommitted()
-
-    def own(self, assigned: frozenset[TopicPartition]) -> None:
-        """These are ours now. aiokafka pauses them, so that it fetches nothing before `open` said from where."""
-        self._ensure_consumer().pause(*assigned)
-        self._owned = assigned
-        self._tell(self.consumer.assigned, assigned)
-
-    def _tell(
-        self, note: Callable[[frozenset[TopicPartition]], None], partitions: frozenset[TopicPartition]
-    ) -> None:
-        # Not awaited: however busy the loop is, the group does not wait for it. Order is kept.
-        self.parent_loop.call_soon_threadsafe(note, partitions)
-
-    def _own_consumer(self, tp: TopicPartition) -> AIOKafkaConsumer:
-        if tp not in self._owned:
-            raise PartitionRevoked(f"{tp.topic}[{tp.partition}] is not ours")
-        return self._ensure_consumer()
-
-    # -- what the broker knows
-
-    async def log_range(self, tp: TopicPartition) -> tuple[int, int]:
-        consumer = self._own_consumer(tp)
-        begin, end = await self._ask(
-            asyncio.gather(consumer.beginning_offsets([tp]), consumer.end_offsets([tp]))
-        )
-        return begin[tp], end[tp]
-
-    async def committed(self, tp: TopicPartition) -> Mark | None:
-        coordinator = self._own_consumer(tp)._coordinator
-        found = (await self._ask(coordinator.fetch_committed_offsets([tp]))).get(tp)
-        return None if found is None else Mark(found.offset, found.metadata)
-
-    async def commit_marks(self, marks: Mapping[TopicPartition, Mark], timeout_s: float) -> bool:
-        """True when Kafka has them. False when it may not: the group moved on, or the answer took too long."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                offsets = {tp: OffsetAndMetadata(*mark) for tp, mark in marks.items()}
-                await self._ensure_consumer().commit(offsets)
-        except (CommitFailedError, IllegalStateError):
-            return False  # a rebalance is under way: whoever owns the partition next commits it
-        except TimeoutError:
-            self.log.warning("Kafka did not take a commit within %s s", timeout_s)
-            return False
-        except KafkaError as error:
-            raise BrokerMisconfigured(f"Kafka refuses a commit: {error!r}") from error
-        return True
-
-    async def _ask(self, question: Awaitable[Any]) -> Any:
-        try:
-            async with asyncio.timeout(self._settings.request_timeout_s):
-                return await question
-        except (KafkaError, TimeoutError) as error:
-            raise BrokerUnavailable(f"Kafka at {self._settings.url} did not answer: {error!r}") from error
 
 
 class BatchConsumer(driver.Consumer):
@@ -274,7 +37,6 @@ class BatchConsumer(driver.Consumer):
     _thread: BatchThread
 
     def __init__(self, transport: "BatchTransport", *args: Any, **kwargs: Any) -> None:
-        super().__init__(transport, *args, **kwargs)
         self._settings = transport.settings
         self._on_assigned, self._on_revoked = transport.on_assigned, transport.on_revoked
         self.owned: frozenset[TopicPartition] = frozenset()
@@ -283,9 +45,10 @@ class BatchConsumer(driver.Consumer):
         self._paused: set[TopicPartition] = set()
         self._marks: dict[TopicPartition, Mark] = {}
         self._in_kafka: dict[TopicPartition, Mark] = {}
+        super().__init__(transport, *args, **kwargs)  # makes the thread, which reads the above
 
     def _new_consumer_thread(self) -> BatchThread:
-        return BatchThread(self, loop=self.loop, beacon=self.beacon)
+        return BatchThread(self, self._settings, self, loop=self.loop, beacon=self.beacon)
 
     async def _drain_messages(self, fetcher: ServiceT) -> None:
         """Run by Faust as long as the worker lives: from the thread to the conductor, a message a batch.
@@ -312,7 +75,7 @@ class BatchConsumer(driver.Consumer):
             timestamp_type=0,
             headers=None,
             key=None,
-            value=batch,
+            value=batch,  # type: ignore[arg-type]  # Faust only carries it
             checksum=None,
             serialized_key_size=0,
             serialized_value_size=0,
@@ -339,7 +102,7 @@ class BatchConsumer(driver.Consumer):
 
     # -- what the pipeline asks for (stream.app.FaustSource)
 
-    async def seek(self, tp: TopicPartition, offset: int) -> int:
+    async def open(self, tp: TopicPartition, offset: int) -> int:
         """Open `tp` at `offset`; returns the epoch."""
         await self.committed(tp)  # the mark never moves back: know where it stands before anyone moves it
         epoch: int = await self._thread.call_thread(self._thread.open, tp, offset)
@@ -386,12 +149,17 @@ class BatchConsumer(driver.Consumer):
 
     async def force_commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002 -- Faust's signature
         """In place of Faust's acknowledgement lists, which can pass an unfinished message: commit the marks."""
-        marks = self.uncommitted()
+        marks, owned = self.uncommitted(), self.owned
         timeout_s = LAST_COMMIT_S if self.should_stop else self._settings.request_timeout_s
-        if not marks or not await self._thread.call_thread(self._thread.commit_marks, marks, timeout_s):
+        if not marks:
             return False
-        self._in_kafka.update((tp, mark) for tp, mark in marks.items() if tp in self._marks)
-        return True
+        try:
+            done = await self._thread.call_thread(self._thread.commit_marks, marks, owned, timeout_s)
+        except PartitionRevoked:
+            return False
+        if done and owned is self.owned:
+            self._in_kafka.update(marks)
+        return bool(done)
 
     # -- what Faust would do, and must not
 

@@ -1,0 +1,89 @@
+"""A topic's log, read outside of any group: from one end to the other, or as it grows.
+
+For commands and tests: the dead letters there are, the alerts as they come, how far a partition goes. Nothing here
+commits anything, and only what a transaction committed is seen. The worker's own input is `stream/transport.py`.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import DefaultPartitioner
+
+from stream.errors import BrokerMisconfigured
+from stream.fetched import Record
+from stream.kafka import KafkaSettings, failure, ms, no_broker
+
+
+@asynccontextmanager
+async def reader(
+    settings: KafkaSettings, topic: str
+) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
+    """A consumer outside of any group on all partitions of `topic`; reads only what was committed."""
+    consumer = AIOKafkaConsumer(
+        **settings.client(),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        fetch_max_wait_ms=ms(settings.fetch_wait_max_s),
+    )
+    try:
+        try:
+            await consumer.start()
+        except (KafkaError, OSError, TimeoutError) as error:
+            no_broker(settings, error)
+        # Asked by name without a subscription, a topic is not created by being asked for.
+        numbers = (await consumer._client.fetch_all_metadata()).partitions_for_topic(topic)  # noqa: SLF001 -- consumer.topics() returns names only
+        if not numbers:
+            raise BrokerMisconfigured(f"there is no topic {topic!r} at {settings.url}")
+        partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+        consumer.assign(partitions)
+        yield consumer, partitions
+    finally:
+        await consumer.stop()
+
+
+async def log_ranges(settings: KafkaSettings, topic: str) -> dict[int, tuple[int, int]]:
+    """By partition: the first retained offset, and the one after the last record that may be read."""
+    async with reader(settings, topic) as (consumer, partitions):
+        try:
+            begin = await consumer.beginning_offsets(partitions)
+            end = await consumer.end_offsets(partitions)
+        except KafkaError as error:
+            raise failure(settings, "to tell the offsets", error) from error
+    return {tp.partition: (begin[tp], end[tp]) for tp in partitions}
+
+
+async def read_topic(settings: KafkaSettings, topic: str, *, follow: bool = False) -> AsyncIterator[Record]:
+    """Every record of `topic`, in order within a partition: up to what is there now, or for ever with
+    `follow`.
+
+    Records of ours have `.topic` and `.partition`, too. With `follow` it begins at the log's end as of now.
+    """
+    async with reader(settings, topic) as (consumer, partitions):
+        try:
+            end = await consumer.end_offsets(partitions)
+            if follow:
+                for tp in partitions:
+                    consumer.seek(tp, end[tp])
+            else:
+                await consumer.seek_to_beginning(*partitions)
+            left = set(partitions)
+            while follow or left:
+                fetched = await consumer.getmany(timeout_ms=100, max_records=1000)
+                for tp, records in fetched.items():
+                    for record in records:
+                        if follow or record.offset < end[tp]:
+                            yield record
+                if not follow:
+                    # By position, not by the last record: transaction markers have none.
+                    left = {tp for tp in left if await consumer.position(tp) < end[tp]}
+        except KafkaError as error:
+            raise failure(settings, f"to let us read {topic!r}", error) from error
+
+
+def partition_for(key: bytes, partitions: int) -> int:
+    """The partition that a producer with Kafka's default partitioner (murmur2) gives this key."""
+    number: int = DefaultPartitioner()(key, list(range(partitions)), [])
+    return number
