@@ -1,0 +1,42 @@
+"""The servers that the contract suites of this folder run against."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import numpy as np
+import pytest
+
+from ops.local_stack import LocalValkey
+from tests.support.stores import Backend, memory_backend, redis_backend
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """A Valkey of our own, since tests here fill it up and change its settings."""
+    with LocalValkey() as valkey:
+        yield valkey.url
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("valkey", marks=pytest.mark.redis),
+        pytest.param("debian-redis", marks=pytest.mark.redis),
+    ]
+)
+async def backend(request: pytest.FixtureRequest, unique_name: str) -> AsyncIterator[Backend]:
+    """The same empty state to hold against the contract, three times over."""
+    if request.param == "memory":
+        async with memory_backend() as backend:
+            yield backend
+    else:
+        url = request.getfixturevalue("valkey_url" if request.param == "valkey" else "debian_redis_url")
+        async with redis_backend(url, f"{unique_name}:") as backend:
+            yield backend
+
+
+@pytest.fixture(params=[1, 2, 3, None], ids=lambda seed: "fresh" if seed is None else f"seed{seed}")
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Three fixed seeds and one that is new each time; a failure prints which it was."""
+    seed = request.param if request.param is not None else np.random.SeedSequence().entropy
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)

