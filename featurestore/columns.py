@@ -65,17 +65,18 @@ class Columns:
     def __len__(self) -> int:
         return len(self.kind)
 
-    def take(self, keep: list[int]) -> "Columns":
+    def take(self, keep: NDArray[np.int64]) -> "Columns":
         """Some of the events, by index into the columns; what was rejected and ignored stays noted."""
+        chosen = keep.tolist()
         return replace(
             self,
             index=self.index[keep],
-            users=[self.users[j] for j in keep],
+            users=[self.users[j] for j in chosen],
             kind=self.kind[keep],
             time=self.time[keep],
             stated=self.stated[keep],
             value=self.value[keep],
-            ids=None if self.ids is None else [self.ids[j] for j in keep],
+            ids=None if self.ids is None else [self.ids[j] for j in chosen],
         )
 
     def event_ids(self) -> NDArray[np.uint64]:
@@ -236,6 +237,29 @@ class ColumnReader:
         if type(raw) is not float and type(raw) is not int:
             raise _Refusal(Reason.WRONG_TYPE, f"{kind.name}: {kind.value}: expected a number")
         return _bounded(kind, raw)
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """The events of all parts, one after the other, `index` as it is in each; what they refused is left to them."""
+
+    def column(name: str, dtype: type) -> NDArray[Any]:
+        return np.concatenate([np.empty(0, dtype), *(getattr(part, name) for part in parts)])
+
+    ids = None
+    if any(part.ids for part in parts):
+        ids = [event_id for part in parts for event_id in part.ids or [""] * len(part)]
+    return Columns(
+        index=column("index", np.int64),
+        users=[user for part in parts for user in part.users],
+        kind=column("kind", np.uint8),
+        time=column("time", np.int64),
+        stated=column("stated", np.int64),
+        value=column("value", np.float64),
+        ids=ids,
+        rejected=[],
+        ignored=[],
+        unknown=[],
+    )
 
 
 def _encoded(kind: Kind, raw: object, *, text: bool) -> float:

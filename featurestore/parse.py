@@ -120,7 +120,8 @@ class Parser:
                 rejected.append(Rejected(int(number[j]), Reason.FUTURE, detail))
             else:
                 keep.append(j)
-        return columns.take(keep), number[keep]
+        kept = np.array(keep, np.int64)
+        return columns.take(kept), number[kept]
 
 
 def decode(
