@@ -1,0 +1,428 @@
+"""The transport against a real Kafka: by position, no record is skipped and none is folded twice, whatever happens.
+
+feed ─▶ topic ─▶ receivers (tests.support.receiver) ─▶ per partition: the list of what was folded
+sent: offset → value, as the broker acknowledged it ──────────────────────┘ compared at the end
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import RecordsToDelete
+from redis.asyncio import Redis
+
+from stream.errors import HeadOutsideLog, PartitionRevoked
+from stream.fetched import FetchedBatch
+from stream.kafka import KafkaSettings, TopicSpec, admin, ensure_topics
+from tests.support.receiver import MemoryChain, Receiver, RedisChain, check_chain, until
+from tests.support.services import Services
+
+pytestmark = pytest.mark.kafka
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def settings_for(stack: Services, name: str, **changes: object) -> KafkaSettings:
+    """Short times, so that a dead worker is noticed in a second and a half."""
+    quick = {"session_timeout_s": 1.5, "heartbeat_interval_s": 0.3, "commit_interval_s": 0.2}
+    return KafkaSettings.model_validate(
+        {"url": stack.kafka_url, "group": name, "topic": name, **quick, **changes}
+    )
+
+
+class Feed:
+    """Sends numbered values and knows which offset each got."""
+
+    def __init__(self, producer: AIOKafkaProducer, topic: str, partitions: int) -> None:
+        self.producer, self._topic, self._partitions = producer, topic, partitions
+        self.sent: dict[int, dict[int, str]] = {p: {} for p in range(partitions)}
+        self._count = 0
+
+    async def send(
+        self, count: int, partition: int | None = None, *, size: int = 1, kept: bool = True
+    ) -> None:
+        acks = []
+        for _ in range(count):
+            self._count += 1
+            where = self._count % self._partitions if partition is None else partition
+            value = f"{self._count}".ljust(size, ".")
+            acks.append((value, await self.producer.send(self._topic, value.encode(), partition=where)))
+        for value, ack in acks:
+            answer = await ack
+            if kept:
+                self.sent[answer.partition][answer.offset] = value
+
+    async def stream(self, per_second: int, until_set: asyncio.Event) -> None:
+        while not until_set.is_set():
+            await self.send(per_second // 20)
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def feed(stack: Services, unique_name: str) -> AsyncIterator[Feed]:
+    await ensure_topics(settings_for(stack, unique_name), [TopicSpec(unique_name, 4, "partitions")])
+    producer = AIOKafkaProducer(bootstrap_servers=stack.kafka_url, acks="all", linger_ms=5)
+    await producer.start()
+    yield Feed(producer, unique_name, 4)
+    await producer.stop()
+
+
+Join = Callable[..., Awaitable[Receiver]]
+
+
+@pytest.fixture
+async def join() -> AsyncIterator[Join]:
+    """Makes receivers in this process, and sees to it that they leave."""
+    receivers: list[Receiver] = []
+
+    async def make(settings: KafkaSettings, chain: MemoryChain, **kwargs: float) -> Receiver:
+        receiver = Receiver(settings, chain, **kwargs)  # type: ignore[arg-type]  # one is an int, all are numbers
+        receivers.append(receiver)
+        await receiver.faust.start()
+        return receiver
+
+    yield make
+    for receiver in receivers:
+        await receiver.stop()
+
+
+async def folded(chain: MemoryChain | RedisChain, feed: Feed) -> bool:
+    """All that was sent has been folded."""
+    for partition, sent in feed.sent.items():
+        entries = await chain.entries(partition)
+        if sum(len(rows) for _, _, rows in entries) < len(sent):
+            return False
+    return True
+
+
+async def check(chain: MemoryChain | RedisChain, feed: Feed) -> None:
+    for partition, sent in feed.sent.items():
+        check_chain(await chain.entries(partition), sent)
+
+
+async def committed(settings: KafkaSettings, partition: int) -> tuple[int, str] | None:
+    """What Kafka holds, asked by somebody else."""
+    async with admin(settings) as client:
+        offsets = await client.list_consumer_group_offsets(settings.group)
+    found = offsets.get(TopicPartition(settings.topic, partition))
+    return None if found is None or found.offset < 0 else (found.offset, found.metadata)
+
+
+async def test_a_worker_folds_all_commits_its_marks_and_leaves_at_once(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """Whole batches arrive; marks reach Kafka with their metadata; whoever joins next need not wait for a session."""
+    settings = settings_for(stack, unique_name, session_timeout_s=30.0, commit_interval_s=60.0)
+    chain = MemoryChain()
+    await feed.send(8000)
+    first = await join(settings, chain)
+    await until(lambda: folded(chain, feed), "all folded")
+    assert first.seen["batches"] < 100, "a batch is many records"
+    end = max(feed.sent[2]) + 1
+    await first.stop()
+    assert await committed(settings, 2) == (end, f"at {end}"), (
+        "committed on leaving, long before the interval"
+    )
+    second = await join(settings, chain)
+    await until(lambda: len(second.partitions) == 4, "the second owns all", timeout_s=5.0)
+    await feed.send(100)
+    await until(lambda: folded(chain, feed), "the rest folded", timeout_s=5.0)
+    await check(chain, feed)
+
+
+async def test_a_fetch_that_straddles_a_rebalance(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """Batches fetched before a rebalance arrive after it, when their position has long moved: refused, sought back.
+
+    first   fetch ──▶ [gate closed: batches on their way] ───── gate opens ──▶ old epoch, refused
+    second                        joins ─▶ all partitions change hands
+    """
+    settings, chain = settings_for(stack, unique_name, fetch_records_max=50), MemoryChain()
+    first = await join(settings, chain)
+    await feed.send(400)
+    await until(lambda: folded(chain, feed), "the first batches")
+    first.gate.clear()
+    await feed.send(4000)
+    await asyncio.sleep(0.3)  # fetched, and stuck before the gate
+    second = await join(settings, chain)
+    await until(lambda: first.partitions and second.partitions, "both own partitions")
+    assert len(first.partitions) + len(second.partitions) == 4
+    first.gate.set()
+    await feed.send(400)
+    await until(lambda: folded(chain, feed), "all folded")
+    await check(chain, feed)
+    assert first.seen["old epoch"] > 0, "nothing straddled: the test shows nothing"
+    assert first.seen["fenced"] + second.seen["fenced"] == 0
+
+
+async def test_a_receiver_that_loses_a_batch_seeks_back(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """A batch lost on its way shows with the next one, which does not begin where the last one ended."""
+    settings, chain = settings_for(stack, unique_name, fetch_records_max=50), MemoryChain()
+
+    class Forgetful(Receiver):
+        async def deliver(self, batch: FetchedBatch) -> None:
+            if batch.start > 0 and not self.seen[f"lost of {batch.partition}"]:
+                self.seen[f"lost of {batch.partition}"] += 1
+            else:
+                await super().deliver(batch)
+
+    await feed.send(2000)
+    receiver = Forgetful(settings, chain)
+    await receiver.faust.start()
+    try:
+        await until(lambda: folded(chain, feed), "all folded")
+    finally:
+        await receiver.stop()
+    await check(chain, feed)
+    assert receiver.seen["gap"] == 4
+
+
+async def test_aborted_transactions_longer_than_a_fetch(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """What was aborted is not seen, the fetches that hold nothing else are batches all the same."""
+    settings = settings_for(stack, unique_name, fetch_partition_bytes_max=2048)
+    chain = MemoryChain()
+    doubtful = AIOKafkaProducer(
+        bootstrap_servers=stack.kafka_url, transactional_id=unique_name, max_batch_size=2048, linger_ms=5
+    )
+    await doubtful.start()
+    await feed.send(50, 0)
+    writer = Feed(doubtful, unique_name, 4)
+    for kept in (False, True, False):
+        await doubtful.begin_transaction()
+        await writer.send(300, 0, size=200, kept=kept)
+        await (doubtful.commit_transaction() if kept else doubtful.abort_transaction())
+    await doubtful.begin_transaction()
+    await writer.send(100, 0, size=200, kept=False)  # open: it hides what comes after it until it is over
+    await feed.send(50, 0)
+    feed.sent[0] |= writer.sent[0]
+    receiver = await join(settings, chain)
+    await until(lambda: _count(chain, 0, 350), "what lies before the open transaction")
+    await asyncio.sleep(0.3)
+    assert await _count(chain, 0, 350), "records behind an open transaction were delivered"
+    await doubtful.abort_transaction()
+    await doubtful.stop()
+    await until(lambda: folded(chain, feed), "all folded")
+    await check(chain, feed)
+    assert receiver.seen["empty"] > 10
+    assert receiver.seen["gap"] == 0
+
+
+async def _count(chain: MemoryChain, partition: int, count: int) -> bool:
+    return sum(len(rows) for _, _, rows in await chain.entries(partition)) == count
+
+
+async def test_paused_partitions_wait_and_the_worker_stays_in_the_group(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """A pause holds one partition, not the others; with all of them paused the poll clock goes on."""
+    settings = settings_for(stack, unique_name, poll_interval_max_s=2.0, fetch_records_max=100)
+    chain = MemoryChain()
+    receiver = await join(settings, chain)
+    await until(lambda: len(receiver.partitions) == 4, "assigned")
+    await feed.send(40)
+    await until(lambda: folded(chain, feed), "all folded")
+    receiver.source.pause(1)
+    await feed.send(2000)
+    await until(lambda: _count(chain, 0, len(feed.sent[0])), "the others go on")
+    assert await _count(chain, 1, 10)
+    for partition in range(4):
+        receiver.source.pause(partition)
+    await asyncio.sleep(3.0)  # longer than the poll interval
+    assert receiver.seen["assigned"] == 1, "a paused worker left the group"
+    for partition in range(4):
+        receiver.source.resume(partition)
+    await until(lambda: folded(chain, feed), "resumed", timeout_s=1.0)
+    await check(chain, feed)
+
+
+async def test_a_slow_receiver_bounds_what_is_fetched(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """Backpressure by pausing: what is fetched and not folded stays within the bounds that have names."""
+    settings = settings_for(stack, unique_name, fetch_records_max=50, fetched_batches_max=4)
+    chain = MemoryChain()
+    await feed.send(6000)
+    receiver = await join(settings, chain, work_s=0.01, inbox_max=2)
+    backlog_max = 0
+    while not await folded(chain, feed):
+        done = sum([len(await chain.entries(p)) for p in range(4)])
+        backlog_max = max(backlog_max, receiver.seen["batches"] - done)
+        await asyncio.sleep(0.01)
+    # An inbox of 2 for each partition, one in work, and what was on its way when the pause came.
+    assert backlog_max <= 4 * (2 + 1) + 4 + 2
+    await check(chain, feed)
+
+
+async def test_marks_never_go_back(stack: Services, unique_name: str, feed: Feed, join: Join) -> None:
+    """Nor by an older mark of this worker, nor by one below what another has committed. Metadata may change alone."""
+    settings, chain = settings_for(stack, unique_name), MemoryChain()
+    receiver = await join(settings, chain)
+    await until(lambda: len(receiver.partitions) == 4, "assigned")
+    await feed.send(400)
+    await until(lambda: folded(chain, feed), "all folded")
+    end = max(feed.sent[1]) + 1
+
+    async def is_committed(mark: tuple[int, str]) -> bool:
+        return await committed(settings, 1) == mark
+
+    await until(lambda: is_committed((end, f"at {end}")), "committed by the timer", timeout_s=5.0)
+    receiver.source.mark(1, end - 10, "older")
+    receiver.source.mark(1, end, "a later timer clock")
+    await until(lambda: is_committed((end, "a later timer clock")), "metadata alone", timeout_s=5.0)
+    await receiver.stop()
+
+    other = await join(settings, MemoryChain())  # a state that lost everything folds from the start again
+    await until(lambda: other.seen["batches"] >= 4, "folded again")
+    await asyncio.sleep(0.6)
+    assert await committed(settings, 1) in {(end, "a later timer clock"), (end, f"at {end}")}
+    assert await other.source.committed(1) is not None
+
+
+async def test_an_error_of_the_receiver_stops_the_worker(
+    stack: Services, unique_name: str, feed: Feed
+) -> None:
+    """Faust alone would count the batch as done and start the agent anew behind it."""
+
+    class Failing(Receiver):
+        async def deliver(self, batch: FetchedBatch) -> None:
+            raise ZeroDivisionError("no")
+
+    settings = settings_for(stack, unique_name)
+    receiver = Failing(settings, MemoryChain())
+    await feed.send(400)
+    await receiver.faust.start()
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(receiver.faust.failed(), 10)
+    await receiver.stop()
+    assert [await committed(settings, p) for p in range(4)] == [None] * 4
+
+
+async def test_a_head_that_the_log_no_longer_has(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """Retention has passed the head: an error, never a jump to what is left."""
+    settings, chain = settings_for(stack, unique_name), MemoryChain()
+    await feed.send(400)
+    async with admin(settings) as client:
+        await client.delete_records({TopicPartition(unique_name, 0): RecordsToDelete(before_offset=50)})
+    await chain.apply(0, 0, (0, 10, []))
+    receiver = await join(settings, chain)
+    with pytest.raises(HeadOutsideLog, match=r"\[0\] at offset 10"):
+        await asyncio.wait_for(receiver.faust.failed(), 10)
+
+
+async def test_what_is_not_ours_cannot_be_sought(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """Before an assignment, after a revocation, and when the worker has stopped."""
+    settings, chain = settings_for(stack, unique_name), MemoryChain()
+    receiver = await join(settings, chain)
+    await until(lambda: len(receiver.partitions) == 4, "assigned")
+    assert await receiver.source.partition_count() == 4
+    assert receiver.source.assigned() == {0, 1, 2, 3}
+    with pytest.raises(PartitionRevoked):
+        await receiver.source.seek(7, 0)
+    await receiver.stop()
+    with pytest.raises(PartitionRevoked):
+        await receiver.source.seek(0, 0)
+
+
+class Workers:
+    """Worker processes, to be killed, stopped past their session and woken."""
+
+    def __init__(self, settings: KafkaSettings, redis_url: str) -> None:
+        self._settings, self._redis_url = settings, redis_url
+        self.running: list[asyncio.subprocess.Process] = []
+
+    async def add(self) -> asyncio.subprocess.Process:
+        arguments = [self._settings.model_dump_json(), self._redis_url, "--work-s", "0.002"]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.support.receiver", *arguments, cwd=ROOT, env=dict(os.environ)
+        )
+        self.running.append(process)
+        return process
+
+    async def kill(self, process: asyncio.subprocess.Process) -> None:
+        process.kill()
+        await process.wait()
+        self.running.remove(process)
+
+    async def stop(self, process: asyncio.subprocess.Process) -> int:
+        process.terminate()
+        self.running.remove(process)
+        return await asyncio.wait_for(process.wait(), 15)
+
+
+@pytest.mark.slow
+async def test_workers_come_and_die_while_events_flow(stack: Services, unique_name: str, feed: Feed) -> None:
+    """Kills, joins, leaves and a worker that sleeps past its session and wakes as a second owner."""
+    settings = settings_for(stack, unique_name, fetch_records_max=200)
+    redis = Redis.from_url(stack.redis_url)
+    chain = RedisChain(redis, unique_name)
+    workers, over, rng = Workers(settings, stack.redis_url), asyncio.Event(), random.Random(7)
+    streaming = asyncio.create_task(feed.stream(3000, over))
+    try:
+        for _ in range(3):
+            await workers.add()
+        await until(lambda: chain.head(0), "the first step")
+        for _ in range(4):
+            await asyncio.sleep(rng.uniform(0.3, 1.2))
+            await workers.kill(rng.choice(workers.running))
+            await asyncio.sleep(rng.uniform(0.0, 0.8))
+            await workers.add()
+        sleeper = rng.choice(workers.running)
+        sleeper.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(2.5)  # past its session: its partitions are another's by now
+        sleeper.send_signal(signal.SIGCONT)
+        await workers.add()
+        await asyncio.sleep(1.5)
+        assert await workers.stop(workers.running[0]) == 0, "SIGTERM ends a worker cleanly"
+        over.set()
+        await streaming
+        await until(lambda: folded(chain, feed), "all folded")
+        codes = [await workers.stop(worker) for worker in list(workers.running)]
+        assert codes == [0] * len(codes)
+        await check(chain, feed)
+        assert sum(len(sent) for sent in feed.sent.values()) > 10_000
+    finally:
+        over.set()
+        for worker in list(workers.running):
+            with contextlib.suppress(ProcessLookupError):
+                await workers.kill(worker)
+        seen = await redis.hgetall(f"{unique_name}:seen")
+        print(seen)
+        await redis.aclose()
+
+
+async def test_one_record_a_message(stack: Services, unique_name: str, feed: Feed, join: Join) -> None:
+    """The benchmark's other worker: the same positions, cut finer."""
+    settings, chain = settings_for(stack, unique_name, records_per_message=1), MemoryChain()
+    await feed.send(400)
+    receiver = await join(settings, chain)
+    await until(lambda: folded(chain, feed), "all folded")
+    await check(chain, feed)
+    assert receiver.seen["batches"] == 400
+
+
+async def test_the_group_is_gone_when_the_last_has_left(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """A stopped worker holds no member id, so a plain consumer gets all partitions without waiting."""
+    settings = settings_for(stack, unique_name, session_timeout_s=30.0)
+    receiver = await join(settings, MemoryChain())
+    await until(lambda: len(receiver.partitions) == 4, "assigned")
+    await receiver.stop()
+    plain = AIOKafkaConsumer(unique_name, bootstrap_servers=stack.kafka_url, group_id=unique_name)
+    await asyncio.wait_for(plain.start(), 5.0)
+    await plain.stop()
