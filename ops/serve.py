@@ -21,8 +21,7 @@ from featurestore.cache import Cache
 from featurestore.errors import EbbtideError
 from featurestore.fold import Folder
 from featurestore.layout import Layout, Rows
-from featurestore.parse import Limits as ParseLimits
-from featurestore.parse import Parser
+from featurestore.parse import ParseLimits, Parser
 from featurestore.redis_store import RedisStore
 from featurestore.spec import Spec, load_spec
 from model.scorer import Scorer, ScorerSlot

@@ -63,6 +63,22 @@ class FetchedBatch:
         yield replace(self, start=start, records=self.records[done:])
 
 
+    def cut_before_tombstones(self) -> Iterator["FetchedBatch"]:
+        """The same piece of the log, cut before every tombstone whose customer has records in it already.
+
+        So what was decided of a customer is sent before the word that forgets them, however the log was fetched.
+        """
+        start, first, seen = self.start, 0, set[bytes | None]()
+        if any(record.value is None for record in self.records):
+            for i, record in enumerate(self.records):
+                if record.value is None and record.key in seen:
+                    yield replace(self, start=start, end=record.offset, records=self.records[first:i])
+                    start, first = record.offset, i
+                    seen.clear()
+                seen.add(record.key)
+        yield replace(self, start=start, records=self.records[first:]) if first else self
+
+
 class Mark(NamedTuple):
     """How far a partition's effects have been applied *and* sent: Kafka's committed offset and its
     metadata."""

@@ -61,6 +61,8 @@ class Partition:
 
     def offer(self, batch: FetchedBatch) -> None:
         """Take a batch in order of arrival. A full queue pauses the fetch; what is on its way is still taken."""
+        if self._draining:
+            return  # the next owner fetches it again
         self._queue.append(batch)
         self._arrived.set()
         if len(self._queue) >= self._limits.queued_batches_max and not self._paused:
@@ -69,8 +71,9 @@ class Partition:
             self._tools.telemetry.paused(self.number)
 
     def drain(self) -> None:
-        """Finish the queue, tidy the outbox, then let `run` return."""
+        """Take nothing more, finish the queue, tidy the outbox, then let `run` return. Not bounded: cancel it."""
         self._draining = True
+        self._source.pause(self.number)
         self._arrived.set()
 
     async def run(self) -> None:
@@ -92,8 +95,6 @@ class Partition:
                     "partition reopens",
                     extra={"partition": self.number, "reason": reason, "error": str(error)},
                 )
-                if self._draining:
-                    return
                 attempt += 1
                 await asyncio.sleep(
                     random.uniform(0.5, 1.0) * min(BACKOFF_FIRST_S * 2**attempt, BACKOFF_MAX_S)
@@ -121,6 +122,9 @@ class Partition:
         start = stored or Head(begin, 0, 0, tools.layout.id, partitions)
         pipeline = Pipeline(tools, number, stored, start, mute_until)
         await pipeline.send_outbox()
+        if stored is not None:
+            # Applied and, just now, sent: the owner that applied it may not have lived to say so.
+            source.mark(number, *pipeline.mark)
         self._queue.clear()
         epoch = await source.seek(number, start.offset)
         self._resume()
@@ -140,15 +144,16 @@ class Partition:
                 continue  # left over from a position that was given up
             if not batch.follows(epoch, pipeline.position):
                 raise Fenced(f"a batch begins at {batch.start}, expected {pipeline.position}: seeking back")
-            mark = await pipeline.step(batch)
-            self._source.mark(self.number, mark.offset, mark.metadata)
+            for piece in batch.cut_before_tombstones():
+                self._source.mark(self.number, *await pipeline.step(piece))
 
     async def _next(self, pipeline: Pipeline) -> FetchedBatch | None:
         """The next batch; None when draining and all is done."""
         while not self._queue:
             self._resume()
-            if pipeline.has_acked and (self._draining or not await self._arrives(TIDY_AFTER_S)):
-                await pipeline.tidy()
+            if pipeline.has_acked:
+                if self._draining or not await self._arrives(TIDY_AFTER_S):
+                    await pipeline.tidy()
             elif self._draining:
                 return None
             else:
@@ -168,7 +173,7 @@ class Partition:
         return True
 
     def _resume(self) -> None:
-        if self._paused:
+        if self._paused and not self._draining:
             self._paused = False
             self._source.resume(self.number)
             self._tools.telemetry.resumed(self.number)

@@ -116,7 +116,8 @@ class Pipeline:
         await self._apply(self._step(self._head.offset, [], self._tools.layout.empty(0), [], []))
 
     async def step(self, batch: FetchedBatch) -> Mark:
-        """Take the partition over one batch. Raises Fenced when another owner has moved it."""
+        """Take the partition over one batch that continues it (and holds no tombstone of a customer it has records
+        of: `cut_before_tombstones`). Raises Fenced when another owner has moved the partition."""
         tools, watch = self._tools, _Stopwatch(self._tools.clock)
         parsed = tools.parser.parse(batch.records)
         events = parsed.events
@@ -176,14 +177,8 @@ class Pipeline:
         return Scored(p, version)
 
     def _audible(self, transitions: list[Transition], points: Points, events: EventBatch) -> list[Transition]:
-        """The transitions to alert about: not those below the mark, nor of somebody forgotten in this batch."""
-        forgotten = {int(events.customer[e]): int(e) for e in np.flatnonzero(events.kind == TOMBSTONE)}
-        return [
-            t
-            for t in transitions
-            if events.position[points.event[t.point]] >= self._mute_until
-            and points.event[t.point] > forgotten.get(int(points.customer[t.point]), -1)
-        ]
+        """The transitions to alert about: what was decided below the mark has been sent, or was never to be."""
+        return [t for t in transitions if events.position[points.event[t.point]] >= self._mute_until]
 
     def _ahead(self, batch: FetchedBatch, parsed: Parsed, points: Points, scored: Scored) -> list[Message]:
         """What has to be acknowledged before the partition moves: dead letters, tombstones, scores."""

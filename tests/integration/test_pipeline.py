@@ -1,0 +1,258 @@
+"""The pipeline under faults: whatever fails, and however the log is cut, the end is the same.
+
+The expected end is a run without faults, whole batches, one partition after the other; records and alerts of that run
+are checked against the naive oracle and by hand elsewhere. Here a worker meets lost batches, lost answers of the store
+before and after it acted, unacknowledged messages, a failing model, owners that come and go and two at once.
+"""
+
+import asyncio
+from typing import Literal
+
+import numpy as np
+import orjson
+import pytest
+
+from featurestore.cache import Cache
+from featurestore.fold import Folder
+from featurestore.parse import Parser
+from stream.alert import Alert
+from stream.batching import Batcher
+from stream.clock import SystemClock
+from stream.dead_letter import read
+from stream.partition import Limits
+from stream.pipeline import Outputs, Tools
+from stream.telemetry import Silent
+from stream.worker import Worker
+from tests.support.scoring import LAYOUT, SPEC, ArithmeticModel
+from tests.support.streams import Faults, FaultyStore, ListSink, LogRecord, LogSource
+
+TOPIC, PARTITIONS = "clickstream", 3
+DAY_MS = 86_400_000
+T0 = 1_700_000_000_000
+
+
+def logs_of(seed: int, events: int = 900, customers: int = 40) -> list[list[LogRecord]]:
+    """A log a partition: visits, purchases, mails, goodbyes, duplicates, bad records and tombstones."""
+    rng = np.random.default_rng(seed)
+    logs: list[list[LogRecord]] = [[] for _ in range(PARTITIONS)]
+    ts = T0
+    sent: list[tuple[int, bytes, bytes]] = []
+    for n in range(events):
+        ts += int(rng.exponential(6 * 3_600_000))
+        who = int(rng.integers(customers))
+        partition, key = who % PARTITIONS, f"customer-{who}".encode()
+        draw = rng.random()
+        value: bytes | None
+        if draw < 0.02:
+            value = b'{"user_id": "customer-'  # not JSON
+        elif draw < 0.04:
+            value = None
+        elif draw < 0.10 and sent:
+            partition, key, value = sent[int(rng.integers(max(0, len(sent) - 5), len(sent)))]
+        else:
+            kind = str(rng.choice(["visit", "purchase", "mail", "goodbye"], p=[0.55, 0.2, 0.22, 0.03]))
+            event = {
+                "user_id": key.decode(),
+                "event_id": f"e{n}",
+                "type": kind,
+                "ts": ts,
+                "value": float(n % 7),
+            }
+            value = orjson.dumps(event)
+            sent.append((partition, key, value))
+        logs[partition].append(LogRecord(len(logs[partition]), ts, key, value))
+    return logs
+
+
+class World:
+    """Store, sink and model that outlive workers, as servers do."""
+
+    def __init__(self, seed: int, logs: list[list[LogRecord]], rate: float) -> None:
+        self.faults = Faults(seed, rate)
+        self.store = FaultyStore(LAYOUT.dtype, PARTITIONS, self.faults)
+        self.sink = ListSink(self.faults)
+        self.model = ArithmeticModel(sizes=(8, 32))
+        self.source = LogSource(TOPIC, logs, seed=seed, faults=self.faults)
+        self.logs = logs
+
+    def worker(self, alerts_from: Literal["now", "start"] = "start") -> Worker:
+        """A new process, as it were: its own cache, batcher and partitions."""
+        batcher = Batcher(lambda: self.model, SystemClock(), Silent(), deadline_s=0.05, linger_s=0.0)
+        tools = Tools(
+            TOPIC, Outputs("alerts", "dead"), LAYOUT, Folder(LAYOUT), Parser(SPEC), self.store,
+            Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher, lambda: self.model, SystemClock(), Silent(),
+        )  # fmt: skip
+        worker = Worker(tools, alerts_from=alerts_from, limits=Limits(queued_batches_max=2))
+        worker.attach(self.source)
+        return worker
+
+    async def finish(self, worker: Worker, timeout_s: float = 60.0) -> None:
+        """Let a worker own everything until all is applied and sent, then drain it."""
+        running = asyncio.create_task(worker.run())
+        pumping = asyncio.create_task(self.source.pump(worker.deliver))
+        await asyncio.sleep(0)
+        worker.assigned(self.source.assigned())
+        async with asyncio.timeout(timeout_s):
+            while not (self.source.done() and await self.applied()):
+                assert not running.done(), running.result()
+                await asyncio.sleep(0.002)
+        self.faults.calm()
+        assert await worker.drain(5.0)
+        for task in (running, pumping):
+            task.cancel()
+        await asyncio.gather(running, pumping, return_exceptions=True)
+
+    async def applied(self) -> bool:
+        """Every partition's head is at the end of its log."""
+        heads = [await self.store.head(partition) for partition in range(PARTITIONS)]
+        return all(h is not None and h.offset == len(log) for h, log in zip(heads, self.logs, strict=True))
+
+    async def records(self) -> dict[str, bytes]:
+        """Every stored customer's record."""
+        found = {}
+        for partition in range(PARTITIONS):
+            async for customers, rows in self.store.scan(partition):
+                found |= {name: rows[i].tobytes() for i, name in enumerate(customers)}
+        return found
+
+    def alerts(self) -> dict[str, bytes]:
+        """Alert id to bytes; one id with two different contents is a failure."""
+        found: dict[str, bytes] = {}
+        for message in self.sink.sent.get("alerts", []):
+            if message.value is not None:
+                identity = str(orjson.loads(message.value)["alert_id"])
+                assert found.setdefault(identity, message.value) == message.value
+        return found
+
+    def letters(self) -> set[tuple[str, int, int]]:
+        """Positions of dead letters, with their reasons."""
+        found = set()
+        for message in self.sink.sent.get("dead", []):
+            if message.value is not None and message.headers:
+                letter = read(message.headers)
+                assert letter is not None
+                found.add((letter[0], letter[2].partition, letter[2].offset))
+        return found
+
+
+async def clean_run(logs: list[list[LogRecord]]) -> World:
+    world = World(0, logs, rate=0.0)
+    await world.finish(world.worker())
+    return world
+
+
+async def assert_same_end(world: World, clean: World) -> None:
+    assert await world.records() == await clean.records()
+    assert world.alerts() == clean.alerts()
+    assert world.letters() == clean.letters()
+    for partition in range(PARTITIONS):
+        head = await world.store.head(partition)
+        assert head is not None
+        assert head.offset == len(world.logs[partition])
+        assert await world.store.outbox(partition) == {}
+
+
+async def test_a_clean_run_makes_sense() -> None:
+    """Alerts validate, sequences rise by customer, bad records are letters, forgotten customers leave nothing."""
+    logs = logs_of(seed=11)
+    world = await clean_run(logs)
+    alerts = [Alert.model_validate_json(value) for value in world.alerts().values()]
+    assert {alert.transition for alert in alerts} == {"opened", "resolved", "terminated"}
+    last: dict[str, int] = {}
+    for message in world.sink.sent["alerts"]:
+        assert message.key is not None
+        if message.value is None:
+            continue
+        alert = Alert.model_validate_json(message.value)
+        assert message.key == alert.customer.encode()
+        assert alert.sequence > last.get(alert.customer, 0)
+        last[alert.customer] = alert.sequence
+        if alert.transition == "opened":
+            assert alert.reasons[0].feature == "silence"
+            assert "no activity for" in alert.reasons[0].words
+    bad = {
+        ("not_json", r.offset)
+        for log in logs
+        for r in log
+        if r.value is not None and not r.value.endswith(b"}")
+    }
+    assert {(reason, offset) for reason, _, offset in world.letters()} == bad
+    tombstones = sum(record.value is None for log in logs for record in log)
+    assert sum(m.value is None for m in world.sink.sent["alerts"]) == tombstones
+    assert sum(m.value is None for m in world.sink.sent["dead"]) == tombstones
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_faults_change_nothing(seed: int) -> None:
+    """Three calls in a hundred fail, in every way there is, and the model fails now and then: the same end."""
+    print(f"seed {seed}")
+    logs = logs_of(seed=100 + seed)
+    clean = await clean_run(logs)
+    world = World(seed, logs, rate=0.03)
+    world.model.fail_next = 2
+    await world.finish(world.worker())
+    assert world.faults.drawn > 20
+    await assert_same_end(world, clean)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_owners_come_and_go(seed: int) -> None:
+    """Workers are killed at random moments (no drain, no goodbye), and twice two of them own everything at once."""
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    logs = logs_of(seed=200 + seed)
+    clean = await clean_run(logs)
+    world = World(seed, logs, rate=0.01)
+    for _ in range(8):
+        zombie = world.worker()
+        tasks = [asyncio.create_task(zombie.run()), asyncio.create_task(world.source.pump(zombie.deliver))]
+        await asyncio.sleep(0)
+        zombie.assigned(world.source.assigned())
+        await asyncio.sleep(float(rng.uniform(0.002, 0.03)))
+        if rng.random() < 0.3:  # a second owner, while the first still works
+            other = world.worker()
+            tasks += [asyncio.create_task(other.run()), asyncio.create_task(world.source.pump(other.deliver))]
+            await asyncio.sleep(0)
+            other.assigned(world.source.assigned())
+            await asyncio.sleep(float(rng.uniform(0.002, 0.03)))
+            other.revoked(world.source.assigned())
+        zombie.revoked(world.source.assigned())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        world.source.revoke()
+    await world.finish(world.worker())
+    await assert_same_end(world, clean)
+
+
+async def test_first_start_on_an_old_topic_alerts_from_now() -> None:
+    """What lies in the log before the first start is state, not news; the mark says so to whoever replays."""
+    logs = logs_of(seed=12)
+    clean = await clean_run(logs)
+    world = World(1, logs, rate=0.0)
+    await world.finish(world.worker(alerts_from="now"))
+    assert clean.alerts()
+    assert world.alerts() == {}
+    assert await world.records() == await clean.records()
+
+
+async def test_queues_are_bounded() -> None:
+    """A model that takes its time pauses the fetch: no more than a few batches are ever in memory."""
+    logs = logs_of(seed=13, events=600)
+    world = World(2, logs, rate=0.0)
+    world.model = ArithmeticModel(sizes=(8, 32), seconds=0.01)
+    world.source = LogSource(TOPIC, logs, seed=3, faults=world.faults, records_max=5)
+    worker = world.worker()
+    running = asyncio.create_task(worker.run())
+    pumping = asyncio.create_task(world.source.pump(worker.deliver))
+    await asyncio.sleep(0)
+    worker.assigned(world.source.assigned())
+    most = 0
+    for _ in range(100):
+        await asyncio.sleep(0.002)
+        most = max(most, *(len(p._queue) for p in worker._partitions.values()))
+    assert 0 < most <= 3
+    for task in (running, pumping):
+        task.cancel()
+    worker.revoked(world.source.assigned())
+    await asyncio.gather(running, pumping, return_exceptions=True)

@@ -1,0 +1,164 @@
+"""Second, real implementations of the stream's seams, in memory, with faults as inputs.
+
+`LogSource` hands out pieces of a list of records by the rules of `Source`, and can lose a piece on its way as a
+rebalance does. `ListSink` keeps what was produced. `Faults` says, by a seeded draw, what fails next; the faulty store
+and sink fail before or after they acted, which from outside look the same.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.errors import StoreUnavailable
+from featurestore.layout import Rows
+from featurestore.memory_store import MemoryStore
+from featurestore.store import Step
+from stream.errors import BrokerUnavailable
+from stream.fetched import FetchedBatch, Mark
+from stream.message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A Kafka record."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+class Faults:
+    """Draws "does this fail?" from a seed; `rate` 0 is a world without faults, and `calm()` makes it one."""
+
+    def __init__(self, seed: int, rate: float) -> None:
+        self._rng, self._rate = np.random.default_rng(seed), rate
+        self.drawn = 0
+
+    def strike(self) -> bool:
+        """Now?"""
+        hit = bool(self._rng.random() < self._rate)
+        self.drawn += hit
+        return hit
+
+    def calm(self) -> None:
+        """No faults from now on."""
+        self._rate = 0.0
+
+
+class FaultyStore(MemoryStore):
+    """A store whose answers get lost: before it acted, or after."""
+
+    def __init__(self, dtype: np.dtype[np.void], partitions: int, faults: Faults) -> None:
+        super().__init__(dtype, partitions)
+        self._faults = faults
+        self.applied = 0
+
+    async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
+        if self._faults.strike():
+            raise StoreUnavailable("lost on the way")
+        return await super().load(partition, customers)
+
+    async def apply(self, step: Step) -> None:
+        if self._faults.strike():
+            raise StoreUnavailable("lost on the way there")
+        await super().apply(step)
+        self.applied += 1
+        if self._faults.strike():
+            raise StoreUnavailable("lost on the way back")
+
+
+@dataclass(slots=True)
+class ListSink:
+    """Keeps messages by topic; may fail with some of them already out."""
+
+    faults: Faults = field(default_factory=lambda: Faults(0, 0.0))
+    sent: dict[str, list[Message]] = field(default_factory=dict)
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        await asyncio.sleep(0)
+        for message in messages:
+            if self.faults.strike():
+                raise BrokerUnavailable("no acknowledgement")
+            self.sent.setdefault(message.topic, []).append(message)
+
+
+class LogSource:
+    """A `Source` over lists of records, one list a partition. `pump` delivers until told to stop."""
+
+    def __init__(
+        self,
+        topic: str,
+        logs: Sequence[Sequence[LogRecord]],
+        *,
+        seed: int,
+        faults: Faults,
+        records_max: int = 50,
+    ) -> None:
+        self._topic, self._logs, self._faults, self._records_max = topic, logs, faults, records_max
+        self._rng = np.random.default_rng(seed)
+        self._places: dict[int, tuple[int, int]] = {}
+        self._paused: set[int] = set()
+        self._epoch = 0
+        self.marks: dict[int, Mark] = {}
+
+    def assigned(self) -> frozenset[int]:
+        return frozenset(range(len(self._logs)))
+
+    async def partition_count(self) -> int:
+        return len(self._logs)
+
+    async def log_range(self, partition: int) -> tuple[int, int]:
+        await asyncio.sleep(0)
+        return 0, len(self._logs[partition])
+
+    async def committed(self, partition: int) -> Mark | None:
+        return self.marks.get(partition)
+
+    async def seek(self, partition: int, offset: int) -> int:
+        await asyncio.sleep(0)
+        self._epoch += 1
+        self._places[partition] = (self._epoch, offset)
+        return self._epoch
+
+    def pause(self, partition: int) -> None:
+        self._paused.add(partition)
+
+    def resume(self, partition: int) -> None:
+        self._paused.discard(partition)
+
+    def mark(self, partition: int, offset: int, metadata: str = "") -> None:
+        if offset >= self.marks.get(partition, Mark(0, "")).offset:
+            self.marks[partition] = Mark(offset, metadata)
+
+    def revoke(self) -> None:
+        """Nothing is open any more."""
+        self._places.clear()
+        self._paused.clear()
+
+    async def pump(self, deliver: Callable[[FetchedBatch], Awaitable[None]]) -> None:
+        """Deliver pieces of random size for ever; one in so many is lost after its position has moved."""
+        while True:
+            await asyncio.sleep(0)
+            for partition, (epoch, start) in list(self._places.items()):
+                end = min(start + int(self._rng.integers(1, self._records_max)), len(self._logs[partition]))
+                if partition in self._paused or start == end:
+                    continue
+                self._places[partition] = (epoch, end)
+                batch = FetchedBatch(
+                    self._topic, partition, epoch, start, end, self._logs[partition][start:end]
+                )
+                # The last piece arrives: a loss is noticed by the next one, or by the rebalance that caused it.
+                if end == len(self._logs[partition]) or not self._faults.strike():
+                    await deliver(batch)
+
+    def done(self) -> bool:
+        """Everything is marked as applied and sent."""
+        return all(
+            self.marks.get(partition, Mark(0, "")).offset == len(log)
+            for partition, log in enumerate(self._logs)
+        )
