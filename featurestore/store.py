@@ -116,6 +116,7 @@ class Step:
             for wrong, problem in (
                 (len(names) > CUSTOMERS_MAX, f"{len(names)} customers, at most {CUSTOMERS_MAX}"),
                 (len(names) != n + len(self.forgotten), "a customer is named twice"),
+                (_unwritable(names), "a customer id is no valid Unicode"),
                 (self.rows.shape != (n,), f"rows of shape {self.rows.shape} for {n} customers"),
                 (self.due.shape != (n,), f"due times of shape {self.due.shape} for {n} customers"),
                 (self.rows.dtype != dtype, "rows of another layout than the store's"),
@@ -129,6 +130,15 @@ class Step:
         ]
         if problems:
             raise ValueError(f"step of partition {self.partition}: {'; '.join(problems)}")
+
+
+def _unwritable(names: Iterable[str]) -> bool:
+    """JSON can smuggle in half a surrogate pair, which UTF-8 cannot write."""
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 class Store(Protocol):

@@ -336,6 +336,7 @@ async def test_reset_leaves_an_empty_partition_and_fences_its_owner(backend: Bac
         ("at most", {"forgotten": [f"f{i}" for i in range(CUSTOMERS_MAX)]}),
         ("twice", {"customers": ["a", "a"]}),
         ("twice", {"forgotten": ["a"]}),
+        ("no valid Unicode", {"forgotten": ["\ud83e"]}),
         ("rows of shape", {"rows": rows_of(2, RNG)}),
         ("another layout", {"rows": np.zeros(1, "<i8")}),
         ("due times of shape", {"due": np.zeros(2, np.int64)}),

@@ -19,7 +19,7 @@ LINES_MAX = 300
 FAUST = ("stream/fetch_thread.py", "stream/transport.py", "stream/app.py")
 # One home for each third party: what is used in one place can be replaced in one place.
 HOMES: dict[str, tuple[str, ...]] = {
-    "redis": ("featurestore/redis_store.py",),
+    "redis": ("featurestore/redis_client.py",),
     "faust": FAUST,
     "mode": FAUST,
     "aiokafka": (*FAUST, "stream/kafka.py", "stream/topic_log.py"),
