@@ -3,11 +3,12 @@
     built-in defaults  <  the file given by --config or EBBTIDE_CONFIG  <  EBBTIDE_* variables  <  command line options
 
 A variable names a setting's path with double underscores (`EBBTIDE_KAFKA__GROUP=blue`); the two URLs also go by their
-short names. Every problem is reported at once, by the name a person can change. Without a URL for Kafka or Redis the
-command starts that server itself, locally.
+short names; an empty one counts as not set. Every problem is reported at once, by the name a person can change. Without
+a URL for Kafka or Redis the command starts that server itself, locally.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,6 +24,7 @@ from stream.kafka import KafkaSettings
 PREFIX = "EBBTIDE_"
 SHORT = {"EBBTIDE_KAFKA_URL": ("kafka", "url"), "EBBTIDE_REDIS_URL": ("redis", "url")}
 DEFAULT_SPEC = Path(__file__).parent / "specs" / "demo.yaml"
+_PASSWORD = re.compile(r"^([a-z+]+://[^/@]*:)[^@]*@")
 LOCAL = "local:0"
 """Stands for a Kafka URL that is not known yet: the local stack fills it in."""
 
@@ -67,7 +69,7 @@ class PolicySettings(_Frozen):
 
 
 class BatchingSettings(_Frozen):
-    """`deadline_s`: a score's due time after its oldest event; `linger_s`: how long an idle scorer waits for company."""
+    """`deadline_s`: a score's due time after its oldest event; `linger_s`: how long an idle scorer waits."""
 
     deadline_s: float = Field(default=0.05, gt=0)
     linger_s: float = Field(default=0.0, ge=0)
@@ -108,7 +110,9 @@ class Settings(_Frozen):
     def _relations(self) -> Self:
         wrong = []
         if self.kafka.fetch_records_max > CUSTOMERS_MAX:
-            wrong.append(f"kafka.fetch_records_max must not exceed {CUSTOMERS_MAX}: a batch is one atomic step")
+            wrong.append(
+                f"kafka.fetch_records_max must not exceed {CUSTOMERS_MAX}: a batch is one atomic step"
+            )
         if self.kafka.topic in (self.topics.alerts, self.topics.dead_letters, self.topics.scores):
             wrong.append("kafka.topic is also an output topic: the worker would read its own alerts")
         if wrong:
@@ -142,13 +146,14 @@ def load_settings(
     Raises SettingsError naming every setting that does not fit.
     """
     env = dict(os.environ if environment is None else environment)
-    file = file or (Path(env[PREFIX + "CONFIG"]) if PREFIX + "CONFIG" in env else None)
+    if file is None and env.get(PREFIX + "CONFIG"):
+        file = Path(env[PREFIX + "CONFIG"])
     data: dict[str, Any] = _read(file) if file is not None else {}
     for name, value in env.items():
-        if name in SHORT:
-            _put(data, SHORT[name], value)
-        elif name.startswith(PREFIX) and name != PREFIX + "CONFIG":
-            _put(data, tuple(name.removeprefix(PREFIX).lower().split("__")), yaml.safe_load(value))
+        if not name.startswith(PREFIX) or name == PREFIX + "CONFIG" or not value:
+            continue
+        # As text: pydantic reads numbers from it where the setting is one, and a token of digits stays a token.
+        _put(data, SHORT.get(name) or tuple(name.removeprefix(PREFIX).lower().split("__")), value)
     for path, value in options.items():
         if value is not None:
             _put(data, tuple(path.split(".")), value)
@@ -157,8 +162,34 @@ def load_settings(
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
-        raise SettingsError("settings do not fit: " + "; ".join(problems), hint="see the README") from None
+        problems = [
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
+        raise SettingsError(
+            "settings do not fit: " + "; ".join(problems),
+            hint="change them in --config FILE, or as EBBTIDE_GROUP__NAME",
+        ) from None
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """The settings as plain data for people: durations in words, no secret in it, nothing where nothing is set."""
+    data = settings.model_dump(mode="json", by_alias=True)
+    data["kafka"]["url"] = None if settings.local_kafka else settings.kafka.url
+    if settings.redis.url is not None:
+        data["redis"]["url"] = _PASSWORD.sub(r"\1***@", settings.redis.url.get_secret_value())
+    data["policy"] |= {name: duration_words(data["policy"][name]) for name in ("dwell", "cooldown")}
+    return data
+
+
+def quiet_libraries() -> None:
+    """Keep what TensorFlow tells its own developers off the terminal. Before its first import, or it has no effect."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def child_environment(**own: str) -> dict[str, str]:
+    """Our environment for a process that we start, with `own` as its only EBBTIDE_* variables."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | own
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""`ebbtide worker`: one worker until it is told to stop. What it is made of stands in `ops/serve.py`."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from ops import logs
+from ops.console import config_option, settings_of, stack, steps
+from ops.quiet import load_tensorflow
+
+
+@click.command()
+@config_option
+@click.option("--spec", type=click.Path(path_type=Path), metavar="FILE", help="Feature spec in YAML.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the model's versions."
+)
+@click.option("--port", type=click.IntRange(0, 65535), help="Port of the HTTP face; 0 takes a free one.")
+@click.option(
+    "--alerts-from", type=click.Choice(["now", "start"]), help="At a first start: alert on the past, too?"
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--log-form", type=click.Choice(["json", "text"]))
+def command(
+    config: Path | None,
+    spec: Path | None,
+    model: Path | None,
+    port: int | None,
+    alerts_from: str | None,
+    log_level: str | None,
+    log_form: str | None,
+) -> None:
+    """Run a worker: fold events into state, score, alert. SIGTERM or Ctrl-C ends it in good order.
+
+    Several workers share the partitions of the input topic.
+    """
+    settings = settings_of(
+        config, spec=spec, model=model, **{"http.port": port, "alerts_from": alerts_from},
+        **{"logs.level": log_level, "logs.form": log_form},
+    )  # fmt: skip
+    logs.configure(settings.logs.level, settings.logs.form)
+    load_tensorflow()
+    from ops.serve import work  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
+
+    with steps() as progress, stack(settings, progress) as complete:
+        if settings.local_kafka or settings.local_redis:
+            url = complete.redis.url
+            progress(
+                f"local servers run: Kafka at {complete.kafka.url}, Redis at {url and url.get_secret_value()}"
+            )
+        progress.end()
+        asyncio.run(work(complete))
