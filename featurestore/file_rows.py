@@ -29,8 +29,8 @@ from featurestore.errors import SpecError
 from featurestore.parse import VALUE_BYTES_MAX, decode
 from featurestore.spec import Mapping, Spec
 
-CHUNK_ROWS = 32_768
-"""Rows held as Python objects at once: about 30 MB."""
+CHUNK_ROWS = 4_096
+"""Rows held as Python objects at once: few enough to stay in the cache, and to die young for the garbage collector."""
 _GZIP_MAGIC = b"\x1f\x8b"
 _DELIMITERS = ",;\t|"
 
