@@ -67,19 +67,19 @@ class Cache:
         self, partition: int, head: Head | None, customers: Sequence[str]
     ) -> tuple[Rows, NDArray[np.bool_]]:
         """What is known of `customers` as of `head`: structured[n] (the caller's own, zeros where absent), found[n]."""
-        rows = np.zeros(len(customers), self._records.dtype)
         known = self._partitions.get(partition)
         if known is None or known.head != head:
-            return rows.view(self.dtype), np.zeros(len(customers), np.bool_)
+            return np.zeros(len(customers), self.dtype), np.zeros(len(customers), np.bool_)
         slots = self._slots_of(known, customers)
         found = slots >= 0
-        hits = slots[found]
-        if len(hits) == len(rows):
-            rows = self._records[hits]
+        if found.all():
+            rows = self._records[slots]
         else:
-            rows[found] = self._records[hits]
+            slots = slots[found]
+            rows = np.zeros(len(customers), self._records.dtype)
+            rows[found] = self._records[slots]
         self._round += 1
-        self._used[hits] = self._round
+        self._used[slots] = self._round
         return rows.view(self.dtype), found
 
     def put(self, step: Step) -> None:
@@ -139,7 +139,9 @@ class Cache:
         self._free_count += n
         self._used[slots] = _FREE
         self._customer_of[slots] = None
-        self._records[slots] = np.zeros((), self._records.dtype)  # what was forgotten is gone from memory, too
+        self._records[slots] = np.zeros(
+            (), self._records.dtype
+        )  # what was forgotten is gone from memory, too
 
 
 async def load_through(
