@@ -15,7 +15,8 @@ from featurestore.event import EventBatch
 from featurestore.fold import EVENT, EXPIRY_GRACE_MS, RESET, SILENCE, TERMINAL, Folder, Points
 from featurestore.fold_loop import elapse_rows, fold_events
 from featurestore.layout import Layout, Rows
-from featurestore.spec import Spec
+from featurestore.replay import replay, state_at
+from featurestore.spec import DAY_MS, Spec
 from tests.support.histories import START, History, State, columns, of, one, random_history, random_spec
 from tests.support.oracle import TOMBSTONE, Event, walk
 from tests.support.records import differences, expected, recorded
@@ -136,6 +137,21 @@ def test_time_passing_takes_the_silences_that_the_next_event_would(seed: int) ->
     for i, name in enumerate(batch.customers):
         assert state.rows[name].tobytes() == rows[i].tobytes(), spec.name
         assert seen[name] == told(points, i), spec.name
+
+
+@pytest.mark.parametrize("seed", SEEDS[:15])
+def test_replaying_a_log_offline_is_the_same_bytes(seed: int) -> None:
+    """`replay` works a log off in chunks and ends with the silences before a date: as a store would have, by itself."""
+    spec = random_spec(seed)
+    history = random_history(spec, seed, 200)
+    layout, batch = Layout(spec), columns(history)
+    until = int(batch.time.max()) + 30 * DAY_MS
+    rows, points = Folder(layout).fold(layout.empty(len(batch.customers)), batch)
+    _, last = Folder(layout).elapse(rows, until)
+    chunks = list(replay(layout, batch, until, chunk=17))
+    for i in range(len(batch.customers)):
+        assert [one for chunk in chunks for one in told(chunk, i)] == told(points, i) + told(last, i)
+    assert state_at(layout, batch, until, chunk=23).tobytes() == rows.tobytes()
 
 
 @pytest.mark.parametrize("seed", SEEDS[:15])
