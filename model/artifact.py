@@ -18,13 +18,11 @@ import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from featurestore.layout import Layout, Rows
 from featurestore.spec import Spec, dump_spec
@@ -32,14 +30,13 @@ from featurestore.vector import features
 from model import warmup
 from model.calibrator import Calibrator
 from model.errors import ModelMissing, ModelUnwritable
-from model.manifest import MANIFEST, Manifest, Thresholds, sha256_of, verify
+from model.manifest import MANIFEST, Facts, Manifest, sha256_of, verify
 from model.served import Served
 
 __all__ = [
     "SIZES",
     "Facts",
     "Manifest",
-    "Thresholds",
     "export",
     "latest_version",
     "locate",
@@ -50,16 +47,6 @@ __all__ = [
 SIZES = (8, 32, 128, 512)
 """Padded sizes, ascending: 8 for the lone event, 512 where throughput has flattened out."""
 LIBRARIES = ("ebbtide", "tensorflow", "keras", "numpy")
-
-
-class Facts(BaseModel):
-    """What only the trainer knows about a model. `data_hash`: sha256 of the examples; `metrics`: plain JSON."""
-
-    created: AwareDatetime
-    thresholds: Thresholds
-    data_hash: str
-    metrics: dict[str, Any] = {}
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def export(
@@ -97,15 +84,12 @@ def export(
         manifest = Manifest(
             name=spec.name,
             version=number,
-            created=facts.created,
+            **facts.model_dump(),
             layout_id=layout.id,
             horizon_ms=spec.horizon_ms,
             sizes=sizes,
             features=tuple(feature.name for feature in features(spec)),
-            thresholds=facts.thresholds,
             calibrator=calibrator,
-            metrics=facts.metrics,
-            data_hash=facts.data_hash,
             libraries={name: _library(name) for name in LIBRARIES},
             spec=dump_spec(spec),
             files={path: sha256_of(staging / path) for path in _files(staging)},

@@ -7,11 +7,10 @@ the layout it was made for.
 
 import hashlib
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from featurestore.errors import EbbtideError
 from featurestore.spec import Spec, parse_spec
@@ -24,13 +23,19 @@ MANIFEST = "manifest.json"
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Thresholds(BaseModel):
-    """p >= enter opens an episode, p < exit ends it. `alert_rate`: the share of customers that `enter` was chosen
-    to alert on the calibration slice."""
+class Facts(BaseModel):
+    """What only the trainer knows about a model.
 
+    p >= enter opens an episode, p < exit ends it; `alert_rate`: the share of customers that `enter` was chosen to
+    alert, on the calibration slice. `data_hash`: of the examples it learned from. `metrics`: plain JSON.
+    """
+
+    created: AwareDatetime
     enter: Probability
     exit: Probability
     alert_rate: Probability
+    data_hash: str
+    metrics: dict[str, Any] = {}
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="after")
@@ -40,24 +45,19 @@ class Thresholds(BaseModel):
         return self
 
 
-class Manifest(BaseModel):
+class Manifest(Facts):
     """What a version is. `files`: path below the version's folder -> sha256, hex; every file but the manifest."""
 
     name: str
     version: Annotated[int, Field(ge=1)]
-    created: datetime
     layout_id: str
     horizon_ms: int
-    sizes: tuple[Annotated[int, Field(ge=1)], ...]
+    sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
     features: tuple[str, ...]
-    thresholds: Thresholds
     calibrator: Calibrator
-    metrics: dict[str, Any]
-    data_hash: str
     libraries: dict[str, str]
     spec: dict[str, Any]
     files: dict[str, str]
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
     def title(self) -> str:

@@ -4,7 +4,7 @@ It is the only module that touches TensorFlow's global state, and must be called
 made, for TensorFlow freezes these settings then. It knows nothing of models.
 
 One thread for the operators is the default because it won: the rows of a dispatch are scored in blocks too
-small to be worth splitting (see `scorer.py`), a second thread gains nothing, and the other core belongs to
+small to be worth splitting (see `program.py`), a second thread gains nothing, and the other core belongs to
 the event loop, which parses, folds and stores while TensorFlow computes (it releases the GIL).
 """
 

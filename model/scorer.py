@@ -2,29 +2,28 @@
 
     rows structured[n], as_of ─▶ chunks ─▶ padded to 8 | 32 | 128 | 512 ─▶ one compiled program ─▶ p f4[n]
 
-It knows a verified model and the record layout; it knows nothing of customers, partitions or thresholds. Not
-for two threads at once: one thread scores, and a newer version is a new Scorer (`slot.py`).
+It knows a verified model and the record layout; it knows nothing of customers, partitions or thresholds. One
+thread scores at a time; a newer version is a new Scorer, and the slot says which one serves:
+
+    refresh (any thread):  newer version? ─▶ verify ─▶ load ─▶ warm (seconds) ──────┐
+    ScorerSlot.current:    ══════════ version 3 ════════════════════════════════════╪═ version 4 ═══▶
+    scoring thread:         [batch]   [batch]      [batch]   [batch]     [batch] [batch]   [batch]
 
 Invariants:
-  * *Nothing compiles in service.* Each size is one program with a fixed signature, compiled by XLA in `warm`; whatever
-    n is, it is padded to one of them. `traces` counts, and a test holds it still.
-  * *A row's bits depend on that row alone*, not on the size, its position or its neighbours. Matrix products are where
-    that breaks: the library chooses another kernel, which adds in another order, from 64 rows on (measured:
-    22 to 24 % of rows differed by up to 1.8e-7 between 32 and 128 rows; without XLA 57 %). So no product ever
-    has more than BLOCK rows: larger sizes are a loop over blocks *inside* the program, which costs nothing,
-    since a block stays in cache. `warm` compares the sizes on the warm-up rows and leaves out one that
-    disagrees.
-  * *One copy in.* A record is one run of bytes, so a batch is one uint8 tensor [size, itemsize], cut into fields in the
-    graph: 24 tensors less to make for every dispatch, which at 8 rows was most of the time.
-
-On a GPU the fixed cost of a dispatch dwarfs the rows, and its libraries choose kernels by shape: there one
-size serves all.
+  * *Nothing compiles in service.* Each size is one program with a fixed signature, compiled in `warm`; whatever n
+    is, it is padded to one of them. `traces` counts, and a test holds it still.
+  * *A row's bits depend on that row alone*, not on the size, its position or its neighbours (`program.py` says
+    how). `warm` compares the sizes on the warm-up rows and leaves out one that disagrees.
+  * *A batch is scored by one version*: whoever dispatches takes `slot.current` once, for scores and reasons
+    alike.
+  * *A bad version changes nothing*: it is refused by name, once, and the running one stays.
 """
 
 import logging
-from collections.abc import Callable
+import os
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -32,56 +31,52 @@ from numpy.typing import NDArray
 
 from featurestore.layout import Layout, Rows
 from model import runtime, warmup
-from model.errors import ModelDamaged
-from model.features import Tensor
+from model.artifact import locate, versions
+from model.errors import ModelDamaged, ModelError
 from model.manifest import Manifest, verify
+from model.program import Program
 
 log = logging.getLogger("ebbtide.model")
 
-BLOCK = 32
-"""Rows a matrix product. The library's small kernels serve up to 32 rows; 64 rows took another."""
-
-Program = Callable[[NDArray[np.uint8], NDArray[np.int64]], dict[str, NDArray[np.float32]]]
+REFRESH_NICENESS = 10
+"""The thread that compiles the next version yields to those that serve the present one."""
 
 
 class Scorer:
-    """A loaded model version. `Scorer.load(path, layout)` verifies and loads; `warm()` compiles; then `score`.
+    """A loaded model version.
 
-    sizes: padded sizes in use, ascending. manifest, version: what is being served.
+    sizes: padded sizes in use, ascending. manifest, version: what is being served. path: the version's folder.
     """
 
-    def __init__(
-        self, loaded: Any, manifest: Manifest, layout: Layout, warm_up: tuple[Rows, NDArray[np.int64]]
-    ) -> None:
+    def __init__(self, loaded: Any, path: Path, manifest: Manifest, layout: Layout) -> None:
+        self.path = path
         self.manifest = manifest
         self.version = manifest.version
         self.layout = layout
         self.device = runtime.device()
-        self.sizes = tuple(sorted(manifest.sizes)) if self.device == "/CPU:0" else (max(manifest.sizes),)
+        sizes = tuple(sorted(manifest.sizes))
+        self.sizes = sizes if self.device == "/CPU:0" else sizes[-1:]
         self._loaded = loaded  # the graph's functions do not keep their variables alive
-        self._warm_up = warm_up
         self._programs: dict[tuple[str, int], Program] = {}
-        self._traces = 0
 
     @classmethod
-    def load(cls, path: Path, layout: Layout) -> "Scorer":
-        """Verify and load the version in the folder `path`. Raises ModelError; compiles nothing yet."""
+    def load(cls, path: Path, layout: Layout, *, warm: bool = True) -> Self:
+        """Verify, load and `warm` a version. `path`: its folder, or one above it, which means the latest.
+
+        Raises ModelError. Takes some seconds, nearly all of them in `warm`.
+        """
+        path = locate(path)
         manifest = verify(path, layout.id)
         try:
             with tf.device(runtime.device()):
                 loaded = tf.saved_model.load(str(path))
-            warm_up = warmup.read(path, layout)
+            scorer = cls(loaded, path, manifest, layout)
+            if warm:
+                scorer.warm()
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
             raise ModelDamaged(
                 f"model {manifest.title} cannot be loaded: {error}", hint="publish it again with this release"
             ) from error
-        return cls(loaded, manifest, layout, warm_up)
-
-    @classmethod
-    def ready(cls, path: Path, layout: Layout) -> "Scorer":
-        """`load` and `warm` in one: what a watcher does off the hot path."""
-        scorer = cls.load(path, layout)
-        scorer.warm()
         return scorer
 
     def padded(self, n: int) -> int:
@@ -89,8 +84,8 @@ class Scorer:
         return next((size for size in self.sizes if size >= n), self.sizes[-1])
 
     def traces(self) -> int:
-        """How many programs were traced so far. After `warm` it stands still."""
-        return self._traces
+        """How often a program was traced so far. After `warm` it stands still."""
+        return sum(program.traces for program in self._programs.values())
 
     def score(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probability of churn within the horizon, float32[n] in [0, 1], of rows[n] as of as_of[n] (ms UTC)."""
@@ -101,40 +96,35 @@ class Scorer:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Features float32[n, F] in natural units and their contributions float32[n, F] in logit units.
 
-        A row's contributions add up to its calibrated logit less that of the same sequence with mean
-        features. For the few rows that become alerts: it has one program, of the smallest size.
+        A row's contributions add up to its calibrated logit less that of the same sequence with mean features.
+        For the few rows that become alerts: it has one program, of the smallest size.
         """
         out = self._run("explain", rows, as_of, self.sizes[:1])
         return out["features"], out["contributions"]
 
-    def features(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Features float32[n, F] in natural units, as `explain` gives them."""
-        return self.explain(rows, as_of)[0]
-
     def warm(self) -> None:
-        """Compile every program and run it once. Sizes whose bits differ on the warm-up rows are left out.
+        """Compile every program and run it once, 1 to 2 s each. Sizes that give other bits are left out.
 
-        Takes 1 to 2 s a size; call it off the hot path.
+        Raises OSError, KeyError or ValueError when the warm-up records are not what `warmup.write` wrote.
         """
-        rows, as_of = self._warm_up
-        found = {size: self._run("score", rows, as_of, (size,))["probability"] for size in self.sizes}
+        rows, as_of = warmup.read(self.path, self.layout)
+        bits = {
+            size: self._run("score", rows, as_of, (size,))["probability"].tobytes() for size in self.sizes
+        }
         # The largest is the reference: every size above a block is made of the same blocks.
-        right = found[self.sizes[-1]].tobytes()
-        agree = tuple(size for size in self.sizes if found[size].tobytes() == right)
-        if agree != self.sizes:
-            log.warning(
-                "sizes left out: they give other bits",
-                extra={"model": self.manifest.title, "sizes": self.sizes, "kept": agree},
-            )
-            self.sizes = agree
+        kept = tuple(size for size in self.sizes if bits[size] == bits[self.sizes[-1]])
+        if kept != self.sizes:
+            told = {"model": self.manifest.title, "sizes": self.sizes, "kept": kept}
+            log.warning("padded sizes that give other bits are left out", extra=told)
+            self.sizes = kept
         self.explain(rows[:1], as_of[:1])
 
     def _run(
         self, name: str, rows: Rows, as_of: NDArray[np.int64], sizes: tuple[int, ...]
     ) -> dict[str, NDArray[np.float32]]:
         """Cut into chunks of the largest size, pad the last one, run, drop the padding, join."""
-        n, width = len(rows), self.layout.itemsize
-        raw = np.ascontiguousarray(rows).view(np.uint8).reshape(n, width)
+        n = len(rows)
+        raw = np.ascontiguousarray(rows).view(np.uint8).reshape(n, self.layout.itemsize)
         as_of = np.ascontiguousarray(as_of, np.int64)
         parts = []
         for start in range(0, max(n, 1), sizes[-1]):
@@ -152,51 +142,72 @@ class Scorer:
 
     def _program(self, name: str, size: int) -> Program:
         if (name, size) not in self._programs:
-            self._programs[name, size] = self._compile(name, size)
+            signature = self._loaded.signatures[name]
+            self._programs[name, size] = Program(signature, self.layout, size, self.device)
         return self._programs[name, size]
 
-    def _compile(self, name: str, size: int) -> Program:
-        signature = self._loaded.signatures[name]
-        block = BLOCK if self.device == "/CPU:0" else size
 
-        def whole(raw: Tensor, as_of: Tensor) -> dict[str, Tensor]:
-            out: dict[str, Tensor] = signature(**_fields(self.layout, raw), as_of=as_of)
-            return out
+class ScorerSlot:
+    """Which scorer serves. Reading `current` and `swap` are atomic: one reference is read or replaced.
 
-        def program(raw: Tensor, as_of: Tensor) -> dict[str, Tensor]:
-            self._traces += 1
-            if size <= block:
-                return whole(raw, as_of)
-            shape = {
-                key: tf.TensorSpec((block, *spec.shape[1:]), spec.dtype)
-                for key, spec in signature.structured_outputs.items()
-            }
-            blocks = tf.reshape(raw, (-1, block, raw.shape[1])), tf.reshape(as_of, (-1, block))
-            out = tf.map_fn(lambda each: whole(*each), blocks, fn_output_signature=shape)
-            return {key: tf.reshape(value, (size, *value.shape[2:])) for key, value in out.items()}
+    refused: version -> why. A refused version is not tried again.
+    """
 
-        inputs = [tf.TensorSpec((size, self.layout.itemsize), tf.uint8), tf.TensorSpec((size,), tf.int64)]
-        with tf.device(self.device):
-            traced = tf.function(program, input_signature=inputs, jit_compile=True).get_concrete_function()
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self.refused: dict[int, str] = {}
 
-        def run(raw: NDArray[np.uint8], as_of: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
-            with tf.device(self.device):
-                out = traced(tf.constant(raw), tf.constant(as_of))
-            return {key: value.numpy() for key, value in out.items()}
+    @property
+    def current(self) -> Scorer:
+        """Take it once a dispatch, and score and explain with what was taken."""
+        return self._scorer
 
-        return run
+    def swap(self, scorer: Scorer) -> Scorer:
+        """Serve a warm `scorer` from the next dispatch on. Returns the one before; a batch under way ends with it."""
+        before, self._scorer = self._scorer, scorer
+        return before
+
+    def refresh(self) -> bool:
+        """Look once for versions newer than the one in service, latest first; load, warm and swap in the first that is
+        good. True when it swapped. Blocks for as long as that takes: call it from a thread that serves nobody."""
+        serving = self.current
+        for version in reversed(versions(serving.path.parent)):
+            if version <= serving.version:
+                break
+            if version in self.refused:
+                continue
+            try:
+                scorer = _load_quietly(serving.path.parent / str(version), serving.layout)
+            except ModelError as error:
+                self.refused[version] = str(error)
+                told = {"model": f"{serving.manifest.name}/{version}", "error": str(error)}
+                log.warning("model refused", extra={**told, "serving": serving.version})
+                continue
+            self.swap(scorer)
+            log.info("model swapped", extra={"model": scorer.manifest.title, "before": serving.version})
+            return True
+        return False
 
 
-def _fields(layout: Layout, raw: Tensor) -> dict[str, Tensor]:
-    """uint8[n, itemsize] -> {field: tensor[n, …]}: the record's bytes, cut where the layout says."""
-    fields = {}
-    for name in layout.model_fields:
-        kind, offset = layout.dtype.fields[name][:2]  # type: ignore[index]  # a structured dtype has fields
-        cut, width = raw[:, offset : offset + kind.itemsize], kind.base.itemsize
-        if width > 1:
-            cut = tf.bitcast(tf.reshape(cut, (-1, kind.itemsize // width, width)), tf.as_dtype(kind.base))
-        fields[name] = tf.reshape(cut, (-1, *kind.shape))
-    return fields
+def _load_quietly(path: Path, layout: Layout) -> Scorer:
+    """`Scorer.load` in a thread of low priority, since compiling takes a core for seconds."""
+    done: list[Scorer | BaseException] = []
+
+    def load() -> None:
+        if hasattr(os, "setpriority"):
+            # On Linux niceness belongs to a thread, and the threads it starts inherit it.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), REFRESH_NICENESS)
+        try:
+            done.append(Scorer.load(path, layout))
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits, and raised there
+            done.append(error)
+
+    thread = threading.Thread(target=load, name="model-loader")
+    thread.start()
+    thread.join()
+    if isinstance(done[0], BaseException):
+        raise done[0]
+    return done[0]
 
 
 def _pad(column: NDArray[Any], size: int) -> NDArray[Any]:
