@@ -6,6 +6,7 @@ commits anything, and only what a transaction committed is seen. The worker's ow
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -14,6 +15,15 @@ from aiokafka.partitioner import DefaultPartitioner
 from stream.errors import BrokerMisconfigured
 from stream.fetched import Record
 from stream.kafka import KafkaSettings, failure, ms, no_broker
+
+
+class LogRecord(Record, Protocol):
+    """A record that says where it lies."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
 
 
 @asynccontextmanager
@@ -55,11 +65,11 @@ async def log_ranges(settings: KafkaSettings, topic: str) -> dict[int, tuple[int
     return {tp.partition: (begin[tp], end[tp]) for tp in partitions}
 
 
-async def read_topic(settings: KafkaSettings, topic: str, *, follow: bool = False) -> AsyncIterator[Record]:
+async def read_topic(
+    settings: KafkaSettings, topic: str, *, follow: bool = False
+) -> AsyncIterator[LogRecord]:
     """Every record of `topic`, in order within a partition: up to what is there now, or for ever with
-    `follow`.
-
-    Records of ours have `.topic` and `.partition`, too. With `follow` it begins at the log's end as of now.
+    `follow`, which begins at the log's end as of now.
     """
     async with reader(settings, topic) as (consumer, partitions):
         try:

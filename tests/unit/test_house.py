@@ -22,7 +22,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "redis": ("featurestore/redis_client.py",),
     "faust": FAUST,
     "mode": FAUST,
-    "aiokafka": (*FAUST, "stream/kafka.py", "stream/topic_log.py"),
+    "aiokafka": (*FAUST, "stream/kafka.py", "stream/topic_log.py", "stream/bookmarks.py"),
     "tensorflow": ("model/",),
     "keras": ("model/",),
     "sklearn": ("model/",),

@@ -1,0 +1,130 @@
+"""`ebbtide dlq`: the dead letters, for whoever has to find out why and send them again."""
+
+import asyncio
+import hashlib
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from featurestore.contract import TIME_MS_MAX
+from ops.console import config_option, console, json_option, settings_of, steps, table_and_json
+from ops.errors import SettingsError
+from ops.settings import Settings
+from stream.alert import instant
+from stream.dead_letter_replay import Letter, Replayed, letters, replay
+from stream.kafka import KafkaSink
+
+reason_option = click.option(
+    "--reason", "reasons", multiple=True, metavar="NAME", help="Only of this reason; repeatable."
+)
+
+
+@click.group()
+def command() -> None:
+    """List the dead letters, send them back."""
+
+
+@command.command("list")
+@config_option
+@reason_option
+@click.option(
+    "--limit", type=click.IntRange(0), default=50, show_default=True, help="Show so many, the latest."
+)
+@json_option
+def list_letters(config: Path | None, reasons: tuple[str, ...], limit: int, json_path: Path | None) -> None:
+    """What lies in the dead-letter topic: why, from where, since when; no customer's id, only its hash."""
+    settings = _connected(config)
+    with steps() as progress:
+        progress(f"reading {settings.topics.dead_letters}")
+        counts, latest = asyncio.run(_read(settings, reasons, limit))
+    table = Table(box=None, pad_edge=False)
+    for name in ("reason", "position", "key", "bytes", "when", "detail"):
+        table.add_column(name, no_wrap=name != "detail", justify="right" if name == "bytes" else "left")
+    for row in latest:
+        position = f"{row['topic']}/{row['partition']}@{row['offset']}"
+        when = row["when"] or "-"
+        table.add_row(row["reason"], position, row["key_hash"] or "-", str(row["bytes"]), when, row["detail"])
+    total = sum(counts.values())
+    table_and_json(
+        table if latest else None, {"letters": total, "reasons": counts, "latest": latest}, json_path
+    )
+    said = ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.items(), key=lambda item: -item[1]))
+    console().print(f"{total:,} dead letters" + (f": {said}" if said else ""), soft_wrap=True)
+
+
+@command.command("replay")
+@config_option
+@reason_option
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@json_option
+def replay_letters(
+    config: Path | None, reasons: tuple[str, ...], dry_run: bool, json_path: Path | None
+) -> None:
+    """Send dead letters back to their topic as they came, each once.
+
+    What was sent is remembered by reason in Kafka, as the consumer group GROUP-dlq-replay, so that a second replay
+    sends only what came since. Letters that lie before a tombstone of their customer are passed over.
+    """
+    settings = _connected(config)
+    with steps() as progress:
+        progress(f"replaying {settings.topics.dead_letters}")
+        result = asyncio.run(_replay(settings, reasons, dry_run))
+    sent = sum(result.sent.values())
+    data = {
+        "sent": sent, "dry_run": dry_run, "reasons": dict(result.sent), "replayed_before": result.done_before,
+        "forgotten": result.forgotten, "of_another_topic": result.of_another_topic,
+    }  # fmt: skip
+    table_and_json(None, data, json_path)
+    verb = "would be sent" if dry_run else "sent"
+    said = ", ".join(f"{reason} {n:,}" for reason, n in result.sent.most_common())
+    passed = f"{result.done_before:,} replayed before, {result.forgotten:,} of customers forgotten since"
+    passed += f", {result.of_another_topic:,} of another topic" if result.of_another_topic else ""
+    console().print(
+        f"{sent:,} letters {verb} to {settings.kafka.topic}"
+        + (f" ({said})" if said else "")
+        + f"; passed over: {passed}",
+        soft_wrap=True,
+    )
+
+
+def _connected(config: Path | None) -> Settings:
+    settings = settings_of(config)
+    if settings.local_kafka:
+        raise SettingsError(
+            "there is no Kafka to read from: none is configured, and one started now would be empty",
+            hint="set EBBTIDE_KAFKA_URL",
+        )
+    return settings
+
+
+async def _read(
+    settings: Settings, reasons: tuple[str, ...], limit: int
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    counts: dict[str, int] = {}
+    latest: deque[dict[str, Any]] = deque(maxlen=limit)
+    async for letter in letters(settings.kafka, settings.topics.dead_letters, reasons):
+        counts[letter.reason] = counts.get(letter.reason, 0) + 1
+        latest.append(_row(letter))
+    return counts, list(latest)
+
+
+def _row(letter: Letter) -> dict[str, Any]:
+    record = letter.record
+    key_hash = None if record.key is None else hashlib.blake2b(record.key, digest_size=4).hexdigest()
+    dated = 0 < record.timestamp <= TIME_MS_MAX  # a producer may state any time at all
+    when = instant(record.timestamp).isoformat(timespec="seconds") if dated else None
+    return {
+        "reason": letter.reason, "topic": letter.source.topic, "partition": letter.source.partition,
+        "offset": letter.source.offset, "key_hash": key_hash, "when": when, "detail": letter.detail,
+        "bytes": len(record.value or b""),
+    }  # fmt: skip
+
+
+async def _replay(settings: Settings, reasons: tuple[str, ...], dry_run: bool) -> Replayed:
+    async with KafkaSink(settings.kafka) as sink:
+        return await replay(
+            settings.kafka, settings.topics.dead_letters, sink, reasons=reasons, dry_run=dry_run
+        )

@@ -1,0 +1,128 @@
+"""`ebbtide dlq` on a real Kafka: what is listed, what goes back, and what does not a second time."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ops.commands.dlq import command
+from stream.dead_letter import Position, letter
+from stream.kafka import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
+from stream.message import Message
+from stream.topic_log import LogRecord, read_topic
+from tests.support.services import Services
+
+pytestmark = pytest.mark.kafka
+
+
+class Bad:
+    """A record that could not be folded."""
+
+    def __init__(self, offset: int, key: bytes | None, value: bytes) -> None:
+        self.offset, self.timestamp, self.key, self.value = offset, 1_700_000_000_000 + offset, key, value
+        self.headers = (("trace", b"\x01"),)
+
+
+def settings_of(stack: Services, name: str) -> KafkaSettings:
+    return KafkaSettings(url=stack.kafka_url, group=name, topic=name)
+
+
+async def bury(settings: KafkaSettings, *messages: Message) -> None:
+    specs = [
+        TopicSpec(settings.topic, 2, "topics.partitions"),
+        TopicSpec(dead(settings), 2, "topics.partitions"),
+    ]
+    await ensure_topics(settings, specs)
+    async with KafkaSink(settings) as sink:
+        for message in messages:  # one by one: the order is part of the case
+            await sink.send_all([message])
+
+
+def dead(settings: KafkaSettings) -> str:
+    return f"{settings.topic}-dead-letters"
+
+
+def a_letter(
+    settings: KafkaSettings, offset: int, key: bytes | None, reason: str, topic: str = ""
+) -> Message:
+    position = Position(topic or settings.topic, 0, offset)
+    return letter(Bad(offset, key, b"{%d" % offset), position, reason, "because", topic=dead(settings))
+
+
+async def everything_in(settings: KafkaSettings) -> list[LogRecord]:
+    return [record async for record in read_topic(settings, settings.topic)]
+
+
+def dlq(
+    stack: Services, settings: KafkaSettings, tmp_path: Path, *arguments: str
+) -> tuple[str, dict[str, Any]]:
+    out = tmp_path / "out.json"
+    environment = {
+        "EBBTIDE_KAFKA_URL": stack.kafka_url, "EBBTIDE_KAFKA__TOPIC": settings.topic,
+        "EBBTIDE_KAFKA__GROUP": settings.group, "EBBTIDE_TOPICS__DEAD_LETTERS": dead(settings),
+    }  # fmt: skip
+    ran = CliRunner(env=environment).invoke(command, [*arguments, "--json", str(out)], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    return ran.stdout, json.loads(out.read_text())
+
+
+async def in_thread(call: Any, *arguments: Any) -> Any:
+    """A command has an event loop of its own."""
+    return await asyncio.to_thread(call, *arguments)
+
+
+async def test_letters_go_back_as_they_came_and_only_once(
+    stack: Services, unique_name: str, tmp_path: Path
+) -> None:
+    """Bytes, key, headers and timestamp are the record's own; a second replay sends only what came since."""
+    settings = settings_of(stack, unique_name)
+    await bury(
+        settings, a_letter(settings, 7, b"ann", "not_json"), a_letter(settings, 8, None, "not_json"),
+        a_letter(settings, 9, b"bob", "future"),
+    )  # fmt: skip
+    said, first = await in_thread(dlq, stack, settings, tmp_path, "replay", "--reason", "not_json")
+    assert first["sent"] == 2 and "2 letters sent" in said
+    back = sorted(await everything_in(settings), key=lambda record: record.timestamp)
+    assert [(r.key, r.value, r.timestamp) for r in back] == [
+        (b"ann", b"{7", 1_700_000_000_007), (None, b"{8", 1_700_000_000_008)
+    ]  # fmt: skip
+    assert all(tuple(r.headers) == (("trace", b"\x01"),) for r in back)
+
+    await bury(settings, a_letter(settings, 10, b"ann", "not_json"))
+    _, dry = await in_thread(dlq, stack, settings, tmp_path, "replay", "--dry-run")
+    assert dry["reasons"] == {"not_json": 1, "future": 1} and len(await everything_in(settings)) == 2
+    _, second = await in_thread(dlq, stack, settings, tmp_path, "replay")
+    assert second["reasons"] == {"not_json": 1, "future": 1} and second["replayed_before"] == 2
+    _, third = await in_thread(dlq, stack, settings, tmp_path, "replay")
+    assert third["sent"] == 0 and len(await everything_in(settings)) == 4
+
+
+async def test_somebody_forgotten_stays_forgotten(stack: Services, unique_name: str, tmp_path: Path) -> None:
+    """Letters before a customer's tombstone are passed over, later ones are not; a foreign topic gets nothing."""
+    settings = settings_of(stack, unique_name)
+    await bury(
+        settings, a_letter(settings, 1, b"ann", "future"), a_letter(settings, 2, b"bob", "future"),
+        Message(dead(settings), b"ann", None), a_letter(settings, 3, b"ann", "future"),
+        a_letter(settings, 4, b"bob", "future", topic="elsewhere"),
+    )  # fmt: skip
+    _, result = await in_thread(dlq, stack, settings, tmp_path, "replay")
+    assert result == {
+        "sent": 2, "dry_run": False, "reasons": {"future": 2}, "replayed_before": 0, "forgotten": 1,
+        "of_another_topic": 1,
+    }  # fmt: skip
+    assert sorted(r.value or b"" for r in await everything_in(settings)) == [b"{2", b"{3"]
+
+
+async def test_the_list_shows_why_and_where_and_no_customer(
+    stack: Services, unique_name: str, tmp_path: Path
+) -> None:
+    settings = settings_of(stack, unique_name)
+    await bury(settings, *(a_letter(settings, n, b"ann-onymous", "future") for n in range(5)))
+    await bury(settings, a_letter(settings, 5, b"ann-onymous", "not_json"))
+    said, data = await in_thread(dlq, stack, settings, tmp_path, "list", "--limit", "2")
+    assert data["letters"] == 6 and data["reasons"] == {"future": 5, "not_json": 1}
+    assert [row["offset"] for row in data["latest"]] == [4, 5]
+    assert f"{settings.topic}/0@5" in said and "because" in said and "onymous" not in said
