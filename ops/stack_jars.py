@@ -40,7 +40,7 @@ COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA}+org.slf4j:slf4j-simple:2.0.1
 LOCK = Path(__file__).with_name("kafka_jars.json")
 REGISTRY = MAVEN_CENTRAL_URL
 CACHE = Path.home() / ".cache" / "ebbtide"
-TIMEOUT_S = 20  # for one answer of the registry
+TIMEOUT_S = 10  # for one answer of the registry
 DOWNLOADS = 6  # at once
 
 
@@ -87,6 +87,7 @@ class KafkaJars:
             came = {pin for pin in wanted if (ready / _file_name(pin)).exists()}
             wanted -= came
             if wanted and not came:
+                shutil.rmtree(partial, ignore_errors=True)
                 raise RegistryUnreachable(
                     f"Apache Kafka {KAFKA} is not in the cache {self.folder}, and the package registry "
                     f"{self._registry} did not give it: {error}",
@@ -97,19 +98,29 @@ class KafkaJars:
         shutil.rmtree(partial, ignore_errors=True)
 
     def _fetch(self, maven: MavenContext, wanted: set[str], ready: Path) -> Exception | None:
-        """Try each wanted jar once; those that came whole are in `ready`. Returns the last failure."""
+        """Try each wanted jar once; those that came whole are in `ready`. Returns the last failure.
+
+        It gives up early where nothing comes or much fails: behind a firewall that drops packets in silence, one
+        answer takes TIMEOUT_S not to come, and 45 of them would be minutes.
+        """
         failure: Exception | None = None
+        failures = came = 0
         with ThreadPoolExecutor(DOWNLOADS) as pool:
             jobs = [pool.submit(self._fetch_one, _artifact(maven, pin), ready) for pin in wanted]
             try:
-                for n, job in enumerate(as_completed(jobs), len(self._pins) - len(wanted) + 1):
+                for job in as_completed(jobs):
                     error = job.exception()
                     if error is None:
+                        came += 1
+                        n = len(self._pins) - len(wanted) + came
                         self._progress(f"resolving Apache Kafka {KAFKA}: {n} of {len(self._pins)} jars")
                     elif isinstance(error, OSError) and error.errno is not None:
                         raise error  # of a file of ours: what the network does wrong comes without a number
                     elif isinstance(error, Exception):
-                        failure = error
+                        failure, failures = error, failures + 1
+                        if not came or failures == DOWNLOADS:
+                            pool.shutdown(wait=False, cancel_futures=True)
+                            break
             except BaseException:
                 pool.shutdown(
                     wait=False, cancel_futures=True
@@ -134,6 +145,8 @@ class KafkaJars:
             f"-Xmx{heap_mb}m",
             "-XX:+UseSerialGC",  # on two cores and a small heap: least memory, no threads of its own
             "-XX:+ExitOnOutOfMemoryError",
+            "-Xlog:disable",  # Java's own remarks on an AOT cache that does not fit in every part
+            "-Xlog:all=error:stderr",
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSZ",

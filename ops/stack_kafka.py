@@ -4,18 +4,16 @@ Knows how a small Kafka is configured, formatted, started and stopped; refuses t
 node is broker and controller (KRaft). Invariant: a node that went comes back on its port, with its data.
 """
 
-import base64
-import json
 import signal
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ops.errors import ServerFailed, StackError
+from ops.errors import ServerFailed
+from ops.stack_cluster import Identity, configuration
 from ops.stack_jars import REGISTRY, KafkaJars, Recording
-from ops.stack_keeper import Keeper, Progress, Server, free_ports, silent
+from ops.stack_keeper import Keeper, Progress, Server, silent
 from ops.stack_probe import kafka_nodes
 
 START_S = 90.0  # deadlines, not expectations: a start takes 1 to 3 s, far more on a machine that is busy
@@ -54,7 +52,7 @@ class KafkaNode:
     def configure(self, ports: list[tuple[int, int]], settings: dict[str, str]) -> None:
         """Write the configuration. `ports` are each node's client and controller port."""
         self.port = ports[self.number - 1][0]
-        lines = _configuration(self.number, ports, self._data) | settings
+        lines = configuration(self.number, ports, self._data) | settings
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
 
     def formatting(self) -> Server | None:
@@ -90,6 +88,7 @@ class LocalKafka:
     With a `keeper` it lives in that keeper's folder and ends with it; without, it makes its own (`directory` and
     `keep` as there). `settings` are added to each node's configuration and win over ours. `heap_mb` is each node's.
     `nodes[i]` is killed, terminated and restarted by itself. `progress` gets a line for whatever takes a while.
+    Without an AOT cache, a single broker `record`s one: Java watches itself run and stops some 6 s later, once.
     """
 
     def __init__(
@@ -103,12 +102,13 @@ class LocalKafka:
         keeper: Keeper | None = None,
         cache: Path | None = None,
         registry: str = REGISTRY,
+        record: bool = True,
         progress: Progress = silent,
     ) -> None:
         self._jars = KafkaJars(cache, registry, progress)
         self._brokers, self._heap_mb, self._settings = brokers, heap_mb, dict(settings or {})
         self._directory, self._keep, self._keeper, self._owns = directory, keep, keeper, keeper is None
-        self._progress = progress
+        self._progress, self._record = progress, record
         self._recording: Recording | None = None
         self.nodes: list[KafkaNode] = []
 
@@ -127,12 +127,12 @@ class LocalKafka:
         if self._keeper is None:
             self._keeper = Keeper(self._directory, keep=self._keep)
         try:
-            identity = _Identity(self._keeper.directory / "kafka.json", self._brokers)
+            identity = Identity(self._keeper.directory / "kafka.json", self._brokers)
             for number in range(1, self._brokers + 1):
                 name = f"kafka-{number}"
                 server = Server(self._keeper, name, self._keeper.directory / name)
                 self.nodes.append(KafkaNode(number, server, self._jars, identity.cluster_id, self._heap_mb))
-            if self._brokers == 1:
+            if self._brokers == 1 and self._record:
                 self._recording = Recording(self._jars)
             self._progress(f"starting Apache Kafka, {self._brokers} broker{'s' * (self._brokers > 1)}")
             self._launch(identity)
@@ -141,7 +141,7 @@ class LocalKafka:
             raise
         return self.url
 
-    def _launch(self, identity: "_Identity") -> None:
+    def _launch(self, identity: Identity) -> None:
         for left in reversed(range(PORT_TRIES)):
             try:
                 for node in self.nodes:
@@ -197,63 +197,11 @@ class LocalKafka:
         self.stop()
 
 
-class _Identity:
-    """What a cluster must find again when it starts on kept data: its id, and each node's two ports."""
+def warm(cache: Path | None = None, registry: str = REGISTRY, progress: Progress = silent) -> None:
+    """Have jars and AOT cache in place, by starting and stopping an empty broker: for an image, a bench, a test run.
 
-    def __init__(self, file: Path, brokers: int) -> None:
-        self._file = file
-        if file.exists():
-            known = json.loads(file.read_text())
-            self.cluster_id: str = known["cluster_id"]
-            self.ports = [(client, controller) for client, controller in known["ports"]]
-            if len(self.ports) != brokers:
-                raise StackError(
-                    f"{file.parent} holds a Kafka of {len(self.ports)} brokers, not {brokers}",
-                    hint="use another folder",
-                )
-        else:
-            self.cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            self.ports = [(0, 0)] * brokers
-            self.move()
-
-    def move(self) -> None:
-        """Take other ports."""
-        free = iter(free_ports(2 * len(self.ports)))
-        self.ports = list(zip(free, free, strict=True))
-        self._file.write_text(json.dumps({"cluster_id": self.cluster_id, "ports": self.ports}))
-
-
-def _configuration(number: int, ports: list[tuple[int, int]], data: Path) -> dict[str, str]:
-    n = len(ports)
-    client, controller = ports[number - 1]
-    replicas, in_sync = str(min(3, n)), str(min(2, n))
-    return {
-        "process.roles": "broker,controller",
-        "node.id": str(number),
-        "controller.quorum.voters": ",".join(f"{i}@127.0.0.1:{port}" for i, (_, port) in enumerate(ports, 1)),
-        "listeners": f"PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{client}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "controller.listener.names": "CONTROLLER",
-        "inter.broker.listener.name": "PLAINTEXT",
-        "log.dirs": str(data),
-        "auto.create.topics.enable": "false",
-        "default.replication.factor": replicas,
-        "min.insync.replicas": in_sync,
-        "offsets.topic.num.partitions": "4",
-        "offsets.topic.replication.factor": replicas,
-        "transaction.state.log.num.partitions": "4",
-        "transaction.state.log.replication.factor": replicas,
-        "transaction.state.log.min.isr": in_sync,
-        "share.coordinator.state.topic.num.partitions": "1",
-        "share.coordinator.state.topic.replication.factor": replicas,
-        "share.coordinator.state.topic.min.isr": in_sync,
-        "group.initial.rebalance.delay.ms": "0",
-        "group.min.session.timeout.ms": "1000",  # so that a test that kills a worker need not wait 6 s for the group
-        "log.retention.ms": "-1",  # replayed history carries old timestamps: retention by time would eat it
-        "log.cleaner.dedupe.buffer.size": str(4 << 20),  # 128 MB by default, half our heap
-        "num.io.threads": "4",
-        "background.threads": "2",
-        "broker.session.timeout.ms": "3000",  # a killed node is known dead, and may register again, that much later
-        "broker.heartbeat.interval.ms": "500",
-    }
+    About 12 s the first time, nothing after. Raises StackError.
+    """
+    if not KafkaJars(cache, registry).aot.exists():
+        with LocalKafka(cache=cache, registry=registry, progress=progress):
+            pass

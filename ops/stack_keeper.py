@@ -5,6 +5,7 @@ time: a server is ready when its own probe says so, it failed when its process e
 a deadline. Invariant: every server belongs to one `Keeper`, and when the keeper ends, in whatever way, so do they.
 """
 
+import fcntl
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from ops.errors import ServerFailed, StackError, StackGone
 from stream.clock import SystemClock
@@ -64,6 +65,19 @@ def free_ports(n: int) -> list[int]:
     )
 
 
+def _only_user(directory: Path) -> IO[str]:
+    """A lock on the folder, for as long as the file is open."""
+    lock = (directory / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise StackError(
+            f"another local stack runs in {directory}", hint="use its URLs, end it, or use another folder"
+        ) from error
+    return lock
+
+
 class Keeper:
     """A folder and the watchdog process over it. Thread-safe; a context manager that ends itself.
 
@@ -72,11 +86,13 @@ class Keeper:
 
     def __init__(self, directory: Path | None = None, *, keep: bool = False) -> None:
         self.kept = keep or directory is not None
+        self._in_use: IO[str] | None = None
         if directory is None:
             self.directory = Path(tempfile.mkdtemp(prefix="ebbtide-stack-"))
         else:
             self.directory = directory.absolute()
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._in_use = _only_user(self.directory)
         self._lock = threading.Lock()
         self._asked = 0
         self._process = subprocess.Popen(
@@ -98,6 +114,10 @@ class Keeper:
         """Process id of the watchdog."""
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def ask(self, do: str, **more: object) -> dict[str, Any]:
         """One request, one reply. Raises StackGone when the watchdog is away, StackError when it refuses."""
         with self._lock:
@@ -112,8 +132,9 @@ class Keeper:
                 while answer.get("id") != self._asked:
                     answer = json.loads(stdout.readline())
             except (BrokenPipeError, ValueError) as error:  # no JSON: the end of the file
+                code = self._process.wait(10)
                 raise StackGone(
-                    "the keeper of the local servers was ended, and they with it",
+                    f"the keeper of the local servers ended (code {code}), and they with it",
                     hint="start the local stack again",
                 ) from error
         if "error" in answer:
@@ -122,11 +143,13 @@ class Keeper:
 
     def end(self) -> None:
         """Kill every server, remove the folder unless it is kept, end the watchdog. May be called twice."""
-        if self._process.returncode is None:
+        if not self.ended:
             with suppress(StackGone):
                 self.ask("end")
             with self._lock:
                 self._process.communicate()
+        if self._in_use is not None:
+            self._in_use.close()
         if not self.kept:
             shutil.rmtree(self.directory, ignore_errors=True)  # the watchdog's work, unless it was killed
 
@@ -158,7 +181,7 @@ class Server:
 
     @property
     def running(self) -> bool:
-        return self.started and self.code() is None
+        return self.started and not self.keeper.ended and self.code() is None
 
     def code(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""

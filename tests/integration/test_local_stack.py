@@ -20,6 +20,7 @@ from ops.local_stack import LocalKafka, LocalStack, LocalValkey
 from ops.stack_jars import KafkaJars, Recording
 from ops.stack_keeper import Keeper, Server, free_ports
 from ops.stack_probe import kafka_nodes, redis_pid
+from ops.stack_up import up
 from tests.support.services import Services
 
 ROOT = Path(__file__).parents[2]
@@ -121,8 +122,12 @@ async def test_kafka_keeps_its_data_and_port_over_kill_and_over_stop(
     try:
         assert await asyncio.to_thread(kafka.start) == url
         assert await consume(url, unique_name, 2) == [b"one", b"two"]
+        with pytest.raises(StackError, match="another local stack runs in"):
+            await asyncio.to_thread(LocalKafka(directory=tmp_path / "a folder").start)
     finally:
         await asyncio.to_thread(kafka.stop)
+    with pytest.raises(StackError, match="1 brokers, not 3"):
+        await asyncio.to_thread(LocalKafka(3, directory=tmp_path / "a folder").start)
 
 
 @pytest.fixture
@@ -147,35 +152,29 @@ async def test_three_brokers_serve_on_while_one_is_killed(
     assert await consume(url, unique_name, 3) == written
 
 
-def test_a_folder_of_one_broker_does_not_become_one_of_three(tmp_path: Path) -> None:
-    with LocalKafka(directory=tmp_path):
-        pass
-    with pytest.raises(StackError, match="1 brokers, not 3"):
-        LocalKafka(brokers=3, directory=tmp_path).start()
-
-
 PARENT = """
 import os, sys, threading, time
-from ops.local_stack import LocalStack
-stack = LocalStack(keep=False)
+from ops.local_stack import LocalStack, LocalValkey
+stack = LocalStack() if sys.argv[1] == "stack" else LocalValkey()
 starter = threading.Thread(target=stack.start)  # the thread that starts the servers ends at once: nothing may follow it
 starter.start(); starter.join()
 if os.fork() == 0:  # a child that holds every file of its parent, the watchdog's pipe among them
-    time.sleep(float(sys.argv[1]))
+    time.sleep(60)
     os._exit(0)
-stack.check()
-servers = [stack.kafka.nodes[0].server.pid, stack.valkey.server.pid, stack._keeper.pid]
-print(stack.directory, *servers, flush=True)
+servers = [stack.kafka.nodes[0].server, stack.valkey.server] if sys.argv[1] == "stack" else [stack.server]
+assert all(server.running for server in servers)
+print(stack._keeper.directory, stack._keeper.pid, *(server.pid for server in servers), flush=True)
 time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_server_outlives_its_parent(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "what"), [(signal.SIGKILL, "stack"), (signal.SIGTERM, "valkey"), (signal.SIGINT, "valkey")]
+)
+def test_no_server_outlives_its_parent(number: signal.Signals, what: str) -> None:
     """Whatever way the parent ends: its servers, their watchdog and the temporary folder go."""
-    orphan_s = 30.0
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(orphan_s)],
+        [sys.executable, "-c", PARENT, what],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -197,19 +196,14 @@ def test_no_server_outlives_its_parent(number: signal.Signals) -> None:
 
 def test_servers_end_with_their_watchdog() -> None:
     """A watchdog killed with SIGKILL takes its servers along, and whoever asks it next is told so."""
-    keeper = Keeper()
-    try:
-        with LocalValkey(keeper=keeper) as valkey:
-            assert valkey.server is not None
-            os.kill(keeper.pid, signal.SIGKILL)
-            pid = valkey.server.pid
-            eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
-            with pytest.raises(StackGone):
-                valkey.kill()
-    except StackGone:
-        pass
-    finally:
-        keeper.end()
+    with Keeper() as keeper, LocalValkey(keeper=keeper) as valkey:
+        assert valkey.server is not None
+        pid = valkey.server.pid
+        os.kill(keeper.pid, signal.SIGKILL)
+        eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+        with pytest.raises(StackGone):
+            valkey.kill()
+        assert not valkey.running
     assert not keeper.directory.exists()
 
 
@@ -230,12 +224,20 @@ def test_stack_up_prints_its_urls_and_ends_with_ctrl_c() -> None:
         assert redis_pid(int(redis.split(":")[2].split("/")[0])) is None
 
 
-def test_a_server_that_ends_by_itself_is_noticed() -> None:
-    with LocalStack() as stack:
-        stack.check()
-        stack.valkey.kill()
-        with pytest.raises(ServerFailed, match="valkey ended with code -9"):
-            stack.check()
+def test_stack_up_ends_with_an_error_when_a_server_ends() -> None:
+    """Nobody is left with half a stack: Valkey is killed from outside, `up` says so and takes Kafka down."""
+    lines: list[str] = []
+
+    def write(line: str) -> None:
+        lines.append(line)
+        if line.startswith("export EBBTIDE_REDIS_URL"):
+            pid = redis_pid(int(line.rpartition(":")[2].partition("/")[0]))
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(ServerFailed, match="valkey ended with code -9"):
+        up(write=write)
+    assert kafka_nodes(int(lines[0].split(":")[1])) is None
 
 
 def test_no_route_to_the_registry_is_one_clear_error(tmp_path: Path) -> None:
@@ -252,11 +254,12 @@ def test_no_route_to_the_registry_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_broker_that_refuses_to_start_says_why() -> None:
-    """The error carries the end of the server's log; nothing is left running."""
+    """The error carries the end of the server's log; nothing is left running, and stopping again is no error."""
     kafka = LocalKafka(settings={"log.retention.ms": "soon"})
     with pytest.raises(ServerFailed, match=r"log\.retention\.ms"):
         kafka.start()
-    assert not any(node.running for node in kafka.nodes if node.server.started)
+    assert not any(node.running for node in kafka.nodes)
+    kafka.stop()
 
 
 def test_a_server_that_never_answers_meets_its_deadline(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.local_stack import LocalStack, LocalValkey
+from ops.local_stack import LocalStack, LocalValkey, warm
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Services:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Services]:
     """One Kafka and one Valkey, shared by the whole session."""
+    warm()  # once a machine: every broker of this suite then starts in half the time
     local = LocalStack()
     kafka_url, redis_url = local.start()
     try:
