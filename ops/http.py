@@ -32,7 +32,9 @@ from stream.decisions import OPEN
 CUSTOMER_CHARS_MAX = 128
 
 
-Ask = Callable[[Rows, NDArray[np.int64]], Awaitable[tuple[float, NDArray[np.float32], NDArray[np.float32], int]]]
+Ask = Callable[
+    [Rows, NDArray[np.int64]], Awaitable[tuple[float, NDArray[np.float32], NDArray[np.float32], int]]
+]
 """One row and its time to (p, features, contributions, version), computed where it does not stop the event loop."""
 
 
@@ -115,7 +117,12 @@ class Face:
                 if row["scored_at"]
                 else None,
                 "features": {
-                    f.name: {"value": float(v), "unit": f.unit, "contribution": float(c), "words": f.say(float(v))}
+                    f.name: {
+                        "value": float(v),
+                        "unit": f.unit,
+                        "contribution": float(c),
+                        "words": f.say(float(v)),
+                    }
                     for f, v, c in zip(self._features, values, contributions, strict=True)
                 },
             }
@@ -127,7 +134,9 @@ class Face:
             return
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), token.get_secret_value().encode()):
-            raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"}, reason="a bearer token is needed")
+            raise web.HTTPUnauthorized(
+                headers={"WWW-Authenticate": "Bearer"}, reason="a bearer token is needed"
+            )
 
     def _as_of(self, text: str | None, known_ms: int) -> int:
         if text is None:
@@ -139,7 +148,9 @@ class Face:
         except (ValueError, OverflowError):
             raise web.HTTPBadRequest(reason="as_of is RFC 3339, epoch milliseconds or `now`") from None
         if not known_ms <= ms <= 253_402_300_799_999:
-            raise web.HTTPBadRequest(reason=f"as_of lies before what is known ({known_ms} ms), or after the year 9999")
+            raise web.HTTPBadRequest(
+                reason=f"as_of lies before what is known ({known_ms} ms), or after the year 9999"
+            )
         return ms
 
 

@@ -4,6 +4,8 @@ One prefix, base units, no customer in a label. Buckets stand around the objecti
 milliseconds for a dispatch (the Python client has no native histograms). Series of a partition go away with it.
 """
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -84,7 +86,7 @@ class Metrics:
         self._reopened = Counter(
             "ebbtide_partition_reopened_total", "Times a partition went back to its head, by reason.", ["reason"], registry=r
         )  # fmt: skip
-        self._model = Gauge("ebbtide_model_version", "Version in service.", ["model"], registry=r)
+        self._model = Gauge("ebbtide_model_version", "Version of the model in service.", registry=r)
         self._lag = Gauge(
             "ebbtide_partition_lag_records",
             "Offsets between position and log end.",
@@ -142,9 +144,9 @@ class Metrics:
     def queued(self, rows: int) -> None:
         self._queue.set(rows)
 
-    def serving(self, model: str, version: int) -> None:
-        """Which version answers now."""
-        self._model.labels(model).set(version)
+    def serving(self, current: Callable[[], int]) -> None:
+        """Whom to ask which model version answers now."""
+        self._model.set_function(current)
 
     def render(self) -> bytes:
         """The exposition, as `/metrics` serves it."""

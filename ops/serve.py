@@ -24,6 +24,7 @@ from featurestore.layout import Layout, Rows
 from featurestore.parse import ParseLimits, Parser
 from featurestore.redis_store import RedisStore
 from featurestore.spec import Spec, load_spec
+from model.runtime import configure as configure_tensorflow
 from model.scorer import Scorer, ScorerSlot
 from ops.http import Face
 from ops.metrics import Metrics
@@ -68,7 +69,9 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
         TopicSpec(topics.dead_letters, topics.partitions, "topics.partitions"),
     ]
     if topics.scores is not None:
-        specs.append(TopicSpec(topics.scores, topics.partitions, "topics.partitions", {"cleanup.policy": "compact"}))
+        specs.append(
+            TopicSpec(topics.scores, topics.partitions, "topics.partitions", {"cleanup.policy": "compact"})
+        )
     return specs
 
 
@@ -98,10 +101,14 @@ async def work(settings: Settings, *, on_ready: asyncio.Event | None = None) -> 
     spec = load_spec(settings.spec)
     settings.check_spec(spec)
     layout, metrics, clock = Layout(spec), Metrics(), SystemClock()
+    log.info("loading the model", extra={"device": configure_tensorflow(), "model": str(settings.model)})
     slot = ScorerSlot(await asyncio.to_thread(Scorer.load, settings.model, layout))
     await check_connection(settings.kafka)
     counts = await ensure_topics(settings.kafka, topic_specs(settings))
-    async with open_store(settings, layout, counts[settings.kafka.topic]) as store, KafkaSink(settings.kafka) as sink:
+    async with (
+        open_store(settings, layout, counts[settings.kafka.topic]) as store,
+        KafkaSink(settings.kafka) as sink,
+    ):
         batcher = Batcher(
             lambda: slot.current,
             clock,
@@ -134,15 +141,24 @@ def _warm(folder: Folder, layout: Layout) -> None:
 
 
 async def _serve(
-    settings: Settings, tools: Tools, slot: ScorerSlot, spec: Spec, metrics: Metrics, on_ready: asyncio.Event | None
+    settings: Settings,
+    tools: Tools,
+    slot: ScorerSlot,
+    spec: Spec,
+    metrics: Metrics,
+    on_ready: asyncio.Event | None,
 ) -> None:
     worker = Worker(
-        tools, alerts_from=settings.alerts_from, limits=Limits(queued_batches_max=settings.batching.queued_batches_max)
+        tools,
+        alerts_from=settings.alerts_from,
+        limits=Limits(queued_batches_max=settings.batching.queued_batches_max),
     )
     source = FaustSource(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
     worker.attach(source)
 
-    async def ask(rows: Rows, as_of: NDArray[np.int64]) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
+    async def ask(
+        rows: Rows, as_of: NDArray[np.int64]
+    ) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
         scored = await tools.batcher.score(rows, as_of, events=0, oldest_ms=tools.clock.now_ms())
         values, contributions = await tools.batcher.explain(rows, as_of)
         return float(scored.p[0]), values[0], contributions[0], int(scored.version[0])
@@ -164,7 +180,9 @@ async def _serve(
     watching = asyncio.create_task(_watch_models(settings, slot, metrics), name="models")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
-        log.info("serving", extra={"address": await face.start(), "spec": spec.name, "layout": tools.layout.id})
+        log.info(
+            "serving", extra={"address": await face.start(), "spec": spec.name, "layout": tools.layout.id}
+        )
         await source.start()
         failing = asyncio.create_task(source.failed(), name="source")
         telling = asyncio.create_task(_tell_ready(worker, on_ready), name="ready")
@@ -210,9 +228,8 @@ async def _tell_ready(worker: Worker, on_ready: asyncio.Event | None) -> None:
 
 async def _watch_models(settings: Settings, slot: ScorerSlot, metrics: Metrics) -> None:
     """Swap to newer versions as they appear; a bad one is refused by name, and the running one stays."""
-    metrics.serving(slot.current.manifest.name, slot.current.version)
+    metrics.serving(lambda: slot.current.version)
     with contextlib.suppress(asyncio.CancelledError):
         while True:
             await asyncio.sleep(settings.model_watch_s)
-            if await asyncio.to_thread(slot.refresh):
-                metrics.serving(slot.current.manifest.name, slot.current.version)
+            await asyncio.to_thread(slot.refresh)
