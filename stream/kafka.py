@@ -107,6 +107,7 @@ class KafkaSettings(BaseModel):
             "bootstrap_servers": self.url.split(","),
             "client_id": self.client_id,
             "request_timeout_ms": ms(self.request_timeout_s),
+            "retry_backoff_ms": 250,  # aiokafka logs every try: an outage should not be four lines each 0.1 s
         }
 
 
@@ -186,10 +187,8 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) ->
         if found.get(name, 0) < spec.partitions
     ]
     if wrong:
-        settings_named = ", ".join(sorted({spec.setting for spec in wanted.values()}))
-        raise BrokerMisconfigured(
-            "; ".join(wrong), hint=f"set {settings_named} to what is there, or use a new topic"
-        )
+        names = ", ".join(sorted({spec.setting for spec in wanted.values()}))
+        raise BrokerMisconfigured("; ".join(wrong), hint=f"set {names} to what is there, or use a new topic")
     return found
 
 

@@ -20,6 +20,7 @@ from aiokafka import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, AppT, ConsumerMessage
 from mode import ServiceT
+from mode.threads import ServiceThread, WorkerThread
 from yarl import URL
 
 from stream.errors import PartitionRevoked
@@ -28,6 +29,14 @@ from stream.fetched import FetchedBatch, Mark, OnPartitions
 from stream.kafka import KafkaSettings
 
 NEVER = Mark(-1, "")  # what Kafka holds for a partition that was never committed
+
+
+class DyingThread(WorkerThread):
+    """Dies with the process: a worker that failed halfway must not live on as a member of the group."""
+
+    def __init__(self, service: ServiceThread, **kwargs: Any) -> None:
+        super().__init__(service, **kwargs)
+        self.daemon = True
 
 
 class BatchConsumer(driver.Consumer):
@@ -48,7 +57,7 @@ class BatchConsumer(driver.Consumer):
         super().__init__(transport, *args, **kwargs)  # makes the thread, which reads the above
 
     def _new_consumer_thread(self) -> BatchThread:
-        return BatchThread(self, self._settings, self, loop=self.loop, beacon=self.beacon)
+        return BatchThread(self, self._settings, self, loop=self.loop, beacon=self.beacon, Worker=DyingThread)
 
     async def _drain_messages(self, fetcher: ServiceT) -> None:
         """Run by Faust as long as the worker lives: from the thread to the conductor, a message a batch.
