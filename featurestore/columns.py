@@ -124,10 +124,14 @@ class ColumnReader:
         self._kind_of_type = spec.kind_of_type
         kinds = spec.kinds
         self._paths = [tuple(kind.value.split(".")) if kind.value else () for kind in kinds]
-        self._attribute = np.array([kind.attribute is not None for kind in kinds])
+        self._textual = np.array([kind.attribute in ("category", "date") for kind in kinds])
         # Kinds whose value is not simply the number in the field `value`: these are read one by one.
-        apart = [len(path) > 1 or bool(path and text) for path in self._paths]
-        self._apart = np.array(apart) | self._attribute
+        self._apart = np.array(
+            [
+                kind.attribute is not None or len(path) > 1 or (text and path != ())
+                for kind, path in zip(kinds, self._paths, strict=True)
+            ]
+        )
         self._valued = np.array([bool(path) for path in self._paths])
         self._day_end = np.array([kind.stamp == "day_end" for kind in kinds])
 
@@ -206,8 +210,8 @@ class ColumnReader:
         if not self._text and str in set(map(type, raw)):
             name = field_words("value", self.mapping)
             for j in [j for j, value in enumerate(raw) if type(value) is str]:
-                raw[j] = None
-                if not self._attribute[kind[j]]:
+                raw[j] = None  # read again below, where it may be text
+                if not self._textual[kind[j]]:
                     out.refuse(index[j], Reason.WRONG_TYPE, f"{name}: expected a number, got text")
         for j in np.flatnonzero(self._apart[kind]).tolist():
             try:

@@ -33,7 +33,7 @@ TIME_MS_MIN, TIME_MS_MAX = 1, 253_402_300_799_999
 """Event times: 0 means never in a record, and the upper end is the last millisecond of the year 9999."""
 VALUE_MAX = 1e30
 """Records sum values in 32-bit floats (largest 3.4e38): bounded here, no sum of 10^8 events can become infinite."""
-RFC3339 = r"^\d{4}-\d{2}-\d{2}([Tt ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?([Zz]|[+-]\d{2}:\d{2})?)?$"
+RFC3339 = r"^(19[7-9]\d|[2-9]\d{3})-\d{2}-\d{2}([Tt ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?([Zz]|[+-]\d{2}:\d{2})?)?$"
 
 
 class Reason(StrEnum):
@@ -94,7 +94,7 @@ class Event(TypedDict):
     value: NotRequired[
         Annotated[
             Annotated[float, Field(allow_inf_nan=False, ge=-VALUE_MAX, le=VALUE_MAX)] | str | None,
-            Field(description="A number: an amount, say. For attributes it may be text: a category, a date."),
+            Field(description="A number: an amount, say. Text where a kind takes a category or a date."),
         ]
     ]
     properties: NotRequired[
