@@ -69,9 +69,8 @@ class LocalValkey:
             self._keeper = Keeper(self._directory, keep=self._keep)
         try:
             self.server = Server(self._keeper, self._name, self._keeper.directory / self._name)
-            last = (
-                self.server.folder / "port"
-            )  # kept data are found again where they were, if that is still free
+            # Kept data are found again where they were, if that port is still free.
+            last = self.server.folder / "port"
             self.port = int(last.read_text()) if last.exists() else free_ports(1)[0]
             for left in reversed(range(PORT_TRIES)):
                 try:
@@ -98,7 +97,7 @@ class LocalValkey:
     def restart(self) -> None:
         """Start again on the same port and data, and wait until it serves. It must not be running."""
         server = self._started()
-        server.spawn([*self._command(), *(["--requirepass", self._password] if self._password else [])])
+        server.spawn(self._command())
         server.wait_ready(lambda: redis_pid(self.port, self._password) == server.pid, START_S)
 
     def stop(self) -> None:
@@ -119,22 +118,21 @@ class LocalValkey:
         return self.server
 
     def _command(self) -> list[str]:
-        server = self._started()
-        return [
-            str(self._binary or _valkey()),
-            *(
-                "--port",
-                str(self.port),
-                "--bind",
-                "127.0.0.1",
-                "--dir",
-                str(server.folder),
-                "--daemonize",
-                "no",
-            ),
-            *("--appendonly", "yes" if self._appendonly else "no", "--appendfsync", "everysec", "--save", ""),
-            *("--maxmemory", str(self._maxmemory_bytes), "--maxmemory-policy", "noeviction"),
-        ]
+        options = {
+            "port": str(self.port),
+            "bind": "127.0.0.1",
+            "daemonize": "no",
+            "dir": str(self._started().folder),
+            "appendonly": "yes" if self._appendonly else "no",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory": str(self._maxmemory_bytes),
+            "maxmemory-policy": "noeviction",
+        }
+        if self._password:
+            options["requirepass"] = self._password
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        return [str(self._binary or _valkey()), *arguments]
 
     def __enter__(self) -> Self:
         self.start()

@@ -176,7 +176,10 @@ class Recording:
         self.path: Path | None = None
         if self._final.exists():
             return
-        self._lock = (jars.folder / "aot.lock").open("w")
+        try:
+            self._lock = (jars.folder / "aot.lock").open("w")
+        except OSError:  # a cache that others may read only: one does without
+            return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -20,6 +20,7 @@ START_S = 90.0  # deadlines, not expectations: a start takes 1 to 3 s, far more 
 FORMAT_S = 60.0
 STOP_S = 15.0
 RECORD_S = 60.0
+JAVA_TERMINATED = 128 + signal.SIGTERM  # the exit code of a Java that ended on SIGTERM by itself
 PORT_TRIES = 3  # a port that was free may be taken a moment later
 
 
@@ -169,10 +170,12 @@ class LocalKafka:
             running = [node for node in self.nodes if node.running]
             if self._recording is not None and self._recording.path is not None and running:
                 self._progress(
-                    "noting what Apache Kafka loads, to start it faster from now on (once, about 6 s)"
+                    "noting what Apache Kafka loads, to start faster from now on (once, about 6 s)"
                 )
-                running.pop().terminate(RECORD_S)
-                self._recording.keep()
+                node = running.pop()
+                node.terminate(RECORD_S)
+                if node.server.code() == JAVA_TERMINATED:
+                    self._recording.keep()
             if self._keeper.kept:
                 for node in running:  # all at once: a quorum that shrinks one by one makes the last ones wait
                     node.server.signal(signal.SIGTERM)
