@@ -100,7 +100,9 @@ def _fold_chunks(
         )
         rows[touched], points = folder.fold(rows[touched], events)
         event = np.where(points.event >= 0, points.event + np.int32(first), points.event)
-        yield replace(points, customer=touched[points.customer].astype(np.int32), event=event.astype(np.int32))
+        yield replace(
+            points, customer=touched[points.customer].astype(np.int32), event=event.astype(np.int32)
+        )
 
 
 def _snapshot(folder: Folder, rows: Rows, as_of: int, chunk: int) -> Iterator[Points]:

@@ -1,0 +1,38 @@
+"""How a model is trained: every number that is a choice, in one frozen object, with the reason beside it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.network import NetworkConfig
+
+
+class TrainConfig(BaseModel):
+    """Defaults suit logs of a thousand to a million customers on two cores."""
+
+    examples_max: Annotated[int, Field(ge=200)] = 100_000
+    """Decision points and snapshots together: about 1.5 KB each, and most of the time that training takes."""
+    snapshot_every_ms: Annotated[int, Field(ge=1)] | None = None
+    """Distance of the dates whose snapshots are examples; None: an eighth of the horizon."""
+    epochs_max: Annotated[int, Field(ge=1)] = 6
+    patience: Annotated[int, Field(ge=1)] = 2
+    batch: Annotated[int, Field(ge=8)] = 512
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3
+    network: NetworkConfig = NetworkConfig(dropout=0.2)
+    """`network.mixed_precision` trains in bfloat16 on a GPU; its `seed` is overridden by ours."""
+    refit: bool = True
+    """After the evaluation, train the published network again on all that is labelled (see `train.py`)."""
+    alert_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.10
+    """Of the customers who come up for a decision within one horizon, the share that is to get an alert."""
+    bootstrap: Annotated[int, Field(ge=20)] = 400
+    """Resamplings of customers behind each interval."""
+    seed: int = 0
+    log_dir: Path | None = None
+    """Where TensorBoard finds the curves; None: nowhere."""
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data that `TrainConfig.model_validate` reads back."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,39 @@
+"""How far a long piece of work has come: named stages with weights, and the seconds that each took.
+
+It reads no clock (one is given, or none) and draws nothing: whoever shows progress is told `(done, total, text)`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[float, float, str], None]
+"""progress(done, total, text): called now and then; `done` never decreases and ends at `total`, which is 100."""
+TOTAL = 100.0
+
+
+def nothing(_done: float, _total: float, _text: str) -> None:
+    """Progress that nobody watches."""
+
+
+class Stages:
+    """Stages one after the other; what one leaves of its weight is made up when it ends."""
+
+    def __init__(self, progress: Progress, clock: Callable[[], float] | None) -> None:
+        self._progress, self._clock = progress, clock
+        self._done = 0.0
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, text: str, weight: float) -> Iterator[Callable[[float], None]]:
+        """A stage worth `weight` of TOTAL; yields what takes its share done, 0 to 1."""
+        start, began = self._done, self._clock() if self._clock else 0.0
+
+        def share(part: float) -> None:
+            self._done = max(self._done, min(start + weight * min(max(part, 0.0), 1.0), TOTAL))
+            self._progress(self._done, TOTAL, text)
+
+        share(0.0)
+        yield share
+        share(1.0)
+        if self._clock:
+            self.seconds[text] = self._clock() - began
