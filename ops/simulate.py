@@ -152,7 +152,10 @@ def _newsletters(
     weeks = np.arange(np.floor(start / 7) * 7 + NEWSLETTER_DAY, start + s.days, 7.0)
     closed = np.full(s.customers, np.inf)
     closed[them.customer[them.closed]] = them.end[them.closed]
-    day = weeks[:, None] + rng.random((len(weeks), s.customers)) / 48  # sending takes half an hour
+    place = rng.random((len(weeks), s.customers))  # in the queue of that week
+    if s.mailing_days >= 1:
+        place[:] = place[:1]
+    day = weeks[:, None] + place * s.mailing_days
     sent = (day > seen) & (day < closed)
     return np.nonzero(sent)[1], day[sent]
 

@@ -53,6 +53,8 @@ class Scenario:
     """Share of leaves that are said: `account_closed`."""
     comes_back: float = 0.12
     """Share of silent leaves after which the customer joins again, weeks later."""
+    mailing_days: float = 1 / 48
+    """How long it takes to send the weekly newsletter to everyone. From a day on, everyone has an hour of their own."""
 
     def __post_init__(self) -> None:
         if self.customers < 1 or self.days <= 0 or self.start_ms < 1:

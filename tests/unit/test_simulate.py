@@ -129,6 +129,15 @@ def test_newsletters_go_to_everyone_known_also_to_those_who_left(sim: Simulated)
             assert after.sum() >= 2
 
 
+def test_a_mailing_spread_over_the_week_comes_to_each_at_an_hour_of_their_own() -> None:
+    spread = simulate(Scenario(5, 200, START_MS, 60.0, mailing_days=7.0))
+    mails = spread.events[spread.events["type"] == NEWSLETTER]
+    assert len(np.unique(mails["time_ms"] // DAY_MS % 7)) == 7
+    for customer in range(0, 200, 20):
+        hours = np.diff(mails["time_ms"][mails["customer"] == customer]) / 3_600_000
+        assert np.allclose(hours, 168, atol=0.01)
+
+
 def test_after_closing_the_account_nothing_comes(sim: Simulated) -> None:
     closings = sim.events[sim.events["type"] == ACCOUNT_CLOSED]
     assert len(np.unique(closings["customer"])) == len(closings)
