@@ -4,13 +4,13 @@ For commands and tests: the dead letters there are, the alerts as they come, how
 commits anything, and only what a transaction committed is seen. The worker's own input is `stream/transport.py`.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
-from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.partitioner import murmur2
 
 from stream.errors import BrokerMisconfigured
 from stream.fetched import Record
@@ -67,7 +67,7 @@ async def log_ranges(settings: KafkaSettings, topic: str) -> dict[int, tuple[int
 
 async def read_topic(
     settings: KafkaSettings, topic: str, *, follow: bool = False
-) -> AsyncIterator[LogRecord]:
+) -> AsyncGenerator[LogRecord, None]:
     """Every record of `topic`, in order within a partition: up to what is there now, or for ever with
     `follow`, which begins at the log's end as of now.
     """
@@ -95,5 +95,5 @@ async def read_topic(
 
 def partition_for(key: bytes, partitions: int) -> int:
     """The partition that a producer with Kafka's default partitioner (murmur2) gives this key."""
-    number: int = DefaultPartitioner()(key, list(range(partitions)), [])
-    return number
+    positive: int = murmur2(key) & 0x7FFFFFFF
+    return positive % partitions
