@@ -71,7 +71,8 @@ def test_cutting_the_log_into_batches_changes_no_byte(seed: int) -> None:
     whole = {name: (rows[i].tobytes(), told(points, i)) for i, name in enumerate(batch.customers)}
     cuts = np.sort(rng.choice(np.arange(1, len(history)), 12, replace=False))
     for edges in ([0, *map(int, cuts), len(history)], range(len(history) + 1)):
-        state, seen = State(layout), {name: [] for name in batch.customers}  # type: ignore[var-annotated]
+        state = State(layout)
+        seen: dict[str, list[tuple[int, int, bytes]]] = {name: [] for name in batch.customers}
         for start, end in pairwise(edges):
             piece = columns(history[start:end])
             new, some = Folder(layout).fold(state.load(piece.customers), piece)

@@ -168,6 +168,9 @@ def test_older_than_the_longest_window_is_counted_late() -> None:
     hour   0                           24 25     the longest window is 24 h
     visit  ◌ ◌                            ●      0 and 1 come after 25: only 0 is more than 24 h older
     """
+    early = Event(VISIT, START + HOUR_MS - 1)
+    assert known(spec_of(), at(VISIT, 25), at(VISIT, 1))["late_count"] == 0
+    assert known(spec_of(), at(VISIT, 25), early)["late_count"] == 1
     facts = known(spec_of(), at(VISIT, 25), at(VISIT, 1), at(VISIT, 0))
     assert facts["late_count"] == 1
     assert facts["first_seen"] == START
@@ -317,6 +320,10 @@ def test_days_are_counted_once_late_ones_too() -> None:
     assert known(spec, *events)["days"] == {2: 2, 70: 3}
     assert known(spec, *events, as_of=72)["days"] == {2: 1, 70: 3}
     assert known(spec, *events, as_of=70 * 24)["days"] == {2: 0, 70: 2}
+    one_word = spec_of(memory="90d", days_active=[64])
+    assert known(one_word, at(VISIT, 63 * 24), at(VISIT, 23))["days"] == {64: 2}, (
+        "the oldest day that is kept"
+    )
 
 
 def test_an_attribute_keeps_its_latest_value_by_time() -> None:
