@@ -128,7 +128,7 @@ def latest_version(home: Path) -> Path | None:
 def locate(path: Path) -> Path:
     """The version's folder that `path` means: itself, the latest below a model's folder, or below the one model of a
     folder of models. Raises ModelMissing otherwise."""
-    if (path / MANIFEST).is_file():
+    if (path / MANIFEST).is_file() or (path.name.isdigit() and path.is_dir()):
         return path
     if (latest := latest_version(path)) is not None:
         return latest

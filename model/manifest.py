@@ -94,13 +94,18 @@ def read_manifest(path: Path) -> Manifest:
 def verify(path: Path, layout_id: str | None = None) -> Manifest:
     """Check that a version's folder is what was published, byte for byte, and for this layout. Returns its manifest.
 
-    Raises ModelMissing (a file is gone), ModelDamaged (a checksum differs), ModelForeign (another layout).
+    Raises ModelMissing (a file is gone), ModelDamaged (a checksum or its number differs), ModelForeign (other layout).
     """
     manifest = read_manifest(path)
     if layout_id is not None and manifest.layout_id != layout_id:
         raise ModelForeign(
             f"model {manifest.title} was trained for record layout {manifest.layout_id}, not for {layout_id}",
             hint="serve it with the spec it was trained with, or train one with this spec",
+        )
+    if path.name.isdigit() and int(path.name) != manifest.version:
+        raise ModelDamaged(
+            f"model {_title(path)} calls itself {manifest.title}",
+            hint="versions are not renamed: publish it again, or copy it under its own number",
         )
     for name, expected in manifest.files.items():
         file = path / name

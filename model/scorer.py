@@ -38,7 +38,7 @@ from model.program import Program
 
 log = logging.getLogger("ebbtide.model")
 
-REFRESH_NICENESS = 10
+REFRESH_NICENESS = 5
 """The thread that compiles the next version yields to those that serve the present one."""
 
 
@@ -150,12 +150,14 @@ class Scorer:
 class ScorerSlot:
     """Which scorer serves. Reading `current` and `swap` are atomic: one reference is read or replaced.
 
-    refused: version -> why. A refused version is not tried again.
+    refused: version -> why. It is not tried again until its files change (it may have been copied there by hand, and be
+    half there when first looked at).
     """
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
         self.refused: dict[int, str] = {}
+        self._refused_files: dict[int, frozenset[tuple[str, int, int]]] = {}
 
     @property
     def current(self) -> Scorer:
@@ -174,12 +176,14 @@ class ScorerSlot:
         for version in reversed(versions(serving.path.parent)):
             if version <= serving.version:
                 break
-            if version in self.refused:
+            path = serving.path.parent / str(version)
+            files = _files(path)
+            if self._refused_files.get(version) == files:
                 continue
             try:
-                scorer = _load_quietly(serving.path.parent / str(version), serving.layout)
+                scorer = _load_quietly(path, serving.layout)
             except ModelError as error:
-                self.refused[version] = str(error)
+                self.refused[version], self._refused_files[version] = str(error), files
                 told = {"model": f"{serving.manifest.name}/{version}", "error": str(error)}
                 log.warning("model refused", extra={**told, "serving": serving.version})
                 continue
@@ -187,6 +191,12 @@ class ScorerSlot:
             log.info("model swapped", extra={"model": scorer.manifest.title, "before": serving.version})
             return True
         return False
+
+
+def _files(path: Path) -> frozenset[tuple[str, int, int]]:
+    """Name, size and time of every file: what changes while a version is still being copied."""
+    found = [(file.as_posix(), file.stat()) for file in path.rglob("*") if file.is_file()]
+    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
 def _load_quietly(path: Path, layout: Layout) -> Scorer:

@@ -1,0 +1,196 @@
+"""What every scorer promises, held against a real SavedModel: the same bits for a row wherever it travels, nothing
+compiled in service, reasons that add up, and a newer version in its place without a pause.
+"""
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from featurestore.layout import Layout
+from model.artifact import SIZES
+from model.program import BLOCK, Program
+from model.scorer import Scorer, ScorerSlot
+from tests.support.models import LAYOUT, TINY, Sample, publish, sample
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def scorer(folder: Path) -> Scorer:
+    return Scorer.load(folder, LAYOUT)
+
+
+@pytest.fixture(scope="module")
+def data() -> Sample:
+    return sample(1_024, seed=1)
+
+
+@pytest.fixture(scope="module")
+def right(scorer: Scorer, data: Sample) -> NDArray[np.float32]:
+    return scorer.score(data.rows, data.as_of)
+
+
+def in_pieces(scorer: Scorer, data: Sample, n: int) -> NDArray[np.float32]:
+    """Scored n rows at a time, which chooses the padded size."""
+    cuts = [data.of(slice(start, start + n)) for start in range(0, len(data), n)]
+    return np.concatenate([scorer.score(cut.rows, cut.as_of) for cut in cuts])
+
+
+def test_the_model_has_something_to_say(right: NDArray[np.float32]) -> None:
+    """Else equal bits would show nothing: probabilities all over the place, hardly any two alike."""
+    assert right.dtype == np.float32
+    assert ((right > 0) & (right < 1)).all()
+    assert right.std() > 0.02
+    assert len(np.unique(right)) > 0.9 * len(right)
+
+
+@pytest.mark.parametrize("n", [*SIZES, 1, 5, 27, 100, 300])
+def test_a_row_has_the_same_bits_in_every_size(
+    scorer: Scorer, data: Sample, right: NDArray[np.float32], n: int
+) -> None:
+    """Full sizes and padded ones; 1,024 rows in pieces of n."""
+    some = data if n >= 8 else data.of(slice(0, 64))
+    assert in_pieces(scorer, some, n).tobytes() == right[: len(some)].tobytes()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_row_has_the_same_bits_in_every_position_and_company(
+    scorer: Scorer, data: Sample, right: NDArray[np.float32], size: int
+) -> None:
+    """
+    rows      a b c d e f g h        each row visits other positions, among other neighbours
+    moved by  h a b c d e f g
+    shuffled  d h a f c b g e
+    """
+    moves = [np.roll(np.arange(len(data)), shift) for shift in (1, 3, 17, size // 2)]
+    moves += [np.random.default_rng(seed).permutation(len(data)) for seed in range(3)]
+    for order in moves:
+        assert in_pieces(scorer, data.of(order), size).tobytes() == right[order].tobytes()
+
+
+def test_one_row_in_every_position(scorer: Scorer, data: Sample, right: NDArray[np.float32]) -> None:
+    """The same row, repeated through a whole batch, is one number."""
+    for row in (1, 7, 50):
+        same = scorer.score(data.rows[[row] * 512], data.as_of[[row] * 512])
+        assert set(same.tolist()) == {float(right[row])}
+
+
+def test_nothing_is_traced_in_service(scorer: Scorer, data: Sample) -> None:
+    before = scorer.traces()
+    assert before == len(scorer.sizes) + 1  # each size, and the explanation
+    for n in (0, 1, 2, 3, 7, 8, 9, 31, 33, 100, 129, 511, 512, 513, 777, 1_024):
+        assert len(scorer.score(data.rows[:n], data.as_of[:n])) == n
+        values, contributions = scorer.explain(data.rows[: n // 20], data.as_of[: n // 20])
+        assert len(values) == len(contributions) == n // 20
+    assert scorer.traces() == before
+
+
+def test_padded_is_the_smallest_size_that_holds_them(scorer: Scorer) -> None:
+    assert [scorer.padded(n) for n in (1, 8, 9, 33, 512, 2_000)] == [8, 8, 32, 128, 512, 512]
+
+
+def test_reasons_add_up_to_the_logit(scorer: Scorer, folder: Path, data: Sample) -> None:
+    """Completeness (Sundararajan 2017): contributions sum to the logit less the reference's, here within 0.1 %."""
+    some = data.of(slice(0, 200))
+    signature = tf.saved_model.load(str(folder)).signatures["explain"]
+    plain = {name: value.numpy() for name, value in signature(**by_field(some)).items()}
+    values, contributions = scorer.explain(some.rows, some.as_of)
+    apart = plain["logit"] - plain["reference"]
+    assert np.abs(apart).max() > 0.5
+    np.testing.assert_allclose(contributions.sum(axis=1), apart, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(values, plain["features"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(contributions, plain["contributions"], rtol=1e-2, atol=1e-4)
+
+
+def test_anyone_may_call_the_signatures_by_field(
+    scorer: Scorer, folder: Path, data: Sample, right: NDArray[np.float32]
+) -> None:
+    """As TF Serving or a notebook does, without XLA: the same probabilities but for the last bits."""
+    loaded = tf.saved_model.load(str(folder))
+    out = loaded.signatures["score"](**by_field(data))
+    np.testing.assert_allclose(out["probability"].numpy(), right, atol=1e-6)
+    np.testing.assert_allclose(tf.sigmoid(out["logit"]).numpy(), out["probability"].numpy(), atol=1e-6)
+    features = loaded.signatures["features"](**by_field(data))["features"].numpy()
+    assert features.shape == (len(data), len(scorer.manifest.features))
+    assert np.isfinite(features).all()
+
+
+def test_silence_moves_the_head_and_not_the_sequence(folder: Path, data: Sample) -> None:
+    """With every feature at its mean only the sequence speaks, and it says the same whenever it is asked."""
+    signature = tf.saved_model.load(str(folder)).signatures["explain"]
+    later = Sample(data.rows, data.as_of + 9 * 86_400_000)
+    now, then = (signature(**by_field(when)) for when in (data, later))
+    assert now["reference"].numpy().tobytes() == then["reference"].numpy().tobytes()
+    assert np.abs(now["logit"].numpy() - then["logit"].numpy()).max() > 0.01
+
+
+def test_a_size_that_is_no_multiple_of_a_block_is_refused(scorer: Scorer) -> None:
+    with pytest.raises(ValueError, match=str(BLOCK)):
+        Program(None, LAYOUT, BLOCK + 8, "/CPU:0")
+
+
+def test_a_newer_version_takes_over_without_a_pause_and_a_bad_one_does_not(tmp_path: Path) -> None:
+    """
+    version   3 serves    4 good    5 damaged: refused by name
+    refresh   ├── 5: verify ──┼── 4: verify, load, warm ──┤ swap
+    scoring   ▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪    each batch wholly by 3 or wholly by 4
+    """
+    slot = ScorerSlot(Scorer.load(publish(tmp_path, spec=TINY, version=3, sizes=(8,)), Layout(TINY)))
+    publish(tmp_path, spec=TINY, seed=1, sizes=(8,))
+    fifth = publish(tmp_path, spec=TINY, sizes=(8,))
+    (fifth / "saved_model.pb").write_bytes(b"garbage")
+    few = sample(8, spec=TINY)
+    before = slot.current.score(few.rows, few.as_of)
+    swapped: list[bool] = []
+    refreshing = threading.Thread(target=lambda: swapped.append(slot.refresh()))
+    seen: list[tuple[int, bytes]] = []
+    refreshing.start()
+    while refreshing.is_alive():
+        scorer = slot.current
+        seen.append((scorer.version, scorer.score(few.rows, few.as_of).tobytes()))
+        time.sleep(0.005)  # the next batch is being fetched
+    after = slot.current.score(few.rows, few.as_of)
+    assert swapped == [True]
+    assert slot.current.version == 4
+    assert before.tobytes() != after.tobytes()
+    assert set(seen) <= {(3, before.tobytes()), (4, after.tobytes())}
+    assert len(seen) > 20, "scoring waited for the load"
+    assert "kiosk/5: saved_model.pb" in slot.refused[5]
+
+
+def test_a_version_copied_by_hand_is_taken_once_it_is_whole(tmp_path: Path) -> None:
+    """
+    copying   manifest ── graph, in part ── all of it
+    refresh           refused          refused    serves      once each, not at every look
+    """
+    whole = publish(tmp_path / "from", spec=TINY, version=2, sizes=(8,))
+    slot = ScorerSlot(Scorer.load(publish(tmp_path, spec=TINY, sizes=(8,)), Layout(TINY), warm=False))
+    target = tmp_path / "kiosk" / "2"
+    target.mkdir()
+    shutil.copy(whole / "manifest.json", target)
+    assert not slot.refresh()
+    assert "lacks its file" in slot.refused[2]
+    slot.refused[2] = "not looked at again"
+    assert not slot.refresh()
+    assert slot.refused[2] == "not looked at again"
+    shutil.copytree(whole, target, dirs_exist_ok=True)
+    (target / "saved_model.pb").write_bytes(b"half of")
+    assert not slot.refresh()
+    assert "saved_model.pb" in slot.refused[2]
+    shutil.copy(whole / "saved_model.pb", target)
+    assert slot.refresh()
+    assert slot.current.version == 2
+
+
+def by_field(data: Sample) -> dict[str, tf.Tensor]:
+    record = {name: tf.constant(data.rows[name]) for name in LAYOUT.model_fields}
+    return {**record, "as_of": tf.constant(data.as_of)}
