@@ -27,16 +27,18 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.consumer.fetcher import Fetcher, FetchError
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
+from stream import offsets
 from stream.errors import BrokerMisconfigured, HeadOutsideLog, PartitionRevoked
 from stream.fetched import FetchedBatch, Mark
-from stream.kafka import KafkaSettings, failure, ms
+from stream.kafka import KafkaSettings, failure, ms, no_broker
 
 POLL_S = 1.0  # how long a fetch waits for data before it reports that there is none
+COMMIT_S = 3.0  # how long a commit may take before it is given up and tried again with newer marks
 LAST_COMMIT_S = 1.0  # a revocation commits what is marked; but the whole group waits for it
+STOP_S = 5.0
 
 
 class Owner(Protocol):
@@ -64,7 +66,7 @@ class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka pub
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:  # noqa: ARG002 -- it is all we own
         last = self._thread.close_all()  # before the first await: from here on nothing is fetched
         if last:
-            await self._thread.commit_now(last, LAST_COMMIT_S)
+            await self._thread.commit_last(last)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         self._thread.own(frozenset(assigned))
@@ -237,6 +239,9 @@ class BatchThread(AIOKafkaConsumerThread):
         self.parent_loop.call_soon_threadsafe(self._owner.revoked, revoked)
         return last
 
+    async def commit_last(self, marks: Mapping[TopicPartition, Mark]) -> None:
+        await offsets.commit(self._settings, self._ensure_consumer(), marks, LAST_COMMIT_S)
+
     def own(self, assigned: frozenset[TopicPartition]) -> None:
         """These are ours now. aiokafka pauses them, so that it fetches nothing before `open` said from where."""
         self._ensure_consumer().pause(*assigned)
@@ -251,50 +256,43 @@ class BatchThread(AIOKafkaConsumerThread):
     # -- what the broker knows
 
     async def log_range(self, tp: TopicPartition) -> tuple[int, int]:
-        consumer = self._own_consumer(tp)
-        begin, end = await self._ask(
-            asyncio.gather(consumer.beginning_offsets([tp]), consumer.end_offsets([tp]))
-        )
-        return begin[tp], end[tp]
+        return await offsets.log_range(self._settings, self._own_consumer(tp), tp)
 
     async def committed(self, tp: TopicPartition) -> Mark | None:
-        coordinator = self._own_consumer(tp)._coordinator
-        found = (await self._ask(coordinator.fetch_committed_offsets([tp]))).get(tp)
-        return None if found is None else Mark(found.offset, found.metadata)
+        return await offsets.committed(self._settings, self._own_consumer(tp), tp)
 
     async def commit_marks(
-        self, marks: Mapping[TopicPartition, Mark], owned: frozenset[TopicPartition], timeout_s: float
+        self, marks: Mapping[TopicPartition, Mark], owned: frozenset[TopicPartition]
     ) -> bool:
         """Commit `marks`, made while `owned` was ours. False if Kafka may not have them: they stay to be committed.
 
         A commit does not outlive its assignment: delayed past two rebalances, it could take a mark back.
         """
-        if owned is not self._owned or not marks:
+        if owned is not self._owned:
             return False
         self._committing = asyncio.current_task()
         try:
-            return await self.commit_now(marks, timeout_s)
+            return await offsets.commit(self._settings, self._ensure_consumer(), marks, COMMIT_S)
         finally:
             self._committing = None
 
-    async def commit_now(self, marks: Mapping[TopicPartition, Mark], timeout_s: float) -> bool:
-        offsets = {tp: OffsetAndMetadata(*mark) for tp, mark in marks.items()}
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._ensure_consumer().commit(offsets)
-        except (CommitFailedError, IllegalStateError):
-            return False  # a rebalance is under way: whoever owns the partition next commits it
-        except (KafkaError, TimeoutError) as error:
-            problem = failure(self._settings, "a commit", error)
-            if isinstance(problem, BrokerMisconfigured):
-                raise problem from error
-            self.log.warning("%s", problem)
-            return False
-        return True
+    # -- start and stop
 
-    async def _ask(self, question: Awaitable[Any]) -> Any:
+    async def on_start(self) -> None:
         try:
-            async with asyncio.timeout(self._settings.request_timeout_s):
-                return await question
-        except (KafkaError, TimeoutError) as error:
-            raise failure(self._settings, "to tell offsets", error) from error
+            await super().on_start()
+        except (KafkaError, OSError) as error:
+            no_broker(self._settings, error)
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group, if that goes quickly: a worker must end without a broker, too."""
+        try:
+            async with asyncio.timeout(STOP_S):
+                await super().on_thread_stop()
+        except (KafkaError, TimeoutError, asyncio.CancelledError) as error:
+            # aiokafka's fetcher lets the cancellation of its own pending fetch out; Faust waits a minute for us then.
+            self.log.warning("the consumer did not close properly: %r", error)
+            await self._ensure_consumer()._client.close()
+
+    def on_crash(self, msg: str, *fmt: Any, **kwargs: Any) -> None:
+        """Faust prints a traceback. The error is raised where the worker was started, or in `failed`."""

@@ -14,17 +14,18 @@ agents, pauses, seeks to committed offsets and resumes (175, 532, 640). None of 
 notes, taken on the loop.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, AppT, ConsumerMessage
-from mode import ServiceT
+from mode import Service, ServiceT
 from mode.threads import ServiceThread, WorkerThread
 from yarl import URL
 
 from stream.errors import PartitionRevoked
-from stream.fetch_thread import LAST_COMMIT_S, BatchThread, Listener
+from stream.fetch_thread import BatchThread, Listener
 from stream.fetched import FetchedBatch, Mark, OnPartitions
 from stream.kafka import KafkaSettings
 
@@ -37,6 +38,10 @@ class DyingThread(WorkerThread):
     def __init__(self, service: ServiceThread, **kwargs: Any) -> None:
         super().__init__(service, **kwargs)
         self.daemon = True
+
+    def run(self) -> None:
+        with suppress(Exception):  # the service has been told already, and through it the app
+            super().run()
 
 
 class BatchConsumer(driver.Consumer):
@@ -156,14 +161,20 @@ class BatchConsumer(driver.Consumer):
         in_kafka = self._in_kafka
         return {tp: mark for tp, mark in self._marks.copy().items() if mark != in_kafka.get(tp)}
 
+    @Service.task
+    async def _commit_handler(self) -> None:
+        """Faust's, less a warning on its timer for every commit that an outage delays."""
+        while not self.should_stop:
+            await self.sleep(self.commit_interval)
+            await self.commit()
+
     async def force_commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002 -- Faust's signature
         """In place of Faust's acknowledgement lists, which can pass an unfinished message: commit the marks."""
         marks, owned = self.uncommitted(), self.owned
-        timeout_s = LAST_COMMIT_S if self.should_stop else self._settings.request_timeout_s
         if not marks:
             return False
         try:
-            done = await self._thread.call_thread(self._thread.commit_marks, marks, owned, timeout_s)
+            done = await self._thread.call_thread(self._thread.commit_marks, marks, owned)
         except PartitionRevoked:
             return False
         if done and owned is self.owned:

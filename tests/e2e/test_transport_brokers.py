@@ -1,4 +1,4 @@
-"""The transport on three brokers that are killed one after the other, the group's coordinator among them.
+"""The transport on three brokers that are killed one after the other, the group's coordinator among them; and on none.
 
 feed ─▶ 3 brokers, one of them dead ─▶ receivers come and go ─▶ what was folded
                       └──────────────── the log as it is at the end ──┘ the same, offset by offset
@@ -94,3 +94,41 @@ async def test_brokers_die_while_events_flow(cluster: LocalKafka, unique_name: s
         feeding.cancel()
         await asyncio.gather(feeding, *failing, return_exceptions=True)
         print([dict(receiver.seen) for receiver in receivers])
+
+
+async def test_a_worker_outlives_its_only_broker_and_can_leave_without_it(unique_name: str) -> None:
+    """An outage longer than the session ends no worker. Without any broker, SIGTERM must not take minutes."""
+    kafka = LocalKafka(record=False)
+    await asyncio.to_thread(kafka.start)
+    settings = KafkaSettings(
+        url=kafka.url, group=unique_name, topic=unique_name, session_timeout_s=1.5, heartbeat_interval_s=0.3
+    )
+    chain, over = MemoryChain(), asyncio.Event()
+    receiver = Receiver(settings, chain)
+    failing = asyncio.create_task(receiver.faust.failed())
+    try:
+        await ensure_topics(settings, [TopicSpec(unique_name, PARTITIONS, "partitions")])
+        await receiver.faust.start()
+        feeding = asyncio.create_task(feed(kafka.url, unique_name, over))
+        await until(lambda: chain.head(0), "the first step")
+        await asyncio.to_thread(kafka.nodes[0].kill)
+        await asyncio.sleep(3.0)
+        await asyncio.to_thread(kafka.nodes[0].restart)
+        over.set()
+        sent = await feeding
+
+        async def folded() -> bool:
+            entries = [entry for p in range(PARTITIONS) for entry in await chain.entries(p)]
+            return sum(len(rows) for _, _, rows in entries) == sent
+
+        await until(folded, "all folded", timeout_s=60.0)
+        assert not failing.done()
+        await asyncio.to_thread(kafka.nodes[0].kill)
+        await asyncio.sleep(0.5)
+        began = asyncio.get_running_loop().time()
+        await receiver.stop()
+        assert asyncio.get_running_loop().time() - began < 10.0
+    finally:
+        failing.cancel()
+        await receiver.stop()
+        await asyncio.to_thread(kafka.stop)
