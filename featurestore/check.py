@@ -172,7 +172,7 @@ def _customers(log: EventLog, spec: Spec) -> Iterator[Finding]:
         text = f"Customers that look like a missing id: {', '.join(map(repr, nobody[:SHOWN_MAX]))}."
         yield warning("nobody", text)
     if alike := m - len({customer.strip().casefold() for customer in customers}):
-        text = f"{count(alike, 'customer id')} differ from another in case or blanks only: are they one customer?"
+        text = f"Ids that differ from another in case or blanks only: {alike:,}. Are they one customer?"
         yield warning("alike", text)
     active = np.isin(log.events.kind, roles(spec, "activity"))
     activities = np.bincount(log.events.customer[active], minlength=m)
