@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError
 from redis.asyncio import Redis
 
-from stream.errors import HeadOutsideLog, PartitionRevoked
+from stream.errors import BrokerMisconfigured, HeadOutsideLog, PartitionRevoked
 from stream.fetched import FetchedBatch
 from stream.kafka import KafkaSettings, TopicSpec, admin, ensure_topics
 from tests.support.receiver import MemoryChain, Receiver, RedisChain, check_chain, until
@@ -356,6 +357,46 @@ async def test_what_is_not_ours_cannot_be_sought(
     await receiver.stop()
     with pytest.raises(PartitionRevoked):
         await receiver.source.seek(0, 0)
+
+
+PUSHED = set[asyncio.Future[None]]()  # a task that nobody holds may vanish
+
+
+async def push_error(receiver: Receiver, error: KafkaError) -> None:
+    """What aiokafka's coordinator does with an answer it did not expect: it keeps the error for the next to ask."""
+    thread = receiver.faust._consumer._thread
+
+    async def push() -> None:
+        coordinator = thread._ensure_consumer()._coordinator
+        PUSHED.add(asyncio.ensure_future(coordinator._push_error_to_user(error)))
+
+    await thread.call_thread(push)
+
+
+async def test_an_unexpected_answer_of_the_coordinator_is_survived(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """The worker joins the group again. Left alone, aiokafka would be a silent member that nobody misses."""
+    settings, chain = settings_for(stack, unique_name), MemoryChain()
+    receiver = await join(settings, chain)
+    await feed.send(400)
+    await until(lambda: folded(chain, feed), "all folded")
+    await push_error(receiver, KafkaError("unexpected"))
+    await until(lambda: receiver.seen["assigned"] > 1, "joined again")
+    await feed.send(400)
+    await until(lambda: folded(chain, feed), "all folded")
+    await check(chain, feed)
+
+
+async def test_a_refusal_of_the_coordinator_ends_the_worker(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """No right to the group will not pass by asking again."""
+    receiver = await join(settings_for(stack, unique_name), MemoryChain())
+    await until(lambda: len(receiver.partitions) == 4, "assigned")
+    await push_error(receiver, GroupAuthorizationFailedError(unique_name))
+    with pytest.raises(BrokerMisconfigured, match="refuses our membership"):
+        await asyncio.wait_for(receiver.faust.failed(), 10)
 
 
 class Workers:
