@@ -4,9 +4,11 @@ Some of its lines are written to standard error before any setting of its log co
 that descriptor leads into a file; should the import fail, what was written is shown.
 """
 
+import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +33,8 @@ def hushed() -> Iterator[None]:
 
 def load_tensorflow() -> str:
     """Import it and have it look for devices. Returns where models will live, "/GPU:0" or "/CPU:0"."""
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module="keras")
     with hushed():
         from model import runtime  # noqa: PLC0415 - the import is what is hushed
 

@@ -183,8 +183,9 @@ def shown(settings: Settings) -> dict[str, Any]:
 
 
 def quiet_libraries() -> None:
-    """Keep what TensorFlow tells its own developers off the terminal. Before its first import, or it has no effect."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    """Keep what TensorFlow tells its own developers off the terminal: what stops it is raised besides. Before its
+    first import, or it has no effect."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def child_environment(**own: str) -> dict[str, str]:
