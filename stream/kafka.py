@@ -233,7 +233,7 @@ class KafkaSink:
     async def __aexit__(self, *_: object) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _stop(producer, self._settings.request_timeout_s)
+            await _stop(producer, CLOSE_S)
 
     async def send_all(self, messages: Sequence[Message]) -> None:
         """Return when all of `messages` are acknowledged.
@@ -252,9 +252,7 @@ class KafkaSink:
         if not errors:
             return
         if not isinstance(errors[0], TimeoutError):
-            await self._renew(
-                producer
-            )  # a refusal leaves a gap in its sequence numbers: no broker takes the next
+            await self._renew(producer)  # a refusal leaves a gap in its sequence numbers
         first = next((error for error in errors if isinstance(error, TOO_LARGE)), errors[0])
         if isinstance(first, TOO_LARGE):
             raise RecordTooLarge(
