@@ -24,9 +24,8 @@ from stream.message import Message
 
 URL_SETTING = "EBBTIDE_KAFKA_URL"
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
-PRODUCE_BATCH_BYTES = (
-    64 << 10
-)  # far below the megabyte that a broker takes at once, so that only a record can be too large
+CLOSE_S = 5.0  # what is not acknowledged by then is in the outbox
+PRODUCE_BATCH_BYTES = 64 << 10  # far below a broker's megabyte: only a single record can be too large
 
 # What Kafka will say again, however often it is asked. All else may pass: a broker restarts, a coordinator moves.
 PERMANENT = (
