@@ -26,6 +26,8 @@ COMMANDS = {
     ),
     "worker": ("ops.commands.worker", "Run a worker: events in, alerts out, metrics on HTTP."),
     "train": ("ops.commands.train", "Train a model from a log of events, evaluate it, publish it."),
+    "replay": ("ops.commands.replay", "A real log through the whole service: what would it have said?"),
+    "backfill": ("ops.commands.backfill", "History straight into the store."),
     "spec": ("ops.commands.spec", "Check a feature spec against a log, draw its record."),
     "model": ("ops.commands.model", "Show what a published model is."),
     "dlq": ("ops.commands.dlq", "List the dead letters, send them back."),

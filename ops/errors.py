@@ -2,6 +2,7 @@
 
     EbbtideError                    (featurestore.errors: message and `hint`)
     └── OpsError                    anything `ops` refuses to go on with              crash, exit code ≠ 0
+        ├── WorkerFailed            a worker that a command brought did not start      crash; carries its last words
         ├── SettingsError           a setting is wrong, or two do not fit             crash, names them all
         └── StackError              the local Kafka or Valkey                         crash
             ├── RegistryUnreachable the first use could not download Kafka            crash; a second try may pass
@@ -16,6 +17,10 @@ from featurestore.errors import EbbtideError
 
 class OpsError(EbbtideError):
     """Anything the operations layer says no to."""
+
+
+class WorkerFailed(OpsError):
+    """A worker process of ours did not get ready, or ended by itself. The message carries what it said."""
 
 
 class SettingsError(OpsError):

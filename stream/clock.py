@@ -20,6 +20,10 @@ class SystemClock:
     def monotonic_s(self) -> float:
         return time.monotonic()
 
+    def sleep_s(self, seconds: float) -> None:
+        """Block this thread; on an event loop use `asyncio.sleep`."""
+        time.sleep(seconds)
+
 
 class ManualClock:
     """A clock that stands still until it is moved: for tests, and wherever time comes from a log."""

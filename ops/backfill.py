@@ -1,0 +1,86 @@
+"""History straight into the store: the state a worker would have, had it read the events as they came.
+
+The very fold of the worker, over a file, and then one atomic step after another. Silences that were due by then are
+taken, as time would have taken them, and no decision is made: nobody is alerted about the past. The head says "from
+the topic's end on", so that a worker goes on with what comes next. It refuses a store that holds state already: history
+folded over what is there would count twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.event import EventBatch
+from featurestore.fold import Folder
+from featurestore.layout import Layout, Rows
+from featurestore.replay import arrived_before, state_at
+from featurestore.store import CUSTOMERS_MAX, Head, Step, Store
+from ops.errors import OpsError
+from stream.topic_log import partition_for
+
+Progress = Callable[[float, float, str], None]
+
+
+class StateExists(OpsError):
+    """The store holds state of this topic already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backfilled:
+    """What was written: events folded, customers stored."""
+
+    events: int
+    customers: int
+
+
+async def backfill(
+    log: EventBatch,
+    layout: Layout,
+    store: Store,
+    offsets: dict[int, int],
+    before_ms: int,
+    *,
+    reset: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Backfilled:
+    """Store every customer's record as of all events that arrived before `before_ms` (ms UTC).
+
+    offsets: the input topic's partitions, and where the worker is to go on in each. A customer belongs to the
+    partition that Kafka's default partitioner gives its id, as a producer with a key would have it. `reset` deletes
+    what the store holds of the topic first. Raises StateExists, StoreUnavailable.
+    """
+    for partition in offsets:
+        if reset:
+            await store.reset(partition)
+        elif await store.head(partition) is not None:
+            raise StateExists(
+                f"the store holds state of partition {partition} already",
+                hint="use --reset to delete it first, or another redis.prefix",
+            )
+    rows, _ = Folder(layout).elapse(state_at(layout, log, before_ms), before_ms)
+    known = np.flatnonzero(rows["event_time"] != 0)
+    homes = np.array([partition_for(log.customers[i].encode(), len(offsets)) for i in known], np.int64)
+    done = 0
+    for partition, offset in offsets.items():
+        mine: NDArray[np.intp] = known[homes == partition]
+        head: Head | None = None
+        # One step at least, even of nobody: a head must say that this partition has begun, and where.
+        for first in range(0, max(len(mine), 1), CUSTOMERS_MAX):
+            part = mine[first : first + CUSTOMERS_MAX]
+            head = await _store(store, layout, partition, head, offset, len(offsets), log, rows, part)
+            done += len(part)
+            progress(done, len(known), f"{done:,} customers")
+    return Backfilled(arrived_before(log, before_ms), len(known))
+
+
+async def _store(
+    store: Store, layout: Layout, partition: int, head: Head | None, offset: int, partitions: int, log: EventBatch,
+    rows: Rows, part: NDArray[np.intp],
+) -> Head:  # fmt: skip
+    after = Head(offset, (head.step if head else 0) + 1, 0, layout.id, partitions)
+    own = np.ascontiguousarray(rows[part])
+    due = Folder(layout).due(own)
+    await store.apply(Step(partition, head, after, [log.customers[i] for i in part], own, due))
+    return after
