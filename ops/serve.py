@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +20,10 @@ from featurestore.errors import EbbtideError
 from featurestore.fold import Folder
 from featurestore.layout import Layout, Rows
 from featurestore.parse import ParseLimits, Parser
-from featurestore.redis_store import RedisStore
 from featurestore.spec import Spec, load_spec
 from model.runtime import configure as configure_tensorflow
 from model.scorer import Scorer, ScorerSlot
+from ops.connect import open_store, topic_specs
 from ops.http import Face
 from ops.metrics import Metrics
 from ops.settings import PolicySettings, Settings
@@ -33,10 +31,12 @@ from stream.app import FaustSource
 from stream.batching import Batcher
 from stream.clock import SystemClock
 from stream.decisions import Policy
-from stream.kafka import KafkaSink, TopicSpec, check_connection, ensure_topics
+from stream.kafka import KafkaSink, check_connection, ensure_topics
 from stream.partition import Limits
 from stream.pipeline import Outputs, Tools
 from stream.worker import Worker
+
+__all__ = ["Serving", "open_store", "serving", "topic_specs", "work"]
 
 log = logging.getLogger(__name__)
 
@@ -58,42 +58,6 @@ def serving(scorer: Scorer, settings: PolicySettings) -> Serving:
         manifest.name,
         Policy(enter=enter, exit=leave, dwell_ms=settings.dwell_ms, cooldown_ms=settings.cooldown_ms),
     )
-
-
-def topic_specs(settings: Settings) -> list[TopicSpec]:
-    """The topics a worker needs; the score topic is compacted, since it holds the latest score of everyone."""
-    topics = settings.topics
-    specs = [
-        TopicSpec(settings.kafka.topic, topics.partitions, "topics.partitions"),
-        TopicSpec(topics.alerts, topics.partitions, "topics.partitions"),
-        TopicSpec(topics.dead_letters, topics.partitions, "topics.partitions"),
-    ]
-    if topics.scores is not None:
-        specs.append(
-            TopicSpec(topics.scores, topics.partitions, "topics.partitions", {"cleanup.policy": "compact"})
-        )
-    return specs
-
-
-@asynccontextmanager
-async def open_store(settings: Settings, layout: Layout, partitions: int) -> AsyncIterator[RedisStore]:
-    """The store, checked: it answers, and is not set up to lose state."""
-    if settings.redis.url is None:
-        raise ValueError("no Redis URL: start the local stack first")
-    store = RedisStore(
-        settings.redis.url.get_secret_value(),
-        layout.dtype,
-        settings.kafka.topic,
-        partitions,
-        prefix=settings.redis.prefix,
-        timeout_s=settings.redis.timeout_s,
-        connections_max=settings.redis.connections_max,
-    )
-    try:
-        await store.start()
-        yield store
-    finally:
-        await store.close()
 
 
 async def work(settings: Settings, *, on_ready: asyncio.Event | None = None) -> None:

@@ -1,0 +1,48 @@
+"""The way to a worker's topics and store, for whoever works on them: the worker itself, and commands beside it.
+
+It knows settings and addresses, and no model: a command that only reads or fills need not wait for TensorFlow.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from featurestore.layout import Layout
+from featurestore.redis_store import RedisStore
+from ops.settings import Settings
+from stream.kafka import TopicSpec
+
+
+def topic_specs(settings: Settings) -> list[TopicSpec]:
+    """The topics a worker needs; the score topic is compacted, since it holds the latest score of everyone."""
+    topics = settings.topics
+    specs = [
+        TopicSpec(settings.kafka.topic, topics.partitions, "topics.partitions"),
+        TopicSpec(topics.alerts, topics.partitions, "topics.partitions"),
+        TopicSpec(topics.dead_letters, topics.partitions, "topics.partitions"),
+    ]
+    if topics.scores is not None:
+        specs.append(
+            TopicSpec(topics.scores, topics.partitions, "topics.partitions", {"cleanup.policy": "compact"})
+        )
+    return specs
+
+
+@asynccontextmanager
+async def open_store(settings: Settings, layout: Layout, partitions: int) -> AsyncIterator[RedisStore]:
+    """The store, checked: it answers, and is not set up to lose state."""
+    if settings.redis.url is None:
+        raise ValueError("no Redis URL: start the local stack first")
+    store = RedisStore(
+        settings.redis.url.get_secret_value(),
+        layout.dtype,
+        settings.kafka.topic,
+        partitions,
+        prefix=settings.redis.prefix,
+        timeout_s=settings.redis.timeout_s,
+        connections_max=settings.redis.connections_max,
+    )
+    try:
+        await store.start()
+        yield store
+    finally:
+        await store.close()
