@@ -146,7 +146,8 @@ class BatchConsumer(driver.Consumer):
     def resume(self, tp: TopicPartition) -> None:
         """Undo `pause`, at once."""
         self._paused.discard(tp)
-        self._thread.thread_loop.call_soon_threadsafe(self._thread.wake)
+        with suppress(RuntimeError):  # the thread has ended: there is no fetch to wake
+            self._thread.thread_loop.call_soon_threadsafe(self._thread.wake)
 
     def mark(self, tp: TopicPartition, mark: Mark) -> None:
         """Let the committed offset advance to `mark`, if it is an advance; and only of what we opened."""

@@ -357,6 +357,9 @@ async def test_what_is_not_ours_cannot_be_sought(
     await receiver.stop()
     with pytest.raises(PartitionRevoked):
         await receiver.source.seek(0, 0)
+    receiver.source.pause(0)
+    receiver.source.resume(0)
+    receiver.source.mark(0, 1)
 
 
 PUSHED = set[asyncio.Future[None]]()  # a task that nobody holds may vanish
