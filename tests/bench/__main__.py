@@ -1,0 +1,77 @@
+"""`make bench`: Ebbtide, Ebbtide with one Faust message a record, and an idiomatic Faust service, on one machine.
+
+One run on the embedded Kafka and Valkey, one service after the other, each with a topic of its own and the same events
+(`traffic.py`). First the most it can do: a backlog, timed over its steady part. Then event-to-alert latency while a
+producer in another process sends at half of that rate, and at one low rate common to all. All of it shares the
+machine's cores, as said at the end with the load that was there before: take the ratios.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ops.console import Steps, console, steps, table_and_json
+from ops.local_stack import LocalStack
+from tests.bench.report import table
+from tests.bench.run import Figures, Run, python
+from tests.bench.services import VARIANTS, Place
+from tests.bench.traffic import BEGINS_BEFORE_MS, CUSTOMERS
+
+COMMON_RATE = 500.0
+
+
+async def measured(asked: argparse.Namespace, say: Steps) -> dict[str, Figures]:
+    figures = {}
+    say("starting Kafka and Valkey")
+    with LocalStack(progress=say) as stack, tempfile.TemporaryDirectory(prefix="ebbtide-bench-") as folder:
+        directory, start_ms = Path(folder), time.time_ns() // 1_000_000 - BEGINS_BEFORE_MS
+        say("publishing a model of random weights")
+        await python("tests.bench.publish", folder, str(start_ms))
+        enter = json.loads((directory / "thresholds.json").read_text())
+        place = Place(stack.kafka_url, stack.redis_url, directory, start_ms, enter)
+        for variant in VARIANTS:
+            if variant.name in asked.only:
+                run = Run(variant, place, asked.seconds, asked.common_rate, say)
+                figures[variant.name] = await run.measure()
+    return figures
+
+
+def as_json(figures: dict[str, Figures]) -> dict[str, Any]:
+    """The documented names first: events_per_s, p50_ms, p99_ms (at half of the maximum); then all the rest."""
+    out: dict[str, Any] = {"machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "customers": CUSTOMERS}}
+    for name, found in figures.items():
+        half = {"p50_ms": found.half.p50_ms, "p99_ms": found.half.p99_ms} if found.half else {}
+        out[name] = {"events_per_s": round(found.events_per_s, 1), **half, **asdict(found)}
+    if {"ours", "idiomatic"} <= figures.keys():
+        out["times_idiomatic"] = figures["ours"].events_per_s / figures["idiomatic"].events_per_s
+    if {"ours", "per_record"} <= figures.keys():
+        out["times_per_record"] = figures["ours"].events_per_s / figures["per_record"].events_per_s
+    return out
+
+
+def main() -> None:
+    names = [variant.name for variant in VARIANTS]
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each phase (default 15)")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of the services")
+    parser.add_argument(
+        "--common-rate", type=float, default=COMMON_RATE, help=f"events/s that all are paced at (default {COMMON_RATE:.0f})"
+    )
+    asked = parser.parse_args()
+    with steps() as say:
+        figures = asyncio.run(measured(asked, say))
+    table_and_json(table(figures), as_json(figures), asked.json)
+    if asked.json:
+        console().print(f"figures in {asked.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The services that are measured, each a process of its own, and what can be seen of a process from outside.
+
+    ours         `ebbtide worker` as it is
+    per_record   the same with kafka.records_per_message=1: one Faust message a record, as Faust has it
+    idiomatic    tests/bench/idiomatic.py
+
+It knows how each is started and told where things are; it refuses to know what is measured of them.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import yaml
+
+from featurestore.spec import dump_spec
+from ops.settings import child_environment
+from tests.bench.traffic import SPEC
+
+SAMPLE_EVERY_S = 0.25
+STOP_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run happens. `directory` holds the published model; START_MS is when the stream begins."""
+
+    kafka_url: str
+    redis_url: str
+    directory: Path
+    start_ms: int
+    enter: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One of the three. `guess_per_s`: about how fast, to size a backlog by; wrong by half does no harm."""
+
+    name: str
+    title: str
+    guess_per_s: int
+    records_per_message: int = 0
+
+    @property
+    def topic(self) -> str:
+        return f"bench-{self.name}"
+
+    @property
+    def alerts(self) -> str:
+        return f"bench-{self.name}-alerts"
+
+    @property
+    def ours(self) -> bool:
+        return self.name != "idiomatic"
+
+
+VARIANTS = (
+    Variant("ours", "ours: a message a fetched batch", 40_000),
+    Variant("per_record", "ours, a message a record", 600, records_per_message=1),
+    Variant("idiomatic", "Faust take() + Redis hashes", 2_000),
+)
+
+
+def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment."""
+    if not variant.ours:
+        own = {
+            "KAFKA": place.kafka_url, "REDIS": place.redis_url, "TOPIC": variant.topic, "ALERTS": variant.alerts,
+            "GROUP": variant.topic, "MODEL": str(place.directory / "plain"), "ENTER": str(place.enter["plain"]),
+        }  # fmt: skip
+        options = ["--datadir", str(scratch), "worker", "--without-web", "--loglevel", "warning"]
+        return [sys.executable, "-m", "tests.bench.idiomatic", *options], {
+            **os.environ, **{f"IDIOMATIC_{name}": value for name, value in own.items() if f"IDIOMATIC_{name}" not in os.environ},
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+        }  # fmt: skip
+    spec = scratch / "spec.yaml"
+    spec.write_text(yaml.safe_dump(dump_spec(SPEC)))
+    enter = str(place.enter["ours"])
+    return [sys.executable, "-m", "ops.cli", "worker"], child_environment(
+        EBBTIDE_SPEC=str(spec), EBBTIDE_MODEL=str(place.directory / "models" / SPEC.name),
+        EBBTIDE_KAFKA_URL=f"kafka://{place.kafka_url}", EBBTIDE_REDIS_URL=place.redis_url,
+        EBBTIDE_KAFKA__TOPIC=variant.topic, EBBTIDE_KAFKA__GROUP=variant.topic,
+        EBBTIDE_KAFKA__RECORDS_PER_MESSAGE=str(variant.records_per_message),
+        EBBTIDE_REDIS__PREFIX=prefix_of(variant), EBBTIDE_TOPICS__ALERTS=variant.alerts,
+        EBBTIDE_TOPICS__DEAD_LETTERS=variant.topic + "-dead-letters", EBBTIDE_POLICY__ENTER=enter,
+        EBBTIDE_POLICY__EXIT=enter, EBBTIDE_POLICY__COOLDOWN="0s", EBBTIDE_ALERTS_FROM="start",
+        EBBTIDE_HTTP__PORT=str(port), EBBTIDE_LOGS__LEVEL="warning", EBBTIDE_LOGS__FORM="text",
+    )  # fmt: skip
+
+
+def prefix_of(variant: Variant) -> str:
+    """Of its keys in Redis."""
+    return f"{variant.name}:"
+
+
+@dataclass(slots=True)
+class Cpu:
+    """CPU seconds used so far, by process, at wall times."""
+
+    at_ms: list[int] = field(default_factory=list)
+    seconds: list[dict[str, float]] = field(default_factory=list)
+
+    def cores(self, from_ms: int, to_ms: int) -> dict[str, float]:
+        """Cores busy on average between two times, by process."""
+        inside = [i for i, at in enumerate(self.at_ms) if from_ms <= at <= to_ms]
+        if len(inside) < 2:
+            return {}
+        a, b = inside[0], inside[-1]
+        spent_s = (self.at_ms[b] - self.at_ms[a]) / 1000
+        return {
+            name: (used - self.seconds[a][name]) / spent_s
+            for name, used in self.seconds[b].items()
+            if name in self.seconds[a]
+        }
+
+
+class Service:
+    """A variant at work. A context manager: SIGTERM at the end. `rss_bytes_max` is read before that."""
+
+    def __init__(self, variant: Variant, place: Place) -> None:
+        self._variant, self._place = variant, place
+        self._scratch = tempfile.TemporaryDirectory(prefix="ebbtide-bench-")
+        self._port = _free_port()
+        self._stop = threading.Event()
+        self.cpu = Cpu()
+        self.rss_bytes_max = 0
+
+    def __enter__(self) -> Self:
+        scratch = Path(self._scratch.name)
+        self._log = (scratch / "log").open("w+b")
+        command, environment = command_of(self._variant, self._place, self._port, scratch)
+        self._process = subprocess.Popen(command, env=environment, stdout=self._log, stderr=self._log)
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._sampler.join()
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+        self._scratch.cleanup()
+
+    def check(self) -> None:
+        """Raises RuntimeError, with the end of its log, when it has ended by itself."""
+        if self._process.poll() is not None:
+            self._log.seek(0)
+            end = self._log.read()[-4000:].decode(errors="replace")
+            raise RuntimeError(f"{self._variant.name} ended with {self._process.returncode}:\n{end}")
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of its /metrics, by name with labels. Ours only."""
+        url = f"http://127.0.0.1:{self._port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
+    def _sample(self) -> None:
+        watched = {"worker": psutil.Process(self._process.pid), **_servers()}
+        while not self._stop.wait(SAMPLE_EVERY_S):
+            try:
+                used = {name: sum(process.cpu_times()[:2]) for name, process in watched.items()}
+                self.rss_bytes_max = max(self.rss_bytes_max, watched["worker"].memory_info().rss)
+            except psutil.NoSuchProcess:
+                return
+            self.cpu.at_ms.append(time.time_ns() // 1_000_000)
+            self.cpu.seconds.append(used)
+
+
+def _servers() -> dict[str, psutil.Process]:
+    """Kafka and Valkey of the stack that this process started."""
+    names = {"java": "kafka", "valkey-server": "redis"}
+    return {
+        names[child.name()]: child
+        for child in psutil.Process().children(recursive=True)
+        if child.name() in names
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
