@@ -31,12 +31,13 @@ ENV PATH=/opt/ebbtide/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     TF_CPP_MIN_LOG_LEVEL=2 \
-    EBBTIDE_HTTP_PORT=8080
+    EBBTIDE_HTTP__HOST=0.0.0.0 \
+    EBBTIDE_HTTP__PORT=8080
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8080
 # The first start compiles the fold and every padded size of the model: a minute on a small machine.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['EBBTIDE_HTTP_PORT']}/healthz\", timeout=2)"]
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['EBBTIDE_HTTP__PORT']}/healthz\", timeout=2)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["ebbtide", "worker"]

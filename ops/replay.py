@@ -28,8 +28,8 @@ from featurestore.redis_store import RedisStore
 from featurestore.replay import arrived_before
 from featurestore.spec import Spec, dump_spec
 from ops.backfill import Progress, backfill
+from ops.connect import open_store, topic_specs
 from ops.errors import OpsError
-from ops.serve import open_store, topic_specs
 from ops.settings import Settings
 from ops.worker_process import WorkerProcess
 from stream.alert import Alert

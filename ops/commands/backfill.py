@@ -10,8 +10,8 @@ from featurestore.layout import Layout
 from featurestore.spec import load_spec
 from ops.backfill import Backfilled, backfill
 from ops.commands.dates import DATE
+from ops.connect import open_store, topic_specs
 from ops.console import Steps, config_option, console, settings_of, stack, steps
-from ops.serve import open_store, topic_specs
 from ops.settings import Settings
 from stream.kafka import ensure_topics
 from stream.topic_log import log_ranges

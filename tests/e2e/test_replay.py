@@ -47,7 +47,7 @@ def test_replay(stack: Services, tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout + done.stderr
     found = json.loads(report.read_text())
     assert found["events"] + found["events_backfilled"] > 5_000
-    assert found["customers"] >= 150
+    assert found["customers"] >= 100
     assert found["dead_letters"] == 0
     assert [s["as_of"][:10] for s in found["snapshots"]] == [day(70), day(80)]
     for snapshot in found["snapshots"]:
