@@ -32,3 +32,16 @@ class EventBatch:
 
     def __len__(self) -> int:
         return len(self.kind)
+
+    @classmethod
+    def empty(cls) -> "EventBatch":
+        """No events of nobody."""
+        return cls(
+            [],
+            np.zeros(0, np.int32),
+            np.zeros(0, np.uint8),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.float64),
+            np.zeros(0, np.uint64),
+            np.zeros(0, np.int64),
+        )

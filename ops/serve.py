@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.cache import Cache
+from featurestore.event import EventBatch
 from featurestore.errors import EbbtideError
 from featurestore.fold import Folder
 from featurestore.layout import Layout, Rows
@@ -99,7 +100,8 @@ async def work(settings: Settings, *, on_ready: asyncio.Event | None = None) -> 
 
 
 def _warm(folder: Folder, layout: Layout) -> None:
-    """Compile the fold (or read it from the cache) before the group waits for us."""
+    """Compile the fold, or read it from the cache, before the group waits for us."""
+    folder.fold(layout.empty(0), EventBatch.empty())
     folder.due(layout.empty(1))
     folder.elapse(layout.empty(1), 1)
 
