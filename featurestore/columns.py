@@ -169,8 +169,10 @@ class ColumnReader:
         except ValidationError as error:
             for problem in explain(error, self.mapping):
                 event_type = self._type_of(rows[problem.index])
-                if self._spec.unknown == "ignore" and event_type and event_type not in self._kind_of_type:
-                    out.unknown_type(problem.index, event_type)  # an ignored type's other faults don't matter
+                if event_type and event_type not in self._kind_of_type:
+                    out.unknown_type(
+                        problem.index, event_type
+                    )  # of an unknown type nothing else is our concern
                 else:
                     out.refuse(problem.index, problem.reason, problem.detail)
         bad = {*out.refused, *out.ignored}

@@ -191,7 +191,8 @@ def test_odd_values_survive_the_stream(tmp_path: Path) -> None:
     ]
     for i, day in enumerate(rng.integers(-20_000, 40_000, 500).tolist()):
         moment = np.datetime64("1970-01-01T00:00:00.000000") + np.timedelta64(day * 86_399_999_983 + i, "us")
-        rows.append({"who": "c", "what": "renewal", "when": T0 + 1000 + i, "due": f"{moment}Z"})
+        due = f"{moment}Z" if i % 2 else str(moment)[:10]
+        rows.append({"who": "c", "what": "renewal", "when": T0 + 1000 + i, "due": due})
     spec = spec_of()
     log = read_events(written(tmp_path, "odd.jsonl", as_jsonl(rows)), spec)
     assert log.events.value[: len(numbers)].tobytes() == numbers.tobytes()
@@ -224,6 +225,12 @@ def test_a_mapped_arrival_is_the_order_of_the_log(tmp_path: Path) -> None:
         tmp_path, "\n".join(map(json.dumps, rows)), spec_of({"arrival": "m.got"}, KINDS[:1]), "e.jsonl"
     )
     assert nested.arrival.tolist() == [1, 9000]
+
+
+def test_events_of_one_moment_stay_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    rows = [f"c{i},visit,{1000 + i % 3}" for i in range(5_000)]
+    log = read_text(tmp_path, "\n".join(["user_id,type,ts", *rows]), spec_of({}, KINDS[:1]))
+    assert log.events.position.tolist() == sorted(range(5_000), key=lambda i: i % 3)
 
 
 FORMATS: list[tuple[str, str, int]] = [

@@ -125,6 +125,7 @@ REFUSED: list[tuple[str, LogRecord, Reason]] = [
     ("tombstone with binary key", sent(None, b"\xff"), Reason.KEY_MISMATCH),
     ("tombstone with endless key", sent(None, b"c" * 129), Reason.KEY_MISMATCH),
     ("unknown type", sent({**GOOD, "type": "Purchase"}), Reason.UNKNOWN_TYPE),
+    ("unknown type, whatever else", sent({"type": "identify", "ts": []}, None), Reason.UNKNOWN_TYPE),
     ("year 9999", sent({**GOOD, "ts": "9999-12-31T23:59:59Z"}), Reason.FUTURE),
     ("tomorrow and more", sent({**GOOD, "ts": NOW_MS + DAY_MS + 1}), Reason.FUTURE),
     ("year 1900", sent({**GOOD, "ts": "1900-01-01T00:00:00Z"}), Reason.TIMESTAMP_RANGE),
@@ -199,6 +200,14 @@ def test_a_record_without_timestamp_is_never_of_the_future() -> None:
     assert len(parse(sent({**GOOD, "ts": "9999-01-01"}, timestamp=-1)).events) == 1
 
 
+def test_a_kind_dated_at_the_days_end_is_not_of_the_future_for_that() -> None:
+    noon = NOW_MS + DAY_MS // 2
+    coupon = {**GOOD, "type": "coupon", "ts": noon}
+    assert len(parse(sent(coupon, timestamp=noon), spec=spec_of(future_max="5m")).events) == 1
+    late = parse(sent(coupon, timestamp=noon - 301_000), spec=spec_of(future_max="5m"))
+    assert [bad.reason for bad in late.rejected] == [Reason.FUTURE]
+
+
 def test_an_empty_event_id_is_none_at_all() -> None:
     """Else all events of a careless producer would be one another's duplicates."""
     parsed = parse(
@@ -216,6 +225,7 @@ def test_a_tombstone_stands_among_the_events() -> None:
     assert events.kind.tolist() == [3, TOMBSTONE, TOMBSTONE, 3]
     assert [events.customers[i] for i in events.customer] == ["c1", "c1", "other", "c1"]
     assert events.time.tolist() == [NOW_MS - 1000, NOW_MS, NOW_MS, NOW_MS - 1000]
+    np.testing.assert_array_equal(events.value, [9.5, math.nan, math.nan, 9.5])
     assert [bad.index for bad in parsed.rejected] == [3]
 
 
