@@ -67,6 +67,6 @@ def _category(kind: Kind, code: float) -> str:
 
 
 def _date(_: Kind, days: float) -> float:
-    """Epoch milliseconds that are so many days, to the bit: for times, x / day * day / day is x / day in doubles, too."""
+    """Epoch milliseconds that are so many days, to the bit: in doubles, too, x / day * day / day is x / day."""
     ms = days * DAY_MS
     return round(ms) if round(ms) / DAY_MS == days else ms
