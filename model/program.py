@@ -8,10 +8,10 @@ shaped it:
   * *One copy in.* A record is one run of bytes, so a batch is one uint8 tensor that the graph cuts into fields:
     24 tensors less to make for every dispatch, which at 8 rows was more than half of the time.
   * *No matrix product has more than BLOCK rows.* From 64 rows on the library chooses another kernel, which adds
-    in another order: 22 to 24 % of rows then differed in the last bits between 32 and 128 rows (without XLA, 57
-    %). So a larger size is a loop over blocks inside the program, and a row's bits don't depend on how many
-    travel with it. It costs nothing: a block's intermediate results stay in cache, 512 rows took as long as in
-    one piece.
+    in another order: 22 to 27 % of rows then differed in their last bits (by up to 1.8e-7) between 32 and 128
+    rows. So a larger size is a loop over blocks inside the program, and a row's bits don't depend on how many
+    travel with it. It costs nothing: a block's intermediate results stay in cache, so 512 rows take no longer than
+    in one piece.
 
 On a GPU a dispatch costs much and a row nearly nothing, and its libraries choose kernels by shape: there a
 program has one block of its whole size, and one size serves all (see `scorer.py`).
@@ -33,16 +33,16 @@ BLOCK = 32
 class Program:
     """`program(raw, as_of)` -> {output: float32[size, …]}, for exactly `size` rows; compiled at the first call.
 
-    signature: a SavedModel's function over any number of rows. device: "/CPU:0" or "/GPU:0". Not for two threads
-    at once.
+    signature: a SavedModel's function over any number of rows. device: "/CPU:0" or "/GPU:0". block: rows a matrix
+    product, which divides any larger size. Not for two threads at once.
     """
 
-    def __init__(self, signature: Any, layout: Layout, size: int, device: str) -> None:
-        if device == "/CPU:0" and size > BLOCK and size % BLOCK:
-            raise ValueError(f"size {size} is not a multiple of {BLOCK}")
+    def __init__(self, signature: Any, layout: Layout, size: int, device: str, block: int = BLOCK) -> None:
+        if size > block and size % block:
+            raise ValueError(f"size {size} is not a multiple of {block}")
         self.traces = 0
         self._device = device
-        block = min(size, BLOCK) if device == "/CPU:0" else size
+        block = min(size, block)
 
         def whole(raw: Tensor, as_of: Tensor) -> dict[str, Tensor]:
             out: dict[str, Tensor] = signature(**fields(layout, raw), as_of=as_of)

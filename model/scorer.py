@@ -22,6 +22,7 @@ Invariants:
 import logging
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,10 +35,12 @@ from model import runtime, warmup
 from model.artifact import locate, versions
 from model.errors import ModelDamaged, ModelError
 from model.manifest import Manifest, verify
-from model.program import Program
+from model.program import BLOCK, Program
 
 log = logging.getLogger("ebbtide.model")
 
+START_THREADS = 2
+"""Programs compiled at a time while nothing is served yet. Beside a version that serves it is one."""
 REFRESH_NICENESS = 5
 """The thread that compiles the next version yields to those that serve the present one."""
 
@@ -60,8 +63,9 @@ class Scorer:
         self._programs: dict[tuple[str, int], Program] = {}
 
     @classmethod
-    def load(cls, path: Path, layout: Layout, *, warm: bool = True) -> Self:
-        """Verify, load and `warm` a version. `path`: its folder, or one above it, which means the latest.
+    def load(cls, path: Path, layout: Layout, *, warm: bool = True, threads: int = START_THREADS) -> Self:
+        """Verify, load and `warm` a version. `path`: its folder, or one above it, which means the latest. `threads`:
+        how many programs are compiled at a time.
 
         Raises ModelError. Takes some seconds, nearly all of them in `warm`.
         """
@@ -72,7 +76,7 @@ class Scorer:
                 loaded = tf.saved_model.load(str(path))
             scorer = cls(loaded, path, manifest, layout)
             if warm:
-                scorer.warm()
+                scorer.warm(threads)
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
             raise ModelDamaged(
                 f"model {manifest.title} cannot be loaded: {error}", hint="publish it again with this release"
@@ -102,14 +106,17 @@ class Scorer:
         out = self._run("explain", rows, as_of, self.sizes[:1])
         return out["features"], out["contributions"]
 
-    def warm(self) -> None:
-        """Compile every program and run it once, 1 to 2 s each. Sizes that give other bits are left out.
+    def warm(self, threads: int = 1) -> None:
+        """Compile every program and run it once, 1 to 2 s of a core each. Sizes that give other bits are left out.
 
         Raises OSError, KeyError or ValueError when the warm-up records are not what `warmup.write` wrote.
         """
         rows, as_of = warmup.read(self.path, self.layout)
+        jobs = [*(("score", size) for size in reversed(self.sizes)), ("explain", self.sizes[0])]
+        with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
+            outs = list(pool.map(lambda job: self._run(job[0], rows, as_of, (job[1],)), jobs))
         bits = {
-            size: self._run("score", rows, as_of, (size,))["probability"].tobytes() for size in self.sizes
+            size: out["probability"].tobytes() for (_, size), out in zip(jobs[:-1], outs[:-1], strict=True)
         }
         # The largest is the reference: every size above a block is made of the same blocks.
         kept = tuple(size for size in self.sizes if bits[size] == bits[self.sizes[-1]])
@@ -117,7 +124,7 @@ class Scorer:
             told = {"model": self.manifest.title, "sizes": self.sizes, "kept": kept}
             log.warning("padded sizes that give other bits are left out", extra=told)
             self.sizes = kept
-        self.explain(rows[:1], as_of[:1])
+            self.explain(rows[:1], as_of[:1])
 
     def _run(
         self, name: str, rows: Rows, as_of: NDArray[np.int64], sizes: tuple[int, ...]
@@ -143,7 +150,8 @@ class Scorer:
     def _program(self, name: str, size: int) -> Program:
         if (name, size) not in self._programs:
             signature = self._loaded.signatures[name]
-            self._programs[name, size] = Program(signature, self.layout, size, self.device)
+            block = BLOCK if self.device == "/CPU:0" else size
+            self._programs[name, size] = Program(signature, self.layout, size, self.device, block)
         return self._programs[name, size]
 
 
@@ -208,7 +216,7 @@ def _load_quietly(path: Path, layout: Layout) -> Scorer:
             # On Linux niceness belongs to a thread, and the threads it starts inherit it.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), REFRESH_NICENESS)
         try:
-            done.append(Scorer.load(path, layout))
+            done.append(Scorer.load(path, layout, threads=1))
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits, and raised there
             done.append(error)
 
