@@ -145,7 +145,8 @@ def stack(settings: Settings, progress: Callable[[str], None]) -> Iterator[Setti
     with ExitStack() as running:
         if settings.local_kafka or settings.local_redis:
             local = _local_stack()
-            progress("starting Apache Kafka and Valkey" if settings.local_kafka else "starting Valkey")
+            if not settings.local_kafka:  # which says so itself, as it takes longer
+                progress("starting Valkey")
         if settings.local_kafka and settings.local_redis:
             both = running.enter_context(local.LocalStack(progress=progress))
             kafka, redis = both.kafka_url, both.redis_url

@@ -52,9 +52,10 @@ class WorkerProcess:
         url = self._settings.redis.url
         environment = child_environment(EBBTIDE_REDIS_URL=url.get_secret_value() if url else "")
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(  # our own interpreter and our own module
-                [sys.executable, "-m", "ops.cli", "worker", "--config", str(self._config)],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, preexec_fn=die_with(os.getpid()),  # noqa: PLW1509  # no thread of ours holds a lock over it
+            # A process group of its own: Ctrl-C is for the command to answer, which then stops its worker.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ops.cli", "worker", "--config", str(self._config)], stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, env=environment, process_group=0, preexec_fn=die_with(os.getpid()),  # noqa: PLW1509  # no thread of ours holds a lock over it
             )  # fmt: skip
         return self
 

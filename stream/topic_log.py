@@ -4,6 +4,7 @@ For commands and tests: the dead letters there are, the alerts as they come, how
 commits anything, and only what a transaction committed is seen. The worker's own input is `stream/transport.py`.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -66,10 +67,11 @@ async def log_ranges(settings: KafkaSettings, topic: str) -> dict[int, tuple[int
 
 
 async def read_topic(
-    settings: KafkaSettings, topic: str, *, follow: bool = False
+    settings: KafkaSettings, topic: str, *, follow: bool = False, following: asyncio.Event | None = None
 ) -> AsyncGenerator[LogRecord, None]:
     """Every record of `topic`, in order within a partition: up to what is there now, or for ever with
-    `follow`, which begins at the log's end as of now.
+    `follow`, which begins at the log's end as of now. `following` is set once it is known where that is: what is
+    produced from then on will be seen.
     """
     async with reader(settings, topic) as (consumer, partitions):
         try:
@@ -77,6 +79,8 @@ async def read_topic(
             if follow:
                 for tp in partitions:
                     consumer.seek(tp, end[tp])
+                if following is not None:
+                    following.set()
             else:
                 await consumer.seek_to_beginning(*partitions)
             left = set(partitions)
