@@ -46,44 +46,63 @@ def write_card(
 
 def card_text(spec: Spec, config: TrainConfig, report: TrainReport, created: datetime) -> str:
     """The card as Markdown."""
-    evaluation, horizon = report.evaluation, f"{report.horizon_ms / DAY_MS:g} days"
-    parts = [
-        f"# {spec.name}: churn within {horizon}",
-        f"Made {created:%Y-%m-%d %H:%M} UTC from {report.events:,} events of {report.customers:,} customers; examples "
-        f"`{report.data_hash}`, seed {config.seed}.",
-        "## What it answers",
-        f"The probability that a customer shows no activity in the {horizon} after a decision point, given that no leave "
-        f"is stated in that time ({report.left:,} examples ended in a stated leave and took no part). "
-        f"Activity is: {', '.join(kind.name for kind in spec.kinds if kind.role == 'activity')}. Who is scored: "
-        f"{_eligibility(spec)}.",
-        "## How good it is",
-        f"On snapshots of the test slice: {evaluation.rows:,} rows of {evaluation.customers:,} customers, "
-        f"{evaluation.base_rate:.1%} of which churned. In brackets, 95 % intervals by bootstrap over customers.",
-        _metric_table(report),
-        f"Difference in AUROC, model minus {evaluation.best_baseline} (the best baseline): "
-        f"{_interval(evaluation.differences['auroc'][evaluation.best_baseline], '+.4f')}. A perfectly calibrated model "
-        f"with these probabilities would have an ECE below {evaluation.ece_bound[MODEL]:.4f} in 95 % of such samples.",
-        "### By moment, decision points of the test slice",
-        _moment_table(report),
-        "![reliability](reliability.png) ![ROC](roc.png)\n![training](training.png) ![silence](silence.png)",
-        "## When it alerts",
-        f"`enter` {report.thresholds.enter:.4f}, `exit` {report.thresholds.exit:.4f}: chosen so that "
-        f"{report.thresholds.alert_rate:.0%} of the customers who come up for a decision within one horizon reach `enter` "
-        f"(it came to {report.thresholds.alerted:.1%} of {report.thresholds.customer_horizons:,}). Chosen the same way for "
-        f"the evaluated network, the threshold alerted {report.tested.alerted:.1%} in the test slice, "
-        f"{_precision(report)} of them rightly.",
-        "## What it learned from",
-        _slice_table(report),
-        _scheme(report),
-        "Examples are decision points (events and the silences after them) and snapshots, half each, weighted so that a "
-        "customer with many rows does not drown the others. " + _lateness(spec),
-        "## What not to believe",
-        "- The figures speak for customers and times like those of the log. Alerts that are acted upon change the outcome "
-        "they predict; judge the model in service on customers who got none.\n"
-        "- Contributions explain the model, not the customer: they do not say what would keep one.\n"
-        "- Rows silent for longer than the log is long, or older than any customer in it, lie outside of what was seen.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    evaluation, chosen, best = report.evaluation, report.thresholds, report.evaluation.best_baseline
+    horizon = f"{report.horizon_ms / DAY_MS:g} days"
+    activity = ", ".join(kind.name for kind in spec.kinds if kind.role == "activity")
+    return f"""# {spec.name}: churn within {horizon}
+
+Made {created:%Y-%m-%d %H:%M} UTC from {report.events:,} events of {report.customers:,} customers; examples
+`{report.data_hash}`, seed {config.seed}.
+
+## What it answers
+
+The probability that a customer shows no activity in the {horizon} after a decision point, given that no
+leave is stated in that time ({report.left:,} examples ended in a stated leave and took no part).
+Activity is: {activity}.
+Who is scored: {_eligibility(spec)}.
+
+## How good it is
+
+On snapshots of the test slice: {evaluation.rows:,} rows of {evaluation.customers:,} customers,
+{evaluation.base_rate:.1%} of which churned. In brackets, 95 % intervals by bootstrap over customers.
+
+{_metric_table(report)}
+
+Difference in AUROC, model minus {best} (the best baseline):
+{_interval(evaluation.differences["auroc"][best], "+.4f")}. A perfectly calibrated model with these
+probabilities would have an ECE below {evaluation.ece_bound[MODEL]:.4f} in 95 % of such samples.
+
+### By moment, decision points of the test slice
+
+{_moment_table(report)}
+
+![reliability](reliability.png) ![ROC](roc.png)
+![training](training.png) ![silence](silence.png)
+
+## When it alerts
+
+`enter` {chosen.enter:.4f}, `exit` {chosen.exit:.4f}: chosen so that {chosen.alert_rate:.0%} of the customers
+who come up for a decision within one horizon reach `enter` (it came to {chosen.alerted:.1%} of
+{chosen.customer_horizons:,}).
+{_tested(report)}
+
+## What it learned from
+
+{_slice_table(report)}
+
+{_scheme(report)}
+
+Examples are decision points (events and the silences after them) and snapshots, half each, weighted so that
+a customer with many rows does not drown the others. {_lateness(spec)}
+
+## What not to believe
+
+- The figures speak for customers and times like those of the log. Alerts that are acted upon change the
+  outcome they predict; judge the model in service on customers who got none.
+- Contributions explain the model, not the customer: they do not say what would keep one.
+- Rows silent for longer than the log is long, or older than any customer in it, lie outside of what was
+  seen.
+"""
 
 
 def _metric_table(report: TrainReport) -> str:
@@ -122,11 +141,15 @@ def _slice_table(report: TrainReport) -> str:
 def _scheme(report: TrainReport) -> str:
     if not report.refit:
         return "The network that was judged is the one that is published."
+    linear = "" if report.epochs else (
+        " Nothing improved on the linear model it starts from, so it stayed there: the sequence has no say in it."
+    )  # fmt: skip
+    ours, others = 100 - HELD_OUT_PERCENT, HELD_OUT_PERCENT
     return (
-        f"**What was judged and what is published.** The figures above are of a network that saw the train slice alone. "
-        f"The published one was trained the same way for the same {report.epochs} epochs on all labelled rows of "
-        f"{100 - HELD_OUT_PERCENT} % of the customers ({report.examples['refit']:,} rows), so that it ends where the labels "
-        f"end; its calibrator and thresholds come from the other {HELD_OUT_PERCENT} % "
+        f"**What was judged and what is published.** The figures above are of a network that saw the train slice "
+        f"alone; it was best after {report.epochs} epochs.{linear} The published one was trained the same way for as "
+        f"many epochs on all labelled rows of {ours} % of the customers ({report.examples['refit']:,} rows), so that "
+        f"it ends where the labels end; its calibrator and thresholds come from the other {others} % "
         f"({report.examples['held_out']:,} rows). The figures speak for the recipe on a later time."
     )
 
@@ -136,7 +159,19 @@ def _lateness(spec: Spec) -> str:
         return (
             f"Events were replayed in the order of `{spec.mapping.arrival}`, late ones as late as they came."
         )
-    return "The log says not when events arrived: they were replayed in the order of their own time, so lateness is not represented."
+    return (
+        "The log says not when events arrived: they were replayed in the order of their own time, so that lateness is "
+        "not represented."
+    )
+
+
+def _tested(report: TrainReport) -> str:
+    """What the evaluated network's own threshold, chosen the same way, did in the test slice."""
+    if np.isnan(report.tested.alerted):
+        return "The test slice had no decision point to try it on."
+    right = "" if np.isnan(report.tested.precision) else f", {report.tested.precision:.1%} of them rightly"
+    alerted = f"{report.tested.alerted:.1%} in the test slice{right}"
+    return f"The evaluated network's own, chosen the same way, alerted {alerted}."
 
 
 def _eligibility(spec: Spec) -> str:
@@ -150,7 +185,3 @@ def _eligibility(spec: Spec) -> str:
 
 def _interval(bounds: tuple[float, float], form: str) -> str:
     return f"{bounds[0]:{form}} to {bounds[1]:{form}}"
-
-
-def _precision(report: TrainReport) -> str:
-    return "none" if np.isnan(report.tested.precision) else f"{report.tested.precision:.1%}"

@@ -41,7 +41,7 @@ class Inputs:
     def __init__(self, spec: Spec) -> None:
         layer = FeatureLayer(spec)
         self._fields = Layout(spec).model_fields
-        self._compute = tf.function(lambda record, as_of: layer(record, as_of))
+        self._compute = tf.function(layer)
 
     def __call__(self, rows: Rows, as_of: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """rows: records[n], as_of: int64[n] -> the layer's outputs by name, [n, ...]."""
@@ -162,10 +162,13 @@ def _points(rows: Rows) -> Points:
 
 def _hash(points: Points, seed: int) -> NDArray[np.uint64]:
     """uint64[n]: splitmix64 (Steele, Lea & Flood 2014) of what identifies a point."""
-    mixed = points.as_of.astype(np.uint64) + (points.customer.astype(np.uint64) << np.uint64(36))
+    mixed: NDArray[np.uint64] = points.as_of.astype(np.uint64) + (
+        points.customer.astype(np.uint64) << np.uint64(36)
+    )
     mixed ^= (points.cause.astype(np.uint64) << np.uint64(60)) + np.uint64(seed) * np.uint64(
         0x9E3779B97F4A7C15
     )
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+    mixed ^= mixed >> np.uint64(31)
+    return mixed

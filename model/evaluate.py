@@ -59,7 +59,8 @@ class Evaluation:
         out |= self.values
         out |= {f"{metric}_interval": _lists(by_name) for metric, by_name in self.intervals.items()}
         out |= {f"{metric}_difference": _lists(by_name) for metric, by_name in self.differences.items()}
-        return _no_nan({**out, "ece_bound": self.ece_bound, "best_baseline": self.best_baseline})
+        out |= {"ece_bound": self.ece_bound, "best_baseline": self.best_baseline}
+        return dict(_no_nan(out))
 
 
 def evaluate(

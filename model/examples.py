@@ -44,22 +44,26 @@ class Examples:
     @property
     def features(self) -> NDArray[np.float32]:
         """float32[n, F], natural units, in the order of `featurestore.vector.features`."""
-        return self.inputs["features"]
+        features: NDArray[np.float32] = self.inputs["features"]
+        return features
 
     @property
     def silence_days(self) -> NDArray[np.float32]:
         """float32[n]: days since the last activity, the first feature of every spec."""
-        return self.features[:, 0]
+        days: NDArray[np.float32] = self.features[:, 0]
+        return days
 
     @property
     def snapshot(self) -> NDArray[np.bool_]:
         """bool[n]: rows of a stated date rather than of a decision."""
-        return self.cause == SNAPSHOT
+        rows: NDArray[np.bool_] = self.cause == SNAPSHOT
+        return rows
 
     @property
     def churned(self) -> NDArray[np.float32]:
         """float32[n], 1 or 0: the target. Only for rows that are `usable`."""
-        return (self.label == CHURNED).astype(np.float32)
+        target: NDArray[np.float32] = (self.label == CHURNED).astype(np.float32)
+        return target
 
     def take(self, rows: NDArray[Any]) -> "Examples":
         """The examples of a mask or of indices."""
@@ -78,7 +82,8 @@ class Examples:
             if sort.any():
                 rows = np.bincount(self.customer[sort])[self.customer[sort]]
                 weight[sort] = rows**-0.5 / (rows**-0.5).sum()
-        return (weight * (len(self) / max(weight.sum(), 1e-12))).astype(np.float32)
+        scaled: NDArray[np.float32] = (weight * (len(self) / max(weight.sum(), 1e-12))).astype(np.float32)
+        return scaled
 
 
 def write_rows(

@@ -19,10 +19,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from featurestore.spec import Spec
-from model.baselines import LOGISTIC_C
+from model.baselines import fit_logistic
 from model.config import TrainConfig
 from model.examples import Examples
 from model.metrics import log_loss
@@ -122,7 +121,7 @@ def strategy() -> tf.distribute.Strategy:
 def _begin_linear(network: keras.Model, train: Examples) -> None:
     """Set the wide path to the logistic regression of the same rows, and the deep path's last layer to zero."""
     x = np.asarray(network.get_layer("standardise")(train.features))
-    linear = LogisticRegression(C=LOGISTIC_C, max_iter=500).fit(x, train.churned, train.weights())
+    linear = fit_logistic(x, train.churned, train.weights())
     head = network.get_layer("head")
     head.get_layer("wide").kernel.assign(linear.coef_.T.astype(np.float32))
     last = head.get_layer("deep")
@@ -130,7 +129,7 @@ def _begin_linear(network: keras.Model, train: Examples) -> None:
     last.bias.assign(linear.intercept_.astype(np.float32))
 
 
-class _Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras publishes no types
+class _Watch(keras.callbacks.Callback):
     """After each epoch: the weighted log loss on the validation rows, the best weights so far, and when to stop."""
 
     def __init__(
@@ -149,22 +148,24 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras publishes
         self._rows, self._patience, self._progress = validation, config.patience, progress
         self._batches, self._done = epochs * steps, 0
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras calls it with logs
         """Epoch 0 is the linear model: if nothing improves on it, it stays."""
-        if self._rows is not None:
-            self._judge(0)
+        self._judge(0)
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         self._done += 1
         self._progress(self._done / self._batches)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.loss.append(float(logs["loss"]))
-        if self._rows is not None:
-            logs["val_loss"] = self._judge(epoch + 1)
+        self._judge(epoch + 1)
+        if self.validation:
+            logs["val_loss"] = self.validation[-1]
 
-    def _judge(self, epoch: int) -> float:
+    def _judge(self, epoch: int) -> None:
         rows = self._rows
+        if rows is None:
+            return
         p = 1 / (1 + np.exp(-logits(self.model, rows.inputs).astype(np.float64)))
         loss = log_loss(p, rows.churned, rows.weights())
         if loss < min(self.validation, default=np.inf):
@@ -172,4 +173,3 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras publishes
         elif epoch - self.best_epoch >= self._patience:
             self.model.stop_training = True
         self.validation.append(loss)
-        return loss

@@ -1,9 +1,9 @@
 """How good are probabilities: the figures, and how sure of them one can be.
 
-Everything takes `p` float[n] in [0, 1], `y` [n] of 0 and 1 and optional weights [n] >= 0, in NumPy alone; the tests hold
-it to scikit-learn and to definitions written out. Intervals come from a bootstrap over *customers*: the rows of one
-customer say much the same, and a bootstrap over rows would take them for independent. One draw of customers serves all
-models, so that differences are paired.
+Everything takes `p` float[n] in [0, 1], `y` [n] of 0 and 1 and optional weights [n] >= 0, in NumPy alone; the tests
+hold it to scikit-learn and to definitions written out. Intervals come from a bootstrap over *customers*: the rows of
+one customer say much the same, and a bootstrap over rows would take them for independent. One draw of customers
+serves all models, so that differences are paired.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ class Ranking:
     """Scores sorted once, so that each resampling costs one pass. Ties count half in `auroc`, together in `auprc`."""
 
     def __init__(self, p: Vector, y: Vector) -> None:
-        _, group = np.unique(-np.asarray(p, np.float64), return_inverse=True)
+        group = np.unique(-np.asarray(p, np.float64), return_inverse=True)[1]
         self._group, self._y = group.ravel(), np.asarray(y, np.float64)
 
     def auroc(self, weight: Vector | None = None) -> float:
@@ -51,8 +51,10 @@ class Ranking:
 
     def _counts(self, weight: Vector | None) -> tuple[Vector, Vector]:
         """Weight of churners and of stayers in each group of equal scores, highest first."""
-        total = np.bincount(self._group, weight)
-        positive = np.bincount(self._group, self._y if weight is None else self._y * weight)
+        total = np.bincount(self._group, weight).astype(np.float64)
+        positive = np.bincount(self._group, self._y if weight is None else self._y * weight).astype(
+            np.float64
+        )
         return positive, total - positive
 
 

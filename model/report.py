@@ -19,8 +19,8 @@ class TrainReport:
     """The result of `train_model`. Times in ms UTC, `seconds` of wall clock by stage (empty without a clock).
 
     evaluation: on the snapshots of the test slice      moments:    on its decision points, see `evaluate.by_moment`
-    thresholds: of the published network                tested:     what the evaluated network's own did in the test slice
-    examples:   rows by slice, and `refit` / `held_out`  epochs:     of the evaluation fit, and of the refit
+    thresholds: of the published network                tested:     what the evaluated network's own came to in it
+    examples:   rows by slice, `refit`, `held_out`      epochs:     of both fits; 0: the linear model it starts from
     """
 
     name: str

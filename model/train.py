@@ -110,7 +110,7 @@ def train_model(
     with stages.of("training on the train slice", 40) as share:
         judged = _trained(fit(spec, train, calibration, config, config.epochs_max, share), calibration)
     with stages.of("fitting the baselines", 5):
-        baselines = Baselines(spec, train, config.seed)
+        baselines = Baselines(spec, train, calibration, config.seed)
     with stages.of("judging on the test slice", 8):
         scores = {MODEL: judged.p(test), **baselines.probabilities(test.features)}
         snapshot = test.snapshot
