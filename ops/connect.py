@@ -18,7 +18,13 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     specs = [
         TopicSpec(settings.kafka.topic, topics.partitions, "topics.partitions"),
         TopicSpec(topics.alerts, topics.partitions, "topics.partitions"),
-        TopicSpec(topics.dead_letters, topics.partitions, "topics.partitions"),
+        # It has to take whatever the input took, with headers on top.
+        TopicSpec(
+            topics.dead_letters,
+            topics.partitions,
+            "topics.partitions",
+            {"max.message.bytes": str(settings.kafka.produce_bytes_max)},
+        ),
     ]
     if topics.scores is not None:
         specs.append(

@@ -12,8 +12,8 @@ from stream.fetched import Record
 from stream.message import Message
 
 PREFIX = "ebbtide-"
-REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP = (
-    PREFIX + name for name in ("reason", "detail", "topic", "partition", "offset", "timestamp")
+REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, NO_VALUE = (
+    PREFIX + name for name in ("reason", "detail", "topic", "partition", "offset", "timestamp", "no-value")
 )
 DETAIL_BYTES_MAX = 512
 
@@ -26,8 +26,25 @@ class Position(NamedTuple):
     offset: int
 
 
+class Said(NamedTuple):
+    """What a letter's headers say. `timestamp`: the record's own, ms UTC, whatever its producer stated; `has_value`:
+    false for a record that had neither key nor value, which the letter holds as empty bytes."""
+
+    reason: str
+    detail: str
+    source: Position
+    timestamp: int
+    has_value: bool
+
+
 def letter(record: Record, source: Position, reason: str, detail: str, *, topic: str) -> Message:
-    """The dead letter of a record. The original timestamp stays the message's own."""
+    """The dead letter of a record.
+
+    It is dated by its sending: under the record's own timestamp retention would delete an old one at once, and a broker
+    refuses one from the future. The client sends nothing that has neither key nor value, so such a record gets empty
+    bytes and says so.
+    """
+    nothing = record.key is None and record.value is None
     headers = [
         *((name, value) for name, value in record.headers if not name.startswith(PREFIX)),
         (REASON, reason.encode()),
@@ -36,17 +53,17 @@ def letter(record: Record, source: Position, reason: str, detail: str, *, topic:
         (PARTITION, str(source.partition).encode()),
         (OFFSET, str(source.offset).encode()),
         (TIMESTAMP, str(record.timestamp).encode()),
+        *([(NO_VALUE, b"true")] if nothing else []),
     ]
-    return Message(topic, record.key, record.value, headers, max(record.timestamp, 0))
+    return Message(topic, record.key, b"" if nothing else record.value, headers)
 
 
-def read(headers: Sequence[tuple[str, bytes]]) -> tuple[str, str, Position] | None:
-    """Reason, detail and position of a letter; None for a message that is not one."""
+def read(headers: Sequence[tuple[str, bytes]]) -> Said | None:
+    """What a letter says; None for a message that is not one."""
     ours = {name: value.decode(errors="replace") for name, value in headers if name.startswith(PREFIX)}
     try:
-        return (
-            ours[REASON], ours.get(DETAIL, ""), Position(ours[TOPIC], int(ours[PARTITION]), int(ours[OFFSET]))
-        )  # fmt: skip
+        source = Position(ours[TOPIC], int(ours[PARTITION]), int(ours[OFFSET]))
+        return Said(ours[REASON], ours.get(DETAIL, ""), source, int(ours[TIMESTAMP]), NO_VALUE not in ours)
     except (KeyError, ValueError):
         return None
 

@@ -32,6 +32,8 @@ class Letter:
     reason: str
     detail: str
     source: Position
+    timestamp: int
+    has_value: bool
 
 
 @dataclass(slots=True)
@@ -42,6 +44,7 @@ class Replayed:
     done_before: int = 0
     forgotten: int = 0
     of_another_topic: int = 0
+    empty: int = 0
 
 
 async def letters(
@@ -87,6 +90,8 @@ def _is_due(
     partition, offset, key = letter.record.partition, letter.record.offset, letter.record.key
     if letter.source.topic != topic:
         result.of_another_topic += 1
+    elif not letter.has_value:
+        result.empty += 1  # neither key nor value: the client cannot send it, and there is nothing to mend
     elif key is not None and offset < forgotten_at.get((partition, key), -1):
         result.forgotten += 1
     elif offset < marks.get(partition, {}).get(letter.reason, 0):
@@ -97,11 +102,16 @@ def _is_due(
 
 
 async def _send(chunk: list[Letter], sink: Sink, bookmarks: Bookmarks, marks: Marks) -> None:
-    records = [(letter.source.topic, letter.record) for letter in chunk]
     await sink.send_all(
         [
-            Message(to, record.key, record.value, original_headers(record.headers), max(record.timestamp, 0))
-            for to, record in records
+            Message(
+                letter.source.topic,
+                letter.record.key,
+                letter.record.value,
+                original_headers(letter.record.headers),
+                max(letter.timestamp, 0),
+            )
+            for letter in chunk
         ]
     )
     done: Marks = {}

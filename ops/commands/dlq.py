@@ -76,11 +76,13 @@ def replay_letters(
     data = {
         "sent": sent, "dry_run": dry_run, "reasons": dict(result.sent), "replayed_before": result.done_before,
         "forgotten": result.forgotten, "of_another_topic": result.of_another_topic,
+        "empty": result.empty,
     }  # fmt: skip
     table_and_json(None, data, json_path)
     verb = "would be sent" if dry_run else "sent"
     said = ", ".join(f"{reason} {n:,}" for reason, n in result.sent.most_common())
     passed = f"{result.done_before:,} replayed before, {result.forgotten:,} of customers forgotten since"
+    passed += f", {result.empty:,} with neither key nor value" if result.empty else ""
     passed += f", {result.of_another_topic:,} of another topic" if result.of_another_topic else ""
     console().print(
         f"{sent:,} letters {verb} to {settings.kafka.topic}"
@@ -114,8 +116,8 @@ async def _read(
 def _row(letter: Letter) -> dict[str, Any]:
     record = letter.record
     key_hash = None if record.key is None else hashlib.blake2b(record.key, digest_size=4).hexdigest()
-    dated = 0 < record.timestamp <= TIME_MS_MAX  # a producer may state any time at all
-    when = instant(record.timestamp).isoformat(timespec="seconds") if dated else None
+    dated = 0 < letter.timestamp <= TIME_MS_MAX  # a producer may state any time at all
+    when = instant(letter.timestamp).isoformat(timespec="seconds") if dated else None
     return {
         "reason": letter.reason, "topic": letter.source.topic, "partition": letter.source.partition,
         "offset": letter.source.offset, "key_hash": key_hash, "when": when, "detail": letter.detail,

@@ -131,7 +131,7 @@ class World:
             if message.value is not None and message.headers:
                 letter = read(message.headers)
                 assert letter is not None
-                found.add((letter[0], letter[2].partition, letter[2].offset))
+                found.add((letter.reason, letter.source.partition, letter.source.offset))
         return found
 
 

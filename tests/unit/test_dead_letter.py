@@ -1,0 +1,41 @@
+"""A letter and back: what the record was, where it lay, and what no client or broker would take otherwise."""
+
+from stream.dead_letter import Position, letter, original_headers, read
+from tests.support.streams import LogRecord
+
+WHERE = Position("clickstream", 3, 42)
+
+
+def test_a_letter_keeps_the_record_and_says_where_it_lay() -> None:
+    record = LogRecord(42, 1_700_000_000_000, b"ann", b"{", (("trace", b"1"),))
+    made = letter(record, WHERE, "not_json", "unexpected end", topic="dead")
+    assert (made.topic, made.key, made.value) == ("dead", b"ann", b"{")
+    said = read(made.headers)
+    assert said is not None
+    assert (said.reason, said.detail, said.source) == ("not_json", "unexpected end", WHERE)
+    assert (said.timestamp, said.has_value) == (1_700_000_000_000, True)
+    assert original_headers(made.headers) == [("trace", b"1")]
+
+
+def test_a_letter_is_dated_by_its_sending() -> None:
+    """Else retention deletes the letter of an old record at once, and a broker refuses one from the year 9999."""
+    for timestamp in (-1, 1, 253_402_300_799_999):
+        made = letter(LogRecord(42, timestamp, b"ann", b"{"), WHERE, "future", "", topic="dead")
+        assert made.timestamp_ms is None
+        said = read(made.headers)
+        assert said is not None
+        assert said.timestamp == timestamp
+
+
+def test_a_record_of_nothing_becomes_a_letter_that_can_be_sent() -> None:
+    """Kafka's client sends no record without key and value, but others do."""
+    made = letter(LogRecord(42, 0, None, None), WHERE, "key_mismatch", "", topic="dead")
+    assert made.value == b""
+    said = read(made.headers)
+    assert said is not None
+    assert not said.has_value
+
+
+def test_a_message_that_is_no_letter() -> None:
+    assert read([("trace", b"1")]) is None
+    assert read([("ebbtide-reason", b"x"), ("ebbtide-topic", b"t"), ("ebbtide-partition", b"one")]) is None
