@@ -6,7 +6,6 @@ sent: offset → value, as the broker acknowledged it ────────�
 
 import asyncio
 import contextlib
-import os
 import random
 import signal
 import sys
@@ -412,7 +411,12 @@ class Workers:
     async def add(self) -> asyncio.subprocess.Process:
         arguments = [self._settings.model_dump_json(), self._redis_url, "--work-s", "0.002"]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.support.receiver", *arguments, cwd=ROOT, env=dict(os.environ)
+            sys.executable,
+            "-m",
+            "tests.support.receiver",
+            *arguments,
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
         )
         self.running.append(process)
         return process
@@ -423,6 +427,9 @@ class Workers:
         self.running.remove(process)
 
     async def stop(self, process: asyncio.subprocess.Process) -> int:
+        """SIGTERM, once it has come so far as to handle it. Returns its exit code."""
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"started\n"
         process.terminate()
         self.running.remove(process)
         return await asyncio.wait_for(process.wait(), 15)
@@ -458,7 +465,7 @@ async def test_workers_come_and_die_while_events_flow(stack: Services, unique_na
         codes = [await workers.stop(worker) for worker in list(workers.running)]
         assert codes == [0] * len(codes)
         await check(chain, feed)
-        assert sum(len(sent) for sent in feed.sent.values()) > 10_000
+        assert all(len(sent) > 500 for sent in feed.sent.values())
     finally:
         over.set()
         for worker in list(workers.running):

@@ -198,6 +198,7 @@ async def main(arguments: list[str]) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await receiver.faust.start()
+    print("started", flush=True)
     failing = asyncio.create_task(receiver.faust.failed())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([failing, stopping], return_when=asyncio.FIRST_COMPLETED)
