@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from featurestore.errors import SpecError
 
@@ -100,13 +108,21 @@ class Kind(_Frozen):
         if not self.types:
             raise ValueError(f"kind {self.name}: needs at least one event type")
         if self.value is not None and not re.fullmatch(r"value|properties(\.[^.]+)+", self.value):
-            raise ValueError(f"kind {self.name}: value is 'value' or 'properties.<field>', not {self.value!r}")
+            raise ValueError(
+                f"kind {self.name}: value is 'value' or 'properties.<field>', not {self.value!r}"
+            )
         if (self.role == "attribute") != (self.attribute is not None):
-            raise ValueError(f"kind {self.name}: role attribute and attribute: number|category|date go together")
+            raise ValueError(
+                f"kind {self.name}: role attribute and attribute: number|category|date go together"
+            )
         if (self.attribute == "category") != bool(self.categories):
-            raise ValueError(f"kind {self.name}: categories are listed for attribute: category, and only for it")
+            raise ValueError(
+                f"kind {self.name}: categories are listed for attribute: category, and only for it"
+            )
         if self.role == "attribute" and self.aggregate:
-            raise ValueError(f"kind {self.name}: an attribute keeps its last value; aggregate is for other roles")
+            raise ValueError(
+                f"kind {self.name}: an attribute keeps its last value; aggregate is for other roles"
+            )
         if self.role != "activity" and self.score == "auto":
             return self.model_copy(update={"score": "never"})
         return self
@@ -133,7 +149,9 @@ class Window(_Frozen):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.length_ms % self.tiles:
-            raise ValueError(f"window {self.words}: {self.tiles} tiles do not divide it into whole milliseconds")
+            raise ValueError(
+                f"window {self.words}: {self.tiles} tiles do not divide it into whole milliseconds"
+            )
         return self
 
 
@@ -173,7 +191,7 @@ class Mapping(_Frozen):
     properties: str = "properties"
     arrival: str | None = None
     ts_format: str = "auto"
-    """`auto` (RFC 3339 or epoch milliseconds), `s` (epoch seconds), `ms`, or a strptime format such as %Y%m%d."""
+    """`auto` (RFC 3339 or epoch milliseconds), epoch `s`, `ms` or `us`, or a strptime format such as %Y%m%d."""
 
 
 class Spec(_Frozen):
@@ -209,8 +227,12 @@ class Spec(_Frozen):
         problems: list[str] = []
         names = [kind.name for kind in self.kinds]
         types = [event_type for kind in self.kinds for event_type in kind.types]
-        problems += [f"kind {name} is named twice" for name in sorted({n for n in names if names.count(n) > 1})]
-        problems += [f"event type {t} is in two kinds" for t in sorted({t for t in types if types.count(t) > 1})]
+        problems += [
+            f"kind {name} is named twice" for name in sorted({n for n in names if names.count(n) > 1})
+        ]
+        problems += [
+            f"event type {t} is in two kinds" for t in sorted({t for t in types if types.count(t) > 1})
+        ]
         if not any(kind.role == "activity" for kind in self.kinds):
             problems.append("no kind has role activity: without it there is no silence and no label")
         if not self.windows:
@@ -224,7 +246,9 @@ class Spec(_Frozen):
         if self.silence.first_ms > self.horizon_ms:
             problems.append("silence.first must not be later than the horizon")
         elif len(self.silences_ms) > SILENCES_MAX:
-            problems.append(f"the silence schedule has {len(self.silences_ms)} points, at most {SILENCES_MAX}")
+            problems.append(
+                f"the silence schedule has {len(self.silences_ms)} points, at most {SILENCES_MAX}"
+            )
         if self.eligibility.max_silence_ms and self.eligibility.max_silence_ms > self.memory_ms:
             problems.append("eligibility.max_silence must lie within memory")
         if problems:
@@ -265,7 +289,9 @@ def parse_spec(data: object, *, source: str = "spec") -> Spec:
         return Spec.model_validate(data)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}" for e in error.errors()]
-        raise SpecError(f"{source} does not fit: " + "; ".join(problems), hint="see ops/specs/ for examples") from None
+        raise SpecError(
+            f"{source} does not fit: " + "; ".join(problems), hint="see ops/specs/ for examples"
+        ) from None
 
 
 def load_spec(path: Path | str) -> Spec:

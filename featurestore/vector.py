@@ -46,7 +46,8 @@ def decayed_kinds(spec: Spec) -> list[int]:
 
 
 def features(spec: Spec) -> tuple[Feature, ...]:
-    """Every feature of the spec, in column order: rhythm, days, counts, sums, means, lasts, recency, decays, attributes."""
+    """Every feature of the spec, in column order: rhythm, active days, counts, sums, means, last values, recency,
+    never, decays, attributes."""
     kinds, windows = spec.kinds, spec.windows
     out = [
         Feature("silence", DAY_WORDS, "log", "no activity for {value:.1f} days"),
@@ -61,17 +62,28 @@ def features(spec: Spec) -> tuple[Feature, ...]:
         Feature(f"active_days_{days}d", DAY_WORDS, "log", f"active on {{value:.0f}} of the last {days} days")
         for days in spec.days_active
     ]
-    out += [
-        Feature(f"{kinds[k].name}_count_{w.words}", "events", "log", f"{{value:.0f}} {kinds[k].noun} in the last {w.words}")
-        for k in counted_kinds(spec)
-        for w in windows
-    ]  # fmt: skip
-    for aggregate, words in (("sum", "total"), ("mean", "mean")):
+    for kind in (kinds[k] for k in counted_kinds(spec)):
         out += [
-            Feature(f"{kinds[k].name}_{aggregate}_{w.words}", "value", "log", f"{words} value of {kinds[k].noun} in the last {w.words}: {{value:.2f}}")
-            for k in aggregated_kinds(spec, aggregate)
+            Feature(
+                f"{kind.name}_count_{w.words}",
+                "events",
+                "log",
+                f"{{value:.0f}} {kind.noun} in the last {w.words}",
+            )
             for w in windows
-        ]  # fmt: skip
+        ]
+    for aggregate, words in (("sum", "total"), ("mean", "mean")):
+        for kind in (kinds[k] for k in aggregated_kinds(spec, aggregate)):
+            sentence = f"{words} value of {kind.noun} in the last"
+            out += [
+                Feature(
+                    f"{kind.name}_{aggregate}_{w.words}",
+                    "value",
+                    "log",
+                    f"{sentence} {w.words}: {{value:.2f}}",
+                )
+                for w in windows
+            ]
     out += [
         Feature(f"{kinds[k].name}_last", "value", "log", f"last value of {kinds[k].noun}: {{value:.2f}}")
         for k in aggregated_kinds(spec, "last")
@@ -84,11 +96,10 @@ def features(spec: Spec) -> tuple[Feature, ...]:
         Feature(f"{kinds[k].name}_never", "flag", "linear", f"never any {kinds[k].noun}: {{value:.0f}}")
         for k in counted_kinds(spec)
     ]
-    out += [
-        Feature(f"{kinds[k].name}_decay_{duration_words(h)}", "events", "log", f"{kinds[k].noun} lately (half-life {duration_words(h)}): {{value:.2f}}")
-        for k in decayed_kinds(spec)
-        for h in spec.half_lives_ms
-    ]  # fmt: skip
+    for kind in (kinds[k] for k in decayed_kinds(spec)):
+        for half_life in map(duration_words, spec.half_lives_ms):
+            sentence = f"{kind.noun} lately (half-life {half_life}): {{value:.2f}}"
+            out.append(Feature(f"{kind.name}_decay_{half_life}", "events", "log", sentence))
     for kind in kinds:
         if kind.role == "attribute":
             out += _attribute(kind)
@@ -98,12 +109,16 @@ def features(spec: Spec) -> tuple[Feature, ...]:
 def _attribute(kind: Kind) -> list[Feature]:
     missing = Feature(f"{kind.name}_missing", "flag", "linear", f"{kind.name} unknown: {{value:.0f}}")
     if kind.attribute == "category":
-        return [
-            *(Feature(f"{kind.name}_is_{category}", "flag", "linear", f"{kind.name} is {category}: {{value:.0f}}") for category in kind.categories),
-            missing,
-        ]  # fmt: skip
+        flags = [
+            Feature(f"{kind.name}_is_{each}", "flag", "linear", f"{kind.name} is {each}: {{value:.0f}}")
+            for each in kind.categories
+        ]
+        return [*flags, missing]
     if kind.attribute == "date":
-        return [Feature(f"{kind.name}_until", DAY_WORDS, "log", f"{{value:.0f}} days until {kind.name}"), missing]
+        return [
+            Feature(f"{kind.name}_until", DAY_WORDS, "log", f"{{value:.0f}} days until {kind.name}"),
+            missing,
+        ]
     return [Feature(kind.name, "value", "log", f"{kind.name}: {{value:.2f}}"), missing]
 
 

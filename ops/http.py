@@ -12,7 +12,7 @@ It reads through the same store and the same model as the data path and changes 
 import hmac
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from aiohttp import web

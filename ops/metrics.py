@@ -84,7 +84,7 @@ class Metrics:
             "ebbtide_partition_paused", "1 while the fetch is paused.", ["partition"], registry=r
         )
         self._reopened = Counter(
-            "ebbtide_partition_reopened_total", "Times a partition went back to its head, by reason.", ["reason"], registry=r
+            "ebbtide_partition_reopened_total", "Times a partition went back to its head.", ["reason"], registry=r
         )  # fmt: skip
         self._model = Gauge("ebbtide_model_version", "Version of the model in service.", registry=r)
         self._lag = Gauge(
@@ -138,7 +138,7 @@ class Metrics:
     def resumed(self, partition: int) -> None:
         self._paused.labels(str(partition)).set(0)
 
-    def reopened(self, partition: int, reason: str) -> None:
+    def reopened(self, partition: int, reason: str) -> None:  # noqa: ARG002  # too many series, and the log has it
         self._reopened.labels(reason).inc()
 
     def queued(self, rows: int) -> None:

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.cache import Cache
-from featurestore.event import EventBatch
 from featurestore.errors import EbbtideError
+from featurestore.event import EventBatch
 from featurestore.fold import Folder
 from featurestore.layout import Layout, Rows
 from featurestore.parse import ParseLimits, Parser
-from featurestore.spec import Spec, load_spec
+from featurestore.spec import load_spec
 from model.runtime import configure as configure_tensorflow
 from model.scorer import Scorer, ScorerSlot
 from ops.connect import open_store, topic_specs
@@ -36,8 +36,6 @@ from stream.kafka import KafkaSink, check_connection, ensure_topics
 from stream.partition import Limits
 from stream.pipeline import Outputs, Tools
 from stream.worker import Worker
-
-__all__ = ["Serving", "open_store", "serving", "topic_specs", "work"]
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +59,8 @@ def serving(scorer: Scorer, settings: PolicySettings) -> Serving:
     )
 
 
-async def work(settings: Settings, *, on_ready: asyncio.Event | None = None) -> None:
-    """Run a worker until SIGTERM or SIGINT. `on_ready` is set once partitions are open. Raises EbbtideError."""
+async def work(settings: Settings) -> None:
+    """Run a worker until SIGTERM or SIGINT. Raises EbbtideError."""
     spec = load_spec(settings.spec)
     settings.check_spec(spec)
     layout, metrics, clock = Layout(spec), Metrics(), SystemClock()
@@ -96,7 +94,7 @@ async def work(settings: Settings, *, on_ready: asyncio.Event | None = None) -> 
             telemetry=metrics,
         )
         await asyncio.to_thread(_warm, tools.folder, layout)
-        await _serve(settings, tools, slot, spec, metrics, on_ready)
+        await _serve(settings, tools, slot, metrics)
 
 
 def _warm(folder: Folder, layout: Layout) -> None:
@@ -110,9 +108,7 @@ async def _serve(
     settings: Settings,
     tools: Tools,
     slot: ScorerSlot,
-    spec: Spec,
     metrics: Metrics,
-    on_ready: asyncio.Event | None,
 ) -> None:
     worker = Worker(
         tools,
@@ -147,14 +143,13 @@ async def _serve(
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
         log.info(
-            "serving", extra={"address": await face.start(), "spec": spec.name, "layout": tools.layout.id}
+            "serving",
+            extra={"address": await face.start(), "spec": tools.layout.spec.name, "layout": tools.layout.id},
         )
         await source.start()
         failing = asyncio.create_task(source.failed(), name="source")
-        telling = asyncio.create_task(_tell_ready(worker, on_ready), name="ready")
         tasks = {working, watching, stopping, failing}
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        telling.cancel()
         if stopping in done:
             log.info("draining", extra={"grace_s": settings.drain_grace_s})
             finished = await worker.drain(settings.drain_grace_s)
@@ -182,14 +177,6 @@ def _why_not_ready(worker: Worker) -> str:
         return "no partition is assigned yet: the group is forming, or has more workers than partitions"
     closed = [number for number, is_open in partitions.items() if not is_open]
     return f"partitions {closed} are not open: see the log for the store or Kafka" if closed else ""
-
-
-async def _tell_ready(worker: Worker, on_ready: asyncio.Event | None) -> None:
-    while not worker.ready:
-        await asyncio.sleep(0.05)
-    log.info("ready", extra={"partitions": list(worker.partitions)})
-    if on_ready is not None:
-        on_ready.set()
 
 
 async def _watch_models(settings: Settings, slot: ScorerSlot, metrics: Metrics) -> None:

@@ -5,9 +5,9 @@
                   └──── back off ◀── fenced, a gap, the store, Kafka or the model away
 
 One way back for every trouble: drop what is in hand, read the stored head, seek there. It is safe because a step
-changes nothing before it is applied, and what was applied is behind the head; a write whose answer was lost shows as a head
-that moved. So nothing is retried in place, and nothing waits for ever but here, where waiting costs one partition and
-no more. It refuses to know what a step does (`stream/pipeline.py`).
+changes nothing before it is applied, and what was applied is behind the head; a write whose answer was lost shows as a
+head that moved. So nothing is retried in place, and nothing waits for ever but here, where waiting costs one partition
+and no more. It refuses to know what a step does (`stream/pipeline.py`).
 """
 
 import asyncio

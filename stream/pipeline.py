@@ -235,7 +235,7 @@ class Pipeline:
         self._acked = []
 
     async def _send_alerts(self, values: list[bytes]) -> None:
-        """Send encoded alerts and wait until Kafka has them; the key is the customer, the header the time of sending."""
+        """Send encoded alerts, by customer, and wait until Kafka has them; a header tells the time of sending."""
         sent_at = [("emitted_at_ms", str(self._tools.clock.now_ms()).encode())]
         topic = self._tools.outputs.alerts
         await self._tools.sink.send_all(

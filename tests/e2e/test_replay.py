@@ -1,4 +1,4 @@
-"""A log through the whole service, as a data scientist would run it: every figure there, and not one bit of difference."""
+"""A log through the whole service, as a data scientist would run it: every figure, and not one bit of difference."""
 
 import json
 import os

@@ -80,7 +80,8 @@ class World:
         batcher = Batcher(lambda: self.model, SystemClock(), Silent(), deadline_s=0.05, linger_s=0.0)
         tools = Tools(
             TOPIC, Outputs("alerts", "dead"), LAYOUT, Folder(LAYOUT), Parser(SPEC), self.store,
-            Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher, lambda: self.model, SystemClock(), Silent(),
+            Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher, lambda: self.model, SystemClock(),
+            Silent(),
         )  # fmt: skip
         worker = Worker(tools, alerts_from=alerts_from, limits=Limits(queued_batches_max=2))
         worker.attach(self.source)
@@ -109,7 +110,7 @@ class World:
 
     async def records(self) -> dict[str, bytes]:
         """Every stored customer's record."""
-        found = {}
+        found: dict[str, bytes] = {}
         for partition in range(PARTITIONS):
             async for customers, rows in self.store.scan(partition):
                 found |= {name: rows[i].tobytes() for i, name in enumerate(customers)}

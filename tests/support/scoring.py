@@ -58,7 +58,8 @@ class ArithmeticModel:
         """p float32[n] of the formula."""
         days = np.maximum(as_of - rows["last_seen"], 0) / 86_400_000
         p = 1.0 - 1.0 / (1.0 + days / 7.0) - 0.01 * np.minimum(rows["activity_count"], 20)
-        return np.clip(p, 0.0, 1.0).astype(np.float32)
+        clipped: NDArray[np.float32] = np.clip(p, 0.0, 1.0).astype(np.float32)
+        return clipped
 
     def score(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]:
         if self.fail_next:

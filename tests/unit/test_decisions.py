@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from featurestore.fold import EVENT, RESET, SILENCE, TERMINAL, Points
 from featurestore.layout import EPISODE_FIELDS
@@ -10,6 +11,10 @@ from tests.support.scoring import LAYOUT
 
 POLICY = Policy(enter=0.8, exit=0.5, dwell_ms=20, cooldown_ms=100)
 E, S, T, R = EVENT, SILENCE, TERMINAL, RESET
+
+
+def floats(*values: float) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
 
 
 def points_of(cases: list[tuple[int, int, int]]) -> Points:
@@ -60,10 +65,8 @@ def test_walk(name: str, walk: list[tuple[int, int, float]], expected: list[tupl
     heard = []
     for as_of, cause, score in walk:
         after = LAYOUT.empty(1)
-        for t in decide(
-            points_of([(0, as_of, cause)]), np.array([score], np.float32), one_by_one, after, POLICY
-        ):
-            heard.append((as_of, t.kind))
+        decided = decide(points_of([(0, as_of, cause)]), floats(score), one_by_one, after, POLICY)
+        heard += [(as_of, t.kind) for t in decided]
         one_by_one = after
     assert heard == expected
     for field in EPISODE_FIELDS:
@@ -74,7 +77,7 @@ def test_sequence_rises_even_after_a_reset() -> None:
     """It is the decision's own time, made strictly increasing: two transitions at one time differ."""
     policy = Policy(enter=0.8, exit=0.8)
     walk = points_of([(0, 50, S), (0, 50, E), (0, 50, S), (0, 60, R), (0, 70, S)])
-    transitions = decide(walk, np.float32([0.9, 0.1, 0.9, 0, 0.9]), LAYOUT.empty(1), LAYOUT.empty(1), policy)
+    transitions = decide(walk, floats(0.9, 0.1, 0.9, 0.0, 0.9), LAYOUT.empty(1), LAYOUT.empty(1), policy)
     assert [(t.kind, t.sequence) for t in transitions] == [
         ("opened", 50), ("resolved", 51), ("opened", 52), ("opened", 70),
     ]  # fmt: skip
@@ -84,9 +87,7 @@ def test_only_episode_fields_change_and_the_last_score_stays() -> None:
     """A customer with nothing to decide remembers the last score of its points; everything else is as folded."""
     before, after = LAYOUT.empty(2), LAYOUT.empty(2)
     after["activity_count"] = [5, 6]
-    decide(
-        points_of([(0, 10, E), (1, 11, E), (0, 12, S)]), np.float32([0.1, 0.2, 0.3]), before, after, POLICY
-    )
+    decide(points_of([(0, 10, E), (1, 11, E), (0, 12, S)]), floats(0.1, 0.2, 0.3), before, after, POLICY)
     assert after["score"].tolist() == pytest.approx([0.3, 0.2])
     assert after["scored_at"].tolist() == [12, 11]
     assert after["activity_count"].tolist() == [5, 6]
@@ -98,13 +99,9 @@ def test_cut_of_the_batch_does_not_matter() -> None:
     print(f"seed {seed}")
     for _ in range(50):
         n, customers = 60, 4
-        cases = [
-            (int(c), int(t), int(k))
-            for c, t, k in zip(
-                rng.integers(0, customers, n), np.sort(rng.integers(1, 400, n)), rng.choice([E, S, T, R], n, p=[0.5, 0.4, 0.05, 0.05]),
-                strict=True,
-            )
-        ]  # fmt: skip
+        who, when = rng.integers(0, customers, n), np.sort(rng.integers(1, 400, n))
+        why = rng.choice([E, S, T, R], n, p=[0.5, 0.4, 0.05, 0.05])
+        cases = list(zip(who.tolist(), when.tolist(), why.tolist(), strict=True))
         p = rng.random(n).astype(np.float32)
         whole = LAYOUT.empty(customers)
         expected = [
@@ -115,8 +112,10 @@ def test_cut_of_the_batch_does_not_matter() -> None:
         while start < n:
             end = start + int(rng.integers(1, 15))
             after = LAYOUT.empty(customers)
-            for t in decide(points_of(cases[start:end]), p[start:end], rows, after, POLICY):
-                got.append((t.point + start, t.kind, t.sequence))
+            got += [
+                (t.point + start, t.kind, t.sequence)
+                for t in decide(points_of(cases[start:end]), p[start:end], rows, after, POLICY)
+            ]
             rows, start = after, end
         assert got == expected
         for field in EPISODE_FIELDS:
