@@ -122,7 +122,7 @@ async def _serve(
         rows: Rows, as_of: NDArray[np.int64]
     ) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
         scored = await tools.batcher.score(rows, as_of, events=0, oldest_ms=tools.clock.now_ms())
-        values, contributions = await tools.batcher.explain(rows, as_of)
+        values, contributions = await tools.batcher.explain(rows, as_of, scored.version)
         return float(scored.p[0]), values[0], contributions[0], int(scored.version[0])
 
     face = Face(

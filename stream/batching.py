@@ -163,6 +163,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         self._costs = CostModel(current().sizes)
+        self._recent: dict[int, Model] = {}
 
     async def score(self, rows: Rows, as_of: NDArray[np.int64], *, events: int, oldest_ms: int) -> Scored:
         """Score n rows as of int64[n] ms. `events`: how many events brought them; `oldest_ms`: the oldest one's Kafka
@@ -186,12 +187,18 @@ class Batcher:
                 self._waiting.remove(request)
 
     async def explain(
-        self, rows: Rows, as_of: NDArray[np.int64]
+        self, rows: Rows, as_of: NDArray[np.int64], version: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Features and contributions, f4[n, F] each, of the few rows that became alerts."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._current().explain, rows, as_of
-        )
+        """Features and contributions, f4[n, F] each, of the few rows that became alerts; by the version that scored
+        each, also when another has taken over since."""
+        loop, parts = asyncio.get_running_loop(), []
+        order = np.argsort(version, kind="stable")
+        for each in np.unique(version):
+            mine = np.flatnonzero(version == each)
+            model = self._recent.get(int(each)) or self._current()
+            parts.append(await loop.run_in_executor(self._thread, model.explain, rows[mine], as_of[mine]))
+        back = np.argsort(order, kind="stable")
+        return np.concatenate([f for f, _ in parts])[back], np.concatenate([c for _, c in parts])[back]
 
     async def run(self) -> None:
         """Serve for ever. Cancel it to stop; what waits is then never answered."""
@@ -219,6 +226,7 @@ class Batcher:
         rows = parts[0][0].rows[parts[0][1]] if one else np.concatenate([r.rows[s] for r, s in parts])
         as_of = parts[0][0].as_of[parts[0][1]] if one else np.concatenate([r.as_of[s] for r, s in parts])
         model = self._current()
+        self._remember(model)
         started_s = self._clock.monotonic_s()
         try:
             p = await asyncio.get_running_loop().run_in_executor(self._thread, model.score, rows, as_of)
@@ -248,6 +256,13 @@ class Batcher:
             request.left -= n
             if request.left == 0 and not request.done.done():
                 request.done.set_result(Scored(request.p, request.version))
+
+    def _remember(self, model: Model) -> None:
+        """Keep the version in use and the one before it, whose alerts may not be composed yet."""
+        if model.version not in self._recent:
+            self._recent = {v: self._recent[v] for v in list(self._recent)[-1:]} | {model.version: model}
+            if tuple(model.sizes) != self._costs.sizes:
+                self._costs = CostModel(model.sizes)
 
     def _take(self, rows: int) -> list[tuple[_Request, slice]]:
         """The `rows` oldest waiting rows, as slices of their requests; requests fully taken leave the queue."""

@@ -48,7 +48,9 @@ class Composer:
         if not transitions:
             return []
         chosen = [t.point for t in transitions]
-        values, contributions = await self._batcher.explain(points.rows[chosen], points.as_of[chosen])
+        values, contributions = await self._batcher.explain(
+            points.rows[chosen], points.as_of[chosen], scored.version[chosen]
+        )
         entries = []
         for n, t in enumerate(transitions):
             customer = events.customers[points.customer[t.point]]

@@ -4,7 +4,9 @@ import asyncio
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from featurestore.layout import Rows
 from stream.batching import Batcher, CostModel, Dispatch, Wait, Waiting, decide
 from stream.clock import SystemClock
 from stream.errors import ScorerUnavailable
@@ -92,6 +94,18 @@ class Listener(Silent):
         self.seen.append(dispatch)
 
 
+class Doubled(ArithmeticModel):
+    """A later version, which says everything twice as loud."""
+
+    version = 2
+
+    def explain(
+        self, rows: Rows, as_of: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        values, contributions = super().explain(rows, as_of)
+        return values * 2, contributions * 2
+
+
 def batcher_of(model: ArithmeticModel, heard: Listener) -> Batcher:
     return Batcher(lambda: model, SystemClock(), heard, deadline_s=60.0, linger_s=0.0)
 
@@ -149,6 +163,25 @@ async def test_a_failing_model_fails_those_who_asked_and_nobody_else() -> None:
         await batcher.score(rows_of(3), np.ones(3, np.int64), events=3, oldest_ms=0)
     scored = await batcher.score(rows_of(3), np.ones(3, np.int64), events=3, oldest_ms=0)
     assert len(scored.p) == 3
+    loop.cancel()
+    batcher.close()
+
+
+async def test_reasons_come_from_the_version_that_scored() -> None:
+    """A version takes over between the score and its explanation: each row is explained by its own version."""
+    first, second = ArithmeticModel((8,)), Doubled((8,))
+    serving: list[ArithmeticModel] = [first]
+    batcher = Batcher(lambda: serving[0], SystemClock(), Listener(), deadline_s=60.0, linger_s=0.0)
+    loop = asyncio.create_task(batcher.run())
+    as_of = np.full(3, 86_400_000, np.int64)
+    versions = []
+    for model in (first, second):
+        serving[0] = model
+        scored = await batcher.score(rows_of(3), as_of, events=3, oldest_ms=0)
+        versions.append(scored.version)
+    mixed = np.array([versions[1][0], versions[0][0], versions[1][0]])
+    values, _ = await batcher.explain(rows_of(3), as_of, mixed)
+    assert values[:, 0].tolist() == [2.0, 1.0, 2.0]
     loop.cancel()
     batcher.close()
 
