@@ -62,7 +62,6 @@ class FetchedBatch:
         done = (len(self.records) - 1) // records_max * records_max if self.records else 0
         yield replace(self, start=start, records=self.records[done:])
 
-
     def cut_before_tombstones(self) -> Iterator["FetchedBatch"]:
         """The same piece of the log, cut before every tombstone whose customer has records in it already.
 
