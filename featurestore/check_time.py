@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.durations import DAY_MS, duration_words
 from featurestore.event_log import EventLog
 from featurestore.finding import Finding, count, date, days, error, note, percent, warning
-from featurestore.spec import DAY_MS, Role, Spec, duration_words
+from featurestore.spec import Role, Spec
 
 _YEAR_MS = 365 * DAY_MS
 _LAST_YEAR = 2105

@@ -30,8 +30,9 @@ from featurestore.contract import (
     explain,
     field_words,
 )
+from featurestore.durations import DAY_MS
 from featurestore.hashing import hash_texts
-from featurestore.spec import DAY_MS, Kind, Mapping, Spec
+from featurestore.spec import Kind, Mapping, Spec
 from featurestore.timestamps import TimeReader
 from featurestore.vector import encode_attribute
 

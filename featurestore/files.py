@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from featurestore.columns import ColumnReader, Columns, joined
 from featurestore.contract import TIME_MS_MAX, TIME_MS_MIN, Reason
+from featurestore.durations import duration_words
 from featurestore.errors import SpecError
 from featurestore.event_log import EventLog, Problem, Problems
 from featurestore.file_rows import Chunk, CsvRows, JsonRows, RowFile
 from featurestore.parse import batch_of
 from featurestore.records import contract_spec, records_of
-from featurestore.spec import Spec, duration_words
+from featurestore.spec import Spec
 from featurestore.timestamps import TimeReader
 
 __all__ = ["EventLog", "contract_spec", "open_rows", "read_events", "records_of"]

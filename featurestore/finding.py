@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from featurestore.spec import DAY_MS
+from featurestore.durations import DAY_MS
 
 SEVERITIES = ("error", "warning", "note")
 

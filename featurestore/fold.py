@@ -25,11 +25,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.durations import DAY_MS
 from featurestore.event import EventBatch
 from featurestore.fold_loop import EVENT, RESET, SILENCE, TERMINAL, elapse_rows, eligible, fold_events
 from featurestore.fold_memory import Room, column, copied, more_room, plan_of, room_for
 from featurestore.layout import Layout, Rows
-from featurestore.spec import DAY_MS
 
 __all__ = ["EVENT", "EXPIRY_GRACE_MS", "RESET", "SILENCE", "TERMINAL", "Folder", "Points"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from featurestore.durations import DAY_MS
 from featurestore.event import TOMBSTONE
-from featurestore.spec import DAY_MS
 
 EVENT, SILENCE, TERMINAL, RESET = 0, 1, 2, 3
 """Causes of a point. EVENT and SILENCE are scored; TERMINAL and RESET tell the policy that an episode is over."""

@@ -25,8 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from featurestore.columns import ColumnReader, Columns
 from featurestore.contract import USER_ID_CHARS_MAX, Reason, Rejected
+from featurestore.durations import duration_words
 from featurestore.event import TOMBSTONE, EventBatch
-from featurestore.spec import Spec, duration_words
+from featurestore.spec import Spec
 
 VALUE_BYTES_MAX = 64 * 1024
 """An event is a few hundred bytes; what is a hundred times that is no event, and 1,024 of them still fit in memory."""

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import orjson
 
+from featurestore.durations import DAY_MS
 from featurestore.event_log import EventLog
-from featurestore.spec import DAY_MS, Kind, Mapping, Spec
+from featurestore.spec import Kind, Mapping, Spec
 
 
 def contract_spec(spec: Spec) -> Spec:

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.event import EventBatch
+from featurestore.event import TOMBSTONE, EventBatch
 from featurestore.fold import Folder, Points
 from featurestore.layout import Layout, Rows
 
@@ -77,7 +77,18 @@ def arrived_before(log: EventBatch, before_ms: int) -> int:
 
 def only(log: EventBatch, customers: NDArray[np.bool_]) -> EventBatch:
     """The log of some customers: bool[m] over `log.customers`, whose indices stay as they are."""
-    keep = customers[log.customer]
+    return _kept(log, customers[log.customer])
+
+
+def remembered(log: EventBatch) -> EventBatch:
+    """The log without what its customers had forgotten: no event up to a customer's last tombstone is left."""
+    last = np.full(len(log.customers), -1, np.int64)
+    tombstones = np.flatnonzero(log.kind == TOMBSTONE)
+    last[log.customer[tombstones]] = tombstones  # ascending, so the last one stays
+    return _kept(log, np.arange(len(log)) > last[log.customer])
+
+
+def _kept(log: EventBatch, keep: NDArray[np.bool_]) -> EventBatch:
     columns = ("customer", "kind", "time", "value", "event_id", "position")
     return replace(log, **{name: getattr(log, name)[keep] for name in columns})
 

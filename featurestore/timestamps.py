@@ -15,8 +15,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.durations import DAY_MS
 from featurestore.errors import SpecError
-from featurestore.spec import DAY_MS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS_PER_UNIT = {"auto": (1, 1), "ms": (1, 1), "s": (1000, 1), "us": (1, 1000)}  # numerator, denominator

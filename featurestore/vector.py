@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from featurestore.spec import DAY_MS, Kind, Spec, duration_words
+from featurestore.durations import DAY_MS, duration_words
+from featurestore.spec import Kind, Spec
 
 Transform = Literal["log", "linear"]
 DAY_WORDS = "days"

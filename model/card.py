@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.spec import DAY_MS, Spec
+from featurestore.durations import DAY_MS
+from featurestore.spec import Spec
 from model.config import TrainConfig
 from model.evaluate import MODEL
 from model.examples import Examples

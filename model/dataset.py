@@ -20,11 +20,12 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from featurestore.durations import DAY_MS
 from featurestore.event import EventBatch
 from featurestore.fold import SILENCE, Points
 from featurestore.layout import Layout, Rows
 from featurestore.replay import SNAPSHOT, replay
-from featurestore.spec import DAY_MS, Spec
+from featurestore.spec import Spec
 from model.examples import Examples
 from model.features import FeatureLayer
 from model.labels import Labeller
@@ -165,9 +166,8 @@ def _hash(points: Points, seed: int) -> NDArray[np.uint64]:
     mixed: NDArray[np.uint64] = points.as_of.astype(np.uint64) + (
         points.customer.astype(np.uint64) << np.uint64(36)
     )
-    mixed ^= (points.cause.astype(np.uint64) << np.uint64(60)) + np.uint64(seed) * np.uint64(
-        0x9E3779B97F4A7C15
-    )
+    salt = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+    mixed ^= (points.cause.astype(np.uint64) << np.uint64(60)) + salt
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)

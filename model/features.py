@@ -28,8 +28,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from featurestore.durations import DAY_MS
 from featurestore.layout import Layout
-from featurestore.spec import DAY_MS, Spec
+from featurestore.spec import Spec
 from featurestore.vector import aggregated_kinds, counted_kinds, decayed_kinds, features
 
 Tensor = Any

@@ -19,8 +19,9 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.durations import DAY_MS
 from featurestore.errors import SpecError
-from featurestore.spec import DAY_MS, Spec
+from featurestore.spec import Spec
 from model.examples import Examples
 
 HELD_OUT_PERCENT = 15

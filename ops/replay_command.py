@@ -11,9 +11,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from featurestore.durations import DAY_MS
 from featurestore.files import read_events
 from featurestore.layout import Layout
-from featurestore.spec import DAY_MS, Spec
+from featurestore.spec import Spec
 from model.baselines import BASELINES
 from model.config import TrainConfig
 from model.evaluate import MODEL

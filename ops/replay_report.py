@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.durations import DAY_MS
 from featurestore.event_log import EventLog
 from featurestore.layout import Layout
 from featurestore.replay import replay
-from featurestore.spec import DAY_MS, Spec
+from featurestore.spec import Spec
 from model.baselines import Baselines
 from model.config import TrainConfig
 from model.dataset import Inputs, draw

@@ -16,7 +16,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from featurestore.spec import DurationMs, Spec, duration_words
+from featurestore.durations import DurationMs, duration_words
+from featurestore.spec import Spec
 from featurestore.store import CUSTOMERS_MAX
 from ops.errors import SettingsError
 from stream.kafka import KafkaSettings

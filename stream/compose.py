@@ -6,10 +6,10 @@ composes the same bytes.
 
 from typing import Protocol
 
+from featurestore.durations import DAY_MS
 from featurestore.event import EventBatch
 from featurestore.fold import EVENT, RESET, SILENCE, TERMINAL, Points
 from featurestore.layout import Layout
-from featurestore.spec import DAY_MS
 from featurestore.vector import features
 from stream.alert import Alert, Decision, alert_id, encode, instant, top_reasons
 from stream.batching import Batcher, Scored

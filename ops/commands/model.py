@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from featurestore.spec import duration_words
+from featurestore.durations import duration_words
 from ops.console import console, json_option, steps, table_and_json
 from ops.quiet import load_tensorflow
 

@@ -11,8 +11,9 @@ import numpy as np
 from rich.table import Table
 
 from featurestore.check import check as find
+from featurestore.durations import DAY_MS
 from featurestore.layout import BOOKKEEPING_FIELDS, EPISODE_FIELDS, Layout
-from featurestore.spec import DAY_MS, load_spec
+from featurestore.spec import load_spec
 from featurestore.vector import features
 from ops.console import console, json_option, steps, table_and_json
 

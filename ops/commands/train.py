@@ -7,7 +7,8 @@ from typing import Any
 import click
 from rich.table import Table
 
-from featurestore.spec import duration_words, load_spec, parse_duration
+from featurestore.durations import duration_words, parse_duration
+from featurestore.spec import load_spec
 from ops.commands.dates import DATE
 from ops.console import console, json_option, steps, table_and_json
 from ops.quiet import load_tensorflow
@@ -71,6 +72,8 @@ class _Duration(click.ParamType):
     help="Share of the customers who come up within a horizon that is to get an alert.  [default: 0.1]",
 )
 @click.option("--epochs", "epochs_max", type=click.IntRange(1), help="At most.")
+@click.option("--batch", type=click.IntRange(8), help="Rows a step.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True))
 @click.option(
     "--examples-max", type=click.IntRange(200), help="Rows to learn from and to judge on, all together."
 )

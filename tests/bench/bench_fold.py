@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from featurestore.durations import DAY_MS
 from featurestore.event import EventBatch
 from featurestore.fold import Folder
 from featurestore.fold_memory import copied
 from featurestore.layout import Layout
-from featurestore.spec import DAY_MS, Spec, parse_spec
+from featurestore.spec import Spec, parse_spec
 
 EVENTS, CUSTOMERS, BATCHES, ROUNDS = 1_024, 600, 100, 5
 START = 20_000 * DAY_MS

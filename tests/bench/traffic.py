@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.durations import DAY_MS
 from featurestore.event import EventBatch
-from featurestore.spec import DAY_MS, Spec, parse_spec
+from featurestore.spec import Spec, parse_spec
 
 CUSTOMERS = 20_000
 LIVELINESS = 1.0  # sigma of the logarithm of a customer's rate
@@ -81,7 +82,9 @@ def clicks(first: int, count: int, start_ms: int) -> Clicks:
     blocks = range(first // BLOCK, (first + count - 1) // BLOCK + 1) if count else range(0)
     drawn = [_block(number) for number in blocks]
     cut = slice(first - blocks.start * BLOCK, first - blocks.start * BLOCK + count) if count else slice(0)
-    customer, kind, value = (np.concatenate([np.empty(0), *column])[cut] for column in zip(*drawn, strict=True))
+    customer, kind, value = (
+        np.concatenate([np.empty(0), *column])[cut] for column in zip(*drawn, strict=True)
+    )
     time = start_ms + (first + np.arange(count)) * EVENT_EVERY_MS
     return Clicks(first, customer.astype(np.int64), kind.astype(np.int64), time, value)
 
@@ -121,4 +124,3 @@ def batch_of(made: Clicks) -> EventBatch:
         [name_of(n) for n in names.tolist()], customer.astype(np.int32), made.kind.astype(np.uint8), made.time,
         made.value, np.zeros(len(made), np.uint64), made.first + np.arange(len(made), dtype=np.int64),
     )  # fmt: skip
-

@@ -144,8 +144,8 @@ async def test_worker(stack: Services, unique_name: str, tmp_path: Path) -> None
 
         status, customer = get(worker.address, "/v1/customers/known-3")
         assert status == 200
-        assert customer["state"]["activities"] == 39  # type: ignore[index]  # JSON
-        assert len(customer["features"]) > 20  # type: ignore[arg-type]  # JSON
+        assert customer["state"]["activities"] == 39  # type: ignore[index]  # the value is JSON of that shape
+        assert len(customer["features"]) > 20  # type: ignore[arg-type]  # the value is JSON of that shape
         assert get(worker.address, "/v1/customers/nobody")[0] == 404
         assert get(worker.address, "/v1/customers/known-3?as_of=yesterday")[0] == 400
         assert get(worker.address, "/readyz") == (200, {"status": "ready"})

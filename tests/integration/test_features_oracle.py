@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from featurestore.durations import DAY_MS
 from featurestore.fold import Folder
 from featurestore.layout import Layout, Rows
-from featurestore.spec import DAY_MS, Spec, load_spec
+from featurestore.spec import Spec, load_spec
 from featurestore.vector import features
 from model.features import FeatureLayer
 from tests.support.histories import columns, of, random_history, random_spec

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featurestore.durations import DAY_MS, HOUR_MS
 from featurestore.event import EventBatch
 from featurestore.layout import Layout, Rows
-from featurestore.spec import DAY_MS, HOUR_MS, Spec, parse_spec
+from featurestore.spec import Spec, parse_spec
 from tests.support.oracle import TOMBSTONE, Event
 
 History = list[tuple[str, Event]]

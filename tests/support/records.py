@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from featurestore.durations import DAY_MS
 from featurestore.layout import Layout
-from featurestore.spec import DAY_MS
 from tests.support.oracle import Entry, Life
 
 Facts = dict[str, Any]

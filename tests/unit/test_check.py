@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from featurestore.check import check
+from featurestore.durations import DAY_MS, HOUR_MS
 from featurestore.finding import Finding, count, days, percent
-from featurestore.spec import DAY_MS, HOUR_MS, Spec, load_spec, parse_spec
+from featurestore.spec import Spec, load_spec, parse_spec
 
 T0 = 1_704_067_200_000  # 2024-01-01
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from featurestore.durations import DAY_MS
 from featurestore.event import EventBatch
 from featurestore.fold import Folder
 from featurestore.layout import Layout
-from featurestore.spec import DAY_MS, Spec, parse_spec
+from featurestore.spec import Spec, parse_spec
 from featurestore.vector import encode_attribute, features
 from model.features import FeatureLayer
 

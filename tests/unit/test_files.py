@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from featurestore.contract import Reason
+from featurestore.durations import DAY_MS, HOUR_MS
 from featurestore.errors import SpecError
 from featurestore.event import EventBatch
 from featurestore.event_log import EventLog
 from featurestore.files import contract_spec, read_events, records_of
 from featurestore.hashing import hash_texts
 from featurestore.parse import Parser
-from featurestore.spec import DAY_MS, HOUR_MS, Spec, load_spec, parse_spec
+from featurestore.spec import Spec, load_spec, parse_spec
 from tests.support.streams import LogRecord
 
 pa = pytest.importorskip("pyarrow")

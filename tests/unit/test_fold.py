@@ -11,12 +11,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from featurestore.durations import DAY_MS
 from featurestore.event import EventBatch
 from featurestore.fold import EVENT, EXPIRY_GRACE_MS, RESET, SILENCE, TERMINAL, Folder, Points
 from featurestore.fold_loop import elapse_rows, fold_events
 from featurestore.layout import Layout, Rows
 from featurestore.replay import replay, state_at
-from featurestore.spec import DAY_MS, Spec
+from featurestore.spec import Spec
 from tests.support.histories import START, History, State, columns, of, one, random_history, random_spec
 from tests.support.oracle import TOMBSTONE, Event, walk
 from tests.support.records import differences, expected, recorded

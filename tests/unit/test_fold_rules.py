@@ -10,9 +10,10 @@ import math
 import numpy as np
 import pytest
 
+from featurestore.durations import DAY_MS, HOUR_MS
 from featurestore.fold import EVENT, EXPIRY_GRACE_MS, RESET, SILENCE, TERMINAL, Folder
 from featurestore.layout import Layout
-from featurestore.spec import DAY_MS, HOUR_MS, Spec, parse_spec
+from featurestore.spec import Spec, parse_spec
 from tests.support.histories import columns, one
 from tests.support.oracle import TOMBSTONE, Entry, Event, walk
 from tests.support.records import Facts, expected, recorded

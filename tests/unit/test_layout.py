@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featurestore.durations import DAY_MS, duration_words
 from featurestore.layout import BOOKKEEPING_FIELDS, EPISODE_FIELDS, Layout
-from featurestore.spec import DAY_MS, duration_words, load_spec
+from featurestore.spec import load_spec
 from tests.support.histories import random_spec
 
 ROOT = Path(__file__).resolve().parents[2]

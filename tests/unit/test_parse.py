@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from featurestore.contract import Reason
+from featurestore.durations import DAY_MS
 from featurestore.errors import SpecError
 from featurestore.event import TOMBSTONE
 from featurestore.hashing import hash_texts
 from featurestore.parse import VALUE_BYTES_MAX, Parsed, ParseLimits, Parser
-from featurestore.spec import DAY_MS, Spec, parse_spec
+from featurestore.spec import Spec, parse_spec
 from tests.support.fuzz import NOW_MS, fuzzed
 from tests.support.streams import LogRecord
 
