@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from rich.table import Table
 
+from featurestore.durations import DAY_MS
 from featurestore.layout import Layout
-from featurestore.spec import DAY_MS, Spec, load_spec
+from featurestore.spec import Spec, load_spec
 from ops.backfill import backfill
 from ops.connect import open_store, topic_specs
 from ops.console import console, stack, steps, table_and_json
@@ -230,19 +232,21 @@ def _close(verdict: Verdict, data: dict[str, Any], spec: Spec, folder: Path, jso
     latency, first_s = data["event_to_alert_ms"], data["seconds_to_first_alert"]
     shown = (
         f"{data['events']:,} events of {data['customers']:,} customers in {data['days']:.0f} days; event to alert p50"
-        f" {latency['p50']:.0f} ms, p99 {latency['p99']:.0f} ms; first alert {first_s:.0f} s after the start"
+        f" {latency['p50']:.0f} ms, p99 {latency['p99']:.0f} ms"
+        + ("" if math.isnan(first_s) else f"; first alert {first_s:.0f} s after the start")
     )
-    lines = [
-        *footnotes(verdict),
-        shown,
-        "",
-        "Where to look next",
-        f"  {folder}/alerts.jsonl                 every alert, as a consumer of the topic gets it",
-        f"  {folder}/models/{spec.name}/*/model_card.md   how good the model is, and on what it was judged",
-        "  ops/specs/demo.yaml                   what the model knows of a customer: copy it for a log of your own",
-        "  ebbtide spec check --help             does my log fit?          ebbtide train --help",
-        "  ebbtide stack up                      Kafka and Valkey that stay, for  ebbtide worker",
-    ]
-    for line in lines:
-        to.print(line, soft_wrap=True)
+    for words in [*footnotes(verdict), shown, "", "Where to look next"]:
+        to.print(words, soft_wrap=True)
+    published = orjson.loads((folder / "train.json").read_bytes())["path"]
+    places = Table.grid(padding=(0, 2))
+    for place, words in (
+        (f"{folder}/alerts.jsonl", "every alert, as a consumer of the topic gets it"),
+        (f"{published}/model_card.md", "how good the model is, and what it was judged on"),
+        (f"{folder}/history.jsonl", "what it learned from: try `ebbtide train` on it"),
+        ("ops/specs/demo.yaml", "what it knows of a customer: copy it for a log of your own"),
+        ("ebbtide spec check", "does my log fit my spec?"),
+        ("ebbtide stack up", "Kafka and Valkey that stay, for `ebbtide worker`"),
+    ):
+        places.add_row("", place, words)
+    to.print(places)
     sys.stdout.flush()

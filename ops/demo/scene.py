@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from featurestore.durations import DAY_MS
 from featurestore.event import EventBatch
 from featurestore.hashing import hash_texts
-from featurestore.spec import DAY_MS, Spec
+from featurestore.spec import Spec
 from ops.simulate import Scenario, simulate
 from ops.simulated import PLAN_CHANGED, TYPES, Simulated, write_jsonl
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.durations import DAY_MS
 from featurestore.event import EventBatch
 from featurestore.layout import Layout
 from featurestore.replay import replay
-from featurestore.spec import DAY_MS
 from ops.demo.scene import Scene
 from ops.simulated import ACCOUNT_CLOSED, Activity
 
