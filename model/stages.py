@@ -23,6 +23,11 @@ class Stages:
         self._done = 0.0
         self.seconds: dict[str, float] = {}
 
+    @property
+    def left(self) -> float:
+        """Weight that no stage has used yet: what the last one is worth."""
+        return TOTAL - self._done
+
     @contextmanager
     def of(self, text: str, weight: float) -> Iterator[Callable[[float], None]]:
         """A stage worth `weight` of TOTAL; yields what takes its share done, 0 to 1."""

@@ -27,7 +27,7 @@ from featurestore.errors import SpecError
 from featurestore.event import EventBatch
 from featurestore.files import read_events
 from featurestore.layout import Layout, Rows
-from featurestore.replay import only, state_at
+from featurestore.replay import only, remembered, state_at
 from featurestore.spec import Spec, dump_spec, parse_spec
 from model.artifact import Facts, export
 from model.baselines import Baselines
@@ -38,7 +38,7 @@ from model.dataset import draw, examples_of, labelled_points, take
 from model.errors import ModelUnwritable
 from model.evaluate import MODEL, by_moment, check_gate, evaluate
 from model.examples import Examples, write_rows
-from model.fit import Fit, fit, logits
+from model.fit import Fit, Trainer, logits
 from model.labels import CHURNED, LEFT
 from model.operating import Peaks, fit_calibrator
 from model.report import TrainReport, data_hash
@@ -81,15 +81,18 @@ def train_model(
     """Train, judge and publish `out_dir/<name>/<version>`.
 
     log: columns in arrival order, or a file of events. name, horizon_ms: in place of the spec's. labels_until_ms: the
-    log is taken as known up to, not including, this time; default: just after its last event. rows_path: where the
+    log is taken as known up to, not including, this time; default: just after its last event. What lies before a
+    customer's tombstone is not learned from. rows_path: where the
     examples go as Parquet. clock: seconds, for the report. Raises SpecError (the log or its span does not fit),
     ModelRefused (worse than a baseline), ModelUnwritable.
     """
     config, stages = config or TrainConfig(), Stages(progress, clock)
     spec = _with(spec, name, horizon_ms)
-    if not isinstance(log, EventBatch):
-        with stages.of("reading events", 5) as share:
-            log = read_events(log, spec, progress=share).events
+    with stages.of("reading events", 5) as share:
+        events = log if isinstance(log, EventBatch) else read_events(log, spec, progress=share).events
+        log = remembered(events)
+    if not len(log):
+        raise SpecError("the log has no event", hint="check --events and the mapping of the spec")
     until = labels_until_ms or int(log.time.max()) + 1
     slices = plan_slices(spec, int(log.time.min()), until)
     held = held_out(log.customers)
@@ -108,7 +111,8 @@ def train_model(
 
     # 1. Evaluation
     with stages.of("training on the train slice", 40) as share:
-        judged = _trained(fit(spec, train, calibration, config, config.epochs_max, share), calibration)
+        trainer = Trainer(spec, config, len(train))
+        judged = _trained(trainer.fit(train, calibration, config.epochs_max, share), calibration)
     with stages.of("fitting the baselines", 5):
         baselines = Baselines(spec, train, calibration, config.seed)
     with stages.of("judging on the test slice", 8):
@@ -132,13 +136,13 @@ def train_model(
         ours, others = usable.take(~held[usable.customer]), usable.take(held[usable.customer])
         rows |= {"refit": len(ours), "held_out": len(others)}
         with stages.of("training on all that is labelled", 25) as share:
-            published = _trained(fit(spec, ours, None, config, judged.fit.epochs, share), others)
+            published = _trained(trainer.fit(ours, None, judged.fit.epochs, share), others)
         with stages.of("choosing the thresholds", 4):
             span = (slices.train[0], slices.test[1])
             chosen = _peaks(spec, log, until, held, span, published, config).thresholds(config.alert_rate)
 
     # 4. Export
-    with stages.of("publishing", 3):
+    with stages.of("publishing", stages.left):
         digest = data_hash(drawn)
         report = TrainReport(
             name=spec.name, version=0, path=out_dir, horizon_ms=spec.horizon_ms, labels_until_ms=until,

@@ -1,0 +1,215 @@
+"""From a log of events to a published model: a small training from end to end, and what it must refuse.
+
+The customers are the simulator's; the network is small and the examples few, since what is tested is the order of
+things, not how well it learns.
+"""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from featurestore.durations import DAY_MS
+from featurestore.errors import SpecError
+from featurestore.event import EventBatch
+from featurestore.fold import Folder
+from featurestore.layout import Layout
+from featurestore.replay import only, replay, state_at
+from featurestore.spec import Spec, load_spec
+from model.config import TrainConfig
+from model.examples import CAUSES
+from model.fit import Trainer, logits
+from model.network import NetworkConfig
+from model.report import TrainReport
+from model.scorer import Scorer
+from model.train import train_model
+from ops.simulate import Scenario, simulate
+from ops.simulated import TYPES
+
+ROOT = Path(__file__).resolve().parents[2]
+START = 1_700_000_000_000
+CREATED = datetime(2024, 5, 1, tzinfo=UTC)
+CONFIG = TrainConfig(
+    examples_max=6_000,
+    epochs_max=2,
+    batch=128,
+    bootstrap=40,
+    network=NetworkConfig(units=8, embed=4, dense=(8,)),
+)
+FIGURES = ("auroc", "auprc", "log_loss", "ece", "lift_at_10")
+NAMES = {"model", "recency", "logistic", "trees"}
+
+
+@pytest.fixture(scope="module")
+def spec() -> Spec:
+    return load_spec(ROOT / "ops" / "specs" / "demo.yaml").model_copy(update={"horizon_ms": 10 * DAY_MS})
+
+
+@pytest.fixture(scope="module")
+def log(spec: Spec) -> EventBatch:
+    sim = simulate(Scenario(seed=5, customers=400, start_ms=START, days=75.0, steady_days=30.0))
+    code = {TYPES.index(kind): n for kind, n in spec.kind_of_type.items()}
+    kind = np.array([code[int(t)] for t in sim.events["type"]], np.uint8)
+    plan = sim.events["type"] == TYPES.index("plan_changed")
+    n = len(sim)
+    return EventBatch(
+        list(sim.customers), sim.events["customer"].astype(np.int32), kind, sim.events["time_ms"].astype(np.int64),
+        np.where(plan, sim.events["value"] + 1, sim.events["value"]), np.zeros(n, np.uint64), np.arange(n),
+    )  # fmt: skip
+
+
+class Ticks:
+    """A clock that moves a second each time it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def trained(
+    spec: Spec, log: EventBatch, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainReport, Path, list[float]]:
+    out, done = tmp_path_factory.mktemp("models"), []
+    report = train_model(
+        log, spec, out, created=CREATED, name="corner", config=CONFIG, rows_path=out / "rows.parquet", clock=Ticks(),
+        progress=lambda at, total, _text: done.append(at / total),
+    )  # fmt: skip
+    return report, out, done
+
+
+def test_the_report_has_the_promised_names_and_is_json(
+    trained: tuple[TrainReport, Path, list[float]],
+) -> None:
+    report, out, _ = trained
+    data = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    for figure in FIGURES:
+        assert set(data[figure]) == NAMES
+    for figure in ("auroc", "auprc", "log_loss"):
+        assert set(data[f"{figure}_interval"]) == NAMES
+        assert set(data[f"{figure}_difference"]) == NAMES - {"model"}
+        low, high = data[f"{figure}_interval"]["model"]
+        assert low <= data[figure]["model"] <= high
+    assert set(data["ece_bound"]) == NAMES
+    assert data["name"] == "corner"
+    assert data["version"] == 1
+    assert Path(data["path"]) == out / "corner" / "1"
+    assert {"train", "calibration", "test", "refit", "held_out"} == set(data["examples"])
+    assert sum(data["examples"][part] for part in ("refit", "held_out")) <= CONFIG.examples_max
+    assert 0 < data["exit"] < data["enter"] < 1
+    assert data["left"] > 0, "some closed their account in so many words"
+    assert all(seconds > 0 for seconds in data["seconds"].values())
+
+
+def test_it_ranks_who_falls_silent(trained: tuple[TrainReport, Path, list[float]]) -> None:
+    """Not how well, but that it learned at all: far from a coin, and not refused beside its baselines."""
+    values = trained[0].evaluation.values["auroc"]
+    assert values["model"] > 0.7
+    assert values["model"] > values["trees"] - 0.05
+
+
+def test_progress_goes_forward_to_its_end(trained: tuple[TrainReport, Path, list[float]]) -> None:
+    done = trained[2]
+    assert done == sorted(done)
+    assert done[0] == 0.0
+    assert done[-1] == pytest.approx(1.0)
+
+
+def test_what_is_published_is_served_with_its_thresholds_and_card(
+    trained: tuple[TrainReport, Path, list[float]], spec: Spec, log: EventBatch
+) -> None:
+    report, _, _ = trained
+    layout = Layout(spec)
+    scorer = Scorer.load(report.path, layout, warm=False)
+    assert scorer.manifest.enter == report.thresholds.enter
+    assert scorer.manifest.metrics["auroc"]["model"] == report.evaluation.values["auroc"]["model"]
+    assert TrainConfig.model_validate(scorer.manifest.metrics["config"]) == CONFIG
+    as_of = int(log.time.max())
+    rows = state_at(layout, log, as_of + 1)
+    rows = rows[Folder(layout).eligible(rows, as_of)][:40]
+    p = scorer.score(rows, np.full(len(rows), as_of, np.int64))
+    assert ((p > 0) & (p < 1)).all()
+    card = (report.path / "model_card.md").read_text(encoding="utf-8")
+    for words in ("no activity in the 10 days", "AUROC", "just after an event", "85 % of the customers"):
+        assert words in card, words
+    for plot in ("reliability", "roc", "training", "silence"):
+        assert (report.path / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_rows_are_the_examples(
+    trained: tuple[TrainReport, Path, list[float]], spec: Spec, log: EventBatch
+) -> None:
+    report, out, _ = trained
+    table = pq.read_table(out / "rows.parquet")
+    counts = dict.fromkeys(("train", "calibration", "test", "gap"), 0)
+    for name, label in zip(table["slice"].to_pylist(), table["label"].to_pylist(), strict=True):
+        counts[name] += label != "left"
+    assert counts["train"] == report.examples["train"]
+    assert counts["test"] == report.examples["test"]
+    assert set(table["cause"].to_pylist()) == set(CAUSES.values())
+    # No label looks beyond the end of what is known.
+    latest = np.max(table["as_of"].to_numpy()).astype("datetime64[ms]").astype(np.int64)
+    assert latest + spec.horizon_ms < report.labels_until_ms
+
+
+def test_a_second_training_is_the_same_and_the_next_version(
+    trained: tuple[TrainReport, Path, list[float]], spec: Spec, log: EventBatch
+) -> None:
+    report, out, _ = trained
+    again = train_model(log, spec, out, created=CREATED, name="corner", config=CONFIG)
+    assert again.version == 2
+    assert again.data_hash == report.data_hash
+    assert again.evaluation.values == report.evaluation.values
+    assert again.thresholds == report.thresholds
+    assert again.seconds == {}, "without a clock nobody knows how long it took"
+
+
+def test_labels_closed_earlier_see_nothing_later(spec: Spec, log: EventBatch, tmp_path: Path) -> None:
+    """Events after `labels_until` may be anything: same examples, same figures."""
+    until = START + 60 * DAY_MS
+    keep = log.time < until
+    cut = EventBatch(
+        log.customers,
+        *(getattr(log, c)[keep] for c in ("customer", "kind", "time", "value", "event_id", "position")),
+    )
+    config = CONFIG.model_copy(update={"refit": False, "epochs_max": 1, "examples_max": 4_000})
+    whole, short = (
+        train_model(each, spec, tmp_path, created=CREATED, labels_until_ms=until, config=config)
+        for each in (log, cut)
+    )
+    assert whole.data_hash == short.data_hash
+    assert whole.evaluation.values == short.evaluation.values
+    assert whole.thresholds == short.thresholds
+
+
+def test_a_log_that_cannot_be_learned_from_is_refused_by_name(
+    spec: Spec, log: EventBatch, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match="needs at least"):
+        train_model(log, spec, tmp_path, created=CREATED, horizon_ms=40 * DAY_MS)
+    nobody = only(log, np.zeros(len(log.customers), np.bool_))
+    with pytest.raises(SpecError, match="no event"):
+        train_model(nobody, spec, tmp_path, created=CREATED)
+    cut = only(log, np.arange(len(log.customers)) < 3)
+    with pytest.raises(SpecError, match="too few to learn from"):
+        train_model(cut, spec, tmp_path, created=CREATED, config=CONFIG)
+    assert not list(tmp_path.iterdir()), "nothing is published"
+
+
+def test_training_begins_as_the_linear_model_and_keeps_the_best_epoch(spec: Spec, log: EventBatch) -> None:
+    from model.dataset import draw
+
+    usable = draw(spec, log, int(log.time.max()), examples_max=2_000).usable()
+    odd = usable.customer % 2 == 1
+    found = Trainer(spec, CONFIG, 1_000).fit(usable.take(~odd), usable.take(odd), epochs=2)
+    assert len(found.validation) == 3, "before the first epoch, and after each"
+    assert found.epochs == int(np.argmin(found.validation))
+    assert len(logits(found.network, usable.take(odd).inputs)) == odd.sum()
+    points = next(iter(replay(Layout(spec), log, START + DAY_MS)))
+    assert len(logits(found.network, {k: v[:0] for k, v in usable.inputs.items()})) == 0 <= len(points)
