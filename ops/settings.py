@@ -158,8 +158,8 @@ def load_settings(
     for path, value in options.items():
         if value is not None:
             _put(data, tuple(path.split(".")), value)
-    if isinstance(data.get("kafka"), dict):
-        data["kafka"].setdefault("url", LOCAL)
+    if isinstance(data.get("kafka"), dict) and data["kafka"].get("url") is None:
+        data["kafka"]["url"] = LOCAL
     try:
         return Settings.model_validate(data)
     except ValidationError as error:

@@ -17,8 +17,8 @@ from ops.errors import OpsError
 from ops.settings import child_environment
 from ops.stack_watchdog import die_with
 
-# Two epochs over 30,000 rows come within 0.02 AUROC of all there is to learn here, in a third of the time; intervals are
-# for the card alone. Of a hundred customers in two weeks, seven get an alert: what a small team can call.
+# Two epochs over 30,000 rows come within 0.02 AUROC of all there is to learn here, in a third of the time; intervals
+# are for the card alone. Of a hundred customers in two weeks, seven get an alert: what a small team can call.
 CHOICES = {
     "--epochs": "2", "--learning-rate": "0.003", "--examples-max": "30000", "--bootstrap": "50", "--alert-rate": "0.07",
 }  # fmt: skip
