@@ -1,6 +1,7 @@
 """Settings: where each may be said, what goes before what, and that every mistake is named at once."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,7 +28,8 @@ def test_a_file_yields_to_variables_and_they_yield_to_options(tmp_path: Path) ->
         tmp_path / "e.yaml", http={"port": 1}, kafka={"group": "file", "topic": "file"}, model="file"
     )
     environment = {"EBBTIDE_CONFIG": str(file), "EBBTIDE_HTTP__PORT": "2", "EBBTIDE_KAFKA__GROUP": "variable"}
-    settings = load_settings(environment=environment, **{"http.port": 3, "model": None})
+    options: dict[str, Any] = {"http.port": 3, "model": None}
+    settings = load_settings(environment=environment, **options)
     assert settings.http.port == 3
     assert settings.kafka.group == "variable"
     assert settings.kafka.topic == "file"
