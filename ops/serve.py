@@ -113,7 +113,7 @@ async def _serve(
     worker = Worker(
         tools,
         alerts_from=settings.alerts_from,
-        limits=Limits(queued_batches_max=settings.batching.queued_batches_max),
+        limits=Limits(settings.batching.queued_batches_max, settings.kafka.fetch_records_max),
     )
     source = FaustSource(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
     worker.attach(source)

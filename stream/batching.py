@@ -85,6 +85,17 @@ class CostModel:
         """The smallest size that holds `rows`, or the largest there is."""
         return next((size for size in self.sizes if size >= rows), self.sizes[-1])
 
+    def first(self, rows: int) -> tuple[int, float]:
+        """The size to send first of `rows` >= 1 rows, and the seconds until the last of at most the largest size is
+        scored: padded up in one dispatch, or one that is full and the rest after it, whichever clears them sooner."""
+        up = self.padded(rows)
+        filled = next((size for size in reversed(self.sizes) if size <= rows), up)
+        if filled < up:
+            seconds = self._seconds[filled] + self.first(rows - filled)[1]
+            if seconds < self._seconds[up]:
+                return filled, seconds
+        return up, self._seconds[up]
+
 
 def decide(waiting: Waiting, now_s: float, costs: CostModel, linger_s: float) -> Dispatch | Wait:
     """What to do now that the scorer is free. Pure.
@@ -92,7 +103,7 @@ def decide(waiting: Waiting, now_s: float, costs: CostModel, linger_s: float) ->
     Nothing waits -> Wait(None). Too few for the largest size and younger than `linger_s` -> Wait. Otherwise a
     Dispatch: of the sizes that the waiting rows could fill or be padded to, the largest that still meets the oldest
     deadline; when none can meet it any more the largest, which clears a backlog fastest. Padding up is refused where
-    filling a smaller size and sending the rest after it costs less.
+    filling smaller sizes, one after the other, costs less (`CostModel.first`).
     """
     if waiting.rows == 0:
         return Wait(None)
@@ -100,13 +111,7 @@ def decide(waiting: Waiting, now_s: float, costs: CostModel, linger_s: float) ->
     age = now_s - waiting.first_queued_s
     if waiting.rows < largest and age < linger_s:
         return Wait(linger_s - age)
-    up = costs.padded(waiting.rows)
-    filled = [size for size in costs.sizes if size <= waiting.rows]
-    size = up
-    if filled and filled[-1] < up:
-        rest = costs.padded(waiting.rows - filled[-1])
-        if costs.seconds(filled[-1]) + costs.seconds(rest) < costs.seconds(up):
-            size = filled[-1]
+    size, _ = costs.first(waiting.rows)
     slack = waiting.oldest_deadline_s - now_s
     if costs.seconds(size) > slack:
         in_time = [s for s in costs.sizes if s < size and costs.seconds(s) <= slack]
@@ -216,7 +221,8 @@ class Batcher:
                     await self._dispatch(dispatch, now_s)
                 case Wait(seconds):
                     try:
-                        await asyncio.wait_for(self._arrived.wait(), seconds)
+                        async with asyncio.timeout(seconds):
+                            await self._arrived.wait()
                     except TimeoutError:
                         continue
 

@@ -62,6 +62,13 @@ class FetchedBatch:
         done = (len(self.records) - 1) // records_max * records_max if self.records else 0
         yield replace(self, start=start, records=self.records[done:])
 
+    def joined(self, following: Sequence["FetchedBatch"]) -> "FetchedBatch":
+        """This piece and those that follow it, each one the one before: a longer piece, still contiguous."""
+        if not following:
+            return self
+        records = [record for piece in (self, *following) for record in piece.records]
+        return replace(self, end=following[-1].end, records=records, log_end=following[-1].log_end)
+
     def cut_before_tombstones(self) -> Iterator["FetchedBatch"]:
         """The same piece of the log, cut before every tombstone whose customer has records in it already.
 

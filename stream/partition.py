@@ -34,9 +34,12 @@ TIDY_AFTER_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Named bounds of one partition. `queued_batches_max`: fetched and not begun; beyond it the fetch pauses."""
+    """Named bounds of one partition. `queued_batches_max`: fetched and not begun; beyond it the fetch pauses.
+    `step_records_max`: batches that had to wait are joined up to so many records, since a step costs a millisecond
+    before its first event."""
 
     queued_batches_max: int = 4
+    step_records_max: int = 1000
 
 
 class Partition:
@@ -140,15 +143,16 @@ class Partition:
             batch = await self._next(pipeline)
             if batch is None:
                 return
-            if batch.epoch != epoch:
+            if batch.epoch < epoch:
                 continue  # left over from a position that was given up
             if not batch.follows(epoch, pipeline.position):
+                # A gap; or a later epoch, when somebody else sought. Whose batches would never be ours again.
                 raise Fenced(f"a batch begins at {batch.start}, expected {pipeline.position}: seeking back")
             for piece in batch.cut_before_tombstones():
                 self._source.mark(self.number, *await pipeline.step(piece))
 
     async def _next(self, pipeline: Pipeline) -> FetchedBatch | None:
-        """The next batch; None when draining and all is done."""
+        """The next batch, with those that have queued behind it; None when draining and all is done."""
         while not self._queue:
             self._resume()
             if pipeline.has_acked:
@@ -158,16 +162,28 @@ class Partition:
                 return None
             else:
                 await self._arrives(None)
-        if len(self._queue) <= self._limits.queued_batches_max // 2:
+        batch = self._queue.popleft()
+        following: list[FetchedBatch] = []
+        end, records = batch.end, len(batch.records)
+        while self._queue and self._queue[0].follows(batch.epoch, end):
+            records += len(self._queue[0].records)
+            if records > self._limits.step_records_max:
+                break
+            following.append(self._queue.popleft())
+            end = following[-1].end
+        if len(self._queue) < self._limits.queued_batches_max // 2:
             self._resume()
-        return self._queue.popleft()
+        return batch.joined(following)
 
     async def _arrives(self, timeout_s: float | None) -> bool:
         self._arrived.clear()
         if self._queue or self._draining:
             return True
         try:
-            await asyncio.wait_for(self._arrived.wait(), timeout_s)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the arrival, and a
+            # partition that was given away would live on, seeking under its successor.
+            async with asyncio.timeout(timeout_s):
+                await self._arrived.wait()
         except TimeoutError:
             return False
         return True

@@ -83,7 +83,9 @@ class World:
             Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher, lambda: self.model, SystemClock(),
             Silent(),
         )  # fmt: skip
-        worker = Worker(tools, alerts_from=alerts_from, limits=Limits(queued_batches_max=2, step_records_max=60))
+        worker = Worker(
+            tools, alerts_from=alerts_from, limits=Limits(queued_batches_max=2, step_records_max=60)
+        )
         worker.attach(self.source)
         return worker
 
@@ -223,6 +225,23 @@ async def test_owners_come_and_go(seed: int) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         world.source.revoke()
     await world.finish(world.worker())
+    await assert_same_end(world, clean)
+
+
+async def test_somebody_else_seeks_under_an_owner() -> None:
+    """A position that moves without its owner (a task that outlived its assignment) is noticed and sought back."""
+    logs = logs_of(seed=14)
+    clean = await clean_run(logs)
+    world = World(3, logs, rate=0.0)
+
+    async def meddle() -> None:
+        for n in range(20):
+            await asyncio.sleep(0.01)
+            await world.source.seek(n % PARTITIONS, len(logs[n % PARTITIONS]) // (1 + n % 4))
+
+    meddling = asyncio.create_task(meddle())
+    await world.finish(world.worker())
+    await meddling
     await assert_same_end(world, clean)
 
 

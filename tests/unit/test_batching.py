@@ -43,6 +43,8 @@ STEEP = {"s8": 0.001, "s32": 0.004, "s128": 0.016}
         (100, 9.0, 0.0, 0.0, FLAT, Dispatch(100, 128, "idle")),
         # 33 rows: 32 and then one (5 ms) cost less than padding to 128 (16 ms)
         (33, 9.0, 0.0, 0.0, STEEP, Dispatch(32, 32, "full")),
+        # 100 rows: three times 32 and then four cost less than padding to 128 (13 ms against 16 ms)
+        (100, 9.0, 0.0, 0.0, STEEP, Dispatch(32, 32, "full")),
         # ... but not where sizes cost nearly the same
         (33, 9.0, 0.0, 0.0, {"s8": 0.0030, "s32": 0.0035, "s128": 0.004}, Dispatch(33, 128, "idle")),
         # the oldest row's deadline allows 3 ms: no more than 32 rows go

@@ -29,6 +29,8 @@ def test_pieces_join_and_lose_nothing(batch: FetchedBatch, size: int) -> None:
     assert pieces[-1].end == batch.end
     assert all(later.follows(batch.epoch, earlier.end) for earlier, later in pairwise(pieces))
     assert [r for piece in pieces for r in piece.records] == list(batch.records)
+    assert list(pieces[0].joined(pieces[1:]).records) == list(batch.records)
+    assert pieces[0].joined(pieces[1:]).end == batch.end
     for piece in pieces:
         assert len(piece.records) <= size
         assert piece.start < piece.end
