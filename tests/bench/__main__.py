@@ -45,7 +45,9 @@ async def measured(asked: argparse.Namespace, say: Steps) -> dict[str, Figures]:
 
 def as_json(figures: dict[str, Figures]) -> dict[str, Any]:
     """The documented names first: events_per_s, p50_ms, p99_ms (at half of the maximum); then all the rest."""
-    out: dict[str, Any] = {"machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "customers": CUSTOMERS}}
+    out: dict[str, Any] = {
+        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "customers": CUSTOMERS}
+    }
     for name, found in figures.items():
         half = {"p50_ms": found.half.p50_ms, "p99_ms": found.half.p99_ms} if found.half else {}
         out[name] = {"events_per_s": round(found.events_per_s, 1), **half, **asdict(found)}
@@ -58,12 +60,18 @@ def as_json(figures: dict[str, Figures]) -> dict[str, Any]:
 
 def main() -> None:
     names = [variant.name for variant in VARIANTS]
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each phase (default 15)")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of the services")
     parser.add_argument(
-        "--common-rate", type=float, default=COMMON_RATE, help=f"events/s that all are paced at (default {COMMON_RATE:.0f})"
+        "--common-rate",
+        type=float,
+        default=COMMON_RATE,
+        metavar="N",
+        help="events/s that all are paced at",
     )
     asked = parser.parse_args()
     with steps() as say:

@@ -83,16 +83,18 @@ class Store:
         """Count every customer's new events. Returns for each when they were last scored, and if an episode is open."""
         pipe = self.redis.pipeline(transaction=False)
         for user, own in clicks.items():
-            key, seen = f"u:{user}", {}
+            key = f"u:{user}"
+            seen: dict[Any, Any] = {}
             counts: Counter[str] = Counter(n=len(own))
-            sums: Counter[str] = Counter()
+            sums: dict[str, float] = {}
             for click in own:
                 code, ts = KIND_CODE[click.type], click.ts
                 for window, hop in enumerate(HOPS):
                     tile = ts // hop
                     counts[f"c:{window}:{code}:{tile}"] += 1
                     if click.value is not None:
-                        sums[f"s:{window}:{tile}"] += click.value  # type: ignore[assignment] -- a Counter of floats
+                        field = f"s:{window}:{tile}"
+                        sums[field] = sums.get(field, 0.0) + click.value
                 seen[f"t:{code}"] = ts
                 if click.type != "newsletter":
                     counts["active"] += 1
@@ -144,12 +146,17 @@ def grouped(clicks: list[Click]) -> dict[str, list[Click]]:
 
 def filled_columns() -> NDArray[np.bool_]:
     """Which of the network's features this service computes."""
-    return np.array([not ("_decay_" in name or name in ("active_days_30d", "gap_spread")) for name in feature_names()])
+    return np.array(
+        [not ("_decay_" in name or name in ("active_days_30d", "gap_spread")) for name in feature_names()]
+    )
 
 
 def feature_names() -> list[str]:
     """The network's inputs, in order: as the data scientist who trained it left them."""
-    rhythm = "silence tenure activity_total gap_usual gap_spread gap_missing silence_ratio active_days_30d".split()
+    rhythm = [
+        "silence", "tenure", "activity_total", "gap_usual", "gap_spread", "gap_missing", "silence_ratio",
+        "active_days_30d",
+    ]  # fmt: skip
     windows = [f"{kind}_count_{window}" for kind in KINDS for window in WINDOWS]
     values = [f"purchase_{aggregate}_{window}" for aggregate in ("sum", "mean") for window in WINDOWS]
     recency = [f"{kind}_since" for kind in KINDS] + [f"{kind}_never" for kind in KINDS]
@@ -179,7 +186,7 @@ def features_of(state: dict[str, str], as_of: int) -> tuple[list[float], list[st
     first, last, active = int(state["first"]), int(state.get("last", 0)), int(state.get("active", 0))
     silence = (as_of - last) / DAY_MS if last else 0.0
     usual = (last - first) / DAY_MS / (active - 1) if active > 1 else 0.0
-    row = [silence, (as_of - first) / DAY_MS, active, usual, 0.0, float(active < 2)]  # noqa: PLR2004 -- a gap has two ends
+    row = [silence, (as_of - first) / DAY_MS, active, usual, 0.0, float(active < 2)]
     row += [silence / usual if usual else 0.0, 0.0]
     for kind in counts:
         row += kind
@@ -197,7 +204,7 @@ class Scorer:
     """The SavedModel, and the arrays it takes."""
 
     def __init__(self, path: Path) -> None:
-        import tensorflow as tf  # noqa: PLC0415 -- takes seconds: only the worker needs it
+        import tensorflow as tf
 
         self._tf = tf
         self._loaded = tf.saved_model.load(str(path))
@@ -215,7 +222,13 @@ class Scorer:
                 kind[i, at], count[i, at], value[i, at] = int(code) + 1, 1, float(amount)
                 gap[i, at] = (int(ts) - before) / 1000 if before else 0.0
                 before = int(ts)
-        inputs = {"features": np.array(rows, np.float32), "kind": kind, "count": count, "value": value, "gap": gap}
+        inputs = {
+            "features": np.array(rows, np.float32),
+            "kind": kind,
+            "count": count,
+            "value": value,
+            "gap": gap,
+        }
         out = self._score(**{name: self._tf.constant(column) for name, column in inputs.items()})
         probability: NDArray[np.float32] = out["probability"].numpy()
         return probability
@@ -225,7 +238,9 @@ async def handle(events: list[Click], store: Store, scorer: Scorer) -> None:
     """Count a batch of events, score who is due, alert whose episode opens or ends."""
     clicks = grouped(events)
     known = await store.add(clicks)
-    as_of = {user: own[-1].ts for user, own in clicks.items() if own[-1].ts - known[user][0] >= SCORE_EVERY_MS}
+    as_of = {
+        user: own[-1].ts for user, own in clicks.items() if own[-1].ts - known[user][0] >= SCORE_EVERY_MS
+    }
     if not as_of:
         return
     users = list(as_of)

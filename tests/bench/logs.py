@@ -14,7 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from stream.kafka import KafkaSettings
-from stream.topic_log import reader, read_topic
+from stream.topic_log import read_topic, reader
 from tests.bench.traffic import event_number
 
 STEADY_FROM, STEADY_TO = 0.2, 0.95
@@ -58,14 +58,17 @@ async def read_input(settings: KafkaSettings, topic: str) -> Input:
             left = {tp for tp in left if await consumer.position(tp) < end[tp]}
     columns = np.array(rows, np.int64).reshape(-1, 4)
     columns = columns[np.argsort(columns[:, 0])]
-    return Input(*np.ascontiguousarray(columns.T), fetch_us=spent_s / max(1, len(rows)) * 1e6)
+    number, partition, offset, sent_ms = np.ascontiguousarray(columns.T)
+    return Input(number, partition, offset, sent_ms, spent_s / max(1, len(rows)) * 1e6)
 
 
 async def read_alerts(settings: KafkaSettings, topic: str, source: Input) -> Alerts:
     """All alerts of a topic; ours name their event by position, the idiomatic service's by its id."""
     at = {
         (partition, offset): i
-        for i, (partition, offset) in enumerate(zip(source.partition.tolist(), source.offset.tolist(), strict=True))
+        for i, (partition, offset) in enumerate(
+            zip(source.partition.tolist(), source.offset.tolist(), strict=True)
+        )
     }
     of_number = {number: i for i, number in enumerate(source.number.tolist())}
     rows = []

@@ -82,7 +82,6 @@ class Run:
 
     async def measure(self) -> Figures:
 
-
         figures, before = Figures(), os.getloadavg()[0]
         await self._make_topics()
         await self._fill()
@@ -133,7 +132,14 @@ class Run:
             self._sent = self._filled = KNOWN
 
     async def _produce(self, count: int, rate: float) -> dict[str, float]:
-        arguments = (self._place.kafka_url, self._variant.topic, self._place.start_ms, self._sent, count, rate)
+        arguments = (
+            self._place.kafka_url,
+            self._variant.topic,
+            self._place.start_ms,
+            self._sent,
+            count,
+            rate,
+        )
         answer = await python("tests.bench.producer", *map(str, arguments))
         self._sent += count
         told: dict[str, float] = json.loads(answer)
@@ -154,7 +160,8 @@ class Run:
         spent = latencies(source, alerts, first, count)
         if not len(spent):
             return Latency(rate, 0, float("nan"), float("nan"), late_ms_max)
-        return Latency(rate, len(spent), *np.quantile(spent, [0.5, 0.99]).tolist(), late_ms_max)
+        p50_ms, p99_ms = np.quantile(spent, [0.5, 0.99]).tolist()
+        return Latency(rate, len(spent), p50_ms, p99_ms, late_ms_max)
 
     async def _logs(self) -> tuple[Input, Alerts]:
         source = await read_input(self._settings, self._variant.topic)
@@ -196,7 +203,8 @@ class Run:
         """MEMORY USAGE of all that is kept of a customer, on average over some of them."""
         url = self._place.redis_url
         if self._variant.ours:
-            store = RedisStore(url, Layout(SPEC).dtype, self._variant.topic, PARTITIONS, prefix=prefix_of(self._variant))
+            prefix = prefix_of(self._variant)
+            store = RedisStore(url, Layout(SPEC).dtype, self._variant.topic, PARTITIONS, prefix=prefix)
             try:
                 names, _ = await store.due(0, 2**53, CUSTOMERS_ASKED)
                 usage = await store.memory_usage(0, names)
@@ -206,7 +214,10 @@ class Run:
         async with Redis.from_url(url) as redis:
             keys = [key async for key in redis.scan_iter("u:*", count=10_000) if not key.endswith(b":seq")]
             some = keys[:: max(1, len(keys) // CUSTOMERS_ASKED)]
-            used = [(await redis.memory_usage(k) or 0) + (await redis.memory_usage(k + b":seq") or 0) for k in some]
+            used = [
+                (await redis.memory_usage(k) or 0) + (await redis.memory_usage(k + b":seq") or 0)
+                for k in some
+            ]
             return float(np.mean(used))
 
 
@@ -217,7 +228,7 @@ async def python(module: str, *arguments: str) -> bytes:
     )
     out, err = await process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{module} ended with {process.returncode}:\n{err[-4000:].decode(errors='replace')}")
+        raise RuntimeError(
+            f"{module} ended with {process.returncode}:\n{err[-4000:].decode(errors='replace')}"
+        )
     return out
-
-
