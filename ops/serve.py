@@ -92,6 +92,7 @@ async def work(settings: Settings) -> None:
             serving=lambda: serving(slot.current, settings.policy),
             clock=clock,
             telemetry=metrics,
+            dead_letter_share_max=settings.dead_letter_share_max,
         )
         await asyncio.to_thread(_warm, tools.folder, layout)
         await _serve(settings, tools, slot, metrics)

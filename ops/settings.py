@@ -103,6 +103,7 @@ class Settings(_Frozen):
     http: HttpSettings = HttpSettings()
     logs: LogSettings = LogSettings()
     alerts_from: Literal["now", "start"] = "now"
+    dead_letter_share_max: float = Field(default=0.5, gt=0, le=1)
     record_bytes_max: int = Field(default=64 << 10, ge=1024)
     drain_grace_s: float = Field(default=20.0, gt=0)
     model_watch_s: float = Field(default=5.0, gt=0)

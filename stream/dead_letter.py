@@ -5,9 +5,11 @@ Nothing is ever lost by being bad: the record goes to the dead-letter topic befo
 position; a third header tells them apart from a letter that was replayed and failed again.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from stream.errors import DeadLetterFlood
 from stream.fetched import Record
 from stream.message import Message
 
@@ -16,6 +18,36 @@ REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, NO_VALUE = (
     PREFIX + name for name in ("reason", "detail", "topic", "partition", "offset", "timestamp", "no-value")
 )
 DETAIL_BYTES_MAX = 512
+FLOOD_RECORDS, FLOOD_RECORDS_MIN = 10_000, 1_000
+"""A share is judged over the last 10,000 records: a bad deploy of a producer shows in seconds. Below 1,000 it is noise."""
+
+
+class FloodGuard:
+    """Stops a partition of which most is bad: a wrong mapping would bury the stream in its own dead letters.
+
+    `share_max` in (0, 1]: more than this share of the last FLOOD_RECORDS records, or of FLOOD_RECORDS_MIN at least, is a
+    flood. What was sent on before stays in the dead-letter topic.
+    """
+
+    def __init__(self, share_max: float) -> None:
+        self._share_max = share_max
+        self._window: deque[tuple[int, int]] = deque()
+        self._records = self._bad = 0
+
+    def admit(self, records: int, bad: int) -> None:
+        """Count a batch of `records` of which `bad` are bad. Raises DeadLetterFlood."""
+        self._window.append((records, bad))
+        self._records += records
+        self._bad += bad
+        while self._records - self._window[0][0] >= FLOOD_RECORDS:
+            gone, gone_bad = self._window.popleft()
+            self._records -= gone
+            self._bad -= gone_bad
+        if self._records >= FLOOD_RECORDS_MIN and self._bad > self._share_max * self._records:
+            raise DeadLetterFlood(
+                f"{self._bad:,} of the last {self._records:,} records are bad",
+                hint="see `ebbtide dlq list` for why; mend the mapping or the producer, or raise dead_letter_share_max",
+            )
 
 
 class Position(NamedTuple):

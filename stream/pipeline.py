@@ -31,7 +31,7 @@ from stream.alert import customer_key
 from stream.batching import Batcher, Scored
 from stream.clock import Clock
 from stream.compose import CAUSES, Composer, Serving
-from stream.dead_letter import Position, letter
+from stream.dead_letter import FloodGuard, Position, letter
 from stream.decisions import Transition, decide
 from stream.fetched import FetchedBatch, Mark
 from stream.message import Message, Sink
@@ -68,6 +68,7 @@ class Tools:
     serving: Callable[[], Serving]
     clock: Clock
     telemetry: Telemetry
+    dead_letter_share_max: float = 1.0
 
 
 class _Stopwatch:
@@ -93,6 +94,7 @@ class Pipeline:
         self._stored = stored  # what the fence compares with: None when the partition never began
         self._head = start
         self._acked: list[bytes] = []
+        self._flood = FloodGuard(tools.dead_letter_share_max)
         self._composer = Composer(tools.topic, partition, tools.layout, tools.batcher)
 
     @property
@@ -120,6 +122,7 @@ class Pipeline:
         of: `cut_before_tombstones`). Raises Fenced when another owner has moved the partition."""
         tools, watch = self._tools, _Stopwatch(self._tools.clock)
         parsed = tools.parser.parse(batch.records)
+        self._flood.admit(len(batch.records), len(parsed.rejected))
         events = parsed.events
         watch.lap("parse")
 

@@ -74,6 +74,7 @@ async def test_worker(stack: Services, unique_name: str, tmp_path: Path) -> None
         model=model,
         kafka=KafkaSettings(url=stack.kafka_url, topic=unique_name, group=unique_name),
         alerts_from="start",
+        dead_letter_share_max=1.0,  # a fuzzed stream is mostly bad on purpose
     )
     topics = settings.topics.model_copy(
         update={"alerts": f"{unique_name}-alerts", "dead_letters": f"{unique_name}-dead"}

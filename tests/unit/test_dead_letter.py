@@ -1,6 +1,9 @@
 """A letter and back: what the record was, where it lay, and what no client or broker would take otherwise."""
 
-from stream.dead_letter import Position, letter, original_headers, read
+import pytest
+
+from stream.dead_letter import FloodGuard, Position, letter, original_headers, read
+from stream.errors import DeadLetterFlood
 from tests.support.streams import LogRecord
 
 WHERE = Position("clickstream", 3, 42)
@@ -39,3 +42,31 @@ def test_a_record_of_nothing_becomes_a_letter_that_can_be_sent() -> None:
 def test_a_message_that_is_no_letter() -> None:
     assert read([("trace", b"1")]) is None
     assert read([("ebbtide-reason", b"x"), ("ebbtide-topic", b"t"), ("ebbtide-partition", b"one")]) is None
+
+
+def test_a_flood_stops_and_a_trickle_does_not() -> None:
+    guard = FloodGuard(0.5)
+    for _ in range(100):
+        guard.admit(100, 50)
+    with pytest.raises(DeadLetterFlood, match="of the last"):
+        guard.admit(100, 51)
+
+
+def test_a_few_bad_records_are_no_flood() -> None:
+    """A topic that begins with a hundred bad records is no reason to stop; the thousandth one is."""
+    guard = FloodGuard(0.5)
+    for _ in range(9):
+        guard.admit(100, 100)
+    with pytest.raises(DeadLetterFlood):
+        guard.admit(100, 100)
+
+
+def test_what_is_long_past_is_forgotten() -> None:
+    """A flood is of the last ten thousand records: good years do not excuse a bad hour."""
+    guard = FloodGuard(0.5)
+    for _ in range(1_000):
+        guard.admit(1_000, 0)
+    for _ in range(5):
+        guard.admit(1_000, 1_000)
+    with pytest.raises(DeadLetterFlood, match="6,000 of the last 10,000"):
+        guard.admit(1_000, 1_000)
