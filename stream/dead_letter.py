@@ -19,14 +19,14 @@ REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, NO_VALUE = (
 )
 DETAIL_BYTES_MAX = 512
 FLOOD_RECORDS, FLOOD_RECORDS_MIN = 10_000, 1_000
-"""A share is judged over the last 10,000 records: a bad deploy of a producer shows in seconds. Below 1,000 it is noise."""
+"""A share is judged over the last 10,000 records: a bad deploy shows in seconds. Below 1,000 it is noise."""
 
 
 class FloodGuard:
     """Stops a partition of which most is bad: a wrong mapping would bury the stream in its own dead letters.
 
-    `share_max` in (0, 1]: more than this share of the last FLOOD_RECORDS records, or of FLOOD_RECORDS_MIN at least, is a
-    flood. What was sent on before stays in the dead-letter topic.
+    `share_max` in (0, 1]: more than this share of the last FLOOD_RECORDS records, or of FLOOD_RECORDS_MIN at least, is
+    a flood. What was sent on before stays in the dead-letter topic.
     """
 
     def __init__(self, share_max: float) -> None:
