@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from featurestore.layout import Layout
 from featurestore.redis_store import RedisStore
 from ops.settings import Settings
-from stream.kafka import TopicSpec
+from stream.kafka import TopicSpec, check_connection
 
 
 def topic_specs(settings: Settings) -> list[TopicSpec]:
@@ -52,3 +52,10 @@ async def open_store(settings: Settings, layout: Layout, partitions: int) -> Asy
         yield store
     finally:
         await store.close()
+
+
+async def check_servers(settings: Settings, layout: Layout) -> None:
+    """Return when Kafka and Redis answer and will have us; raises what a worker would raise, in a moment."""
+    await check_connection(settings.kafka)
+    async with open_store(settings, layout, settings.topics.partitions):
+        return

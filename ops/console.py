@@ -8,6 +8,7 @@ It knows terminals and files, and refuses to know what a figure means. The invar
 only in colour, and a piped run reads from top to bottom without control characters.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -116,13 +117,21 @@ def table_and_json(table: RenderableType | None, data: Mapping[str, Any], json_p
     if table is not None:
         console().print(table)
     if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
         options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
         json_path.write_bytes(orjson.dumps(data, option=options))
 
 
+def _writable(_ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Where figures are to go is known to take them before the work begins."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise click.BadParameter(f"{path} cannot be written")
+    return path
+
+
 json_option = click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, writable=True, path_type=Path), metavar="FILE",
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", callback=_writable,
     help="Write the same figures to FILE as JSON.",
 )  # fmt: skip
 config_option = click.option(

@@ -106,6 +106,10 @@ def command(
     the best baseline is not published.
     """
     spec = load_spec(spec_path)
+    for folder in (out, *((rows_path.parent,) if rows_path else ())):
+        folder.mkdir(
+            parents=True, exist_ok=True
+        )  # what cannot be written is better known before the training
     with steps() as progress:
         progress("loading TensorFlow")
         load_tensorflow()

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import click
 
+from featurestore.layout import Layout
+from featurestore.spec import load_spec
 from ops import logs
+from ops.connect import check_servers
 from ops.console import config_option, settings_of, stack, steps
 from ops.quiet import load_tensorflow
+from ops.settings import shown
 
 
 @click.command()
@@ -40,14 +44,15 @@ def command(
         **{"logs.level": log_level, "logs.form": log_form},
     )  # fmt: skip
     logs.configure(settings.logs.level, settings.logs.form)
-    load_tensorflow()
-    from ops.serve import work  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
-
+    layout = Layout(load_spec(settings.spec))
+    settings.check_spec(layout.spec)
     with steps() as progress, stack(settings, progress) as complete:
         if settings.local_kafka or settings.local_redis:
-            url = complete.redis.url
-            progress(
-                f"local servers run: Kafka at {complete.kafka.url}, Redis at {url and url.get_secret_value()}"
-            )
+            urls = shown(complete)
+            progress(f"local servers run: Kafka at {urls['kafka']['url']}, Redis at {urls['redis']['url']}")
         progress.end()
+        asyncio.run(check_servers(complete, layout))  # a wrong URL need not wait for TensorFlow
+        load_tensorflow()
+        from ops.serve import work  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
+
         asyncio.run(work(complete))

@@ -151,9 +151,14 @@ def footnotes(v: Verdict) -> list[str]:
     """What the columns of the table mean."""
     low, high = v.silence_days
     after = f"{low:.1f} days" if low == high else f"{low:.1f} to {high:.1f} days"
+    lead = (
+        "lead time counts from the moment that an alert is about; it is sent once the customer's next event shows that"
+        " moment to have passed: their weekly newsletter, at the latest"
+    )
     return [
         f"by recency: as many alerts, each when its customer had been silent for {after}, at the same decision points",
         f"at random: the base rate, over all {v.points:,} decision points of the show",
+        lead,
     ]
 
 
