@@ -173,7 +173,7 @@ def features_of(state: dict[str, str], as_of: int) -> tuple[list[float], list[st
     oldest = [as_of // hop - tiles for hop, tiles in zip(HOPS, TILES, strict=True)]
     stale = []
     for field, value in state.items():
-        if field[1] != ":" or field[0] == "t":
+        if not field.startswith(("c:", "s:")):
             continue
         parts = field.split(":")
         window = int(parts[1])

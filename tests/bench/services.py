@@ -77,7 +77,7 @@ def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tupl
             "KAFKA": place.kafka_url, "REDIS": place.redis_url, "TOPIC": variant.topic, "ALERTS": variant.alerts,
             "GROUP": variant.topic, "MODEL": str(place.directory / "plain"), "ENTER": str(place.enter["plain"]),
         }  # fmt: skip
-        options = ["--datadir", str(scratch), "worker", "--without-web", "--loglevel", "warning"]
+        options = ["--datadir", str(scratch), "worker", "--without-web", "--loglevel", "warn"]
         named = {f"IDIOMATIC_{name}": value for name, value in own.items()}
         # What the caller's environment says of IDIOMATIC_BATCH and _WITHIN_S holds: that is how they were tuned.
         return [sys.executable, "-m", "tests.bench.idiomatic", *options], child_environment(
