@@ -107,7 +107,9 @@ class Layout:
         ]  # fmt: skip
         packed = np.dtype([(name, base, shape) for name, base, shape in fields])
         padding = -packed.itemsize % 8
-        return np.dtype([(name, base, shape) for name, base, shape in [*fields, ("padding", "V1", (padding,))]])
+        return np.dtype(
+            [(name, base, shape) for name, base, shape in [*fields, ("padding", "V1", (padding,))]]
+        )
 
 
 def _slots(chosen: "object") -> NDArray[np.int64]:
