@@ -4,7 +4,8 @@
     2          └▶ Kafka, Valkey ─▶ topics ─▶ the live customers' past into the store ─┴▶ 3 worker ─▶ 4 show ─▶ 5 verdict
 
 2 runs while 1 trains: the first alert is a minute away on two cores, and training is most of it. Everything that is
-started here ends with us, however we end. Ctrl-C during the show goes straight to the verdict.
+started here ends with us, however we end; in a Kafka that was given, the run's own topics stay until their retention
+ends. Ctrl-C during the show goes straight to the verdict.
 """
 
 import asyncio
@@ -65,6 +66,8 @@ def demo(plan: Plan, settings: Settings, folder: Path, json_path: Path | None) -
             while (doing := training.poll()) is not None:
                 progress.advance(*_share(doing))
                 clock.sleep_s(POLL_S)
+            if not settings.local_redis:  # a guest leaves no customers behind
+                play.callback(lambda: asyncio.run(_forget(complete, layout)))
             progress("starting the worker")
             worker = play.enter_context(WorkerProcess(complete, folder))
             worker.wait_ready()
@@ -103,6 +106,13 @@ async def _fill(settings: Settings, scene: Scene, layout: Layout) -> None:
     async with open_store(settings, layout, partitions) as store:
         offsets = dict.fromkeys(range(partitions), 0)
         await backfill(columns(scene.live, layout.spec), layout, store, offsets, scene.opens_ms)
+
+
+async def _forget(settings: Settings, layout: Layout) -> None:
+    partitions = settings.topics.partitions
+    async with open_store(settings, layout, partitions) as store:
+        for partition in range(partitions):
+            await store.reset(partition)
 
 
 def _share(doing: str) -> tuple[float, float, str]:
