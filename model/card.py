@@ -142,14 +142,16 @@ def _slice_table(report: TrainReport) -> str:
 def _scheme(report: TrainReport) -> str:
     if not report.refit:
         return "The network that was judged is the one that is published."
-    linear = "" if report.epochs else (
-        " Nothing improved on the linear model it starts from, so it stayed there: the sequence has no say in it."
-    )  # fmt: skip
+    if report.share > 0:
+        found = f"it was best after {report.epochs} epochs, with a share of {report.share:.1f} beside the linear model "
+        found += "that it begins as."
+    else:
+        found = "nothing improved on the linear model that it begins as, so the sequence has no say in it."
     ours, others = 100 - HELD_OUT_PERCENT, HELD_OUT_PERCENT
     return (
         f"**What was judged and what is published.** The figures above are of a network that saw the train slice "
-        f"alone; it was best after {report.epochs} epochs.{linear} The published one was trained the same way for as "
-        f"many epochs on all labelled rows of {ours} % of the customers ({report.examples['refit']:,} rows), so that "
+        f"alone; {found} The published one was trained the same way, with the same epochs and share, on all "
+        f"labelled rows of {ours} % of the customers ({report.examples['refit']:,} rows), so that "
         f"it ends where the labels end; its calibrator and thresholds come from the other {others} % "
         f"({report.examples['held_out']:,} rows). The figures speak for the recipe on a later time."
     )

@@ -18,9 +18,9 @@ class TrainConfig(BaseModel):
     epochs_max: Annotated[int, Field(ge=1)] = 6
     patience: Annotated[int, Field(ge=1)] = 2
     batch: Annotated[int, Field(ge=8)] = 512
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3
-    network: NetworkConfig = NetworkConfig(dropout=0.2)
+    learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.3
+    network: NetworkConfig = NetworkConfig(dropout=0.3)
     """`network.mixed_precision` trains in bfloat16 on a GPU; its `seed` is overridden by ours."""
     refit: bool = True
     """After the evaluation, train the published network again on all that is labelled (see `train.py`)."""

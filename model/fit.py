@@ -6,8 +6,9 @@ Small data are the rule (thousands of customers), so what matters is restraint:
   * the wide path begins as the logistic regression of the same rows, and the deep path begins at zero beside it: what
     training adds is what the sequence and the interactions say beyond a linear model, from the first step on
   * a short cosine of the learning rate down to zero, weight decay, dropout
-  * the epoch with the lowest weighted log loss on rows that are later in time (or of other customers); epoch 0, the
-    linear model, is a candidate too
+  * the epoch with the lowest weighted log loss on rows that are later in time (or of other customers)
+  * shrinkage back to the linear model: the logit is `linear + share * (trained - linear)`, with the share from 0 to 1
+    that those rows want. It is exact, since only the last layer's weights are scaled; a share of 0 is the linear model
 
 Same seed, same machine, same examples: the same weights.
 """
@@ -30,17 +31,21 @@ from model.metrics import log_loss
 from model.network import adapt, build_network, in_float32
 
 PREDICT_ROWS = 4_096
+SHARES = tuple(np.linspace(0.0, 1.0, 11).tolist())
+"""How much of what training added is kept, in steps far below what a validation slice can tell apart."""
 XLA_ROWS_MIN = 100_000
 """Rows times epochs from which compiling pays: 9 s once (two cores), then 0.1 ms a row instead of 0.28."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A trained network in float32, the epochs it took, the training loss of each epoch, and the log loss on the
-    validation rows before the first and after each (empty without such rows)."""
+    """A trained network in float32; the epochs it took, and its share beside the linear model it began as, 0 to 1; the
+    training loss of each epoch, and the log loss on the validation rows, at the best share, before the first and after
+    each epoch (empty without such rows)."""
 
     network: keras.Model
     epochs: int
+    share: float
     loss: list[float]
     validation: list[float]
 
@@ -61,6 +66,8 @@ class Trainer:
             self._optimizer = keras.optimizers.AdamW(
                 config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0
             )
+            # Decay pulls towards zero, and the wide path does not begin there.
+            self._optimizer.exclude_from_weight_decay(var_list=self._last_layer()[:1])
             self._optimizer.build(self._network.trainable_variables)
             self._network.compile(
                 self._optimizer,
@@ -75,23 +82,32 @@ class Trainer:
         train: Examples,
         validation: Examples | None,
         epochs: int,
+        share: float = 1.0,
         progress: Callable[[float], None] = lambda _: None,
     ) -> Fit:
-        """Train on usable rows for `epochs`. With `validation`, the weights of its best epoch are kept, and training
-        stops `patience` epochs after it. `progress`: share done, 0 to 1."""
+        """Train on usable rows for `epochs`. With `validation`, its best epoch and share are kept, and training stops
+        `patience` epochs after the best; without, `share` is used. `progress`: share done, 0 to 1."""
         self._begin(train)
-        steps = len(train) // self._batch
-        watch = _Watch(validation, self._config, epochs, steps, progress)
+        linear = [np.asarray(weights) for weights in self._last_layer()]
+        watch = _Watch(validation, self._config, epochs, len(train) // self._batch, progress)
         callbacks: list[Any] = [watch]
         if self._config.log_dir is not None:
             callbacks.append(keras.callbacks.TensorBoard(str(self._config.log_dir)))
         if epochs:
             data = batches(train, self._batch, self._config.seed)
             self._network.fit(data, epochs=epochs, verbose=0, callbacks=callbacks, shuffle=False)
-        if watch.best is not None:
+        if validation is not None:
             self._network.set_weights(watch.best)
-        kept = watch.best_epoch if validation is not None else epochs
-        return Fit(in_float32(self._network, self._spec, self._sizes), kept, watch.loss, watch.validation)
+            epochs, share = watch.best_epoch, watch.best_share
+        for weights, start in zip(self._last_layer(), linear, strict=True):
+            weights.assign(start + share * (np.asarray(weights) - start))
+        served = in_float32(self._network, self._spec, self._sizes)
+        return Fit(served, epochs, share, watch.loss, watch.validation)
+
+    def _last_layer(self) -> list[Any]:
+        """The weights in which the logit is linear: wide kernel, then the deep path's last kernel and bias."""
+        head = self._network.get_layer("head")
+        return [*head.get_layer("wide").trainable_variables, *head.get_layer("deep").trainable_variables]
 
     def _begin(self, train: Examples) -> None:
         """The same first weights each time, then: scales from these rows, the wide path their logistic regression, the
@@ -102,11 +118,10 @@ class Trainer:
         adapt(self._network, [train.inputs])
         x = np.asarray(self._network.get_layer("standardise")(train.features))
         linear = fit_logistic(x, train.churned, train.weights())
-        head = self._network.get_layer("head")
-        head.get_layer("wide").kernel.assign(linear.coef_.T.astype(np.float32))
-        last = head.get_layer("deep")
-        last.kernel.assign(np.zeros(last.kernel.shape, np.float32))
-        last.bias.assign(linear.intercept_.astype(np.float32))
+        wide, deep, bias = self._last_layer()
+        wide.assign(linear.coef_.T.astype(np.float32))
+        deep.assign(np.zeros(deep.shape, np.float32))
+        bias.assign(linear.intercept_.astype(np.float32))
 
 
 def logits(network: keras.Model, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -162,14 +177,16 @@ class _Watch(keras.callbacks.Callback):
         super().__init__()
         self.loss: list[float] = []
         self.validation: list[float] = []
-        self.best: list[Any] | None = None
-        self.best_epoch = 0
+        self.best: list[Any] = []
+        self.best_epoch, self.best_share = 0, 0.0
         self._rows, self._config, self._progress = validation, config, progress
+        self._linear: NDArray[np.float64] = np.zeros(0)
         self._batches, self._done = max(1, epochs * steps), 0
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras calls it with logs
-        """Epoch 0 is the linear model: if nothing improves on it, it stays."""
-        self._judge(0)
+        if self._rows is not None:
+            self._linear = logits(self.model, self._rows.inputs).astype(np.float64)
+            self._judge(0)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         rate = self._config.learning_rate * (1 + np.cos(np.pi * self._done / self._batches)) / 2
@@ -186,13 +203,16 @@ class _Watch(keras.callbacks.Callback):
             logs["val_loss"] = self.validation[-1]
 
     def _judge(self, epoch: int) -> None:
+        """Epoch 0 is the linear model: if nothing improves on it, it stays."""
         rows = self._rows
         if rows is None:
             return
-        p = expit(logits(self.model, rows.inputs).astype(np.float64))
-        loss = log_loss(p, rows.churned, rows.weights())
-        if loss < min(self.validation, default=np.inf):
-            self.best, self.best_epoch = self.model.get_weights(), epoch
+        trained, y, weight = logits(self.model, rows.inputs).astype(np.float64), rows.churned, rows.weights()
+        mixed = [self._linear + share * (trained - self._linear) for share in SHARES]
+        losses = [log_loss(expit(z), y, weight) for z in (mixed if epoch else mixed[:1])]
+        best = int(np.argmin(losses))
+        if losses[best] < min(self.validation, default=np.inf):
+            self.best, self.best_epoch, self.best_share = self.model.get_weights(), epoch, SHARES[best]
         elif epoch - self.best_epoch >= self._config.patience:
             self.model.stop_training = True
-        self.validation.append(loss)
+        self.validation.append(losses[best])

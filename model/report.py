@@ -20,7 +20,7 @@ class TrainReport:
 
     evaluation: on the snapshots of the test slice      moments:    on its decision points, see `evaluate.by_moment`
     thresholds: of the published network                tested:     what the evaluated network's own came to in it
-    examples:   rows by slice, `refit`, `held_out`      epochs:     of both fits; 0: the linear model it starts from
+    examples:   rows by slice, `refit`, `held_out`      epochs, share: of both fits, see `fit.py`; 0: the linear model
     """
 
     name: str
@@ -38,6 +38,7 @@ class TrainReport:
     thresholds: Thresholds
     tested: Thresholds
     epochs: int
+    share: float
     refit: bool
     data_hash: str
     seconds: dict[str, float]
@@ -66,6 +67,7 @@ class TrainReport:
             "alerted_in_test": self.tested.alerted,
             "precision_in_test": None if np.isnan(self.tested.precision) else self.tested.precision,
             "epochs": self.epochs,
+            "share": self.share,
             "refit": self.refit,
             "data_hash": self.data_hash,
             "seconds": self.seconds,

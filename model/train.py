@@ -6,9 +6,9 @@
    slice, and judged on the test slice, beside baselines trained on the same rows (`slices.py` draws them; where history
    is too short for three slices, calibration rows are customers held out of the train slice).
 2. *Refit.* What was judged ends a horizon and a slice before today, and would be stale on its first day. So the network
-   that is published is trained again, for the number of epochs found in 1, on every labelled row of 85 % of the
-   customers; calibrator and thresholds come from the rows of the other 15 %, whom it never saw. The figures of 1 speak
-   for this recipe, on a later time; the published network itself has no later time to be judged on.
+   that is published is trained again, for the epochs and with the share found in 1 (`fit.py`), on every labelled row of
+   85 % of the customers; calibrator and thresholds come from the rows of the other 15 %, whom it never saw. The figures
+   of 1 speak for this recipe, on a later time; the published network itself has no later time to be judged on.
    `refit: false` publishes the network of 1.
 3. *Thresholds* are chosen on all decision points of customers or of a time that the network was not trained on.
 
@@ -112,7 +112,7 @@ def train_model(
     # 1. Evaluation
     with stages.of("training on the train slice", 40) as share:
         trainer = Trainer(spec, config, len(train))
-        judged = _trained(trainer.fit(train, calibration, config.epochs_max, share), calibration)
+        judged = _trained(trainer.fit(train, calibration, config.epochs_max, progress=share), calibration)
     with stages.of("fitting the baselines", 5):
         baselines = Baselines(spec, train, calibration, config.seed)
     with stages.of("judging on the test slice", 8):
@@ -136,7 +136,8 @@ def train_model(
         ours, others = usable.take(~held[usable.customer]), usable.take(held[usable.customer])
         rows |= {"refit": len(ours), "held_out": len(others)}
         with stages.of("training on all that is labelled", 25) as share:
-            published = _trained(trainer.fit(ours, None, judged.fit.epochs, share), others)
+            again = trainer.fit(ours, None, judged.fit.epochs, judged.fit.share, progress=share)
+            published = _trained(again, others)
         with stages.of("choosing the thresholds", 4):
             span = (slices.train[0], slices.test[1])
             chosen = _peaks(spec, log, until, held, span, published, config).thresholds(config.alert_rate)
@@ -148,7 +149,8 @@ def train_model(
             name=spec.name, version=0, path=out_dir, horizon_ms=spec.horizon_ms, labels_until_ms=until,
             customers=len(log.customers), events=len(log), slices=slices, examples=rows,
             left=int((drawn.label == LEFT).sum()), evaluation=evaluation, moments=moments, thresholds=chosen,
-            tested=tested, epochs=judged.fit.epochs, refit=config.refit, data_hash=digest, seconds={},
+            tested=tested, epochs=judged.fit.epochs, share=judged.fit.share, refit=config.refit, data_hash=digest,
+            seconds={},
         )  # fmt: skip
         facts = Facts(
             created=created, enter=chosen.enter, exit=chosen.exit, alert_rate=config.alert_rate, data_hash=digest,
