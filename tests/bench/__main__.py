@@ -27,8 +27,8 @@ from tests.bench.traffic import BEGINS_BEFORE_MS, CUSTOMERS
 COMMON_RATE = 500.0
 
 
-async def measured(asked: argparse.Namespace, say: Steps) -> dict[str, Figures]:
-    figures = {}
+async def measured(asked: argparse.Namespace, say: Steps, figures: dict[str, Figures]) -> None:
+    """Fills `figures`, so that what was measured is there even when a later service fails."""
     say("starting Kafka and Valkey")
     with LocalStack(progress=say) as stack, tempfile.TemporaryDirectory(prefix="ebbtide-bench-") as folder:
         directory, start_ms = Path(folder), time.time_ns() // 1_000_000 - BEGINS_BEFORE_MS
@@ -40,7 +40,6 @@ async def measured(asked: argparse.Namespace, say: Steps) -> dict[str, Figures]:
             if variant.name in asked.only:
                 run = Run(variant, place, asked.seconds, asked.common_rate, say)
                 figures[variant.name] = await run.measure()
-    return figures
 
 
 def as_json(figures: dict[str, Figures]) -> dict[str, Any]:
@@ -74,9 +73,13 @@ def main() -> None:
         help="events/s that all are paced at",
     )
     asked = parser.parse_args()
-    with steps() as say:
-        figures = asyncio.run(measured(asked, say))
-    table_and_json(table(figures), as_json(figures), asked.json)
+    figures: dict[str, Figures] = {}
+    try:
+        with steps() as say:
+            asyncio.run(measured(asked, say, figures))
+    finally:
+        if figures:
+            table_and_json(table(figures), as_json(figures), asked.json)
     if asked.json:
         console().print(f"figures in {asked.json}")
 
