@@ -29,6 +29,8 @@ STEP_BYTES_MAX = 32 * 1024 * 1024
 # A sorted set keeps its scores as doubles: integers up to here are exact. In milliseconds, the year 287,396.
 DUE_MS_MAX = 2**53
 
+REBUILD = "make the state again under another redis.prefix: `ebbtide backfill`, or what the topic retains"
+
 Rows = NDArray[np.void]
 
 
@@ -55,7 +57,7 @@ class Head(NamedTuple):
         """The head that `text()` wrote. Raises LayoutError for anything else."""
         match = _HEAD.fullmatch(text)
         if match is None:
-            hint = "run `ebbtide rebuild`"
+            hint = REBUILD
             if text == RESETTING:
                 raise LayoutError("a reset of this partition was begun and has not finished", hint=hint)
             raise LayoutError(f"this head is not one of ours: {text[:120]!r}", hint=hint)
@@ -74,12 +76,12 @@ def check_head(head: Head | None, layout_id: str, partitions: int) -> None:
     if head.layout != layout_id:
         raise LayoutError(
             f"the stored state has record layout {head.layout}, the feature spec makes {layout_id}",
-            hint="run `ebbtide rebuild` to replay the log under the new layout, or go back to the old spec",
+            hint=f"go back to the old spec, or {REBUILD}",
         )
     if head.partitions != partitions:
         raise LayoutError(
             f"the stored state belongs to a topic of {head.partitions} partitions, this one has {partitions}",
-            hint="their number never changes in place: run `ebbtide rebuild` under another prefix",
+            hint=f"their number never changes in place: {REBUILD}",
         )
 
 
@@ -207,7 +209,7 @@ def join_records(
         raise LayoutError(
             f"{foreign} of {len(values)} customers' records of partition {partition} do not have the"
             f" {dtype.itemsize} bytes of this layout",
-            hint="run `ebbtide rebuild`",
+            hint=REBUILD,
         )
     # A bytearray, because an array over bytes would be read-only.
     return np.frombuffer(bytearray().join(present), dtype), found

@@ -185,12 +185,15 @@ class ScorerSlot:
             if version <= serving.version:
                 break
             path = serving.path.parent / str(version)
-            files = _files(path)
+            try:
+                files = _files(path)
+            except OSError:
+                continue  # it is being copied: a file that was listed has gone; the next look sees more
             if self._refused_files.get(version) == files:
                 continue
             try:
                 scorer = _load_quietly(path, serving.layout)
-            except ModelError as error:
+            except (ModelError, OSError) as error:
                 self.refused[version], self._refused_files[version] = str(error), files
                 told = {"model": f"{serving.manifest.name}/{version}", "error": str(error)}
                 log.warning("model refused", extra={**told, "serving": serving.version})

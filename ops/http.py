@@ -11,7 +11,7 @@ It reads through the same store and the same model as the data path and changes 
 
 import hmac
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -144,7 +144,7 @@ class Face:
         if text == "now":
             return max(self._clock.now_ms(), known_ms)
         try:
-            ms = int(text) if text.isdigit() else round(datetime.fromisoformat(text).timestamp() * 1000)
+            ms = int(text) if text.isdigit() else _ms(datetime.fromisoformat(text))
         except (ValueError, OverflowError):
             raise web.HTTPBadRequest(reason="as_of is RFC 3339, epoch milliseconds or `now`") from None
         if not known_ms <= ms <= 253_402_300_799_999:
@@ -152,6 +152,11 @@ class Face:
                 reason=f"as_of lies before what is known ({known_ms} ms), or after the year 9999"
             )
         return ms
+
+
+def _ms(moment: datetime) -> int:
+    """ms UTC; a moment without a zone is UTC, like everything here."""
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def describe(row: np.void, layout: Layout) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from featurestore.cache import Cache
 from featurestore.errors import EbbtideError
 from featurestore.event import EventBatch
 from featurestore.fold import Folder
+from featurestore.hashing import hash_texts
 from featurestore.layout import Layout, Rows
 from featurestore.parse import ParseLimits, Parser
 from featurestore.spec import load_spec
@@ -45,6 +46,7 @@ class Serving:
     """A model in service with the policy that goes with it."""
 
     name: str
+    version: int
     policy: Policy
 
 
@@ -55,6 +57,7 @@ def serving(scorer: Scorer, settings: PolicySettings) -> Serving:
     leave = settings.exit if settings.exit is not None else min(manifest.exit, enter)
     return Serving(
         manifest.name,
+        manifest.version,
         Policy(enter=enter, exit=leave, dwell_ms=settings.dwell_ms, cooldown_ms=settings.cooldown_ms),
     )
 
@@ -92,14 +95,14 @@ async def work(settings: Settings) -> None:
             serving=lambda: serving(slot.current, settings.policy),
             clock=clock,
             telemetry=metrics,
-            dead_letter_share_max=settings.dead_letter_share_max,
         )
         await asyncio.to_thread(_warm, tools.folder, layout)
         await _serve(settings, tools, slot, metrics)
 
 
 def _warm(folder: Folder, layout: Layout) -> None:
-    """Compile the fold, or read it from the cache, before the group waits for us."""
+    """Compile what Numba compiles, or read it from the cache, before the group waits for us."""
+    hash_texts(["warm"])
     folder.fold(layout.empty(0), EventBatch.empty())
     folder.due(layout.empty(1))
     folder.elapse(layout.empty(1), 1)
@@ -114,7 +117,11 @@ async def _serve(
     worker = Worker(
         tools,
         alerts_from=settings.alerts_from,
-        limits=Limits(settings.batching.queued_batches_max, settings.kafka.fetch_records_max),
+        limits=Limits(
+            settings.batching.queued_batches_max,
+            settings.kafka.fetch_records_max,
+            settings.dead_letter_share_max,
+        ),
     )
     source = FaustSource(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
     worker.attach(source)
@@ -143,9 +150,9 @@ async def _serve(
     watching = asyncio.create_task(_watch_models(settings, slot, metrics), name="models")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
+        address = await _listen(face, settings)
         log.info(
-            "serving",
-            extra={"address": await face.start(), "spec": tools.layout.spec.name, "layout": tools.layout.id},
+            "serving", extra={"address": address, "spec": tools.layout.spec.name, "layout": tools.layout.id}
         )
         await source.start()
         failing = asyncio.create_task(source.failed(), name="source")
@@ -159,17 +166,22 @@ async def _serve(
         await source.stop()
         for task in done - {stopping}:
             task.result()
-    except OSError as error:
-        raise EbbtideError(
-            f"cannot listen on {settings.http.host}:{settings.http.port}: {error.strerror}",
-            hint="set EBBTIDE_HTTP__PORT to a free port, or 0",
-        ) from error
     finally:
         for task in (working, watching, stopping):
             task.cancel()
         await asyncio.gather(working, watching, stopping, return_exceptions=True)
         tools.batcher.close()
         await face.stop()
+
+
+async def _listen(face: Face, settings: Settings) -> str:
+    try:
+        return await face.start()
+    except OSError as error:
+        raise EbbtideError(
+            f"cannot listen on {settings.http.host}:{settings.http.port}: {error.strerror}",
+            hint="set EBBTIDE_HTTP__PORT to a free port, or 0",
+        ) from error
 
 
 def _why_not_ready(worker: Worker) -> str:

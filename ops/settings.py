@@ -8,10 +8,10 @@ a URL for Kafka or Redis the command starts that server itself, locally.
 """
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -25,7 +25,6 @@ from stream.kafka import KafkaSettings
 PREFIX = "EBBTIDE_"
 SHORT = {"EBBTIDE_KAFKA_URL": ("kafka", "url"), "EBBTIDE_REDIS_URL": ("redis", "url")}
 DEFAULT_SPEC = Path(__file__).parent / "specs" / "demo.yaml"
-_PASSWORD = re.compile(r"^([a-z+]+://[^/@]*:)[^@]*@")
 LOCAL = "local:0"
 """Stands for a Kafka URL that is not known yet: the local stack fills it in."""
 
@@ -179,9 +178,19 @@ def shown(settings: Settings) -> dict[str, Any]:
     data = settings.model_dump(mode="json", by_alias=True)
     data["kafka"]["url"] = None if settings.local_kafka else settings.kafka.url
     if settings.redis.url is not None:
-        data["redis"]["url"] = _PASSWORD.sub(r"\1***@", settings.redis.url.get_secret_value())
+        data["redis"]["url"] = _masked(settings.redis.url.get_secret_value())
     data["policy"] |= {name: duration_words(data["policy"][name]) for name in ("dwell", "cooldown")}
     return data
+
+
+def _masked(url: str) -> str:
+    """A URL without its password, wherever it stands: before the host or in the query."""
+    parts = urlsplit(url)
+    at = parts.netloc.rpartition("@")
+    user = at[0].partition(":")
+    netloc = f"{user[0]}{':***' if user[1] else ''}@{at[2]}" if at[1] else parts.netloc
+    query = [(name, "***" if name == "password" else value) for name, value in parse_qsl(parts.query)]
+    return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="*")))
 
 
 def quiet_libraries() -> None:

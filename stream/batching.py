@@ -201,7 +201,10 @@ class Batcher:
         for each in np.unique(version):
             mine = np.flatnonzero(version == each)
             model = self._recent.get(int(each)) or self._current()
-            parts.append(await loop.run_in_executor(self._thread, model.explain, rows[mine], as_of[mine]))
+            try:
+                parts.append(await loop.run_in_executor(self._thread, model.explain, rows[mine], as_of[mine]))
+            except Exception as error:
+                raise ScorerUnavailable(f"the model cannot explain {len(mine)} rows: {error!r}") from error
         back = np.argsort(order, kind="stable")
         return np.concatenate([f for f, _ in parts])[back], np.concatenate([c for _, c in parts])[back]
 

@@ -25,6 +25,8 @@ class Serving(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def version(self) -> int: ...
+    @property
     def policy(self) -> Policy: ...
 
 
@@ -70,7 +72,7 @@ class Composer:
                 if left
                 else top_reasons(self._names, self._say, values[n], contributions[n], towards),
                 model=serving.name,
-                model_version=int(scored.version[t.point]),
+                model_version=serving.version if left else int(scored.version[t.point]),
                 layout=self._layout.id,
                 decision=Decision(
                     as_of=instant(int(points.as_of[t.point])),

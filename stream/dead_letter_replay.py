@@ -75,11 +75,12 @@ async def replay(
         async for letter in letters(settings, topic, reasons):
             if _is_due(letter, settings.topic, marks, forgotten_at, result):
                 result.sent[letter.reason] += 1
-                chunk.append(letter)
-            if len(chunk) >= CHUNK_LETTERS and not dry_run:
+                if not dry_run:
+                    chunk.append(letter)
+            if len(chunk) >= CHUNK_LETTERS:
                 await _send(chunk, sink, bookmarks, marks)
                 chunk.clear()
-        if chunk and not dry_run:
+        if chunk:
             await _send(chunk, sink, bookmarks, marks)
     return result
 
@@ -110,6 +111,7 @@ async def _send(chunk: list[Letter], sink: Sink, bookmarks: Bookmarks, marks: Ma
                 letter.record.value,
                 original_headers(letter.record.headers),
                 max(letter.timestamp, 0),
+                letter.source.partition,  # whatever partitioner its producer has, its customer's state is there
             )
             for letter in chunk
         ]

@@ -285,9 +285,8 @@ class KafkaSink:
 
 
 async def _send(producer: AIOKafkaProducer, message: Message) -> Awaitable[object]:
-    ack: Awaitable[object] = await producer.send(
-        message.topic, message.value, message.key, None, message.timestamp_ms, list(message.headers)
-    )
+    topic, key, value, headers, timestamp_ms, partition = message
+    ack: Awaitable[object] = await producer.send(topic, value, key, partition, timestamp_ms, list(headers))
     return ack
 
 

@@ -7,13 +7,15 @@ Headers = Sequence[tuple[str, bytes]]
 
 
 class Message(NamedTuple):
-    """One record to produce. `value` None is a tombstone; `timestamp_ms` None means the time of sending."""
+    """One record to produce. `value` None is a tombstone; `timestamp_ms` None means the time of sending; `partition`
+    None leaves it to Kafka's default partitioner (murmur2 of the key)."""
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
     timestamp_ms: int | None = None
+    partition: int | None = None
 
 
 class Sink(Protocol):

@@ -19,6 +19,7 @@ from typing import Literal
 
 from featurestore.errors import Fenced, StoreUnavailable
 from featurestore.store import Head, check_head
+from stream.dead_letter import FloodGuard
 from stream.errors import BrokerUnavailable, HeadOutsideLog, PartitionRevoked, ScorerUnavailable
 from stream.fetched import FetchedBatch, Source
 from stream.pipeline import Pipeline, Tools
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 RETRIED = (Fenced, StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
 """A fence or a blip is over in milliseconds; five seconds keep a long outage's reconnects from being a load."""
+MARK_POLL_S = 0.05
 TIDY_AFTER_S = 0.5
 """An idle partition acknowledges its outbox after this, so that a restart sends nothing twice."""
 
@@ -36,10 +38,11 @@ TIDY_AFTER_S = 0.5
 class Limits:
     """Named bounds of one partition. `queued_batches_max`: fetched and not begun; beyond it the fetch pauses.
     `step_records_max`: batches that had to wait are joined up to so many records, since a step costs a millisecond
-    before its first event."""
+    before its first event. `dead_letter_share_max`: more bad records than this share are a flood."""
 
     queued_batches_max: int = 4
     step_records_max: int = 1000
+    dead_letter_share_max: float = 1.0
 
 
 class Partition:
@@ -61,6 +64,7 @@ class Partition:
         self._arrived = asyncio.Event()
         self._draining = False
         self._paused = False
+        self._flood = FloodGuard(limits.dead_letter_share_max)
 
     def offer(self, batch: FetchedBatch) -> None:
         """Take a batch in order of arrival. A full queue pauses the fetch; what is on its way is still taken."""
@@ -114,16 +118,20 @@ class Partition:
         if stored is not None and not begin <= stored.offset <= end:
             raise HeadOutsideLog(
                 f"partition {number} is at offset {stored.offset}, the log holds [{begin}, {end})",
-                hint="run `ebbtide rebuild` to make the state again from what is retained",
+                hint="what is missing cannot be folded: make the state again under another redis.prefix, by "
+                "`ebbtide backfill` and what the topic retains",
             )
         if mark is None and stored is None and self._alerts_from == "now":
             # An old topic must not flood the consumers: what was decided before now is state, not news.
             mute_until = end
             source.mark(number, end)
+            # Kafka has to know before anything is applied: else whoever opens next would take the past for news.
+            while end > begin and await source.committed(number) is None:  # noqa: ASYNC110 - no event tells it; it is once
+                await asyncio.sleep(MARK_POLL_S)
         else:
             mute_until = mark.offset if mark is not None else 0
         start = stored or Head(begin, 0, 0, tools.layout.id, partitions)
-        pipeline = Pipeline(tools, number, stored, start, mute_until)
+        pipeline = Pipeline(tools, number, stored, start, mute_until, self._flood)
         await pipeline.send_outbox()
         if stored is not None:
             # Applied and, just now, sent: the owner that applied it may not have lived to say so.

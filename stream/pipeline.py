@@ -68,7 +68,6 @@ class Tools:
     serving: Callable[[], Serving]
     clock: Clock
     telemetry: Telemetry
-    dead_letter_share_max: float = 1.0
 
 
 class _Stopwatch:
@@ -88,13 +87,19 @@ class Pipeline:
     """One partition, from the head it was opened at. `mute_until`: no alert decided before that offset is sent."""
 
     def __init__(
-        self, tools: Tools, partition: int, stored: Head | None, start: Head, mute_until: int
+        self,
+        tools: Tools,
+        partition: int,
+        stored: Head | None,
+        start: Head,
+        mute_until: int,
+        flood: FloodGuard,
     ) -> None:
         self._tools, self._partition, self._mute_until = tools, partition, mute_until
         self._stored = stored  # what the fence compares with: None when the partition never began
         self._head = start
         self._acked: list[bytes] = []
-        self._flood = FloodGuard(tools.dead_letter_share_max)
+        self._flood = flood
         self._composer = Composer(tools.topic, partition, tools.layout, tools.batcher)
 
     @property
@@ -153,11 +158,13 @@ class Pipeline:
         watch.lap("store")
 
         # 6. emit the outbox and wait for the acknowledgements
-        await self._send_alerts([value for _, value in alerts])
-        self._acked = [identity for identity, _ in alerts]
-        watch.lap("emit")
-
-        self._tell(batch, parsed, points, transitions, watch)
+        try:
+            await self._send_alerts([value for _, value in alerts])
+            self._acked = [identity for identity, _ in alerts]
+            watch.lap("emit")
+        finally:
+            # It is applied, so it counts, also when its alerts have to be sent again.
+            self._tell(batch, parsed, points, transitions, watch)
         # 7. the caller lets the commit advance to here
         return self.mark
 

@@ -80,8 +80,11 @@ class Worker:
                 if future.done():
                     future.result()
         finally:
-            scoring.cancel()
-            await asyncio.gather(scoring, return_exceptions=True)
+            # The store and the sink are closed after us: nobody may use them any more.
+            left = [scoring, *self._tasks.values()]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def drain(self, grace_s: float) -> bool:
         """Finish what is in hand. Returns whether all of it was finished within `grace_s` seconds."""

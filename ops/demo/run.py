@@ -61,13 +61,13 @@ def demo(plan: Plan, settings: Settings, folder: Path, json_path: Path | None) -
             complete = play.enter_context(stack(_own(settings, folder, clock.now_ms()), progress))
             progress(f"filling the store with the past of {plan.live_customers:,} other customers")
             scene = build_scene(plan, spec.horizon_ms)
+            if not settings.local_redis:  # a guest leaves no customers behind
+                play.callback(lambda: asyncio.run(_forget(complete, layout)))
             asyncio.run(_fill(complete, scene, layout))
             progress(f"training on {events:,} events")
             while (doing := training.poll()) is not None:
                 progress.advance(*_share(doing))
                 clock.sleep_s(POLL_S)
-            if not settings.local_redis:  # a guest leaves no customers behind
-                play.callback(lambda: asyncio.run(_forget(complete, layout)))
             progress("starting the worker")
             worker = play.enter_context(WorkerProcess(complete, folder))
             worker.wait_ready()

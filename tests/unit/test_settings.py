@@ -145,3 +145,18 @@ def test_a_child_process_gets_our_environment_but_none_of_our_settings() -> None
     assert environment["EBBTIDE_MODEL"] == "m"
     assert [name for name in environment if name.startswith("EBBTIDE_")] == ["EBBTIDE_MODEL"]
     assert "PATH" in environment
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://:pa@ss@host:6379/0", "redis://:***@host:6379/0"),
+        ("rediss://ann:secret@host/1", "rediss://ann:***@host/1"),
+        ("redis://host/0?password=secret&db=1", "redis://host/0?password=***&db=1"),
+        ("unix:///run/redis.sock?password=secret", "unix:///run/redis.sock?password=***"),
+    ],
+)
+def test_no_password_is_shown_wherever_it_stands(url: str, said: str) -> None:
+    settings = load_settings(environment={"EBBTIDE_REDIS_URL": url})
+    assert shown(settings)["redis"]["url"] == said
