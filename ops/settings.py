@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -190,7 +190,8 @@ def _masked(url: str) -> str:
     user = at[0].partition(":")
     netloc = f"{user[0]}{':***' if user[1] else ''}@{at[2]}" if at[1] else parts.netloc
     query = [(name, "***" if name == "password" else value) for name, value in parse_qsl(parts.query)]
-    return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="*")))
+    # Put together by hand: urlunsplit drops the empty host of unix:///path.
+    return f"{parts.scheme}://{netloc}{parts.path}" + (f"?{urlencode(query, safe='*/')}" if query else "")
 
 
 def quiet_libraries() -> None:
