@@ -38,7 +38,7 @@ def table(figures: dict[str, Figures]) -> RenderableType:
             _of(which, lambda found: f"{found.late_ms_max:,.0f}"),
             end_section=True,
         )
-    for name in ("worker", "kafka", "redis"):
+    for name in ("worker", "kafka", "redis", "others"):
         row(f"cores busy at most: {name}", partial(_cores, name))
     row("worker's peak RSS, MiB", lambda f: f"{f.rss_bytes_max / MIB:,.0f}")
     row("bytes a customer in Redis", lambda f: f"{f.redis_bytes_per_customer:,.0f}", end_section=True)

@@ -25,7 +25,7 @@ from stream.kafka import KafkaSettings, TopicSpec, admin, ensure_topics
 from tests.bench.logs import Alerts, Input, latencies, read_alerts, read_input, throughput
 from tests.bench.producer import PARTITIONS
 from tests.bench.publish import ALERT_SHARE
-from tests.bench.services import Place, Service, Variant, prefix_of
+from tests.bench.services import Cpu, Place, Service, Variant, prefix_of
 from tests.bench.traffic import SPEC
 
 KNOWN = 120_000  # events folded before anything is measured: six a customer
@@ -41,13 +41,14 @@ Say = Callable[[str], None]
 @dataclass(slots=True)
 class Latency:
     """Event-to-alert, ms: from the producer's sending to the broker's append, of `alerts` alerts at `rate` events/s.
-    `late_ms_max`: how far the producer itself once lagged behind."""
+    `late_ms_max`: how far the producer itself once lagged behind. cores: busy meanwhile, `others` with the producer."""
 
     rate: float
     alerts: int
     p50_ms: float
     p99_ms: float
     late_ms_max: float
+    cores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -102,10 +103,10 @@ class Run:
             common = None
             if self._common_rate < steady.events_per_s * 0.8:
                 common = await self._paced(service, self._common_rate)
-            figures.rss_bytes_max = service.rss_bytes_max
+            figures.rss_bytes_max, cpu = service.rss_bytes_max, service.cpu
         source, alerts = await self._logs()
-        figures.half = self._latency(source, alerts, half)
-        figures.common = self._latency(source, alerts, common) if common else None
+        figures.half = self._latency(source, alerts, half, cpu)
+        figures.common = self._latency(source, alerts, common, cpu) if common else None
         figures.redis_bytes_per_customer = await self._redis_bytes()
         figures.load = (before, os.getloadavg()[0])
         return figures
@@ -155,13 +156,15 @@ class Run:
         await self._drained(service)
         return (settle + count) / told["seconds"], first, count, told["late_s_max"] * 1000
 
-    def _latency(self, source: Input, alerts: Alerts, phase: tuple[float, int, int, float]) -> Latency:
+    def _latency(
+        self, source: Input, alerts: Alerts, phase: tuple[float, int, int, float], cpu: Cpu
+    ) -> Latency:
         rate, first, count, late_ms_max = phase
+        sent_ms = source.sent_ms[(source.number >= first) & (source.number < first + count)]
+        cores = cpu.cores(int(sent_ms.min()), int(sent_ms.max()))
         spent = latencies(source, alerts, first, count)
-        if not len(spent):
-            return Latency(rate, 0, float("nan"), float("nan"), late_ms_max)
-        p50_ms, p99_ms = np.quantile(spent, [0.5, 0.99]).tolist()
-        return Latency(rate, len(spent), p50_ms, p99_ms, late_ms_max)
+        p50_ms, p99_ms = np.quantile(spent, [0.5, 0.99]).tolist() if len(spent) else (float("nan"),) * 2
+        return Latency(rate, len(spent), p50_ms, p99_ms, late_ms_max, cores)
 
     async def _logs(self) -> tuple[Input, Alerts]:
         source = await read_input(self._settings, self._variant.topic)

@@ -105,23 +105,21 @@ def prefix_of(variant: Variant) -> str:
 
 @dataclass(slots=True)
 class Cpu:
-    """CPU seconds used so far, by process, at wall times."""
+    """CPU seconds used so far, by process and by `all` of the machine, at wall times."""
 
     at_ms: list[int] = field(default_factory=list)
     seconds: list[dict[str, float]] = field(default_factory=list)
 
     def cores(self, from_ms: int, to_ms: int) -> dict[str, float]:
-        """Cores busy on average between two times, by process."""
+        """Cores busy on average between two times, by process; `others`: with what we know nothing of."""
         inside = [i for i, at in enumerate(self.at_ms) if from_ms <= at <= to_ms]
         if len(inside) < 2:
             return {}
         a, b = inside[0], inside[-1]
         spent_s = (self.at_ms[b] - self.at_ms[a]) / 1000
-        return {
-            name: (used - self.seconds[a][name]) / spent_s
-            for name, used in self.seconds[b].items()
-            if name in self.seconds[a]
-        }
+        found = {name: (self.seconds[b][name] - used) / spent_s for name, used in self.seconds[a].items()}
+        whole = found.pop("all")
+        return {**found, "others": max(0.0, whole - sum(found.values()))}
 
 
 class Service:
@@ -178,6 +176,8 @@ class Service:
         while not self._stop.wait(SAMPLE_EVERY_S):
             try:
                 used = {name: sum(process.cpu_times()[:2]) for name, process in watched.items()}
+                whole = psutil.cpu_times()
+                used["all"] = sum(whole) - whole.idle - whole.iowait - whole.guest - whole.guest_nice
                 self.rss_bytes_max = max(self.rss_bytes_max, watched["worker"].memory_info().rss)
             except psutil.NoSuchProcess:
                 return
