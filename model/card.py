@@ -83,8 +83,8 @@ probabilities would have an ECE below {evaluation.ece_bound[MODEL]:.4f} in 95 % 
 ## When it alerts
 
 `enter` {chosen.enter:.4f}, `exit` {chosen.exit:.4f}: chosen so that {chosen.alert_rate:.0%} of the customers
-who come up for a decision within one horizon reach `enter` (it came to {chosen.alerted:.1%} of
-{chosen.customer_horizons:,}).
+who come up for a decision within one horizon reach `enter`, measured on the last horizon before labels were
+closed (it came to {chosen.alerted:.1%} of {chosen.customer_horizons:,}).
 {_tested(report)}
 
 ## What it learned from
@@ -152,7 +152,7 @@ def _scheme(report: TrainReport) -> str:
         f"**What was judged and what is published.** The figures above are of a network that saw the train slice "
         f"alone; {found} The published one was trained the same way, with the same epochs and share, on all "
         f"labelled rows of {ours} % of the customers ({report.examples['refit']:,} rows), so that "
-        f"it ends where the labels end; its calibrator and thresholds come from the other {others} % "
+        f"it ends where the labels end; its calibrator comes from the other {others} % "
         f"({report.examples['held_out']:,} rows). The figures speak for the recipe on a later time."
     )
 
@@ -174,7 +174,7 @@ def _tested(report: TrainReport) -> str:
         return "The test slice had no decision point to try it on."
     right = "" if np.isnan(report.tested.precision) else f", {report.tested.precision:.1%} of them rightly"
     alerted = f"{report.tested.alerted:.1%} in the test slice{right}"
-    return f"The evaluated network's own, chosen the same way, alerted {alerted}."
+    return f"The evaluated network's own, chosen on the horizon before the test slice, alerted {alerted}."
 
 
 def _eligibility(spec: Spec) -> str:

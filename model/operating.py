@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from model.calibrator import Calibrator
+from model.labels import CHURNED, STAYED
 
 HYSTERESIS = 0.5
 """`exit` lies this far below `enter`, in logits: a p that trembles at the threshold opens one episode, not ten."""
@@ -61,7 +62,8 @@ P_MIN = 1e-6
 @dataclass(frozen=True, slots=True)
 class Thresholds:
     """p >= enter opens an episode, p < exit ends it. alerted: share of customer-horizons with a peak at `enter` or
-    above, what `alert_rate` came to. precision: how many of the first such decisions were followed by churn."""
+    above, what `alert_rate` came to. precision: how many of the first such decisions with a label were right, NaN where
+    there is none."""
 
     enter: float
     exit: float
@@ -84,28 +86,31 @@ class Peaks:
         self._columns.append((customer, as_of, p, churned))
 
     def thresholds(self, alert_rate: float) -> Thresholds:
-        """`enter` such that `alert_rate` (0 to 1) of the customer-horizons reach it, or as near as ties allow."""
+        """`enter` such that `alert_rate` (0 to 1) of the customer-horizons reach it, or as near as ties allow. Without
+        a single decision nothing is known: `enter` is as high as can be."""
         peaks, _ = self._windows(np.inf)
+        peaks = peaks if len(peaks) else np.ones(1)
         enter = float(np.clip(np.quantile(peaks, 1 - alert_rate, method="higher"), P_MIN, 1 - P_MIN))
         return self.at(Thresholds(enter, float(expit(logit(enter) - HYSTERESIS)), alert_rate, 0.0, 0.0, 0))
 
     def at(self, chosen: Thresholds) -> Thresholds:
         """What thresholds chosen elsewhere come to here: the share alerted, and how often rightly."""
         peaks, opened = self._windows(chosen.enter)
-        precision = float(opened.mean()) if len(opened) else float("nan")
+        known = opened[(opened == CHURNED) | (opened == STAYED)]
+        precision = float((known == CHURNED).mean()) if len(known) else float("nan")
         alerted = float((peaks >= chosen.enter).mean()) if len(peaks) else float("nan")
         return replace(chosen, alerted=alerted, precision=precision, customer_horizons=len(peaks))
 
-    def _windows(self, enter: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The peak of each customer-horizon, and of each one's first decision at `enter` or above: did churn follow?"""
+    def _windows(self, enter: float) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+        """The peak of each customer-horizon, and the label of each one's first decision at `enter` or above."""
         if not self._columns:
-            return np.zeros(0), np.zeros(0, np.bool_)
-        customer, as_of, p, churned = (np.concatenate(column) for column in zip(*self._columns, strict=True))
+            return np.zeros(0), np.zeros(0, np.int8)
+        customer, as_of, p, label = (np.concatenate(column) for column in zip(*self._columns, strict=True))
         window = (as_of - self._start) // self._horizon
         order = np.lexsort((as_of, window, customer))
-        customer, window, p, churned = customer[order], window[order], p[order], churned[order]
+        customer, window, p, label = customer[order], window[order], p[order], label[order]
         new = np.ones(len(p), np.bool_)
         new[1:] = (np.diff(customer) != 0) | (np.diff(window) != 0)
         group, above = np.cumsum(new) - 1, np.flatnonzero(p >= enter)
         first = above[np.unique(group[above], return_index=True)[1]]
-        return np.maximum.reduceat(p, np.flatnonzero(new)), churned[first]
+        return np.maximum.reduceat(p, np.flatnonzero(new)), label[first]

@@ -7,10 +7,12 @@
    is too short for three slices, calibration rows are customers held out of the train slice).
 2. *Refit.* What was judged ends a horizon and a slice before today, and would be stale on its first day. So the network
    that is published is trained again, for the epochs and with the share found in 1 (`fit.py`), on every labelled row of
-   85 % of the customers; calibrator and thresholds come from the rows of the other 15 %, whom it never saw. The figures
-   of 1 speak for this recipe, on a later time; the published network itself has no later time to be judged on.
+   85 % of the customers; its calibrator comes from the rows of the other 15 %, whom it never saw. The figures of 1
+   speak for this recipe, on a later time; the published network itself has no later time to be judged on.
    `refit: false` publishes the network of 1.
-3. *Thresholds* are chosen on all decision points of customers or of a time that the network was not trained on.
+3. *Thresholds* are chosen on the last horizon before the end of what is known (for the evaluated network: before the
+   test slice). Its labels are not over, so no network has seen it; a rate of alerts needs scores alone, and whom a
+   service decides upon changes as a log grows: what held half a year ago may alert everybody or nobody now.
 
 It reads no clock: `created` and `clock` are given. Figures have stable names (`TrainReport.as_json`).
 """
@@ -27,19 +29,19 @@ from featurestore.errors import SpecError
 from featurestore.event import EventBatch
 from featurestore.files import read_events
 from featurestore.layout import Layout, Rows
-from featurestore.replay import only, remembered, state_at
+from featurestore.replay import only, remembered, replay, state_at
 from featurestore.spec import Spec, dump_spec, parse_spec
 from model.artifact import Facts, export
 from model.baselines import Baselines
 from model.calibrator import Calibrator
 from model.card import write_card
 from model.config import TrainConfig
-from model.dataset import draw, examples_of, labelled_points, take
+from model.dataset import draw, examples_of, take
 from model.errors import ModelUnwritable
 from model.evaluate import MODEL, by_moment, check_gate, evaluate
 from model.examples import Examples, write_rows
 from model.fit import Fit, Trainer, logits
-from model.labels import CHURNED, LEFT
+from model.labels import LEFT
 from model.operating import Peaks, fit_calibrator
 from model.report import TrainReport, data_hash
 from model.slices import held_out, plan_slices
@@ -48,7 +50,8 @@ from model.stages import Progress, Stages, nothing
 WARM_UP_ROWS = 32
 ROWS_MIN = 50
 """A slice with fewer labelled rows decides nothing."""
-PANEL_MIN = 50
+PANEL_MIN = 400
+"""Customers behind a threshold at least, if there are so many: a tenth of fewer is no quantile."""
 POINTS_AN_EVENT = 6
 """Decision points that an event and the silences after it bring, roughly: only used to bound a sample of customers."""
 
@@ -122,11 +125,11 @@ def train_model(
             {key: p[snapshot] for key, p in scores.items()}, test.churned[snapshot], test.customer[snapshot],
             bootstrap=config.bootstrap, seed=config.seed,
         )  # fmt: skip
-        panel = held if slices.calibration is None else np.ones(len(held), np.bool_)
-        enter = _peaks(spec, log, until, panel, slices.calibration or slices.train, judged, config)
-        chosen = enter.thresholds(config.alert_rate)
-        everyone = np.ones(len(held), np.bool_)
-        tested = _peaks(spec, log, until, everyone, slices.test, judged, config).at(chosen)
+        start, end = slices.test
+        chosen = _peaks(spec, log, until, (start - spec.horizon_ms, start), judged, config).thresholds(
+            config.alert_rate
+        )
+        tested = _peaks(spec, log, until, (start, end), judged, config).at(chosen)
         moments = by_moment(test, scores, chosen.enter)
         check_gate(evaluation, spec.name)
 
@@ -138,9 +141,9 @@ def train_model(
         with stages.of("training on all that is labelled", 25) as share:
             again = trainer.fit(ours, None, judged.fit.epochs, judged.fit.share, progress=share)
             published = _trained(again, others)
-        with stages.of("choosing the thresholds", 4):
-            span = (slices.train[0], slices.test[1])
-            chosen = _peaks(spec, log, until, held, span, published, config).thresholds(config.alert_rate)
+    with stages.of("choosing the thresholds", 4):
+        recent = _peaks(spec, log, until, (until - spec.horizon_ms, until), published, config)
+        chosen = recent.thresholds(config.alert_rate)
 
     # 4. Export
     with stages.of("publishing", stages.left):
@@ -191,25 +194,25 @@ def _trained(found: Fit, calibration: Examples) -> _Trained:
 
 
 def _peaks(
-    spec: Spec, log: EventBatch, until_ms: int, allowed: NDArray[np.bool_], span: tuple[int, int], trained: _Trained,
-    config: TrainConfig,
-) -> Peaks:  # fmt: skip
-    """All labelled decision points in `span` of a panel of the allowed customers, scored."""
-    panel = _panel(log, allowed, config.examples_max // 2, config.seed)
+    spec: Spec, log: EventBatch, until_ms: int, span: tuple[int, int], trained: _Trained, config: TrainConfig
+) -> Peaks:
+    """All decision points in `span` of a panel of customers, scored; labelled where the horizon is over."""
+    panel = only(log, _panel(log, span, config.examples_max // 2, config.seed))
     peaks = Peaks(span[0], spec.horizon_ms)
-    for points, asked in labelled_points(spec, only(log, panel), until_ms):
-        inside = asked & (points.as_of >= span[0]) & (points.as_of < span[1])
+    for points in replay(Layout(spec), panel, span[1]):
+        inside = points.scored & (points.as_of >= span[0]) & (points.as_of < span[1])
         if inside.any():
             rows = examples_of(spec, log, until_ms, take(points, inside))
-            peaks.add(rows.customer, rows.as_of, trained.p(rows), rows.label == CHURNED)
+            peaks.add(rows.customer, rows.as_of, trained.p(rows), rows.label)
     return peaks
 
 
-def _panel(log: EventBatch, allowed: NDArray[np.bool_], points_max: int, seed: int) -> NDArray[np.bool_]:
-    """bool[m]: allowed customers in random order, as many as bring some `points_max` decision points."""
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(allowed))
-    points = np.bincount(log.customer, minlength=len(allowed))[order] * POINTS_AN_EVENT
-    panel = np.zeros(len(allowed), np.bool_)
+def _panel(log: EventBatch, span: tuple[int, int], points_max: int, seed: int) -> NDArray[np.bool_]:
+    """bool[m]: customers in random order, as many as bring some `points_max` decision points in `span`."""
+    order = np.random.default_rng(seed).permutation(len(log.customers))
+    inside = log.customer[(log.time >= span[0]) & (log.time < span[1])]
+    points = (1 + np.bincount(inside, minlength=len(order)))[order] * POINTS_AN_EVENT
+    panel = np.zeros(len(order), np.bool_)
     panel[order[: max(PANEL_MIN, int(np.searchsorted(np.cumsum(points), points_max)))]] = True
     return panel
 

@@ -14,6 +14,7 @@ from featurestore.replay import SNAPSHOT
 from model.errors import ModelRefused
 from model.evaluate import by_moment, check_gate, evaluate
 from model.examples import Examples
+from model.labels import CHURNED, LEFT, STAYED, UNKNOWN
 from model.metrics import Ranking, ece, ece_bound, interval, lift, log_loss, reliability, resamplings
 from model.operating import Peaks, fit_calibrator
 
@@ -179,7 +180,9 @@ def test_enter_alerts_the_stated_share_of_customer_horizons() -> None:
         customer, window = n // 2, n % 2
         as_of = 1_000 + 100 * window + np.array([0, 50, 99])
         p = np.array([0.0, n / 20, n / 40])
-        peaks.add(np.full(3, customer), as_of, p, np.array([False, n >= 18, True]))
+        peaks.add(
+            np.full(3, customer), as_of, p, np.array([UNKNOWN, CHURNED if n >= 18 else STAYED, LEFT], np.int8)
+        )
     chosen = peaks.thresholds(0.2)
     assert chosen.enter == pytest.approx(0.80)
     assert chosen.alerted == pytest.approx(0.2)
@@ -187,6 +190,7 @@ def test_enter_alerts_the_stated_share_of_customer_horizons() -> None:
     assert chosen.precision == pytest.approx(0.5), "of the first decisions at enter, not of all"
     assert 0 < chosen.exit < chosen.enter
     assert peaks.at(chosen) == chosen
+    assert Peaks(0, 100).thresholds(0.2).enter > 0.999, "who has seen nobody alerts nobody"
     nobody = Peaks(0, 100).at(chosen)
     assert np.isnan(nobody.alerted)
     assert np.isnan(nobody.precision)
