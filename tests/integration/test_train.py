@@ -31,6 +31,7 @@ from ops.simulated import TYPES
 
 ROOT = Path(__file__).resolve().parents[2]
 START = 1_700_000_000_000
+KNOWN_UNTIL = START + 70 * DAY_MS
 CREATED = datetime(2024, 5, 1, tzinfo=UTC)
 CONFIG = TrainConfig(
     examples_max=6_000,
@@ -78,8 +79,8 @@ def trained(
 ) -> tuple[TrainReport, Path, list[float]]:
     out, done = tmp_path_factory.mktemp("models"), []
     report = train_model(
-        log, spec, out, created=CREATED, name="corner", config=CONFIG, rows_path=out / "rows.parquet", clock=Ticks(),
-        progress=lambda at, total, _text: done.append(at / total),
+        log, spec, out, created=CREATED, name="corner", labels_until_ms=KNOWN_UNTIL, config=CONFIG,
+        rows_path=out / "rows.parquet", clock=Ticks(), progress=lambda at, total, _text: done.append(at / total),
     )  # fmt: skip
     return report, out, done
 
@@ -158,11 +159,20 @@ def test_the_rows_are_the_examples(
     assert latest + spec.horizon_ms < report.labels_until_ms
 
 
-def test_a_second_training_is_the_same_and_the_next_version(
+def test_training_is_repeatable_and_sees_nothing_beyond_its_labels(
     trained: tuple[TrainReport, Path, list[float]], spec: Spec, log: EventBatch
 ) -> None:
+    """A log that ends where the labels of the first training ended: the same examples, figures and thresholds."""
     report, out, _ = trained
-    again = train_model(log, spec, out, created=CREATED, name="corner", config=CONFIG)
+    keep = log.time < KNOWN_UNTIL
+    cut = EventBatch(
+        log.customers, log.customer[keep], log.kind[keep], log.time[keep], log.value[keep], log.event_id[keep],
+        log.position[keep],
+    )  # fmt: skip
+    assert len(cut) < len(log)
+    again = train_model(
+        cut, spec, out, created=CREATED, name="corner", labels_until_ms=KNOWN_UNTIL, config=CONFIG
+    )
     assert again.version == 2
     assert again.data_hash == report.data_hash
     assert again.evaluation.values == report.evaluation.values
@@ -171,24 +181,6 @@ def test_a_second_training_is_the_same_and_the_next_version(
         report.thresholds.exit,
     )
     assert again.seconds == {}, "without a clock nobody knows how long it took"
-
-
-def test_labels_closed_earlier_see_nothing_later(spec: Spec, log: EventBatch, tmp_path: Path) -> None:
-    """Events after `labels_until` may be anything: same examples, same figures."""
-    until = START + 60 * DAY_MS
-    keep = log.time < until
-    cut = EventBatch(
-        log.customers,
-        *(getattr(log, c)[keep] for c in ("customer", "kind", "time", "value", "event_id", "position")),
-    )
-    config = CONFIG.model_copy(update={"refit": False, "epochs_max": 1, "examples_max": 4_000})
-    whole, short = (
-        train_model(each, spec, tmp_path, created=CREATED, labels_until_ms=until, config=config)
-        for each in (log, cut)
-    )
-    assert whole.data_hash == short.data_hash
-    assert whole.evaluation.values == short.evaluation.values
-    assert whole.thresholds.enter == short.thresholds.enter
 
 
 def test_a_log_that_cannot_be_learned_from_is_refused_by_name(
