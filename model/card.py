@@ -143,8 +143,8 @@ def _scheme(report: TrainReport) -> str:
     if not report.refit:
         return "The network that was judged is the one that is published."
     if report.share > 0:
-        found = f"it was best after {report.epochs} epochs, with a share of {report.share:.1f} beside the linear model "
-        found += "that it begins as."
+        found = f"its best epoch was number {report.epochs}, with a share of {report.share:.1f} beside the linear "
+        found += "model that it begins as."
     else:
         found = "nothing improved on the linear model that it begins as, so the sequence has no say in it."
     ours, others = 100 - HELD_OUT_PERCENT, HELD_OUT_PERCENT

@@ -34,5 +34,5 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data that `TrainConfig.model_validate` reads back."""
-        return self.model_dump(mode="json")
+        """Plain data that `TrainConfig.model_validate` reads back. `log_dir` is a place, not a choice: left out."""
+        return self.model_dump(mode="json", exclude={"log_dir"})

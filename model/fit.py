@@ -26,6 +26,7 @@ from scipy.special import expit
 from featurestore.spec import Spec
 from model.baselines import fit_logistic
 from model.config import TrainConfig
+from model.curves import Curves
 from model.examples import Examples
 from model.metrics import log_loss
 from model.network import adapt, build_network, in_float32
@@ -74,8 +75,9 @@ class Trainer:
                 loss=keras.losses.BinaryCrossentropy(from_logits=True),
                 jit_compile=rows * config.epochs_max >= XLA_ROWS_MIN,
             )
-        self._weights = self._network.get_weights()
-        self._state = [np.asarray(variable) for variable in self._optimizer.variables]
+        # All of it: weights, the seeds that dropout draws from, and the optimizer's moments and step.
+        self._variables = [*self._network.variables, *self._optimizer.variables]
+        self._first = [np.asarray(variable) for variable in self._variables]
 
     def fit(
         self,
@@ -90,12 +92,9 @@ class Trainer:
         self._begin(train)
         linear = [np.asarray(weights) for weights in self._last_layer()]
         watch = _Watch(validation, self._config, epochs, len(train) // self._batch, progress)
-        callbacks: list[Any] = [watch]
-        if self._config.log_dir is not None:
-            callbacks.append(keras.callbacks.TensorBoard(str(self._config.log_dir)))
         if epochs:
             data = batches(train, self._batch, self._config.seed)
-            self._network.fit(data, epochs=epochs, verbose=0, callbacks=callbacks, shuffle=False)
+            self._network.fit(data, epochs=epochs, verbose=0, callbacks=[watch], shuffle=False)
         if validation is not None:
             self._network.set_weights(watch.best)
             epochs, share = watch.best_epoch, watch.best_share
@@ -110,10 +109,9 @@ class Trainer:
         return [*head.get_layer("wide").trainable_variables, *head.get_layer("deep").trainable_variables]
 
     def _begin(self, train: Examples) -> None:
-        """The same first weights each time, then: scales from these rows, the wide path their logistic regression, the
+        """The same first state each time, then: scales from these rows, the wide path their logistic regression, the
         deep path's last layer zero."""
-        self._network.set_weights(self._weights)
-        for variable, value in zip(self._optimizer.variables, self._state, strict=True):
+        for variable, value in zip(self._variables, self._first, strict=True):
             variable.assign(value)
         adapt(self._network, [train.inputs])
         x = np.asarray(self._network.get_layer("standardise")(train.features))
@@ -181,6 +179,7 @@ class _Watch(keras.callbacks.Callback):
         self.best_epoch, self.best_share = 0, 0.0
         self._rows, self._config, self._progress = validation, config, progress
         self._linear: NDArray[np.float64] = np.zeros(0)
+        self._curves = Curves(config.log_dir, "evaluation" if validation is not None else "refit")
         self._batches, self._done = max(1, epochs * steps), 0
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras calls it with logs
@@ -199,8 +198,8 @@ class _Watch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.loss.append(float(logs["loss"]))
         self._judge(epoch + 1)
-        if self.validation:
-            logs["val_loss"] = self.validation[-1]
+        judged = {"validation": self.validation[-1]} if self.validation else {}
+        self._curves.add(epoch + 1, loss=self.loss[-1], **judged)
 
     def _judge(self, epoch: int) -> None:
         """Epoch 0 is the linear model: if nothing improves on it, it stays."""

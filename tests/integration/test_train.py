@@ -11,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
+from scipy.special import expit
 
 from featurestore.durations import DAY_MS
 from featurestore.errors import SpecError
 from featurestore.event import EventBatch
 from featurestore.fold import Folder
 from featurestore.layout import Layout
-from featurestore.replay import only, replay, state_at
+from featurestore.replay import only, state_at
 from featurestore.spec import Spec, load_spec
 from model.config import TrainConfig
+from model.dataset import draw
 from model.examples import CAUSES
 from model.fit import Trainer, logits
+from model.metrics import log_loss
 from model.network import NetworkConfig
 from model.report import TrainReport
 from model.scorer import Scorer
@@ -197,14 +201,33 @@ def test_a_log_that_cannot_be_learned_from_is_refused_by_name(
     assert not list(tmp_path.iterdir()), "nothing is published"
 
 
-def test_training_begins_as_the_linear_model_and_keeps_the_best_epoch(spec: Spec, log: EventBatch) -> None:
-    from model.dataset import draw
-
-    usable = draw(spec, log, int(log.time.max()), examples_max=2_000).usable()
+def test_training_begins_as_the_linear_model_and_keeps_the_best_epoch(
+    spec: Spec, log: EventBatch, tmp_path: Path
+) -> None:
+    usable = draw(spec, log, KNOWN_UNTIL, examples_max=2_000).usable()
     odd = usable.customer % 2 == 1
-    found = Trainer(spec, CONFIG, 1_000).fit(usable.take(~odd), usable.take(odd), epochs=2)
+    train, others = usable.take(~odd), usable.take(odd)
+    trainer = Trainer(spec, CONFIG.model_copy(update={"log_dir": tmp_path}), len(train))
+    found = trainer.fit(train, others, epochs=2)
+    assert len(found.loss) == 2
     assert len(found.validation) == 3, "before the first epoch, and after each"
     assert found.epochs == int(np.argmin(found.validation))
-    assert len(logits(found.network, usable.take(odd).inputs)) == odd.sum()
-    points = next(iter(replay(Layout(spec), log, START + DAY_MS)))
-    assert len(logits(found.network, {k: v[:0] for k, v in usable.inputs.items()})) == 0 <= len(points)
+
+    linear = logits(trainer.fit(train, None, epochs=0).network, others.inputs)
+    whole = logits(trainer.fit(train, None, epochs=1).network, others.inputs)
+    half = logits(trainer.fit(train, None, epochs=1, share=0.5).network, others.inputs)
+    assert np.abs(whole - linear).max() > 1e-3
+    assert np.allclose(half, (linear + whole) / 2, atol=1e-4), (
+        "trained from the same beginning, shrunk exactly"
+    )
+    assert log_loss(expit(linear), others.churned, others.weights()) == pytest.approx(
+        found.validation[0], rel=1e-3
+    )
+    assert len(logits(found.network, {name: column[:0] for name, column in others.inputs.items()})) == 0
+
+    curves: dict[str, list[int]] = {}
+    for file in (tmp_path / "evaluation").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                curves.setdefault(value.tag, []).append(event.step)
+    assert curves == {"loss": [1, 2], "validation": [1, 2]}
