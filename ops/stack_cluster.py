@@ -7,10 +7,17 @@ starts on the data of an earlier one has the same id, and the same ports unless 
 import base64
 import json
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ops.errors import StackError
 from ops.stack_keeper import free_ports
+
+NodeSettings = Mapping[str, str] | Callable[[int, int], Mapping[str, str]]
+"""Settings for every node, or a function that gives a node's: of its number (from 1) and its client port."""
+
+# Whoever names a listener wants one more: ours is how nodes find each other, and how we know that they serve.
+LISTENER_LISTS = ("listeners", "advertised.listeners", "listener.security.protocol.map")
 
 
 class Identity:
@@ -75,3 +82,12 @@ def configuration(number: int, ports: list[tuple[int, int]], data: Path) -> dict
         "broker.session.timeout.ms": "3000",  # a killed node is known dead, and may register again, that much later
         "broker.heartbeat.interval.ms": "500",
     }
+
+
+def with_settings(
+    ours: Mapping[str, str], number: int, client_port: int, more: NodeSettings
+) -> dict[str, str]:
+    """The configuration of node `number` with `more` on top: it wins, but listeners are added to ours."""
+    more = more(number, client_port) if callable(more) else more
+    added = {name: f"{ours[name]},{more[name]}" for name in LISTENER_LISTS if name in more}
+    return {**ours, **more, **added}

@@ -5,13 +5,13 @@ node is broker and controller (KRaft). Invariant: a node that went comes back on
 """
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ops.errors import ServerFailed
-from ops.stack_cluster import Identity, configuration
+from ops.stack_cluster import Identity, NodeSettings, configuration, with_settings
 from ops.stack_jars import REGISTRY, KafkaJars, Recording
 from ops.stack_keeper import Keeper, Progress, Server, silent
 from ops.stack_probe import kafka_nodes
@@ -50,18 +50,19 @@ class KafkaNode:
         self.spawn()
         self.wait_ready(brokers=1)
 
-    def configure(self, ports: list[tuple[int, int]], settings: dict[str, str]) -> None:
+    def configure(self, ports: list[tuple[int, int]], settings: NodeSettings) -> None:
         """Write the configuration. `ports` are each node's client and controller port."""
         self.port = ports[self.number - 1][0]
-        lines = configuration(self.number, ports, self._data) | settings
+        ours = configuration(self.number, ports, self._data)
+        lines = with_settings(ours, self.number, self.port, settings)
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
 
-    def formatting(self) -> Server | None:
-        """Format the data folder, in the background; None when it is formatted already."""
+    def formatting(self, more: Sequence[str] = ()) -> Server | None:
+        """Format the data folder, in the background, with `more` options; None when it is formatted already."""
         if (self._data / "meta.properties").exists():
             return None
         formatter = Server(self.server.keeper, f"{self.server.name}-format", self.server.folder)
-        arguments = ("format", "--cluster-id", self._cluster_id, "--config", str(self._properties))
+        arguments = ("format", "--cluster-id", self._cluster_id, "--config", str(self._properties), *more)
         formatter.spawn(self._jars.command("kafka.tools.StorageTool", *arguments, heap_mb=self._heap_mb))
         return formatter
 
@@ -87,7 +88,9 @@ class LocalKafka:
     """`brokers` nodes of Kafka. Blocking: from asyncio, call it through `asyncio.to_thread`. A context manager.
 
     With a `keeper` it lives in that keeper's folder and ends with it; without, it makes its own (`directory` and
-    `keep` as there). `settings` are added to each node's configuration and win over ours. `heap_mb` is each node's.
+    `keep` as there). `heap_mb` is each node's. `settings` are added to each node's configuration and win over ours,
+    except that listeners are added to the one on `port`; a function gives each node its own, of its number and client
+    port, and is asked again should the ports have been taken. `format_options` go to Kafka's `format`: SCRAM users.
     `nodes[i]` is killed, terminated and restarted by itself. `progress` gets a line for whatever takes a while.
     Without an AOT cache, a single broker `record`s one: Java watches itself run and stops some 6 s later, once.
     """
@@ -99,7 +102,8 @@ class LocalKafka:
         directory: Path | None = None,
         keep: bool = False,
         heap_mb: int = 256,
-        settings: Mapping[str, str] | None = None,
+        settings: NodeSettings | None = None,
+        format_options: Sequence[str] = (),
         keeper: Keeper | None = None,
         cache: Path | None = None,
         registry: str = REGISTRY,
@@ -107,7 +111,8 @@ class LocalKafka:
         progress: Progress = silent,
     ) -> None:
         self._jars = KafkaJars(cache, registry, progress)
-        self._brokers, self._heap_mb, self._settings = brokers, heap_mb, dict(settings or {})
+        self._brokers, self._heap_mb, self._settings = brokers, heap_mb, settings or {}
+        self._format_options = tuple(format_options)
         self._directory, self._keep, self._keeper, self._owns = directory, keep, keeper, keeper is None
         self._progress, self._record = progress, record
         self._recording: Recording | None = None
@@ -147,7 +152,7 @@ class LocalKafka:
             try:
                 for node in self.nodes:
                     node.configure(identity.ports, self._settings)
-                for formatter in [node.formatting() for node in self.nodes]:
+                for formatter in [node.formatting(self._format_options) for node in self.nodes]:
                     if formatter is not None and formatter.wait(FORMAT_S) != 0:
                         raise formatter.failed("could not format its data folder")
                 for node in self.nodes:

@@ -6,6 +6,8 @@ import pytest
 from aiokafka.partitioner import DefaultPartitioner
 from pydantic import ValidationError
 
+from ops.local_stack import LocalKafka
+from ops.stack_keeper import free_ports
 from stream.errors import BrokerMisconfigured, BrokerUnavailable, RecordTooLarge
 from stream.kafka import KafkaSettings, KafkaSink, TopicSpec, check_connection, ensure_topics
 from stream.message import Message
@@ -142,3 +144,50 @@ def test_urls_as_people_write_them() -> None:
     assert KafkaSettings(url="kafka://a:1,b:2").url == "a:1,b:2"
     assert KafkaSettings(url="kafka://a:1/").url == "a:1"
     assert KafkaSettings(url="a:1").client()["bootstrap_servers"] == ["a:1"]
+
+
+async def test_a_local_broker_with_a_second_listener_behind_a_relay() -> None:
+    """Each node's settings come from a function; its other listener may be advertised as somewhere else: a relay.
+
+    client ─▶ direct (bootstrap) ─▶ "I am at `relayed`" ─▶ relay ─▶ direct
+    """
+    (direct, relayed), asked, relays = free_ports(2), [], []
+
+    def settings(number: int, client_port: int) -> dict[str, str]:
+        asked.append((number, client_port))
+        return {
+            "listeners": f"RELAYED://127.0.0.1:{direct}",
+            "advertised.listeners": f"RELAYED://127.0.0.1:{relayed}",
+            "listener.security.protocol.map": "RELAYED:PLAINTEXT",
+        }
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(1 << 16):
+            target.write(data)
+        target.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_broker, to_broker = await asyncio.open_connection("127.0.0.1", direct)
+        relays.append(asyncio.gather(copy(reader, to_broker), copy(from_broker, writer)))
+
+    kafka = LocalKafka(settings=settings, record=False)
+    url = await asyncio.to_thread(kafka.start)
+    server = await asyncio.start_server(relay, "127.0.0.1", relayed)
+    try:
+        assert asked == [(1, kafka.nodes[0].port)]
+        assert url == f"127.0.0.1:{kafka.nodes[0].port}"
+        through = KafkaSettings(url=f"127.0.0.1:{direct}")
+        await ensure_topics(KafkaSettings(url=url), [TopicSpec("t", 1, "s")])
+        for value in (b"1", b"2"):
+            before = len(relays)
+            async with KafkaSink(through) as sink:
+                await sink.send_all([Message("t", b"k", value)])
+            assert len(relays) > before, "the client went past the relay"
+            if value == b"1":
+                await asyncio.to_thread(kafka.nodes[0].kill)
+                await asyncio.to_thread(kafka.nodes[0].restart)
+        assert await values(KafkaSettings(url=url), "t") == [b"1", b"2"]
+    finally:
+        server.close()
+        await asyncio.to_thread(kafka.stop)
+        await asyncio.gather(*relays, return_exceptions=True)
