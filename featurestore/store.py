@@ -29,7 +29,7 @@ STEP_BYTES_MAX = 32 * 1024 * 1024
 # A sorted set keeps its scores as doubles: integers up to here are exact. In milliseconds, the year 287,396.
 DUE_MS_MAX = 2**53
 
-REBUILD = "make the state again under another redis.prefix: `ebbtide backfill`, or what the topic retains"
+REBUILD = "make the state again from the topic: `ebbtide rebuild --prefix NEW`, then set redis.prefix to it"
 
 Rows = NDArray[np.void]
 

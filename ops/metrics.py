@@ -86,6 +86,14 @@ class Metrics:
         self._reopened = Counter(
             "ebbtide_partition_reopened_total", "Times a partition went back to its head.", ["reason"], registry=r
         )  # fmt: skip
+        self._rebuild = Gauge(
+            "ebbtide_rebuild_remaining_records", "Offsets until a state made again is where it was; 0 when it is.",
+            ["partition"], registry=r,
+        )  # fmt: skip
+        self._stopped = Counter(
+            "ebbtide_partition_stopped_total", "Times a partition stopped until somebody looks.", ["reason"], registry=r
+        )  # fmt: skip
+        self._ready = Gauge("ebbtide_ready", "1 when /readyz says so.", registry=r)
         self._model = Gauge("ebbtide_model_version", "Version of the model in service.", registry=r)
         self._lag = Gauge(
             "ebbtide_partition_lag_records",
@@ -127,7 +135,7 @@ class Metrics:
 
     def assigned(self, partitions: frozenset[int]) -> None:
         for gone in self._partitions - partitions:
-            for gauge in (self._position, self._paused, self._lag):
+            for gauge in (self._position, self._paused, self._lag, self._rebuild):
                 gauge.remove_by_labels({"partition": str(gone)})
         self._partitions = partitions
         self._owned.set(len(partitions))
@@ -141,8 +149,18 @@ class Metrics:
     def reopened(self, partition: int, reason: str) -> None:  # noqa: ARG002  # too many series, and the log has it
         self._reopened.labels(reason).inc()
 
+    def rebuilding(self, partition: int, remaining: int) -> None:
+        self._rebuild.labels(str(partition)).set(remaining)
+
+    def stopped(self, partition: int, reason: str) -> None:  # noqa: ARG002  # the log has it, and /readyz
+        self._stopped.labels(reason).inc()
+
     def queued(self, rows: int) -> None:
         self._queue.set(rows)
+
+    def ready(self, current: Callable[[], bool]) -> None:
+        """Whom to ask whether all is well."""
+        self._ready.set_function(lambda: float(current()))
 
     def serving(self, current: Callable[[], int]) -> None:
         """Whom to ask which model version answers now."""

@@ -33,9 +33,10 @@ from stream.app import FaustSource
 from stream.batching import Batcher
 from stream.clock import SystemClock
 from stream.decisions import Policy
+from stream.effects import Outputs
 from stream.kafka import KafkaSink, check_connection, ensure_topics
 from stream.partition import Limits
-from stream.pipeline import Outputs, Tools
+from stream.pipeline import Tools
 from stream.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -140,8 +141,9 @@ async def _serve(
         metrics=metrics,
         ask=ask,
         clock=tools.clock,
-        why_not_ready=lambda: _why_not_ready(worker),
+        why_not_ready=lambda: "; ".join(worker.troubles),
     )
+    metrics.ready(lambda: not worker.troubles)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -182,14 +184,6 @@ async def _listen(face: Face, settings: Settings) -> str:
             f"cannot listen on {settings.http.host}:{settings.http.port}: {error.strerror}",
             hint="set EBBTIDE_HTTP__PORT to a free port, or 0",
         ) from error
-
-
-def _why_not_ready(worker: Worker) -> str:
-    partitions = worker.partitions
-    if not partitions:
-        return "no partition is assigned yet: the group is forming, or has more workers than partitions"
-    closed = [number for number, is_open in partitions.items() if not is_open]
-    return f"partitions {closed} are not open: see the log for the store or Kafka" if closed else ""
 
 
 async def _watch_models(settings: Settings, slot: ScorerSlot, metrics: Metrics) -> None:

@@ -18,6 +18,8 @@ REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, NO_VALUE = (
     PREFIX + name for name in ("reason", "detail", "topic", "partition", "offset", "timestamp", "no-value")
 )
 DETAIL_BYTES_MAX = 512
+UNSCORED = "unscored"
+"""The one reason that is not the record's fault: the model fails for its customer. The event is folded all the same."""
 FLOOD_RECORDS, FLOOD_RECORDS_MIN = 10_000, 1_000
 """A share is judged over the last 10,000 records: a bad deploy shows in seconds. Below 1,000 it is noise."""
 

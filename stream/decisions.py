@@ -56,6 +56,7 @@ def decide(
 ) -> list[Transition]:
     """Walk m points with p float32[m] (ignored where a point is not scored) over the batch's customers.
 
+    A point whose p is NaN could not be scored: nothing is decided there.
     `before` are their records as loaded, `after` as folded. Only `EPISODE_FIELDS` of `after` change, in place; they
     start from `before`, because a reset within the batch emptied them too early for the points that lie before it.
     Most points of most batches change nothing: those are done as columns, and only customers with something to decide
@@ -63,7 +64,8 @@ def decide(
     """
     for name in EPISODE_FIELDS:
         after[name] = before[name]
-    scored = points.scored
+    undecided = points.scored & np.isnan(p)
+    scored = points.scored & ~undecided
     busy = (
         (scored & (p >= policy.enter))
         | (points.cause == RESET)
@@ -76,7 +78,7 @@ def decide(
     after["score"][points.customer[quiet]] = p[quiet]
     after["scored_at"][points.customer[quiet]] = points.as_of[quiet]
     transitions: list[Transition] = []
-    for m in np.flatnonzero(walked[points.customer]):
+    for m in np.flatnonzero(walked[points.customer] & ~undecided):
         row = after[points.customer[m]]
         kind = _walk(row, int(points.cause[m]), int(points.as_of[m]), p[m], policy)
         if kind is not None:

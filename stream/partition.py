@@ -3,6 +3,11 @@
     assigned ─▶ open: read head, resend outbox, seek ─▶ serve: a batch, a step, a mark ─▶ … ─▶ revoked or drained
                   ▲                                        │
                   └──── back off ◀── fenced, a gap, the store, Kafka or the model away
+    stopped ◀── most of what arrives is bad: this partition only, until a person has looked
+
+A head behind the group's mark is a state to be made again: the same steps from there, which say nothing that was said
+(`stream/muted.py`). So a failover that lost its tail, a store that was lost altogether and a first start on an old
+topic are no cases of their own.
 
 One way back for every trouble: drop what is in hand, read the stored head, seek there. It is safe because a step
 changes nothing before it is applied, and what was applied is behind the head; a write whose answer was lost shows as a
@@ -14,14 +19,22 @@ import asyncio
 import logging
 import random
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from featurestore.errors import Fenced, StoreUnavailable
-from featurestore.store import Head, check_head
+from featurestore.store import REBUILD, Head, check_head
 from stream.dead_letter import FloodGuard
-from stream.errors import BrokerUnavailable, HeadOutsideLog, PartitionRevoked, ScorerUnavailable
-from stream.fetched import FetchedBatch, Source
+from stream.errors import (
+    BrokerUnavailable,
+    DeadLetterFlood,
+    HeadOutsideLog,
+    PartitionRevoked,
+    ScorerUnavailable,
+)
+from stream.fetched import FetchedBatch, Mark, Source
+from stream.muted import NOTHING, Muted
 from stream.pipeline import Pipeline, Tools
 
 log = logging.getLogger(__name__)
@@ -30,8 +43,13 @@ RETRIED = (Fenced, StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
 """A fence or a blip is over in milliseconds; five seconds keep a long outage's reconnects from being a load."""
 MARK_POLL_S = 0.05
+REBUILD_LOG_S = 10.0
+"""How often a partition that makes its state again says how far it is."""
 TIDY_AFTER_S = 0.5
 """An idle partition acknowledges its outbox after this, so that a restart sends nothing twice."""
+
+
+REBUILDING = "its state is being made again from the log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +76,16 @@ class Partition:
         limits: Limits,
     ) -> None:
         self.number = number
-        self.ready = False
+        self.trouble = "it is being opened"
+        """Why it is not ready, in words; empty when it is."""
         self._tools, self._source, self._alerts_from, self._limits = tools, source, alerts_from, limits
         self._queue: deque[FetchedBatch] = deque()
         self._arrived = asyncio.Event()
         self._draining = False
+        self._stopping = asyncio.Event()
         self._paused = False
+        self._attempt = 0  # troubles since the last step: to open and to fail again is no success
+        self._said_s = 0.0
         self._flood = FloodGuard(limits.dead_letter_share_max)
 
     def offer(self, batch: FetchedBatch) -> None:
@@ -78,34 +100,55 @@ class Partition:
             self._tools.telemetry.paused(self.number)
 
     def drain(self) -> None:
-        """Take nothing more, finish the queue, tidy the outbox, then let `run` return. Not bounded: cancel it."""
+        """Take nothing more, finish the queue, tidy the outbox, then let `run` return. Not bounded: cancel it.
+
+        Whatever goes wrong from now on ends it, too: what was not applied is the next owner's.
+        """
         self._draining = True
+        self._stopping.set()
         self._source.pause(self.number)
         self._arrived.set()
 
     async def run(self) -> None:
         """Until revoked (PartitionRevoked ends it quietly), drained or cancelled. Raises what asks for a crash."""
-        attempt = 0
         while True:
             try:
                 pipeline, epoch = await self._open()
-                attempt = 0
                 await self._serve(pipeline, epoch)
                 return
             except PartitionRevoked:
                 return
+            except DeadLetterFlood as error:
+                await self._stop(error)
+                return
             except RETRIED as error:
-                self.ready = False
                 reason = type(error).__name__
+                self.trouble = f"{reason}: {error}"
                 self._tools.telemetry.reopened(self.number, reason)
                 log.warning(
                     "partition reopens",
                     extra={"partition": self.number, "reason": reason, "error": str(error)},
                 )
-                attempt += 1
-                await asyncio.sleep(
-                    random.uniform(0.5, 1.0) * min(BACKOFF_FIRST_S * 2**attempt, BACKOFF_MAX_S)
-                )
+                if self._draining:
+                    return
+                self._attempt += 1
+                backoff_s = min(BACKOFF_FIRST_S * 2**self._attempt, BACKOFF_MAX_S)
+                await self._drains(random.uniform(0.5, 1.0) * backoff_s)
+
+    async def _drains(self, timeout_s: float | None) -> None:
+        """Wait, but not when everything is to end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._stopping.wait()
+
+    async def _stop(self, error: DeadLetterFlood) -> None:
+        """Stay ours and do nothing: another owner would do the same, and the other partitions have done no wrong."""
+        self.trouble = f"it has stopped: {error}"
+        self._source.pause(self.number)
+        self._queue.clear()
+        self._tools.telemetry.stopped(self.number, type(error).__name__)
+        log.error("partition stopped", extra={"partition": self.number, "error": str(error)})
+        await self._drains(None)
 
     async def _open(self) -> tuple[Pipeline, int]:
         """Read where the partition is, finish what an earlier owner left, and have it fetched from there."""
@@ -115,23 +158,13 @@ class Partition:
         check_head(stored, tools.layout.id, partitions)
         begin, end = await source.log_range(number)
         mark = await source.committed(number)
-        if stored is not None and not begin <= stored.offset <= end:
-            raise HeadOutsideLog(
-                f"partition {number} is at offset {stored.offset}, the log holds [{begin}, {end})",
-                hint="what is missing cannot be folded: make the state again under another redis.prefix, by "
-                "`ebbtide backfill` and what the topic retains",
-            )
-        if mark is None and stored is None and self._alerts_from == "now":
-            # An old topic must not flood the consumers: what was decided before now is state, not news.
-            mute_until = end
-            source.mark(number, end)
-            # Kafka has to know before anything is applied: else whoever opens next would take the past for news.
-            while end > begin and await source.committed(number) is None:  # noqa: ASYNC110 - no event tells it; it is once
-                await asyncio.sleep(MARK_POLL_S)
+        self._check_log(stored, mark, begin, end)
+        if mark is None and stored is None:
+            muted = await self._begin(begin, end)
         else:
-            mute_until = mark.offset if mark is not None else 0
+            muted = NOTHING if mark is None else Muted.by(mark)
         start = stored or Head(begin, 0, 0, tools.layout.id, partitions)
-        pipeline = Pipeline(tools, number, stored, start, mute_until, self._flood)
+        pipeline = Pipeline(tools, number, stored, start, muted, self._flood)
         await pipeline.send_outbox()
         if stored is not None:
             # Applied and, just now, sent: the owner that applied it may not have lived to say so.
@@ -139,12 +172,64 @@ class Partition:
         self._queue.clear()
         epoch = await source.seek(number, start.offset)
         self._resume()
-        self.ready = True
         log.info(
             "partition opened",
-            extra={"partition": number, "offset": start.offset, "end": end, "mark": mute_until},
+            extra={"partition": number, "offset": start.offset, "end": end, "mark": muted.everything},
         )
+        self._said_s = tools.clock.monotonic_s()
+        if pipeline.rebuilding and stored is None:
+            log.warning(
+                "state is made from the log",
+                extra={
+                    "partition": number,
+                    "from": start.offset,
+                    "until": muted.alerts,
+                    "sent": muted.everything,
+                },
+            )
+        self._tell_progress(pipeline)
         return pipeline, epoch
+
+    def _check_log(self, stored: Head | None, mark: Mark | None, begin: int, end: int) -> None:
+        """Raises HeadOutsideLog when state or mark belong to a log that is no longer there."""
+        if stored is not None and not begin <= stored.offset <= end:
+            raise HeadOutsideLog(
+                f"partition {self.number} is at offset {stored.offset}, the log holds [{begin}, {end})",
+                hint=f"what is missing cannot be folded: {REBUILD}",
+            )
+        if mark is not None and mark.offset > end:
+            raise HeadOutsideLog(
+                f"partition {self.number} was sent up to offset {mark.offset}, the log ends at {end}",
+                hint="the topic was made anew: use another kafka.group, and another redis.prefix",
+            )
+
+    async def _begin(self, begin: int, end: int) -> Muted:
+        """The mark of a partition that nobody has worked on: an old topic must not flood the consumers of alerts."""
+        if self._alerts_from == "start":
+            return NOTHING
+        muted = Muted(begin, end)
+        self._source.mark(self.number, *muted.mark(begin, 0))
+        # Kafka has to know before anything is applied: else whoever opens next would take the past for news.
+        while await self._source.committed(self.number) is None:  # noqa: ASYNC110 - no event tells it; it is once
+            await asyncio.sleep(MARK_POLL_S)
+        return muted
+
+    def _tell_progress(self, pipeline: Pipeline) -> None:
+        """Say how far a rebuild is; ready is who has nothing to make again."""
+        rebuilding = pipeline.rebuilding
+        if rebuilding is None:
+            if self.trouble.startswith(REBUILDING):
+                log.info("state is made again", extra={"partition": self.number, "offset": pipeline.position})
+            self.trouble = ""
+            self._tools.telemetry.rebuilding(self.number, 0)
+            return
+        position, until = rebuilding
+        self.trouble = f"{REBUILDING}: at offset {position:,} of {until:,}"
+        self._tools.telemetry.rebuilding(self.number, until - position)
+        now_s = self._tools.clock.monotonic_s()
+        if now_s - self._said_s >= REBUILD_LOG_S:
+            self._said_s = now_s
+            log.info("rebuilding", extra={"partition": self.number, "offset": position, "until": until})
 
     async def _serve(self, pipeline: Pipeline, epoch: int) -> None:
         while True:
@@ -158,6 +243,9 @@ class Partition:
                 raise Fenced(f"a batch begins at {batch.start}, expected {pipeline.position}: seeking back")
             for piece in batch.cut_before_tombstones():
                 self._source.mark(self.number, *await pipeline.step(piece))
+                self._attempt = 0
+                if self.trouble:
+                    self._tell_progress(pipeline)
 
     async def _next(self, pipeline: Pipeline) -> FetchedBatch | None:
         """The next batch, with those that have queued behind it; None when draining and all is done."""

@@ -8,6 +8,10 @@ A crash before 5 changes nothing; after 5 the next owner finds the outbox and se
 bytes. Dead letters and scores are sent and acknowledged before 5, so that what the partition moves past is never
 lost; after a crash they may be there twice, with the same position.
 
+What was sent before is not sent again (`stream/muted.py`): a state that is made a second time, by a replay of the log,
+takes every step but speaks only from the group's mark on. A row that the model cannot score loses its decision, not its
+events: a dead letter `unscored` says so.
+
 The pipeline knows no Faust, Redis or TensorFlow: it is given a store, a batcher and a sink that wait out outages by
 themselves. It belongs to one partition, and batch n + 1 of it is folded after batch n was decided; the overlap is
 between partitions. It refuses nothing and retries nothing: whether a batch continues the last one is asked by
@@ -19,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from featurestore.cache import Cache, load_through
@@ -31,25 +36,13 @@ from stream.alert import customer_key
 from stream.batching import Batcher, Scored
 from stream.clock import Clock
 from stream.compose import CAUSES, Composer, Serving
-from stream.dead_letter import FloodGuard, Position, letter
+from stream.dead_letter import UNSCORED, FloodGuard
 from stream.decisions import Transition, decide
+from stream.effects import Outputs, ahead, unscored
 from stream.fetched import FetchedBatch, Mark
 from stream.message import Message, Sink
-from stream.score_record import score_message
+from stream.muted import Muted
 from stream.telemetry import Stage, Stepped, Telemetry
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """Topic names. `scores` None: not written."""
-
-    alerts: str
-    dead_letters: str
-    scores: str | None = None
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.alerts, self.dead_letters, self.scores) if name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +77,7 @@ class _Stopwatch:
 
 
 class Pipeline:
-    """One partition, from the head it was opened at. `mute_until`: no alert decided before that offset is sent."""
+    """One partition, from the head it was opened at; `muted` says what of it has been sent already."""
 
     def __init__(
         self,
@@ -92,10 +85,10 @@ class Pipeline:
         partition: int,
         stored: Head | None,
         start: Head,
-        mute_until: int,
+        muted: Muted,
         flood: FloodGuard,
     ) -> None:
-        self._tools, self._partition, self._mute_until = tools, partition, mute_until
+        self._tools, self._partition, self._muted = tools, partition, muted
         self._stored = stored  # what the fence compares with: None when the partition never began
         self._head = start
         self._acked: list[bytes] = []
@@ -113,9 +106,14 @@ class Pipeline:
         return bool(self._acked)
 
     async def send_outbox(self) -> None:
-        """Send again what an earlier owner left in the outbox: same ids, same bytes."""
+        """Send again what an earlier owner left in the outbox: same ids, same bytes.
+
+        But not what the mark says was sent. In an outbox that is older than the mark there may be an alert of a
+        customer who has been forgotten since, and nobody would forget it a second time.
+        """
         outbox = await self._tools.store.outbox(self._partition)
-        await self._send_alerts(list(outbox.values()))
+        decided_at = {key: orjson.loads(value)["decision"]["offset"] for key, value in outbox.items()}
+        await self._send_alerts([v for key, v in outbox.items() if decided_at[key] >= self._muted.everything])
         self._acked = list(outbox)
 
     async def tidy(self) -> None:
@@ -152,7 +150,7 @@ class Pipeline:
         watch.lap("decide")
 
         # 5. apply, once the dead letters are safe
-        await tools.sink.send_all(self._ahead(batch, parsed, points, scored))
+        await tools.sink.send_all(ahead(tools.outputs, self._muted, batch, parsed, points, scored))
         watch.lap("emit")
         await self._store(batch.end, events.customers, after, alerts)
         watch.lap("store")
@@ -164,14 +162,20 @@ class Pipeline:
             watch.lap("emit")
         finally:
             # It is applied, so it counts, also when its alerts have to be sent again.
-            self._tell(batch, parsed, points, transitions, watch)
+            self._tell(batch, parsed, points, scored, transitions, watch)
         # 7. the caller lets the commit advance to here
         return self.mark
 
     @property
     def mark(self) -> Mark:
-        """How far this partition is, as Kafka is to remember it: the offset, and the timer clock as metadata."""
-        return Mark(self._head.offset, str(self._head.timer_ms))
+        """How far this partition is, as Kafka is to remember it."""
+        return self._muted.mark(self._head.offset, self._head.timer_ms)
+
+    @property
+    def rebuilding(self) -> tuple[int, int] | None:
+        """(position, until) while it makes a state again of which all was sent already; None when it does not."""
+        position, until = self._head.offset, self._muted.alerts
+        return (position, until) if position < until else None
 
     async def _score(self, points: Points, batch: FetchedBatch) -> Scored:
         chosen = np.flatnonzero(points.scored)
@@ -188,31 +192,7 @@ class Pipeline:
 
     def _audible(self, transitions: list[Transition], points: Points, events: EventBatch) -> list[Transition]:
         """The transitions to alert about: what was decided below the mark has been sent, or was never to be."""
-        return [t for t in transitions if events.position[points.event[t.point]] >= self._mute_until]
-
-    def _ahead(self, batch: FetchedBatch, parsed: Parsed, points: Points, scored: Scored) -> list[Message]:
-        """What has to be acknowledged before the partition moves: dead letters, tombstones, scores."""
-        outputs, events = self._tools.outputs, parsed.events
-        messages = [
-            letter(
-                batch.records[bad.index], Position(batch.topic, batch.partition, batch.records[bad.index].offset),
-                bad.reason, bad.detail, topic=outputs.dead_letters,
-            )
-            for bad in parsed.rejected
-        ]  # fmt: skip
-        for e in np.flatnonzero(events.kind == TOMBSTONE):
-            key = events.customers[events.customer[e]].encode()
-            messages += [Message(topic, key, None) for topic in outputs.all]
-        if outputs.scores is not None:
-            messages += [
-                score_message(
-                    outputs.scores, events.customers[points.customer[m]], int(points.as_of[m]),
-                    CAUSES[int(points.cause[m])], scored.p[m], int(scored.version[m]), self._partition,
-                    int(events.position[points.event[m]]),
-                )
-                for m in np.flatnonzero(points.scored)
-            ]  # fmt: skip
-        return messages
+        return [t for t in transitions if events.position[points.event[t.point]] >= self._muted.alerts]
 
     async def _store(
         self, end: int, customers: list[str], after: Rows, alerts: list[tuple[bytes, bytes]]
@@ -257,9 +237,13 @@ class Pipeline:
         batch: FetchedBatch,
         parsed: Parsed,
         points: Points,
+        scored: Scored,
         transitions: list[Transition],
         watch: _Stopwatch,
     ) -> None:
+        rejected = Counter(str(bad.reason) for bad in parsed.rejected)
+        if lost := len(unscored(points, scored, parsed.events)):
+            rejected[UNSCORED] = lost
         causes = Counter(CAUSES[int(cause)] for cause in points.cause)
         latency_s = (
             (self._tools.clock.now_ms() - batch.records[0].timestamp) / 1000 if batch.records else None
@@ -267,7 +251,7 @@ class Pipeline:
         self._tools.telemetry.stepped(
             Stepped(
                 partition=self._partition, position=batch.end, records=len(batch.records), events=len(parsed.events),
-                rejected=dict(Counter(str(bad.reason) for bad in parsed.rejected)), ignored=parsed.ignored,
+                rejected=dict(rejected), ignored=parsed.ignored,
                 forgotten=int((parsed.events.kind == TOMBSTONE).sum()), points=dict(causes),
                 alerts=dict(Counter(t.kind for t in transitions)), customers=len(parsed.events.customers),
                 seconds=watch.seconds, latency_s=latency_s,

@@ -12,6 +12,7 @@ from typing import Literal
 from stream.fetched import FetchedBatch, Source
 from stream.partition import Limits, Partition
 from stream.pipeline import Tools
+from stream.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +28,24 @@ class Worker:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._fatal: asyncio.Future[None] | None = None
         self._source: Source | None = None
+        self._pulse = Pulse(tools.store)
 
     def attach(self, source: Source) -> None:
         """The source whose callbacks will come; before `run`."""
         self._source = source
 
     @property
-    def ready(self) -> bool:
-        """Every partition of ours is open; false while we own none yet."""
-        return bool(self._partitions) and all(p.ready for p in self._partitions.values())
-
-    @property
-    def partitions(self) -> dict[int, bool]:
-        """Our partitions, and whether each is open."""
-        return {number: partition.ready for number, partition in sorted(self._partitions.items())}
+    def troubles(self) -> list[str]:
+        """Why this worker is not ready, a sentence each; empty when every partition of ours is open and up to date and
+        both servers answer. A worker without partitions is not ready either."""
+        away = [f"{server}: {why}" for server, why in self._pulse.away.items()]
+        if not self._partitions:
+            return [
+                *away,
+                "no partition is assigned: the group is forming, or has more workers than partitions",
+            ]
+        closed = [f"partition {n}: {p.trouble}" for n, p in sorted(self._partitions.items()) if p.trouble]
+        return away + closed
 
     def assigned(self, partitions: frozenset[int]) -> None:
         """These are ours now. Only takes note: heads are read in each partition's own task."""
@@ -73,15 +78,18 @@ class Worker:
     async def run(self) -> None:
         """Score for whoever asks, until cancelled. Raises the error of a partition that no retry can mend."""
         self._fatal = asyncio.get_running_loop().create_future()
+        if self._source is None:
+            raise RuntimeError("attach a source before the worker runs")
         scoring = asyncio.create_task(self._tools.batcher.run(), name="batcher")
+        pulse = asyncio.create_task(self._pulse.run(self._source), name="pulse")
         try:
-            await asyncio.wait({scoring, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
-            for future in (scoring, self._fatal):
+            await asyncio.wait({scoring, pulse, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
+            for future in (scoring, pulse, self._fatal):
                 if future.done():
                     future.result()
         finally:
             # The store and the sink are closed after us: nobody may use them any more.
-            left = [scoring, *self._tasks.values()]
+            left = [scoring, pulse, *self._tasks.values()]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)

@@ -128,15 +128,15 @@ async def test_a_record_of_another_length_is_another_layout(store: RedisStore, a
     await store.apply(step_of(None, ["a", "b", "c"], RNG))
     await admin.set("t:clicks:{p0}:c:b", b"short")
     await admin.set("t:clicks:{p0}:c:c", b"")
-    with pytest.raises(LayoutError, match=r"2 of 4 customers.*ebbtide backfill"):
+    with pytest.raises(LayoutError, match=r"2 of 4 customers.*ebbtide rebuild"):
         await store.load(0, ["a", "b", "c", "d"])
-    with pytest.raises(LayoutError, match="ebbtide backfill"):
+    with pytest.raises(LayoutError, match="ebbtide rebuild"):
         await store.find("b")
 
 
 async def test_a_head_that_cannot_be_read_is_another_layout(store: RedisStore, admin: Any) -> None:
     await admin.set("t:clicks:{p1}:head", b"\xff42")
-    with pytest.raises(LayoutError, match=r"partition 1 .*ebbtide backfill"):
+    with pytest.raises(LayoutError, match=r"partition 1 .*ebbtide rebuild"):
         await store.head(1)
 
 
@@ -147,7 +147,7 @@ async def test_a_reset_that_died_half_way_locks_everyone_out_until_it_is_done(
     await store.apply(first)
     await admin.set("t:clicks:{p0}:head", RESETTING)
     await admin.delete("t:clicks:{p0}:c:a")
-    with pytest.raises(LayoutError, match=r"reset.*ebbtide backfill"):
+    with pytest.raises(LayoutError, match=r"reset.*ebbtide rebuild"):
         await store.head(0)
     for expected in (None, first.head):
         with pytest.raises(Fenced):

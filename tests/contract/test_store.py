@@ -421,7 +421,7 @@ def test_a_head_reads_back_as_it_was_written() -> None:
         head.text() + "\n",
         head.text().replace("123", "١٢٣"),
     ):
-        with pytest.raises(LayoutError, match="ebbtide backfill"):
+        with pytest.raises(LayoutError, match="ebbtide rebuild"):
             Head.parse(text)
 
 
@@ -429,7 +429,7 @@ def test_a_foreign_head_is_refused() -> None:
     head = Head(1, 1, 0, LAYOUT, 8)
     check_head(None, LAYOUT, 8)
     check_head(head, LAYOUT, 8)
-    with pytest.raises(LayoutError, match="ebbtide backfill"):
+    with pytest.raises(LayoutError, match="ebbtide rebuild"):
         check_head(head, "fedcba9876543210", 8)
     with pytest.raises(LayoutError, match="8 partitions, this one has 12"):
         check_head(head, LAYOUT, 12)

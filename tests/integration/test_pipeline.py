@@ -19,8 +19,9 @@ from stream.alert import Alert
 from stream.batching import Batcher
 from stream.clock import SystemClock
 from stream.dead_letter import read
+from stream.effects import Outputs
 from stream.partition import Limits
-from stream.pipeline import Outputs, Tools
+from stream.pipeline import Tools
 from stream.telemetry import Silent
 from stream.worker import Worker
 from tests.support.scoring import LAYOUT, SPEC, ArithmeticModel
