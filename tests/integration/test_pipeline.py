@@ -20,6 +20,7 @@ from stream.batching import Batcher
 from stream.clock import SystemClock
 from stream.dead_letter import read
 from stream.effects import Outputs
+from stream.errors import HeadOutsideLog
 from stream.partition import Limits
 from stream.pipeline import Tools
 from stream.telemetry import Silent
@@ -76,7 +77,9 @@ class World:
         self.source = LogSource(TOPIC, logs, seed=seed, faults=self.faults, records_max=20)
         self.logs = logs
 
-    def worker(self, alerts_from: Literal["now", "start"] = "start") -> Worker:
+    def worker(
+        self, alerts_from: Literal["now", "start"] = "start", dead_letter_share_max: float = 1.0
+    ) -> Worker:
         """A new process, as it were: its own cache, batcher and partitions."""
         batcher = Batcher(lambda: self.model, SystemClock(), Silent(), deadline_s=0.05, linger_s=0.0)
         tools = Tools(
@@ -84,9 +87,7 @@ class World:
             Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher, lambda: self.model, SystemClock(),
             Silent(),
         )  # fmt: skip
-        worker = Worker(
-            tools, alerts_from=alerts_from, limits=Limits(queued_batches_max=2, step_records_max=60)
-        )
+        worker = Worker(tools, alerts_from=alerts_from, limits=Limits(2, 60, dead_letter_share_max))
         worker.attach(self.source)
         return worker
 
@@ -255,6 +256,136 @@ async def test_first_start_on_an_old_topic_alerts_from_now() -> None:
     assert clean.alerts()
     assert world.alerts() == {}
     assert await world.records() == await clean.records()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_store_falls_back_while_a_worker_works(seed: int) -> None:
+    """Nine times it is lost altogether or found as it was a while ago, under a worker that lives on."""
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    logs = logs_of(seed=300 + seed, events=3_000)
+    clean = await clean_run(logs)
+    world = World(seed, logs, rate=0.01)
+
+    async def fail() -> None:
+        saved = [world.store.saved()]
+        for n in range(9):
+            await asyncio.sleep(float(rng.uniform(0.0, 0.06)))
+            world.store.fall_back(None if n % 3 == 0 else saved[int(rng.integers(len(saved)))])
+            saved.append(world.store.saved())
+
+    failing = asyncio.create_task(fail())
+    worker = world.worker()
+    running, pumping = (
+        asyncio.create_task(worker.run()),
+        asyncio.create_task(world.source.pump(worker.deliver)),
+    )
+    await asyncio.sleep(0)
+    worker.assigned(world.source.assigned())
+    await failing
+    worker.revoked(world.source.assigned())
+    for task in (running, pumping):
+        task.cancel()
+    await asyncio.gather(running, pumping, return_exceptions=True)
+    world.source.revoke()
+    await world.finish(world.worker())
+    await assert_same_end(world, clean)
+
+
+async def test_a_state_made_again_says_nothing_again() -> None:
+    """All was sent; the store is lost; the whole log is folded once more: not one message, and the same state."""
+    logs = logs_of(seed=15)
+    world = World(4, logs, rate=0.0)
+    await world.finish(world.worker())
+    said = {topic: len(messages) for topic, messages in world.sink.sent.items()}
+    assert min(said["alerts"], said["dead"]) > 10
+    records = await world.records()
+    world.store.fall_back(None)
+    world.source.revoke()
+    await world.finish(world.worker())
+    assert {topic: len(messages) for topic, messages in world.sink.sent.items()} == said
+    assert await world.records() == records
+
+
+async def test_an_old_topic_is_read_once_for_its_bad_records() -> None:
+    """A first start alerts from now on, but a bad record of the past becomes a letter all the same, and only once."""
+    logs = logs_of(seed=12)
+    clean = await clean_run(logs)
+    world = World(1, logs, rate=0.0)
+    await world.finish(world.worker(alerts_from="now"))
+    assert world.letters() == clean.letters() != set()
+    letters = len(world.sink.sent["dead"])
+    world.store.fall_back(None)
+    world.source.revoke()
+    await world.finish(world.worker(alerts_from="now"))
+    assert world.alerts() == {}
+    assert len(world.sink.sent["dead"]) == letters
+
+
+async def test_an_old_outbox_does_not_bring_back_who_was_forgotten() -> None:
+    """An alert in a store that fell back was sent before its customer's tombstone was: it is not sent after it."""
+    logs = logs_of(seed=16)
+    world = World(5, logs, rate=0.0)
+    saved: list[FaultyStore] = []
+
+    async def watch() -> None:
+        seen = 0
+        while True:
+            await asyncio.sleep(0)
+            if world.store.applied >= seen + 10 and any(state.out for state in world.store._partitions):
+                seen = world.store.applied
+                saved.append(world.store.saved())
+
+    watching = asyncio.create_task(watch())
+    await world.finish(world.worker())
+    watching.cancel()
+    said = {topic: len(messages) for topic, messages in world.sink.sent.items()}
+    assert len(saved) > 3
+    for store in saved[:: len(saved) // 3]:
+        world.store.fall_back(store)
+        world.source.revoke()
+        await world.finish(world.worker())
+        assert {topic: len(messages) for topic, messages in world.sink.sent.items()} == said
+
+
+async def test_a_topic_made_anew_is_noticed_by_its_mark() -> None:
+    """State lost, topic shorter than the group's mark: to go on would mute what was never said."""
+    logs = logs_of(seed=17, events=300)
+    world = World(6, logs, rate=0.0)
+    world.source.mark(0, len(logs[0]) + 1, "timer_ms=0")
+    with pytest.raises(HeadOutsideLog, match=r"sent up to offset .*another kafka.group"):
+        await world.finish(world.worker())
+
+
+async def test_a_partition_of_bad_records_stops_alone() -> None:
+    """A flood in one partition: it says why and stays; the others go on, and a drain still ends in good order."""
+    logs = logs_of(seed=18, events=600)
+    logs[1] = [LogRecord(n, T0 + n, b"x", b"nonsense") for n in range(2_000)]
+    world = World(7, logs, rate=0.0)
+    worker = world.worker(dead_letter_share_max=0.5)
+    running, pumping = (
+        asyncio.create_task(worker.run()),
+        asyncio.create_task(world.source.pump(worker.deliver)),
+    )
+    await asyncio.sleep(0)
+    worker.assigned(world.source.assigned())
+
+    async def at(partition: int) -> int:
+        head = await world.store.head(partition)
+        return head.offset if head else 0
+
+    async with asyncio.timeout(20):
+        while await at(0) < len(logs[0]) or await at(2) < len(logs[2]) or not worker.troubles:  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+    (trouble,) = worker.troubles
+    assert trouble.startswith("partition 1: it has stopped")
+    assert "ebbtide dlq list" in trouble
+    assert 0 < await at(1) < 1_000
+    assert await worker.drain(1.0)
+    for task in (running, pumping):
+        task.cancel()
+    await asyncio.gather(running, pumping, return_exceptions=True)
 
 
 async def test_queues_are_bounded() -> None:

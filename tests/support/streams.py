@@ -6,6 +6,7 @@ and sink fail before or after they acted, which from outside look the same.
 """
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -61,6 +62,15 @@ class FaultyStore(MemoryStore):
         super().__init__(dtype, partitions)
         self._faults = faults
         self.applied = 0
+
+    def saved(self) -> "FaultyStore":
+        """What a disk or a replica holds of it by now."""
+        return copy.deepcopy(self)
+
+    def fall_back(self, saved: "FaultyStore | None") -> None:
+        """Lose what came after `saved`, or everything: a failover, a restart from an old file, FLUSHALL."""
+        lost = MemoryStore(self.dtype, len(self._partitions))
+        self._partitions = copy.deepcopy((saved or lost)._partitions)
 
     async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
         if self._faults.strike():
