@@ -2,35 +2,57 @@
 
     built-in defaults  <  the file given by --config or EBBTIDE_CONFIG  <  EBBTIDE_* variables  <  command line options
 
-A variable names a setting's path with double underscores (`EBBTIDE_KAFKA__GROUP=blue`); the two URLs also go by their
-short names; an empty one counts as not set. Every problem is reported at once, by the name a person can change. Without
-a URL for Kafka or Redis the command starts that server itself, locally.
+How a variable names a setting stands in `variables.py`, what a secret is and how it is kept in `secrets.py`: any may
+also be given by file, as EBBTIDE_REDIS_URL_FILE or `redis: {url_file: …}`. Every problem is reported at once, by the
+name a person can change, and no message quotes a secret. Without a URL for Kafka or Redis the command starts that
+server itself, locally.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from featurestore.durations import DurationMs, duration_words
 from featurestore.spec import Spec
 from featurestore.store import CUSTOMERS_MAX
+from ops import variables
 from ops.errors import SettingsError
+from ops.secrets import (
+    Place,
+    by_file,
+    drop,
+    fill_from_files,
+    hidden,
+    is_masked,
+    masked,
+    secret_places,
+    secrets_of,
+    strings_at,
+    texts_of,
+)
+from ops.variables import PREFIX, variable
 from stream.kafka import KafkaSettings
 
-PREFIX = "EBBTIDE_"
-SHORT = {"EBBTIDE_KAFKA_URL": ("kafka", "url"), "EBBTIDE_REDIS_URL": ("redis", "url")}
 DEFAULT_SPEC = Path(__file__).parent / "specs" / "demo.yaml"
 LOCAL = "local:0"
 """Stands for a Kafka URL that is not known yet: the local stack fills it in."""
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
 
 
 class RedisSettings(_Frozen):
@@ -77,11 +99,20 @@ class BatchingSettings(_Frozen):
 
 
 class HttpSettings(_Frozen):
-    """Loopback unless told otherwise. Port 0 takes a free one. `token` is demanded of /v1 when set."""
+    """Loopback unless told otherwise. Port 0 takes a free one. `token` is demanded of /v1 when set; `connections_max`
+    bounds the open connections, and with them what is asked at once."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     token: SecretStr | None = None
+    connections_max: int = Field(default=64, ge=1)
+
+    @field_validator("token")
+    @classmethod
+    def _fits_a_header(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and not re.fullmatch(r"[!-~]+", token.get_secret_value()):
+            raise ValueError("the token travels in a header: one or more ASCII signs, none of them a space")
+        return token
 
 
 class LogSettings(_Frozen):
@@ -114,6 +145,8 @@ class Settings(_Frozen):
             wrong.append(
                 f"kafka.fetch_records_max must not exceed {CUSTOMERS_MAX}: a batch is one atomic step"
             )
+        if "@" in self.kafka.url:
+            wrong.append("kafka.url names hosts only: user and password have settings of their own")
         if self.kafka.topic in (self.topics.alerts, self.topics.dead_letters, self.topics.scores):
             wrong.append("kafka.topic is also an output topic: the worker would read its own alerts")
         if wrong:
@@ -139,6 +172,9 @@ class Settings(_Frozen):
         return self.redis.url is None
 
 
+SECRETS = secret_places(Settings)
+
+
 def load_settings(
     file: Path | None = None, environment: Mapping[str, str] | None = None, **options: Any
 ) -> Settings:
@@ -150,48 +186,66 @@ def load_settings(
     if file is None and env.get(PREFIX + "CONFIG"):
         file = Path(env[PREFIX + "CONFIG"])
     data: dict[str, Any] = _read(file) if file is not None else {}
-    for name, value in env.items():
-        if not name.startswith(PREFIX) or name == PREFIX + "CONFIG" or not value:
-            continue
+    in_files = by_file(Settings, SECRETS)
+    said, problems = variables.read(env, in_files)
+    names = {one.place: one.name for one in said}
+    for one in said:
+        secret = variables.secret_of(one.place, in_files) or one.place
+        if secret in in_files:  # said here in whatever way, the file's own way of saying it counts no more
+            drop(data, secret)
         # As text: pydantic reads numbers from it where the setting is one, and a token of digits stays a token.
-        _put(data, SHORT.get(name) or tuple(name.removeprefix(PREFIX).lower().split("__")), value)
+        _put(data, one.place, one.value)
     for path, value in options.items():
         if value is not None:
             _put(data, tuple(path.split(".")), value)
+    problems += fill_from_files(data, in_files, names)
     if isinstance(data.get("kafka"), dict) and data["kafka"].get("url") is None:
         data["kafka"]["url"] = LOCAL
+    secrets = strings_at(data, SECRETS)
+    problems += [
+        f"{names.get(place, '.'.join(place))} is masked, as `ebbtide config show` prints it: give the secret itself"
+        for place, text in secrets.items()
+        if is_masked(text)
+    ]
+    settings = None
     try:
-        return Settings.model_validate(data)
+        settings = Settings.model_validate(data)
     except ValidationError as error:
-        problems = [
+        problems += [
             f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
+            for e in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+    if settings is None or problems:
+        # A URL of Kafka is no secret; one that somebody wrote a password into is refused, and not quoted.
+        unseen = [
+            *secrets.values(),
+            *(url for url in strings_at(data, [("kafka", "url")]).values() if "@" in url),
         ]
         raise SettingsError(
-            "settings do not fit: " + "; ".join(problems),
+            "settings do not fit: " + hidden("; ".join(problems), texts_of(unseen)),
             hint="change them in --config FILE, or as EBBTIDE_GROUP__NAME",
-        ) from None
+        )
+    return settings
 
 
 def shown(settings: Settings) -> dict[str, Any]:
     """The settings as plain data for people: durations in words, no secret in it, nothing where nothing is set."""
     data = settings.model_dump(mode="json", by_alias=True)
     data["kafka"]["url"] = None if settings.local_kafka else settings.kafka.url
-    if settings.redis.url is not None:
-        data["redis"]["url"] = _masked(settings.redis.url.get_secret_value())
+    for place, secret in secrets_of(settings).items():
+        _put(data, place, masked(secret))
     data["policy"] |= {name: duration_words(data["policy"][name]) for name in ("dwell", "cooldown")}
     return data
 
 
-def _masked(url: str) -> str:
-    """A URL without its password, wherever it stands: before the host or in the query."""
-    parts = urlsplit(url)
-    at = parts.netloc.rpartition("@")
-    user = at[0].partition(":")
-    netloc = f"{user[0]}{':***' if user[1] else ''}@{at[2]}" if at[1] else parts.netloc
-    query = [(name, "***" if name == "password" else value) for name, value in parse_qsl(parts.query)]
-    # Put together by hand: urlunsplit drops the empty host of unix:///path.
-    return f"{parts.scheme}://{netloc}{parts.path}" + (f"?{urlencode(query, safe='*/')}" if query else "")
+def for_child(settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same settings for a process that we start: plain data for a file, and the secrets, each as a variable, since
+    an environment is read by nobody but us, and a file by whoever finds it."""
+    data = settings.model_dump(mode="json")
+    secrets = secrets_of(settings)
+    for place in secrets:
+        _put(data, place, None)
+    return data, {variable(place): secret for place, secret in secrets.items()}
 
 
 def quiet_libraries() -> None:
@@ -211,13 +265,22 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"cannot read {file}: {error.strerror}", hint="give --config FILE") from None
     except yaml.YAMLError as error:
-        raise SettingsError(f"{file} is not YAML: {error}") from None
+        raise SettingsError(f"{file} is not YAML: {_where(error)}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file} is not text in UTF-8") from None
     if not isinstance(data, dict):
         raise SettingsError(f"{file} must hold a mapping of settings")
     return data
 
 
-def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _where(error: yaml.YAMLError) -> str:
+    """What is wrong and where. The library's own text quotes the line, which may hold a password."""
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or "it cannot be read"
+    return f"{what}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(what)
+
+
+def _put(data: dict[str, Any], path: Place, value: Any) -> None:
     for name in path[:-1]:
         inner = data.setdefault(name, {})
         if not isinstance(inner, dict):

@@ -1,7 +1,7 @@
 """A worker as a child process: for commands that bring their own worker (demo, replay) and are no worker themselves.
 
-The child is the very `ebbtide worker` of production, told its settings by a file; it dies with us however we end. When
-it cannot start or ends by itself, its own last words say why.
+The child is the very `ebbtide worker` of production, told its settings by a file and its secrets by its environment; it
+dies with us however we end. When it cannot start or ends by itself, its own last words say why.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Self
 import yaml
 
 from ops.errors import WorkerFailed
-from ops.settings import Settings, child_environment
+from ops.settings import Settings, child_environment, for_child
 from ops.stack_keeper import free_ports
 from ops.stack_watchdog import die_with
 from stream.clock import SystemClock
@@ -46,16 +46,14 @@ class WorkerProcess:
         self._clock = SystemClock()
 
     def __enter__(self) -> Self:
-        self._config.write_text(
-            yaml.safe_dump(self._settings.model_dump(mode="json", exclude={"redis": {"url"}}))
-        )
-        url = self._settings.redis.url
-        environment = child_environment(EBBTIDE_REDIS_URL=url.get_secret_value() if url else "")
+        data, secrets = for_child(self._settings)
+        env = child_environment(**secrets)
+        self._config.write_text(yaml.safe_dump(data))
         with self.log.open("wb") as log:
             # A process group of its own: Ctrl-C is for the command to answer, which then stops its worker.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ops.cli", "worker", "--config", str(self._config)], stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, env=environment, process_group=0, preexec_fn=die_with(os.getpid()),  # noqa: PLW1509  # no thread of ours holds a lock over it
+                stdout=log, stderr=log, env=env, process_group=0, preexec_fn=die_with(os.getpid()),  # noqa: PLW1509  # no thread of ours holds a lock over it
             )  # fmt: skip
         return self
 

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel, SecretStr
 
 from featurestore.spec import load_spec
 from ops.errors import SettingsError
-from ops.settings import DEFAULT_SPEC, child_environment, load_settings, shown
+from ops.secrets import by_file, hidden, masked, secret_places, texts_of
+from ops.settings import DEFAULT_SPEC, SECRETS, Settings, child_environment, for_child, load_settings, shown
+from ops.variables import variable
 
 
 def write(path: Path, **data: object) -> Path:
@@ -121,7 +124,13 @@ def test_what_is_shown_holds_no_secret_and_loads_again(tmp_path: Path) -> None:
     assert "hunter2" not in text and "s3cret" not in text
     assert "hunter2" not in repr(settings) and "s3cret" not in repr(settings)
     assert "rediss://worker:***@redis.example:6380/1" in text
-    again = load_settings(write(tmp_path / "shown.yaml", **yaml.safe_load(text)), {})
+    data = yaml.safe_load(text)
+    file = write(tmp_path / "shown.yaml", **data)
+    # A token of stars would be one that everybody knows.
+    with pytest.raises(SettingsError, match=r"redis\.url is masked.*http\.token is masked"):
+        load_settings(file, {})
+    data["redis"]["url"] = data["http"]["token"] = None
+    again = load_settings(write(file, **data), {})
     assert again.policy == settings.policy and again.local_kafka
 
 
@@ -154,9 +163,225 @@ def test_a_child_process_gets_our_environment_but_none_of_our_settings() -> None
         ("redis://:pa@ss@host:6379/0", "redis://:***@host:6379/0"),
         ("rediss://ann:secret@host/1", "rediss://ann:***@host/1"),
         ("redis://host/0?password=secret&db=1", "redis://host/0?password=***&db=1"),
+        ("redis://h/0?sentinel_password=secret&ssl_keyfile=/k", "redis://h/0?sentinel_password=***&ssl_keyfile=/k"),
+        ("redis://h/0?PASSWD=secret&authToken=secret&q=", "redis://h/0?PASSWD=***&authToken=***&q="),
         ("unix:///run/redis.sock?password=secret", "unix:///run/redis.sock?password=***"),
+        ("unix://ann:secret@/run/redis.sock", "unix://ann:***@/run/redis.sock"),
+        ("redis+cluster://ann:secret@h1:1,h2:2", "redis+cluster://ann:***@h1:1,h2:2"),
+        ("redis+cluster://ann:se@cr:et@h1:1,[::1]:2/0", "redis+cluster://ann:***@h1:1,[::1]:2/0"),
+        ("redis+sentinel://u:secret@h1:1,h2:2/main/0?password=secret", "redis+sentinel://u:***@h1:1,h2:2/main/0?password=***"),
+        ("redis+cluster://u:secret@h1:1,u:secret@h2:2", "redis+cluster://u:***@h2:2"),
+        # What a URL is not allowed to hold raw, and what people write all the same.
+        ("redis://:sec/ret@host:6379/0", "redis://***"),
+        ("redis://:sec?ret@host:6379/0", "redis://***"),
+        ("redis://:sec#ret@host:6379/0", "redis://***"),
+        ("redis://host/0?password=sec@ret", "redis://***"),
+        ("secret", "***"),
+        ("redis://sec@ret@host", "redis://***"),
+        ("secret://@@", "secret://***"),
     ],
-)
+)  # fmt: skip
 def test_no_password_is_shown_wherever_it_stands(url: str, said: str) -> None:
     settings = load_settings(environment={"EBBTIDE_REDIS_URL": url})
-    assert shown(settings)["redis"]["url"] == said
+    assert shown(settings)["redis"]["url"] == masked(url) == said
+    if not url.startswith("secret"):
+        assert "sec" not in said and "ret" not in said
+
+
+class _Inner(BaseModel):
+    password: SecretStr | None = None
+    key: SecretStr = SecretStr("")
+    key_file: str = ""
+    name: str = ""
+
+
+class _Outer(BaseModel):
+    sasl: _Inner | None = None
+    tls: _Inner = _Inner()
+
+
+def test_secrets_are_found_by_their_type_wherever_they_are() -> None:
+    assert {("redis", "url"), ("http", "token")} <= set(SECRETS)
+    places = secret_places(_Outer)
+    assert places == [("sasl", "password"), ("sasl", "key"), ("tls", "password"), ("tls", "key")]
+    # A field of the name `key_file` is a setting, not the file of the secret `key`.
+    assert by_file(_Outer, places) == [("sasl", "password"), ("tls", "password")]
+
+
+@pytest.mark.parametrize("place", SECRETS, ids=".".join)
+def test_every_secret_may_lie_in_a_file(place: tuple[str, ...], tmp_path: Path) -> None:
+    """As a variable and in the settings' file; with nothing beside it, so its group may lack something else."""
+    secret = "redis://:pw-in-file@h:1/0" if place == ("redis", "url") else "pw-in-file"
+    (tmp_path / "secret").write_text(secret + "\n")
+    name = variable(place) + "_FILE"
+
+    def found(environment: dict[str, str], **data: Any) -> str:
+        settings: Any
+        settings, refusal = None, ""
+        try:
+            settings = load_settings(write(tmp_path / "e.yaml", **data), environment)
+        except SettingsError as error:
+            refusal = str(error)
+        assert all(text not in refusal for text in (name, place[-1] + "_file", "pw-in-file"))
+        if settings is None:
+            return secret
+        for part in place:
+            settings = getattr(settings, part)
+        assert isinstance(settings, SecretStr)
+        return settings.get_secret_value()
+
+    inner: Any = str(tmp_path / "secret")
+    for part in reversed((*place[:-1], place[-1] + "_file")):
+        inner = {part: inner}
+    assert found({name: str(tmp_path / "secret")}) == secret
+    assert found({}, **inner) == secret
+
+
+def test_a_variable_goes_before_the_file_in_whatever_way_either_gives_the_secret(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("from-file\r\n")
+    by_path = {"EBBTIDE_HTTP__TOKEN_FILE": str(tmp_path / "token")}
+    for yaml_says in ({"token": "yaml"}, {"token_file": "/nowhere"}):
+        file = write(tmp_path / "e.yaml", http=yaml_says)
+        for environment, token in ((by_path, "from-file"), ({"EBBTIDE_HTTP__TOKEN": "plain"}, "plain")):
+            settings = load_settings(file, environment)
+            assert settings.http.token is not None and settings.http.token.get_secret_value() == token
+
+
+def test_a_secret_that_cannot_be_had_is_named_by_its_variable(tmp_path: Path) -> None:
+    for name, content in (
+        ("empty", b"\n"),
+        ("binary", b"\xff\xfe"),
+        ("nul", b"a\0b"),
+        ("huge", b"x" * 70_000),
+    ):
+        (tmp_path / name).write_bytes(content)
+    wrong = {
+        str(tmp_path / "absent"): "No such file", str(tmp_path): "Is a directory", str(tmp_path / "empty"): "is empty",
+        str(tmp_path / "binary"): "not text", str(tmp_path / "nul"): "NUL", str(tmp_path / "huge"): "65536 bytes",
+        "/dev/zero": "NUL",
+    }  # fmt: skip
+    for file, words in wrong.items():
+        with pytest.raises(SettingsError) as refused:
+            load_settings(environment={"EBBTIDE_REDIS_URL_FILE": file, "EBBTIDE_HTTP__PORT": "x"})
+        assert f"EBBTIDE_REDIS_URL_FILE: {file}" in str(refused.value) or words.startswith(("No", "Is"))
+        assert "EBBTIDE_REDIS_URL_FILE" in str(refused.value) and words in str(refused.value)
+        assert "http.port" in str(refused.value)  # and every other problem with it
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("EBBTIDE_REDIS_URL", "EBBTIDE_REDIS_URL_FILE"),
+        ("EBBTIDE_REDIS_URL", "EBBTIDE_REDIS__URL"),
+        ("EBBTIDE_REDIS__URL_FILE", "EBBTIDE_REDIS_URL_FILE"),
+        ("EBBTIDE_HTTP__TOKEN", "EBBTIDE_HTTP__TOKEN_FILE"),
+        ("EBBTIDE_KAFKA_URL", "EBBTIDE_KAFKA__URL"),
+    ],
+)
+def test_two_variables_for_one_setting_are_refused(names: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("s3cret")
+    value = {True: str(tmp_path / "s"), False: "h:1"}
+    with pytest.raises(SettingsError) as refused:
+        load_settings(environment={name: value[name.endswith("_FILE")] for name in names})
+    assert all(name in str(refused.value) for name in names) and "keep one" in str(refused.value)
+
+
+def test_a_file_that_gives_a_secret_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("s3cret")
+    file = write(tmp_path / "e.yaml", http={"token": "a", "token_file": str(tmp_path / "s")})
+    with pytest.raises(SettingsError, match=r"http\.token and http\.token_file"):
+        load_settings(file, {})
+
+
+def test_files_are_for_secrets_only() -> None:
+    for name in ("EBBTIDE_HTTP__PORT_FILE", "EBBTIDE_KAFKA_URL_FILE", "EBBTIDE_MODEL_FILE"):
+        with pytest.raises(SettingsError, match="Extra inputs"):
+            load_settings(environment={name: "/etc/hostname"})
+
+
+def test_no_message_quotes_a_secret(tmp_path: Path) -> None:
+    secret = "hunter2-hunter2"
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(f"redis: {{url: 'redis://:{secret}@h\nhttp: [\n")
+    nested = write(
+        tmp_path / "nested.yaml", redis=f"redis://:{secret}@h", http={"token": [secret], "port": "x"}
+    )
+    environments: list[tuple[Path | None, dict[str, str]]] = [
+        (broken, {}),
+        (nested, {}),
+        (None, {"EBBTIDE_KAFKA_URL": f"kafka://u:{secret}@h:1"}),
+        (None, {"EBBTIDE_KAFKA_URL": f"kafka://u:{secret}@h"}),
+        (None, {"EBBTIDE_KAFKA_URL": f"u:{secret}@h"}),
+        (None, {"EBBTIDE_HTTP__TOKEN": f"{secret} "}),
+        (None, {"EBBTIDE_REDIS_URL": f"redis://:{secret}@h", "EBBTIDE_REDIS__URL__PORT": "1"}),
+        (None, {"EBBTIDE_REDIS_URL": f"redis://:{secret}@h", "EBBTIDE_COLOUR": "red"}),
+    ]
+    for file, environment in environments:
+        with pytest.raises(SettingsError) as refused:
+            load_settings(file, environment)
+        error: BaseException | None = refused.value
+        while error is not None and not error.__suppress_context__:
+            assert secret not in str(error) and secret not in repr(error)
+            error = error.__cause__ or error.__context__
+    with pytest.raises(SettingsError, match=r"line \d+"):
+        load_settings(broken, {})
+
+
+def test_an_empty_token_is_none() -> None:
+    """It would be a token that everybody has who gives none."""
+    for token in ("", " ", "a b", "tab\t", "ü"):
+        with pytest.raises(ValueError, match="header"):
+            Settings.model_validate({"http": {"token": token}})
+
+
+def test_what_must_not_be_seen_of_a_secret_is_hidden_however_it_is_written() -> None:
+    texts = texts_of(["redis://u:p%40ss%22word@h:1/0?sentinel_password=other1", "token-1", "abc"])
+    line = 'a p@ss"word, a p%40ss%22word, {"x": "p@ss\\"word"}, other1, token-1, abc'
+    assert hidden(line, texts) == 'a ***, a ***, {"x": "***"}, ***, ***, abc'
+
+
+def test_a_child_is_told_its_secrets_by_its_environment_alone(tmp_path: Path) -> None:
+    environment = {
+        "EBBTIDE_REDIS_URL": "redis://:pw-1@h:1/0",
+        "EBBTIDE_HTTP__TOKEN": "0123",
+        "EBBTIDE_MODEL": "m",
+    }
+    settings = load_settings(environment=environment)
+    data, secrets = for_child(settings)
+    file = write(tmp_path / "child.yaml", **data)
+    assert "pw-1" not in file.read_text() and "0123" not in file.read_text() and "***" not in file.read_text()
+    assert load_settings(file, child_environment(**secrets)) == settings
+    assert for_child(load_settings(environment={}))[1] == {}
+
+
+SERVICE = {
+    "EBBTIDE_SERVICE_HOST": "10.96.0.7", "EBBTIDE_SERVICE_PORT": "8080", "EBBTIDE_SERVICE_PORT_HTTP": "8080",
+    "EBBTIDE_PORT": "tcp://10.96.0.7:8080", "EBBTIDE_PORT_8080_TCP": "tcp://10.96.0.7:8080",
+    "EBBTIDE_PORT_8080_TCP_PROTO": "tcp", "EBBTIDE_PORT_8080_TCP_PORT": "8080", "EBBTIDE_PORT_8080_TCP_ADDR": "fd00::7",
+    "EBBTIDE_REDIS_MASTER_SERVICE_HOST": "10.96.0.8", "EBBTIDE_REDIS_MASTER_PORT": "tcp://[fd00::8]:6379",
+    "EBBTIDE_KAFKA_PORT_9092_TCP_ADDR": "10.96.0.9", "EBBTIDE_KAFKA_SERVICE_PORT_CLIENTS_TLS": "9093",
+}  # fmt: skip
+
+
+def test_what_kubernetes_says_of_a_service_is_no_setting() -> None:
+    assert load_settings(environment=SERVICE) == load_settings(environment={})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("EBBTIDE_HTPP__PORT", "8080"), ("EBBTIDE_PORT", "8080"), ("EBBTIDE_HTTP_PORT", "8080"),
+        ("EBBTIDE_HOST", "10.0.0.1"),
+        ("EBBTIDE_SERVICE_HOST", "localhost"), ("EBBTIDE_SERVICE_PORT", "tcp"), ("EBBTIDE_KAFKA__PORT", "tcp://10.0.0.1:1"),
+        ("EBBTIDE_PORT_HTTP_TCP", "tcp://10.0.0.1:1"), ("EBBTIDE_SERVICE_HOSTS", "10.0.0.1"), ("EBBTIDE_", "x"),
+        ("EBBTIDE_TOKEN", "0123"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_refused_all_the_same(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match="Extra inputs"):
+        load_settings(environment={name: value})
+
+
+def test_http_is_for_this_machine_and_in_bounds_unless_told_otherwise() -> None:
+    http = load_settings(environment={}).http
+    assert (http.host, http.token, http.connections_max) == ("127.0.0.1", None, 64)
