@@ -7,13 +7,13 @@ It knows types, files and URLs, and refuses to know what a setting is for and wh
 `masked` returns and what `hidden` lets through holds no secret, also where it cannot make sense of what it is given.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import parse_qsl, unquote, urlencode
 
-import orjson
 from pydantic import BaseModel, SecretStr
 
 from ops.errors import SettingsError
@@ -160,6 +160,10 @@ def is_masked(secret: str) -> bool:
     return bool(re.fullmatch(r"\*{3,}", secret)) or f":{STARS}@" in secret or f"={STARS}" in secret
 
 
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
 def texts_of(secrets: Iterable[str]) -> list[str]:
     """What must not be seen of secrets: each whole, of a URL its passwords, as written and as meant; longest first."""
     found = set()
@@ -173,7 +177,8 @@ def texts_of(secrets: Iterable[str]) -> list[str]:
             _, _, query = rest.partition("?")
             found |= {value for key, value in parse_qsl(query) if _TELLING.search(key)}
     found |= {unquote(text) for text in found}
-    found |= {orjson.dumps(text).decode()[1:-1] for text in found}  # as it stands in a line of JSON
+    # As it stands in a line of JSON, with other letters than ASCII or without, and in an error's own words.
+    found |= {write(text)[1:-1] for text in found for write in (json.dumps, _json, repr)}
     return sorted((text for text in found if len(text) >= HIDDEN_CHARS_MIN), key=len, reverse=True)
 
 

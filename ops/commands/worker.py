@@ -11,6 +11,7 @@ from ops import logs
 from ops.connect import check_servers
 from ops.console import config_option, settings_of, stack, steps
 from ops.quiet import load_tensorflow
+from ops.secrets import secrets_of
 from ops.settings import shown
 
 
@@ -43,7 +44,7 @@ def command(
         config, spec=spec, model=model, **{"http.port": port, "alerts_from": alerts_from},
         **{"logs.level": log_level, "logs.form": log_form},
     )  # fmt: skip
-    logs.configure(settings.logs.level, settings.logs.form)
+    logs.configure(settings.logs.level, settings.logs.form, secrets_of(settings).values())
     layout = Layout(load_spec(settings.spec))
     settings.check_spec(layout.spec)
     with steps() as progress, stack(settings, progress) as complete:
