@@ -23,6 +23,7 @@ from featurestore.hashing import hash_texts
 from featurestore.layout import Layout, Rows
 from featurestore.parse import ParseLimits, Parser
 from featurestore.spec import load_spec
+from featurestore.store import Store
 from model.runtime import configure as configure_tensorflow
 from model.scorer import Scorer, ScorerSlot
 from ops.connect import open_store, topic_specs
@@ -35,8 +36,10 @@ from stream.clock import SystemClock
 from stream.decisions import Policy
 from stream.effects import Outputs
 from stream.kafka import KafkaSink, check_connection, ensure_topics
+from stream.message import Sink
 from stream.partition import Limits
 from stream.pipeline import Tools
+from stream.telemetry import Telemetry
 from stream.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ async def work(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT. Raises EbbtideError."""
     spec = load_spec(settings.spec)
     settings.check_spec(spec)
-    layout, metrics, clock = Layout(spec), Metrics(), SystemClock()
+    layout, metrics = Layout(spec), Metrics()
     log.info("loading the model", extra={"device": configure_tensorflow(), "model": str(settings.model)})
     slot = ScorerSlot(await asyncio.to_thread(Scorer.load, settings.model, layout))
     await check_connection(settings.kafka)
@@ -76,29 +79,38 @@ async def work(settings: Settings) -> None:
         open_store(settings, layout, counts[settings.kafka.topic]) as store,
         KafkaSink(settings.kafka) as sink,
     ):
-        batcher = Batcher(
-            lambda: slot.current,
-            clock,
-            metrics,
-            deadline_s=settings.batching.deadline_s,
-            linger_s=settings.batching.linger_s,
-        )
-        tools = Tools(
-            topic=settings.kafka.topic,
-            outputs=Outputs(settings.topics.alerts, settings.topics.dead_letters, settings.topics.scores),
-            layout=layout,
-            folder=Folder(layout),
-            parser=Parser(spec, ParseLimits(value_bytes_max=settings.record_bytes_max)),
-            store=store,
-            cache=Cache(layout.dtype, settings.redis.cache_bytes_max),
-            sink=sink,
-            batcher=batcher,
-            serving=lambda: serving(slot.current, settings.policy),
-            clock=clock,
-            telemetry=metrics,
-        )
-        await asyncio.to_thread(_warm, tools.folder, layout)
+        tools = await tools_of(settings, layout, slot, store, sink, metrics)
         await _serve(settings, tools, slot, metrics)
+
+
+async def tools_of(
+    settings: Settings, layout: Layout, slot: ScorerSlot, store: Store, sink: Sink, telemetry: Telemetry
+) -> Tools:
+    """What every partition's pipeline works with, compiled; its batcher is not running yet."""
+    clock = SystemClock()
+    batcher = Batcher(
+        lambda: slot.current,
+        clock,
+        telemetry,
+        deadline_s=settings.batching.deadline_s,
+        linger_s=settings.batching.linger_s,
+    )
+    tools = Tools(
+        topic=settings.kafka.topic,
+        outputs=Outputs(settings.topics.alerts, settings.topics.dead_letters, settings.topics.scores),
+        layout=layout,
+        folder=Folder(layout),
+        parser=Parser(layout.spec, ParseLimits(value_bytes_max=settings.record_bytes_max)),
+        store=store,
+        cache=Cache(layout.dtype, settings.redis.cache_bytes_max),
+        sink=sink,
+        batcher=batcher,
+        serving=lambda: serving(slot.current, settings.policy),
+        clock=clock,
+        telemetry=telemetry,
+    )
+    await asyncio.to_thread(_warm, tools.folder, layout)
+    return tools
 
 
 def _warm(folder: Folder, layout: Layout) -> None:
