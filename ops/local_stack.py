@@ -9,6 +9,7 @@ that started a server ends, in whatever way, that server ends (ops.stack_watchdo
 """
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,8 +33,10 @@ PORT_TRIES = 3
 class LocalValkey:
     """A Valkey (or, with `binary`, a Redis) on a free loopback port. Blocking; a context manager.
 
-    It appends every write to a file (`appendonly`) and never evicts: a feature store is no cache. `maxmemory_bytes`
-    0 is no limit. With a `keeper` it lives in that keeper's folder and ends with it; without, it makes its own.
+    It appends every write to a file and never evicts: a feature store is no cache. `appendonly` may be changed between
+    kill() and restart(): without it the server comes back empty, with it as the file was left. `maxmemory_bytes` 0 is
+    no limit. `settings` are more options by name, and win over ours (TLS, cluster mode). With a `keeper` it lives in
+    that keeper's folder and ends with it; without, it makes its own.
     """
 
     def __init__(
@@ -47,10 +50,11 @@ class LocalValkey:
         keeper: Keeper | None = None,
         binary: Path | None = None,
         name: str = "valkey",
+        settings: Mapping[str, str] | None = None,
     ) -> None:
-        self._appendonly, self._password, self._maxmemory_bytes = appendonly, password, maxmemory_bytes
+        self.appendonly, self._password, self._maxmemory_bytes = appendonly, password, maxmemory_bytes
         self._directory, self._keep, self._keeper, self._owns = directory, keep, keeper, keeper is None
-        self._binary, self._name = binary, name
+        self._binary, self._name, self._settings = binary, name, dict(settings or {})
         self.server: Server | None = None
         self.port = 0
 
@@ -123,7 +127,7 @@ class LocalValkey:
             "bind": "127.0.0.1",
             "daemonize": "no",
             "dir": str(self._started().folder),
-            "appendonly": "yes" if self._appendonly else "no",
+            "appendonly": "yes" if self.appendonly else "no",
             "appendfsync": "everysec",
             "save": "",
             "maxmemory": str(self._maxmemory_bytes),
@@ -131,6 +135,7 @@ class LocalValkey:
         }
         if self._password:
             options["requirepass"] = self._password
+        options |= self._settings
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         return [str(self._binary or _valkey()), *arguments]
 
