@@ -69,10 +69,17 @@ _HEAD = re.compile(r"offset=(\d+) step=(\d+) timer_ms=(\d+) layout=(\S+) partiti
 RESETTING = "resetting"  # stands in the place of a head while a reset deletes what is behind it
 
 
+BACKFILLING = "backfilling"  # stands in the place of a layout id until all of a partition's history is stored
+
+
 def check_head(head: Head | None, layout_id: str, partitions: int) -> None:
     """Refuse a partition whose state this worker could not read or would misplace. Raises LayoutError."""
     if head is None:
         return
+    if head.layout == BACKFILLING:
+        raise LayoutError(
+            "a backfill of this partition was begun and has not finished", hint="run it again, with --reset"
+        )
     if head.layout != layout_id:
         raise LayoutError(
             f"the stored state has record layout {head.layout}, the feature spec makes {layout_id}",

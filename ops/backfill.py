@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from featurestore.event import EventBatch
 from featurestore.fold import Folder
-from featurestore.layout import Layout, Rows
+from featurestore.layout import Layout
 from featurestore.replay import arrived_before, state_at
-from featurestore.store import CUSTOMERS_MAX, Head, Step, Store
+from featurestore.store import BACKFILLING, CUSTOMERS_MAX, Head, Step, Store
 from ops.errors import OpsError
 from stream.topic_log import partition_for
 
@@ -59,28 +59,25 @@ async def backfill(
                 f"the store holds state of partition {partition} already",
                 hint="use --reset to delete it first, or another redis.prefix",
             )
+    # From the first step to the last of its partition a worker refuses it: half a history is no state.
+    begun = {p: Head(offset, 1, 0, BACKFILLING, len(offsets)) for p, offset in offsets.items()}
+    for partition, head in begun.items():
+        await store.apply(Step(partition, None, head, [], layout.empty(0), np.empty(0, np.int64)))
     rows, _ = Folder(layout).elapse(state_at(layout, log, before_ms), before_ms)
     known = np.flatnonzero(rows["event_time"] != 0)
     homes = np.array([partition_for(log.customers[i].encode(), len(offsets)) for i in known], np.int64)
     done = 0
-    for partition, offset in offsets.items():
+    for partition, head in begun.items():
         mine: NDArray[np.intp] = known[homes == partition]
-        head: Head | None = None
-        # One step at least, even of nobody: a head must say that this partition has begun, and where.
+        before = head
         for first in range(0, max(len(mine), 1), CUSTOMERS_MAX):
             part = mine[first : first + CUSTOMERS_MAX]
-            head = await _store(store, layout, partition, head, offset, len(offsets), log, rows, part)
+            last = first + CUSTOMERS_MAX >= len(mine)
+            after = head._replace(step=before.step + 1, layout=layout.id if last else BACKFILLING)
+            own = np.ascontiguousarray(rows[part])
+            customers = [log.customers[i] for i in part]
+            await store.apply(Step(partition, before, after, customers, own, Folder(layout).due(own)))
+            before = after
             done += len(part)
             progress(done, len(known), f"{done:,} customers")
     return Backfilled(arrived_before(log, before_ms), len(known))
-
-
-async def _store(
-    store: Store, layout: Layout, partition: int, head: Head | None, offset: int, partitions: int, log: EventBatch,
-    rows: Rows, part: NDArray[np.intp],
-) -> Head:  # fmt: skip
-    after = Head(offset, (head.step if head else 0) + 1, 0, layout.id, partitions)
-    own = np.ascontiguousarray(rows[part])
-    due = Folder(layout).due(own)
-    await store.apply(Step(partition, head, after, [log.customers[i] for i in part], own, due))
-    return after

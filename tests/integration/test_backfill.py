@@ -1,0 +1,61 @@
+"""History into the store: what a worker finds is all of it, or is refused."""
+
+import numpy as np
+import pytest
+
+from featurestore.errors import LayoutError, StoreUnavailable
+from featurestore.memory_store import MemoryStore
+from featurestore.store import Step, check_head
+from ops.backfill import StateExists, backfill
+from tests.support.histories import columns, random_history
+from tests.support.scoring import LAYOUT, SPEC
+
+PARTITIONS = 3
+NOW_MS = 4_000_000_000_000
+
+
+class DyingStore(MemoryStore):
+    """Is away after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(LAYOUT.dtype, PARTITIONS)
+        self.left = steps
+
+    async def apply(self, step: Step) -> None:
+        if self.left == 0:
+            raise StoreUnavailable("gone")
+        self.left -= 1
+        await super().apply(step)
+
+
+async def test_a_backfill_that_died_is_refused_until_it_is_done_again() -> None:
+    """Wherever it dies: some partition is none to begin with, and `reset` makes the whole."""
+    log = columns(random_history(SPEC, 5, 400, customers=60))
+    offsets = dict.fromkeys(range(PARTITIONS), 7)
+    whole = MemoryStore(LAYOUT.dtype, PARTITIONS)
+    done = await backfill(log, LAYOUT, whole, offsets, NOW_MS)
+    assert done.customers > 30
+    for steps in range(2 * PARTITIONS):
+        store = DyingStore(steps)
+        with pytest.raises(StoreUnavailable):
+            await backfill(log, LAYOUT, store, offsets, NOW_MS)
+        refused = 0
+        for partition in offsets:
+            head = await store.head(partition)
+            if head is not None and head.layout != LAYOUT.id:
+                refused += 1
+                with pytest.raises(LayoutError, match="--reset"):
+                    check_head(head, LAYOUT.id, PARTITIONS)
+        assert refused > 0 or steps == 0
+        store.left = 100
+        if steps:
+            with pytest.raises(StateExists):
+                await backfill(log, LAYOUT, store, offsets, NOW_MS)
+        await backfill(log, LAYOUT, store, offsets, NOW_MS, reset=True)
+        for partition in offsets:
+            head = await store.head(partition)
+            check_head(head, LAYOUT.id, PARTITIONS)
+            assert head is not None and head.offset == 7
+            async for names, rows in store.scan(partition):
+                expected, found = await whole.load(partition, names)
+                assert found.all() and np.array_equal(rows, expected)
