@@ -5,11 +5,18 @@
     GET /metrics              Prometheus' text format
     GET /v1/customers/{id}    what is known of a customer, features, last score; ?as_of=RFC 3339, ms or `now`
 
-It reads through the same store and the same model as the data path and changes nothing. Where a token is configured,
-/v1 demands it: what a customer did is nobody's business.
+It reads through the same store and the same model as the data path and changes nothing. What a customer did is nobody's
+business: where a token is configured, whatever is not one of the first three demands it, and where none is, a face on
+loopback answers only to loopback's own names, so that no web page reaches it under another. How much a client may send,
+and for how long, is `http_door.py`'s. The invariant: no answer holds an address, a trace or a library's words.
 """
 
+import asyncio
 import hmac
+import ipaddress
+import logging
+import math
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -18,19 +25,25 @@ import numpy as np
 from aiohttp import web
 from numpy.typing import NDArray
 
+from featurestore.contract import TIME_MS_MAX, USER_ID_CHARS_MAX
 from featurestore.errors import EbbtideError, StoreUnavailable
 from featurestore.fold import Folder
 from featurestore.layout import Layout, Rows
 from featurestore.store import Store
 from featurestore.vector import features
+from ops.http_door import SERVER, Bounds, Connection, refusal
 from ops.metrics import Metrics
 from ops.settings import HttpSettings
 from stream.alert import instant
 from stream.clock import Clock
 from stream.decisions import OPEN
+from stream.errors import ScorerUnavailable
 
-CUSTOMER_CHARS_MAX = 128
+log = logging.getLogger(__name__)
 
+PUBLIC = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Needs no token, ever: probes and Prometheus have none, and no customer is in it."""
+_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 
 Ask = Callable[
     [Rows, NDArray[np.int64]], Awaitable[tuple[float, NDArray[np.float32], NDArray[np.float32], int]]
@@ -51,15 +64,18 @@ class Face:
         ask: Ask,
         clock: Clock,
         why_not_ready: Callable[[], str],
+        bounds: Bounds | None = None,
     ) -> None:
         self._settings, self._layout, self._store, self._metrics = settings, layout, store, metrics
         self._ask, self._clock, self._why_not_ready = ask, clock, why_not_ready
         self._folder, self._features = Folder(layout), features(layout.spec)
+        self._bounds = bounds or Bounds()
         self._runner: web.AppRunner | None = None
+        self._listening: asyncio.Server | None = None
 
     async def start(self) -> str:
         """Bind and serve. Returns the address, e.g. http://127.0.0.1:8080. Raises OSError when it is taken."""
-        app = web.Application(middlewares=[_errors_as_json])
+        app = web.Application(middlewares=[self._answer, self._admit])
         app.add_routes(
             [
                 web.get("/healthz", self._healthz),
@@ -68,14 +84,30 @@ class Face:
                 web.get("/v1/customers/{id}", self._customer),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=self._bounds.shutdown_s_max
+        )
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._settings.host, self._settings.port).start()
-        host, port = self._runner.addresses[0][:2]
-        return f"http://{host}:{port}"
+        server = self._runner.server
+        assert server is not None
+        self._listening = await asyncio.get_running_loop().create_server(
+            lambda: Connection(server, self._settings.connections_max, self._bounds),
+            self._settings.host,
+            self._settings.port,
+        )
+        host, port = self._listening.sockets[0].getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        if self._settings.token is None and not is_loopback(self._settings.host):
+            log.warning(
+                "anybody who reaches this port can ask what customers did: set http.token",
+                extra={"address": address, "open": "/v1"},
+            )
+        return address
 
     async def stop(self) -> None:
-        """Close the port and what is open on it."""
+        """Close the port and what is open on it, `shutdown_s_max` for what is being answered."""
+        if self._listening is not None:
+            self._listening.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -92,10 +124,11 @@ class Face:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": self._metrics.content_type})
 
     async def _customer(self, request: web.Request) -> web.Response:
-        self._demand_token(request)
         customer = request.match_info["id"]
-        if not 1 <= len(customer) <= CUSTOMER_CHARS_MAX:
-            raise web.HTTPBadRequest(reason=f"a customer id has 1 to {CUSTOMER_CHARS_MAX} characters")
+        if not 1 <= len(customer) <= USER_ID_CHARS_MAX or not is_text(customer):
+            raise web.HTTPBadRequest(
+                reason=f"a customer id has 1 to {USER_ID_CHARS_MAX} characters, as UTF-8, percent-encoded"
+            )
         found = await self._store.find(customer)
         if found is None:
             raise web.HTTPNotFound(reason="nothing is known of this customer")
@@ -111,16 +144,16 @@ class Face:
                 "as_of": instant(as_of).isoformat(),
                 "state": describe(row, self._layout),
                 "eligible": eligible,
-                "probability": p if eligible else None,
+                "probability": _number(p) if eligible else None,
                 "model_version": version,
-                "last_score": {"probability": float(row["score"]), "as_of": _when(int(row["scored_at"]))}
+                "last_score": {"probability": _number(row["score"]), "as_of": _when(int(row["scored_at"]))}
                 if row["scored_at"]
                 else None,
                 "features": {
                     f.name: {
-                        "value": float(v),
+                        "value": _number(v),
                         "unit": f.unit,
-                        "contribution": float(c),
+                        "contribution": _number(c),
                         "words": f.say(float(v)),
                     }
                     for f, v, c in zip(self._features, values, contributions, strict=True)
@@ -128,15 +161,52 @@ class Face:
             }
         )
 
-    def _demand_token(self, request: web.Request) -> None:
-        token = self._settings.token
-        if token is None:
-            return
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), token.get_secret_value().encode()):
-            raise web.HTTPUnauthorized(
-                headers={"WWW-Authenticate": "Bearer"}, reason="a bearer token is needed"
-            )
+    @web.middleware
+    async def _answer(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Every refusal is JSON with a reason in our own words; what is away is 503, not a trace."""
+        response: web.StreamResponse
+        try:
+            async with asyncio.timeout(self._bounds.answer_s_max):
+                response = await handler(request)
+        except web.HTTPException as error:
+            headers = {k: v for k, v in error.headers.items() if k in ("WWW-Authenticate", "Allow")}
+            response = refusal(error.reason, error.status, **headers)
+        except StoreUnavailable:
+            response = refusal("the store does not answer", 503)
+        except ScorerUnavailable:
+            response = refusal("the model does not answer", 503)
+        except TimeoutError:
+            response = refusal(f"no answer within {self._bounds.answer_s_max:g} s", 503)
+        except EbbtideError as error:  # says what to do, and names no customer
+            log.error("a request failed", extra={"reason": type(error).__name__, "error": str(error)})  # noqa: TRY400 - the trace adds nothing
+            response = refusal("an error of ours", 500)
+        except Exception as error:  # noqa: BLE001 - the supervised border of a request: the stream goes on
+            # Not its message, which may quote a key and with it a customer.
+            log.error("a request failed", extra={"reason": type(error).__name__})  # noqa: TRY400 - no trace, for the same reason
+            response = refusal("an error of ours", 500)
+        response.headers["Server"] = SERVER
+        if request.path not in PUBLIC:
+            response.headers["Cache-Control"] = "no-store"
+        return response
+
+    @web.middleware
+    async def _admit(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Who may ask. By what is public, not by what is secret: a path that we forgot is not open."""
+        if request.path not in PUBLIC:
+            token = self._settings.token
+            # Not request.host, which would ask DNS where a client of HTTP/1.0 names none.
+            host = request.headers.get("Host", "localhost")
+            if token is not None and not has_token(request, token.get_secret_value()):
+                headers = {"WWW-Authenticate": "Bearer"}
+                raise web.HTTPUnauthorized(headers=headers, reason="a bearer token is needed")
+            if token is None and is_loopback(self._settings.host) and not _LOOPBACK.fullmatch(host):
+                # A page in this machine's browser, under a name that its owner has pointed to loopback.
+                raise web.HTTPForbidden(reason="without a token we answer to loopback's own names only")
+        return await handler(request)
 
     def _as_of(self, text: str | None, known_ms: int) -> int:
         if text is None:
@@ -144,10 +214,10 @@ class Face:
         if text == "now":
             return max(self._clock.now_ms(), known_ms)
         try:
-            ms = int(text) if text.isdigit() else _ms(datetime.fromisoformat(text))
+            ms = int(text) if text.isdecimal() else _ms(datetime.fromisoformat(text))
         except (ValueError, OverflowError):
             raise web.HTTPBadRequest(reason="as_of is RFC 3339, epoch milliseconds or `now`") from None
-        if not known_ms <= ms <= 253_402_300_799_999:
+        if not known_ms <= ms <= TIME_MS_MAX:
             raise web.HTTPBadRequest(
                 reason=f"as_of lies before what is known ({known_ms} ms), or after the year 9999"
             )
@@ -180,20 +250,35 @@ def describe(row: np.void, layout: Layout) -> dict[str, Any]:
 
 
 def _when(ms: int) -> str | None:
-    return instant(ms).isoformat() if ms else None
+    # A cooldown may end after the last time there is.
+    return instant(min(ms, TIME_MS_MAX)).isoformat() if ms else None
 
 
-@web.middleware
-async def _errors_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Every refusal is JSON with a reason; a store that is away is 503, not a trace."""
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
+def is_loopback(host: str) -> bool:
+    """Only this machine reaches what listens there."""
     try:
-        return await handler(request)
-    except web.HTTPException as error:
-        headers = {k: v for k, v in error.headers.items() if k in ("WWW-Authenticate", "Allow")}
-        return web.json_response({"error": error.reason}, status=error.status, headers=headers)
-    except StoreUnavailable as error:
-        return web.json_response({"error": str(error)}, status=503)
-    except EbbtideError as error:
-        return web.json_response({"error": str(error)}, status=500)
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_text(text: str) -> bool:
+    """It can be written as UTF-8; bytes that cannot be read as it arrive as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def has_token(request: web.Request, token: str) -> bool:
+    """Exactly one Authorization header, of the scheme Bearer, with the token; compared in constant time."""
+    given = request.headers.getall("Authorization", [])
+    scheme, _, said = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    same = hmac.compare_digest(said.strip().encode(errors="surrogateescape"), token.encode())
+    return same and scheme.lower() == "bearer"

@@ -2,26 +2,31 @@
 
 import asyncio
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from featurestore.errors import StoreUnavailable
+from featurestore.errors import StoreMisconfigured, StoreUnavailable
 from featurestore.event import EventBatch
 from featurestore.fold import Folder
 from featurestore.layout import Rows
 from featurestore.memory_store import MemoryStore
 from featurestore.store import Head, Step
 from ops.http import Face
+from ops.http_door import Bounds
+from ops.logs import capture_logs
 from ops.metrics import Metrics
 from ops.settings import HttpSettings
-from stream.clock import ManualClock
+from stream.clock import ManualClock, SystemClock
+from stream.errors import ScorerUnavailable
 from stream.telemetry import Dispatched, Stepped
 from tests.support.scoring import LAYOUT, ArithmeticModel
 
@@ -49,20 +54,33 @@ async def filled(store: MemoryStore) -> None:
 
 @asynccontextmanager
 async def face(
-    store: MemoryStore, *, token: str | None = None, why: str = "", metrics: Metrics | None = None
+    store: MemoryStore,
+    *,
+    token: str | None = None,
+    why: str = "",
+    metrics: Metrics | None = None,
+    trouble: Exception | None = None,
+    hangs: bool = False,
+    **more: Any,
 ) -> AsyncIterator[str]:
+    """A face's address. `trouble`: what the scorer raises; `hangs`: it never answers; `more`: settings and `bounds`."""
     model = ArithmeticModel()
+    bounds = more.pop("bounds", None)
 
     async def ask(
         rows: Rows, as_of: NDArray[np.int64]
     ) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
+        if trouble is not None:
+            raise trouble
+        if hangs:
+            await asyncio.Event().wait()
         values, contributions = model.explain(rows, as_of)
         return float(model.score(rows, as_of)[0]), values[0], contributions[0], model.version
 
-    settings = HttpSettings(port=0, token=SecretStr(token) if token else None)
+    settings = HttpSettings(port=0, token=SecretStr(token) if token else None, **more)
     served = Face(
         settings, layout=LAYOUT, store=store, metrics=metrics or Metrics(), ask=ask,
-        clock=ManualClock(T0 + 10 * DAY_MS), why_not_ready=lambda: why,
+        clock=ManualClock(T0 + 10 * DAY_MS), why_not_ready=lambda: why, bounds=bounds,
     )  # fmt: skip
     try:
         yield await served.start()
@@ -81,6 +99,32 @@ def fetch(url: str, token: str | None = None) -> tuple[int, str]:
 
 async def get(url: str, token: str | None = None) -> tuple[int, str]:
     return await asyncio.to_thread(fetch, url, token)
+
+
+async def raw(
+    address: str, request: bytes, *, within_s: float = 5.0, end: bool = False
+) -> tuple[int, Any, str]:
+    """Status, body as JSON and head of the answer to these bytes; status 0 when the connection ends without one."""
+    host, port = address.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(request)
+        if end:
+            writer.write_eof()
+        async with asyncio.timeout(within_s):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = int(re.findall(r"(?i)content-length: (\d+)", head)[0])
+            return int(head.split()[1]), json.loads(await reader.readexactly(length)), head
+    except (asyncio.IncompleteReadError, ConnectionResetError):
+        return 0, None, ""
+    finally:
+        writer.close()
+
+
+def asking(path: bytes | str, *headers: bytes | str, host: str = "127.0.0.1") -> bytes:
+    """A GET as it goes over the wire."""
+    lines = [b"GET ", path, b" HTTP/1.1\r\nHost: ", host, *(part for h in headers for part in (b"\r\n", h))]
+    return b"".join(part.encode() if isinstance(part, str) else part for part in lines) + b"\r\n\r\n"
 
 
 async def test_a_customer_in_words_as_of_what_is_known_or_of_now() -> None:
@@ -169,3 +213,219 @@ async def test_metrics_are_prometheus_and_leave_with_their_partition() -> None:
         assert 'ebbtide_partition_position{partition="0"}' in body
         assert 'ebbtide_partition_position{partition="1"}' not in body
         assert "ann" not in body
+
+
+async def test_the_token_is_demanded_whatever_the_path_unless_it_is_public() -> None:
+    """Also where nothing is: who has no token does not learn what there is."""
+    store = MemoryStore(LAYOUT.dtype, 1)
+    await filled(store)
+    async with face(store, token="s3cret") as address:
+        paths = (
+            "/v1", "/v1/", "/v1/customers/ann", "/v1/customers/", "/v1/nothing", "/%761/customers/ann",
+            "//v1/customers/ann", "/v1/../v1/customers/ann", "/healthz/../v1/customers/ann", "/nowhere", "/healthz/",
+            "/metrics%2f",
+        )  # fmt: skip
+        for path in paths:
+            status, body, head = await raw(address, asking(path))
+            assert status == 401, path
+            assert body == {"error": "a bearer token is needed"} and "WWW-Authenticate: Bearer" in head
+        for method in (b"POST", b"PUT", b"DELETE", b"OPTIONS"):
+            status, _, _ = await raw(address, asking("/v1/customers/ann").replace(b"GET", method, 1))
+            assert status == 401, method
+        ok = "Authorization: Bearer s3cret"
+        assert (await raw(address, asking("/nowhere", ok)))[0] == 404
+        assert (await raw(address, asking("/v1/customers/ann", ok, host="any.example")))[0] == 200
+
+
+async def test_a_malformed_token_is_no_token() -> None:
+    store = MemoryStore(LAYOUT.dtype, 1)
+    await filled(store)
+    async with face(store, token="s3cret") as address:
+        for given in (
+            b"s3cret", b"Bearer", b"Bearer ", b"Bearer s3cre", b"Bearer s3crets", b"Bearer S3cret", b"Basic s3cret",
+            b"Basic Ojpzb21l", b"Bearer s3cret x", b"Bearer s3cret, Bearer s3cret", b"Bearer \xff\xfe", b"\xff",
+            "Bearer ü".encode(), b"Bearers3cret", b"Bearer " + b"x" * 8000, b"", b"null", b'Bearer "s3cret"',
+        ):  # fmt: skip
+            assert (await raw(address, asking("/v1/customers/ann", b"Authorization: " + given)))[0] == 401, (
+                given
+            )
+        twice = asking("/v1/customers/ann", "Authorization: Bearer s3cret", "Authorization: Bearer wrong")
+        assert (await raw(address, twice))[0] in (400, 401)
+        for given in (b"Bearer s3cret", b"bearer s3cret", b"Bearer   s3cret  "):
+            assert (await raw(address, asking("/v1/customers/ann", b"authorization: " + given)))[0] == 200, (
+                given
+            )
+
+
+async def test_odd_ids_are_refused_or_unknown_and_never_an_error() -> None:
+    store = MemoryStore(LAYOUT.dtype, 1)
+    await filled(store)
+    async with face(store) as address:
+        for who, status in (
+            ("%61nn", 200), ("a%2Fb", 404), ("%00", 404), ("..%2f..%2fetc", 404), ("%0d%0aX: y", 400), ("*", 404),
+            ("%F0%9F%98%80" * 128, 404), ("%F0%9F%98%80" * 129, 400), ("x" * 128, 404), ("x" * 129, 400),
+            ("%7Bp0%7D:head", 404), ("%", 404), ("%zz", 404), ("a%20b", 404), ("%EF%BF%BF", 404),
+            ("ann?", 200), ("ann#x", 200),
+        ):  # fmt: skip
+            got, body, _ = await raw(address, asking(f"/v1/customers/{who}".replace(" ", "")))
+            assert got == status or (status == 400 and got == 404), (who, got)
+            assert got == 200 or body["error"]
+        for broken in (
+            b"\xff\xfe",
+            b"%ED%A0%80",
+            b"%FF",
+            b"\xed\xa0\x80",
+            b"%C3",
+            b"a\x00b",
+            b"a b",
+            b"a\tb",
+        ):
+            got, body, _ = await raw(address, asking(b"/v1/customers/" + broken))
+            assert got in (400, 404), (broken, got)
+            assert body["error"]
+
+
+async def test_odd_times_are_refused_and_never_an_error() -> None:
+    store = MemoryStore(LAYOUT.dtype, 1)
+    await filled(store)
+    async with face(store) as address:
+        for text in (
+            "", "-1", "0", "%20", "9" * 3000, "%D9%A1", "%C2%B2", "1e18", "NaN", "inf", "253402300800000", "0001-01-01",
+            "9999-12-31T23:59:59.999999-23:59", "0001-01-01T00:00:00%2B23:59", "2023-02-30", "NOW", "now%00", "%FF",
+            "-inf",
+            "253402300799999.5", "20240230", "2024-W54-1", "%ED%A0%80",
+        ):  # fmt: skip
+            got, body, _ = await raw(address, asking(f"/v1/customers/ann?as_of={text}"))
+            assert got == 400, (text, got, body)
+            assert "as_of" in body["error"]
+        last = "253402300799999"
+        for text in (
+            last,
+            "9999-12-31T23:59:59.999Z",
+            "2100-01-01",
+            f"{T0 + 3 * DAY_MS}",
+            f"{last}&as_of=soon",
+        ):
+            got, body, _ = await raw(address, asking(f"/v1/customers/ann?as_of={text}"))
+            assert got == 200, (text, body)
+            json.dumps(body, allow_nan=False)
+
+
+async def test_what_is_no_http_is_refused_in_json_and_quoted_nowhere() -> None:
+    with capture_logs() as logs:
+        async with face(MemoryStore(LAYOUT.dtype, 1), bounds=Bounds(linger_s=0.1)) as address:
+            for garbage in (
+                b"\x16\x03\x01\x02\x00c-4711\r\n\r\n", b"GET\r\n\r\n", b"GET /c-4711 HTTP/9.9\r\nHost: x\r\n\r\n",
+                b"c-4711 / HTTP/1.1\r\n\r\n", b"\r\n" * 3 + b"c-4711\r\n\r\n", b"GET / HTTP/1.1\r\nc-4711\r\n\r\n",
+                asking("/" + "c-4711" * 800), asking("/", "X: " + "c-4711" * 2000), asking("/", *["c-4711: y"] * 100),
+                asking("/", "Content-Length: c-4711"), asking("/", "Content-Length: -1"), asking("/\x01c-4711"),
+                asking("/", "Content-Length: 3", "Transfer-Encoding: chunked"), asking("/", "Host: c-4711"),
+                asking("/", "Transfer-Encoding: chunked") + b"zz c-4711\r\n",
+            ):  # fmt: skip
+                status, body, head = await raw(address, garbage, end=True)
+                assert status in (0, 400, 404), (garbage[:50], status)
+                if status:
+                    assert "c-4711" not in json.dumps(body) + head and "application/json" in head
+                    assert "aiohttp" not in head and "Python" not in head
+            assert (await get(address + "/healthz"))[0] == 200
+    assert "c-4711" not in str([vars(record) for record in logs])
+
+
+async def test_what_is_away_is_503_and_says_when_to_come_again() -> None:
+    store = MemoryStore(LAYOUT.dtype, 1)
+    await filled(store)
+    cases = (
+        ({"store": AwayStore(LAYOUT.dtype, 1)}, 503, "the store does not answer"),
+        ({"trouble": ScorerUnavailable("the model failed on c-4711")}, 503, "the model does not answer"),
+        ({"hangs": True, "bounds": Bounds(answer_s_max=0.1)}, 503, "no answer within 0.1 s"),
+        ({"trouble": KeyError("c-4711 at 10.0.0.1")}, 500, "an error of ours"),
+        ({"trouble": StoreMisconfigured("Redis at 10.0.0.1:6379: NOAUTH")}, 500, "an error of ours"),
+    )  # fmt: skip
+    with capture_logs() as logs:
+        for how, expected, words in cases:
+            async with face(**{"store": store, **how}) as address:  # type: ignore[arg-type]  # the table's own types
+                status, body, head = await raw(address, asking("/v1/customers/ann"))
+                assert (status, body) == (expected, {"error": words})
+                assert ("Retry-After: 5" in head) == (status == 503)
+                assert (await get(address + "/healthz"))[0] == 200
+    assert "c-4711" not in str([vars(record) for record in logs])
+    assert [r.reason for r in logs if r.name == "ops.http"] == ["KeyError", "StoreMisconfigured"]  # type: ignore[attr-defined]  # from extra
+
+
+async def test_nobody_keeps_a_connection_by_being_slow() -> None:
+    """A head in drips, none at all, a body without end, and answers that nobody reads."""
+    bounds = Bounds(idle_s_max=0.3, linger_s=0.2, connection_s_max=1.0, answer_s_max=0.5)
+    clock = SystemClock()
+    async with face(MemoryStore(LAYOUT.dtype, 1), bounds=bounds) as address:
+        host, port = address.removeprefix("http://").split(":")
+
+        async def lasts(request: bytes, drip: bytes) -> float:
+            began_s = clock.monotonic_s()
+            reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 10)
+            try:
+                writer.write(request)
+                while clock.monotonic_s() - began_s < 5:
+                    writer.write(drip)
+                    await writer.drain()
+                    if reader.at_eof() or writer.transport.is_closing():
+                        break
+                    await asyncio.sleep(0.05)
+                    await reader.read(1)
+            except ConnectionError:
+                pass
+            finally:
+                writer.close()
+            return clock.monotonic_s() - began_s
+
+        async def silent(request: bytes) -> float:
+            began_s = clock.monotonic_s()
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(request)
+            async with asyncio.timeout(5):
+                await reader.read(-1)
+            writer.close()
+            return clock.monotonic_s() - began_s
+
+        for request in (b"", b"GET /healthz HTTP/1.1\r\nHo", asking("/healthz")):
+            assert await silent(request) < 0.9
+        assert await lasts(asking("/healthz", "Content-Length: 1000000000"), b"x" * 1000) < 1.5
+        assert await lasts(asking("/metrics") * 5000, b"x") < 3.0
+        assert (await get(address + "/healthz"))[0] == 200
+
+
+async def test_so_many_connections_and_no_more() -> None:
+    async with face(MemoryStore(LAYOUT.dtype, 1), connections_max=3) as address:
+        host, port = address.removeprefix("http://").split(":")
+        held = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        status, body, head = await raw(address, b"")
+        assert (status, body) == (503, {"error": "too many connections"})
+        assert "Retry-After" in head
+        held.pop()[1].close()
+        await asyncio.sleep(0.05)
+        assert (await get(address + "/healthz"))[0] == 200
+        for _, writer in held:
+            writer.close()
+
+
+async def test_a_page_under_another_name_reaches_nobody_without_a_token() -> None:
+    store = MemoryStore(LAYOUT.dtype, 1)
+    await filled(store)
+    async with face(store) as address:
+        for host in ("evil.example", "127.0.0.1.evil.example:80", "localhost.evil", "10.0.0.1", ""):
+            assert (await raw(address, asking("/v1/customers/ann", host=host)))[0] in (400, 403), host
+            assert (await raw(address, asking("/healthz", host=host)))[0] in (200, 400)
+        for host in ("localhost", "LOCALHOST:80", "127.0.0.2:1", "[::1]:8080"):
+            assert (await raw(address, asking("/v1/customers/ann", host=host)))[0] == 200, host
+        assert (await raw(address, b"GET /v1/customers/ann HTTP/1.0\r\n\r\n"))[0] == 200
+
+
+async def test_a_face_for_others_without_a_token_says_at_start_that_it_is_open() -> None:
+    assert HttpSettings().host == "127.0.0.1"
+    for host, token, warned in (
+        ("127.0.0.1", None, False), ("localhost", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "s3cret", False),
+    ):  # fmt: skip
+        with capture_logs() as logs:
+            async with face(MemoryStore(LAYOUT.dtype, 1), host=host, token=token):
+                pass
+        assert [r.open for r in logs if r.levelname == "WARNING"] == ["/v1"] * warned  # type: ignore[attr-defined]  # from extra
