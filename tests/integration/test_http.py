@@ -109,8 +109,6 @@ async def raw(
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(request)
-        if end:
-            writer.write_eof()
         async with asyncio.timeout(within_s):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             length = int(re.findall(r"(?i)content-length: (\d+)", head)[0])
@@ -313,7 +311,7 @@ async def test_odd_times_are_refused_and_never_an_error() -> None:
 
 async def test_what_is_no_http_is_refused_in_json_and_quoted_nowhere() -> None:
     with capture_logs() as logs:
-        async with face(MemoryStore(LAYOUT.dtype, 1), bounds=Bounds(linger_s=0.1)) as address:
+        async with face(MemoryStore(LAYOUT.dtype, 1), bounds=Bounds(idle_s_max=0.3, linger_s=0.1)) as address:
             for garbage in (
                 b"\x16\x03\x01\x02\x00c-4711\r\n\r\n", b"GET\r\n\r\n", b"GET /c-4711 HTTP/9.9\r\nHost: x\r\n\r\n",
                 b"c-4711 / HTTP/1.1\r\n\r\n", b"\r\n" * 3 + b"c-4711\r\n\r\n", b"GET / HTTP/1.1\r\nc-4711\r\n\r\n",
@@ -322,8 +320,11 @@ async def test_what_is_no_http_is_refused_in_json_and_quoted_nowhere() -> None:
                 asking("/", "Content-Length: 3", "Transfer-Encoding: chunked"), asking("/", "Host: c-4711"),
                 asking("/", "Transfer-Encoding: chunked") + b"zz c-4711\r\n",
             ):  # fmt: skip
-                status, body, head = await raw(address, garbage, end=True)
-                assert status in (0, 400, 404), (garbage[:50], status)
+                status, body, head = await raw(address, garbage)
+                unfinished = (
+                    b"Content-Length: 3" in garbage and status == 0
+                )  # cut: no answer to what may be a trick
+                assert status in (400, 404) or unfinished, (garbage[:50], status)
                 if status:
                     assert "c-4711" not in json.dumps(body) + head and "application/json" in head
                     assert "aiohttp" not in head and "Python" not in head
