@@ -14,7 +14,9 @@ from typing import Self
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
-from stream.kafka import KafkaSettings, failure, no_broker
+from stream.kafka_errors import failure
+from stream.kafka_knock import check_admitted, unreachable
+from stream.kafka_settings import KafkaSettings
 
 Marks = dict[int, dict[str, int]]
 """Partition -> label -> the offset after the last one that is done."""
@@ -63,8 +65,9 @@ class Bookmarks:
     async def __aenter__(self) -> Self:
         try:
             await self._consumer.start()
+            check_admitted(self._consumer._client)  # noqa: SLF001 -- its cluster is private
         except (KafkaError, OSError, TimeoutError) as error:
-            no_broker(self._settings, error)
+            raise await unreachable(self._settings, error) from error
         return self
 
     async def __aexit__(

@@ -26,14 +26,16 @@ from typing import Any, Protocol
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.consumer.fetcher import Fetcher, FetchError
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
 from stream import offsets
 from stream.errors import BrokerMisconfigured, HeadOutsideLog, PartitionRevoked
 from stream.fetched import FetchedBatch, Mark
-from stream.kafka import KafkaSettings, failure, ms, no_broker
+from stream.kafka_errors import failure
+from stream.kafka_group import Membership, group_consumer
+from stream.kafka_knock import check_admitted, unreachable
+from stream.kafka_settings import KafkaSettings
 
 POLL_S = 1.0  # how long a fetch waits for data before it reports that there is none
 COMMIT_S = 3.0  # how long a commit may take before it is given up and tried again with newer marks
@@ -67,6 +69,7 @@ class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka pub
         last = self._thread.close_all()  # before the first await: from here on nothing is fetched
         if last:
             await self._thread.commit_last(last)
+        await self._thread.keep_membership()
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         self._thread.own(frozenset(assigned))
@@ -86,24 +89,10 @@ class BatchThread(AIOKafkaConsumerThread):
         self._epochs = itertools.count(1)
         self._waiter: asyncio.Future[None] | None = None
         self._committing: asyncio.Task[Any] | None = None
+        self._membership = Membership(self._settings)
 
     def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> AIOKafkaConsumer:  # noqa: ARG002 -- it runs on this one
-        s = self._settings
-        return AIOKafkaConsumer(
-            **s.client(),
-            group_id=s.group,
-            partition_assignment_strategy=[RoundRobinPartitionAssignor],
-            enable_auto_commit=False,
-            # Never moves the position by itself: a place that the log no longer has is an error, not a jump.
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=ms(s.fetch_wait_max_s),
-            max_partition_fetch_bytes=s.fetch_partition_bytes_max,
-            session_timeout_ms=ms(s.session_timeout_s),
-            heartbeat_interval_ms=ms(s.heartbeat_interval_s),
-            rebalance_timeout_ms=ms(max(s.session_timeout_s, 10.0)),
-            max_poll_interval_ms=ms(s.poll_interval_max_s),
-        )
+        return group_consumer(self._settings)
 
     async def call_thread(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """From the loop: run `fun` in the thread.
@@ -136,6 +125,8 @@ class BatchThread(AIOKafkaConsumerThread):
         """What has arrived of open partitions that are not paused, waiting up to a second for it."""
         consumer = self._ensure_consumer()
         fetcher, coordinator = consumer._fetcher, consumer._coordinator
+        if self._membership.taken is not None:
+            raise self._membership.taken
         try:
             if fetcher.error_future.done():
                 fetcher.error_future.result()
@@ -145,7 +136,9 @@ class BatchThread(AIOKafkaConsumerThread):
                 await self._wait_for_data(fetcher)
                 batches = self._take(fetcher, paused)
         except KafkaError as error:
-            problem = failure(self._settings, "our membership of the group", error)
+            problem = await self._membership.check(consumer) or failure(
+                self._settings, "our membership of the group", error
+            )
             over = fetcher.error_future.done() or coordinator._coordination_task.done()
             if over or isinstance(problem, BrokerMisconfigured):
                 raise problem from error
@@ -200,13 +193,15 @@ class BatchThread(AIOKafkaConsumerThread):
         del fetcher._records[tp]
         fetcher._notify(fetcher._wait_consume_future)  # so that its next piece is asked for
 
-    @staticmethod
-    def _refuse(tp: TopicPartition, place: Place, error: Exception) -> None:
+    def _refuse(self, tp: TopicPartition, place: Place, error: Exception) -> None:
         where = f"{tp.topic}[{tp.partition}] at offset {place.position}"
         if isinstance(error, OffsetOutOfRangeError):
             raise HeadOutsideLog(
                 f"{where}: Kafka no longer has it", hint="the state has to be rebuilt from what is retained"
             ) from error
+        problem = failure(self._settings, f"to read {where}", error)
+        if isinstance(problem, BrokerMisconfigured):
+            raise problem from error
         raise BrokerMisconfigured(f"{where} cannot be read: {error!r}") from error
 
     def wake(self) -> None:
@@ -242,9 +237,15 @@ class BatchThread(AIOKafkaConsumerThread):
     async def commit_last(self, marks: Mapping[TopicPartition, Mark]) -> None:
         await offsets.commit(self._settings, self._ensure_consumer(), marks, LAST_COMMIT_S)
 
+    async def keep_membership(self) -> None:
+        """Before the next generation is joined."""
+        await self._membership.keep(self._ensure_consumer())
+
     def own(self, assigned: frozenset[TopicPartition]) -> None:
         """These are ours now. aiokafka pauses them, so that it fetches nothing before `open` said from where."""
-        self._ensure_consumer().pause(*assigned)
+        consumer = self._ensure_consumer()
+        consumer.pause(*assigned)
+        self._membership.joined(consumer)
         self._owned = assigned
         self.parent_loop.call_soon_threadsafe(self._owner.assigned, assigned)
 
@@ -281,8 +282,9 @@ class BatchThread(AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         try:
             await super().on_start()
+            check_admitted(self._ensure_consumer()._client)
         except (KafkaError, OSError) as error:
-            no_broker(self._settings, error)
+            raise await unreachable(self._settings, error) from error
 
     async def on_thread_stop(self) -> None:
         """Leave the group, if that goes quickly: a worker must end without a broker, too."""

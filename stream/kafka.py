@@ -1,4 +1,4 @@
-"""Kafka apart from the group: settings, errors, topics, and the way out.
+"""Kafka apart from the group: topics made or checked, and the way out.
 
 The worker's input comes through `stream/transport.py`; a log is read from end to end by `stream/topic_log.py`.
 
@@ -11,108 +11,28 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Self
+from typing import Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
-from stream.errors import BrokerMisconfigured, BrokerUnavailable, RecordTooLarge, StreamError
+from stream.errors import BrokerMisconfigured, RecordTooLarge
+from stream.kafka_errors import RIGHTS, failure, forbidden
+from stream.kafka_knock import check_admitted, unreachable
+from stream.kafka_rights import Described, Operation, describe
+from stream.kafka_settings import URL_SETTING, KafkaSettings, ms
 from stream.message import Message
 
-URL_SETTING = "EBBTIDE_KAFKA_URL"
+__all__ = [
+    "URL_SETTING", "KafkaSettings", "KafkaSink", "TopicSpec", "admin", "check_connection", "ensure_topics",
+]  # fmt: skip
+
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 CLOSE_S = 5.0  # what is not acknowledged by then is in the outbox
+FLUSH_S = 1.0  # what a producer that is given up may still get out before its successor sends
 PRODUCE_BATCH_BYTES = 64 << 10  # far below a broker's megabyte: only a single record can be too large
-
-# What Kafka will say again, however often it is asked. All else may pass: a broker restarts, a coordinator moves.
-PERMANENT = (
-    kafka_errors.AuthenticationFailedError,
-    kafka_errors.AuthenticationMethodNotSupported,
-    kafka_errors.ClusterAuthorizationFailedError,
-    kafka_errors.GroupAuthorizationFailedError,
-    kafka_errors.InconsistentGroupProtocolError,
-    kafka_errors.InvalidCommitOffsetSizeError,
-    kafka_errors.InvalidGroupIdError,
-    kafka_errors.InvalidSessionTimeoutError,
-    kafka_errors.OffsetMetadataTooLargeError,
-    kafka_errors.SaslAuthenticationFailed,
-    kafka_errors.TopicAuthorizationFailedError,
-)
-
-
-class KafkaSettings(BaseModel):
-    """Where Kafka is, who we are to it, and how long is too long. Times are seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: str = Field(description="kafka://host:port[,host:port…], or without the scheme")
-    group: str = Field(default="ebbtide", min_length=1)
-    topic: str = Field(default="clickstream", min_length=1)
-    client_id: str = Field(default="ebbtide", min_length=1)
-
-    # A worker that dies is noticed after the session timeout, one that hangs after the poll interval.
-    session_timeout_s: float = Field(default=10.0, gt=0)
-    heartbeat_interval_s: float = Field(default=2.5, gt=0)
-    poll_interval_max_s: float = Field(default=300.0, gt=0)
-    request_timeout_s: float = Field(default=30.0, gt=0)
-    commit_interval_s: float = Field(default=1.0, gt=0)
-    # The broker answers as soon as there is one byte; this is how long it may hold a request when there is
-    # none. It is also the longest that a partition just opened or resumed waits behind a request that left
-    # without it.
-    fetch_wait_max_s: float = Field(default=0.1, gt=0)
-
-    fetch_records_max: int = Field(default=1000, ge=1, description="records in one fetched batch")
-    fetch_partition_bytes_max: int = Field(default=1 << 20, ge=1024)
-    fetched_batches_max: int = Field(default=16, ge=1, description="batches between fetch and pipeline")
-    produce_bytes_max: int = Field(
-        default=16 << 20, ge=1024, description="one record out; topics may say less"
-    )
-    records_per_message: int = Field(default=0, ge=0, description="0: a whole batch; 1 is for the benchmark")
-
-    @field_validator("url")
-    @classmethod
-    def _has_hosts_and_ports(cls, url: str) -> str:
-        scheme, found, rest = url.partition("://")
-        if found and scheme != "kafka":
-            raise ValueError(f"{URL_SETTING} is kafka://host:port[,host:port…], not {url!r}")
-        hosts = (rest if found else url).strip("/").split(",")
-        for host in hosts:
-            name, _, port = host.rpartition(":")
-            if not name or not port.isdigit():
-                raise ValueError(
-                    f"{URL_SETTING} names hosts with ports, like kafka://localhost:9092, not {url!r}"
-                )
-        return ",".join(hosts)
-
-    @model_validator(mode="after")
-    def _times_fit_each_other(self) -> "KafkaSettings":
-        wrong = []
-        if self.heartbeat_interval_s * 3 > self.session_timeout_s:
-            wrong.append("session_timeout_s must be at least three heartbeat_interval_s: one may get lost")
-        if self.session_timeout_s > self.poll_interval_max_s:
-            wrong.append("poll_interval_max_s must not be below session_timeout_s")
-        if self.fetch_wait_max_s >= self.request_timeout_s:
-            wrong.append("request_timeout_s must be above fetch_wait_max_s")
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        return self
-
-    def client(self) -> dict[str, Any]:
-        """Keyword arguments that every aiokafka client of ours is opened with."""
-        return {
-            "bootstrap_servers": self.url.split(","),
-            "client_id": self.client_id,
-            "request_timeout_ms": ms(self.request_timeout_s),
-            "retry_backoff_ms": 250,  # aiokafka logs every try: an outage should not be four lines each 0.1 s
-        }
-
-
-def ms(seconds: float) -> int:
-    """Milliseconds, at least one: Kafka takes 0 for never."""
-    return max(1, round(seconds * 1000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,20 +45,6 @@ class TopicSpec:
     config: Mapping[str, str] = field(default_factory=dict)
 
 
-def failure(settings: KafkaSettings, what: str, error: BaseException) -> StreamError:
-    """The client library's error as one of ours, to be raised from it: to retry, or to stop at."""
-    if isinstance(error, PERMANENT):
-        return BrokerMisconfigured(f"Kafka at {settings.url} refuses {what}: {error!r}")
-    return BrokerUnavailable(f"Kafka at {settings.url} failed {what}: {error!r}")
-
-
-def no_broker(settings: KafkaSettings, cause: BaseException) -> NoReturn:
-    raise BrokerUnavailable(
-        f"no Kafka broker answers at {settings.url}: {cause}",
-        hint=f"start one with `ebbtide stack up`, or set {URL_SETTING} to one that runs",
-    ) from cause
-
-
 @asynccontextmanager
 async def admin(settings: KafkaSettings, timeout_s: float = 10.0) -> AsyncIterator[AIOKafkaAdminClient]:
     """An admin client that has found a broker, within `timeout_s`."""
@@ -147,15 +53,16 @@ async def admin(settings: KafkaSettings, timeout_s: float = 10.0) -> AsyncIterat
         try:
             async with asyncio.timeout(timeout_s):
                 await client.start()
+            check_admitted(client._client)  # noqa: SLF001 -- its cluster is private
         except (KafkaError, OSError, TimeoutError) as error:
-            no_broker(settings, error)
+            raise await unreachable(settings, error) from error
         yield client
     finally:
         await client.close()
 
 
 async def check_connection(settings: KafkaSettings, timeout_s: float = 10.0) -> None:
-    """Return when a broker answered. Raises BrokerUnavailable, with what to do about it."""
+    """Return when a broker answered. Raises BrokerUnavailable or BrokerMisconfigured, with what to do about it."""
     async with admin(settings, timeout_s):
         return
 
@@ -163,55 +70,72 @@ async def check_connection(settings: KafkaSettings, timeout_s: float = 10.0) -> 
 async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) -> dict[str, int]:
     """Create the topics that are missing, check those that are not. Returns each one's number of partitions.
 
-    More partitions than asked for are accepted: their number never changes in place. Every problem is
-    reported at once, in one BrokerMisconfigured.
+    More partitions than asked for are accepted: their number never changes in place. What a worker does with them has
+    to be allowed: to read `settings.topic`, to write the others. Every problem is reported at once, in one
+    BrokerMisconfigured.
     """
     wanted = {topic.name: topic for topic in topics}
     async with admin(settings) as client:
         try:
-            found = await _partition_counts(client, list(wanted))
+            found = await _described(settings, client, list(wanted))
             missing = [wanted[name] for name in wanted if name not in found]
             if missing:
-                await _create(client, missing, ms(settings.request_timeout_s))
+                await _create(settings, client, missing)
                 for _ in range(100):  # the controller has made them; the brokers hear of it a moment later
-                    found = await _partition_counts(client, list(wanted))
+                    found = await _described(settings, client, list(wanted))
                     if len(found) == len(wanted):
                         break
                     await asyncio.sleep(0.05)
         except (KafkaError, TimeoutError) as error:
-            raise failure(settings, "to describe or create topics", error) from error
+            raise await unreachable(settings, error) from error
+    counts = {name: topic.partitions for name, topic in found.items()}
     wrong = [
-        f"topic {spec.name!r} has {found.get(name, 0)} partitions, {spec.setting} asks for {spec.partitions}"
+        f"topic {spec.name!r} has {counts.get(name, 0)} partitions, {spec.setting} asks for {spec.partitions}"
         for name, spec in wanted.items()
-        if found.get(name, 0) < spec.partitions
+        if counts.get(name, 0) < spec.partitions
     ]
     if wrong:
         names = ", ".join(sorted({spec.setting for spec in wanted.values()}))
         raise BrokerMisconfigured("; ".join(wrong), hint=f"set {names} to what is there, or use a new topic")
-    return found
-
-
-async def _partition_counts(client: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, int]:
-    described = await client.describe_topics(list(names))
-    counts = {}
-    for topic in described:
-        if topic["error_code"] == 0:
-            counts[topic["topic"]] = len(topic["partitions"])
     return counts
 
 
-async def _create(client: AIOKafkaAdminClient, topics: Sequence[TopicSpec], timeout_ms: int) -> None:
+async def _described(
+    settings: KafkaSettings, client: AIOKafkaAdminClient, names: list[str]
+) -> dict[str, Described]:
+    """The topics that are there. Raises BrokerMisconfigured when we may not do with one what a worker does."""
+    found = await describe(client._client, names)  # noqa: SLF001 -- the admin client has no request for it
+    needed = {name: Operation.READ if name == settings.topic else Operation.WRITE for name in found}
+    lacking = [
+        f"{needed[name].name} on topic {name!r}"
+        for name, topic in found.items()
+        if topic.forbidden or (topic.there and not topic.allows(needed[name]))
+    ]
+    if lacking:
+        raise forbidden(settings, "what a worker does", lacking)
+    return {name: topic for name, topic in found.items() if topic.there}
+
+
+async def _create(settings: KafkaSettings, client: AIOKafkaAdminClient, topics: Sequence[TopicSpec]) -> None:
     new = [NewTopic(t.name, t.partitions, 1, topic_configs=dict(t.config)) for t in topics]
     for topic in new:
         # The cluster's own default: a laptop has one broker, production says three. The constructor refuses it.
         topic.replication_factor = -1
-    response = await client.create_topics(new, timeout_ms=timeout_ms)
+    response = await client.create_topics(new, timeout_ms=ms(settings.request_timeout_s))
+    refused = []
     for name, code, reason in response.topic_errors:
         error = kafka_errors.for_code(code)
-        if code and error is not kafka_errors.TopicAlreadyExistsError:  # another worker may have been faster
+        if issubclass(error, RIGHTS):
+            refused.append(name)
+        elif (
+            code and error is not kafka_errors.TopicAlreadyExistsError
+        ):  # another worker may have been faster
             raise BrokerMisconfigured(
                 f"Kafka would not create topic {name!r}: {error.__name__}: {reason or ''}"
             )
+    if refused:
+        rights = [f"CREATE on topic {name!r}" for name in refused]
+        raise forbidden(settings, "to create topics that are missing", rights, "create them yourself")
 
 
 class KafkaSink:
@@ -224,15 +148,21 @@ class KafkaSink:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
+        self._given_up: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         await self._connected()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *error: object) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _stop(producer, CLOSE_S)
+            await _flush(producer, CLOSE_S)
+            self._give_up(producer)
+        if self._given_up:
+            _, late = await asyncio.wait(self._given_up, timeout=CLOSE_S)
+            for task in late:
+                task.cancel()
 
     async def send_all(self, messages: Sequence[Message]) -> None:
         """Return when all of `messages` are acknowledged.
@@ -258,7 +188,7 @@ class KafkaSink:
                 f"a record exceeds what its topic accepts: {first!r}",
                 hint="raise max.message.bytes of the topic and kafka.produce_bytes_max to what the input's topic takes",
             ) from first
-        raise failure(self._settings, "to take what we sent", first) from first
+        raise failure(self._settings, "to take what we sent", first, "WRITE") from first
 
     async def _connected(self) -> AIOKafkaProducer:
         async with self._starting:
@@ -271,17 +201,26 @@ class KafkaSink:
                     max_batch_size=PRODUCE_BATCH_BYTES,
                 )
                 try:
-                    await producer.start()
+                    # Bounded by us: for the number that makes its sends idempotent, a producer waits without end.
+                    async with asyncio.timeout(self._settings.request_timeout_s):
+                        await producer.start()
                 except (KafkaError, OSError, TimeoutError) as error:
                     await producer.stop()
-                    no_broker(self._settings, error)
+                    raise await unreachable(self._settings, error) from error
                 self._producer = producer
             return self._producer
 
     async def _renew(self, broken: AIOKafkaProducer) -> None:
         if self._producer is broken:
             self._producer = None
-            await _stop(broken, 1.0)
+            await _flush(broken, FLUSH_S)
+            self._give_up(broken)
+
+    def _give_up(self, producer: AIOKafkaProducer) -> None:
+        """In the background: a request to a broker that hangs ends with its timeout, and nobody has to wait for it."""
+        task = asyncio.create_task(_end(producer))
+        self._given_up.add(task)
+        task.add_done_callback(self._given_up.discard)
 
 
 async def _send(producer: AIOKafkaProducer, message: Message) -> Awaitable[object]:
@@ -290,7 +229,19 @@ async def _send(producer: AIOKafkaProducer, message: Message) -> Awaitable[objec
     return ack
 
 
-async def _stop(producer: AIOKafkaProducer, timeout_s: float) -> None:
-    with suppress(KafkaError, TimeoutError):
+async def _flush(producer: AIOKafkaProducer, timeout_s: float) -> None:
+    with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
-            await producer.stop()
+            await producer.flush()
+
+
+async def _end(producer: AIOKafkaProducer) -> None:
+    """Stop a producer, whatever it has not sent: its own `stop` would wait for that, and cut short it would leave
+    its sender and its connections behind, trying for ever."""
+    try:
+        await producer._sender.close()  # noqa: SLF001 -- see above
+    finally:
+        producer._closed = True  # noqa: SLF001 -- it is, and need not warn that it was not
+        # Whoever waits for an acknowledgement need not wait for a timeout to hear that none comes.
+        producer._message_accumulator.fail_all(KafkaConnectionError("the producer was given up"))  # noqa: SLF001 -- see above
+        await producer.client.close()

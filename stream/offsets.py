@@ -15,7 +15,8 @@ from aiokafka.structs import OffsetAndMetadata
 
 from stream.errors import BrokerMisconfigured
 from stream.fetched import Mark
-from stream.kafka import KafkaSettings, failure
+from stream.kafka_errors import failure
+from stream.kafka_settings import KafkaSettings
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,10 @@ from aiokafka.partitioner import murmur2
 
 from stream.errors import BrokerMisconfigured
 from stream.fetched import Record
-from stream.kafka import KafkaSettings, failure, ms, no_broker
+from stream.kafka_errors import failure, forbidden
+from stream.kafka_knock import check_admitted, unreachable
+from stream.kafka_rights import Operation, describe
+from stream.kafka_settings import KafkaSettings, ms
 
 
 class LogRecord(Record, Protocol):
@@ -29,26 +32,34 @@ class LogRecord(Record, Protocol):
 
 @asynccontextmanager
 async def reader(
-    settings: KafkaSettings, topic: str
+    settings: KafkaSettings, topic: str, *, reset: bool = True
 ) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
-    """A consumer outside of any group on all partitions of `topic`; reads only what was committed."""
+    """A consumer outside of any group on all partitions of `topic`; reads only what was committed.
+
+    A position that the log no longer has begins anew at what is left of it, or is an error without `reset`."""
     consumer = AIOKafkaConsumer(
         **settings.client(),
         enable_auto_commit=False,
-        auto_offset_reset="earliest",
+        auto_offset_reset="earliest" if reset else "none",
         isolation_level="read_committed",
         fetch_max_wait_ms=ms(settings.fetch_wait_max_s),
+        max_partition_fetch_bytes=settings.fetch_partition_bytes_max,
     )
     try:
         try:
             await consumer.start()
+            check_admitted(consumer._client)  # noqa: SLF001 -- its cluster is private
         except (KafkaError, OSError, TimeoutError) as error:
-            no_broker(settings, error)
-        # Asked by name without a subscription, a topic is not created by being asked for.
-        numbers = (await consumer._client.fetch_all_metadata()).partitions_for_topic(topic)  # noqa: SLF001 -- consumer.topics() returns names only
-        if not numbers:
+            raise await unreachable(settings, error) from error
+        try:
+            found = (await describe(consumer._client, [topic]))[topic]  # noqa: SLF001 -- consumer.topics() returns names only
+        except KafkaError as error:
+            raise failure(settings, f"to describe {topic!r}", error) from error
+        if found.forbidden or (found.there and not found.allows(Operation.READ)):
+            raise forbidden(settings, "to read a topic", [f"READ on topic {topic!r}"])
+        if not found.there:
             raise BrokerMisconfigured(f"there is no topic {topic!r} at {settings.url}")
-        partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+        partitions = [TopicPartition(topic, number) for number in range(found.partitions)]
         consumer.assign(partitions)
         yield consumer, partitions
     finally:

@@ -25,8 +25,9 @@ HOMES: dict[str, tuple[str, ...]] = {
     "aiokafka": (
         *FAUST,
         "stream/bookmarks.py",
-        "stream/kafka.py",
+        "stream/kafka",  # and what belongs to it: settings, errors, rights
         "stream/offsets.py",
+        "stream/settled_log.py",
         "stream/topic_log.py",
     ),
     "tensorflow": ("model/",),
