@@ -32,12 +32,12 @@ LOG_LINES_SHOWN = 6
 class WorkerProcess:
     """`with WorkerProcess(settings, folder) as worker:` starts it; `wait_ready` returns once partitions are open.
 
-    `address` is its HTTP face, `log` the file it writes to. The settings' HTTP port is replaced by a free one.
+    `address` is its HTTP face, `log` the file it writes to. Its HTTP port is a free one, on loopback.
     """
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         port = free_ports(1)[0]
-        http = settings.http.model_copy(update={"host": "127.0.0.1", "port": port, "token": None})
+        http = settings.http.model_copy(update={"host": "127.0.0.1", "port": port})
         self._settings = settings.model_copy(update={"http": http})
         self.address = f"http://127.0.0.1:{port}"
         self.log = folder / "worker.log"
