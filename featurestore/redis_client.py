@@ -1,48 +1,31 @@
-"""Asking a Redis server: connections, scripts, and what each refusal means for the caller.
+"""Asking Redis: connections, scripts, and who is to be asked, be it one server, a Cluster or a master with Sentinels.
 
-This module knows how a command reaches the server and that a refusal is one of two things: worth a retry
-(StoreUnavailable: away, loading, busy, full, a replica for now), or something an operator must change
-(StoreMisconfigured: password, rights, TLS, not a Redis at all). It refuses to know keys. It is the only importer of
-`redis`; no error it raises quotes a key or the URL, since they hold customers and the password.
+This module knows how a command reaches a server. It refuses to know keys, beyond that a command's first one says where
+it goes. `redis_url` reads the URL, `redis_cluster` finds the node, `redis_sentinel` the master, `redis_errors` says
+what a refusal means; these five are the only importers of `redis`. No error quotes a key or the URL, since they hold
+customers and the password.
 
 Nothing here retries: an owner who gets StoreUnavailable backs off by itself, and knows that it did.
 """
 
+import asyncio
 import hashlib
-import ssl
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple, Self
 
 import hiredis
 from redis import exceptions as refused
-from redis.asyncio import BlockingConnectionPool, Connection, Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from featurestore.errors import StoreError, StoreMisconfigured, StoreUnavailable
+from featurestore.redis_cluster import Cluster
+from featurestore.redis_errors import explain
+from featurestore.redis_sentinel import watched_pool
+from featurestore.redis_url import Address, Place, read_url
 
-SETTING = "EBBTIDE_REDIS_URL"
 LONG_COMMAND = 32  # arguments from which packing in C pays
-
-_DENIED = (
-    refused.AuthenticationError,
-    refused.AuthorizationError,
-    refused.AuthenticationWrongNumberOfArgsError,
-    refused.NoPermissionError,
-)
-_RETRY = (
-    refused.ConnectionError,
-    refused.TimeoutError,
-    refused.ReadOnlyError,
-    refused.OutOfMemoryError,
-    refused.ClusterDownError,
-    refused.MasterDownError,
-    refused.TryAgainError,
-    OSError,
-)
-_RETRY_WORDS = ("BUSY", "MISCONF", "NOREPLICAS", "NOSCRIPT")  # errors that have no class of their own
 
 
 class Script(NamedTuple):
@@ -71,89 +54,121 @@ class _PackInC:
         return [hiredis.pack_command(args)]
 
 
-def _connect(url: str, timeout_s: float, connections_max: int) -> Redis:
-    """The client for a URL. Only one server so far: a Cluster's or Sentinel's client would be made here."""
-    ours: dict[str, Any] = {
-        "max_connections": connections_max,
-        "timeout": timeout_s,  # for a free connection
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
-    }
-    # Under protocol 3 redis-py (8.1) doesn't notice that the server has closed an idle connection.
-    always = {"decode_responses": False, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
-    try:
-        options = {**ours, **parse_url(url), **always}  # what the URL says itself wins over `ours`
-        kind = options.pop("connection_class", Connection)  # another for TLS, another for unix sockets
-        packing = type(kind.__name__, (_PackInC, kind), {})
-        return Redis.from_pool(BlockingConnectionPool(connection_class=packing, **options))
-    except ValueError as error:  # its text is not repeated: it may hold the URL, and that the password
-        hint = f"set {SETTING} to redis://, rediss:// (TLS) or unix://, as in redis://user:password@host:6379"
-        raise StoreMisconfigured("the Redis URL cannot be understood", hint=hint) from error
+def _packing(kind: type[Any]) -> type[Any]:
+    return type(kind.__name__, (_PackInC, kind), {})
 
 
-class RedisClient:
-    """At most `connections_max` connections, opened as needed; `timeout_s` for each wait. `where` is for messages.
+class _Master:
+    """One server: the URL's, or the one that the Sentinels call the master. The same questions as a `Cluster`."""
 
-    Raises StoreMisconfigured for a URL that cannot be understood. Every question raises StoreUnavailable or
-    StoreMisconfigured.
-    """
-
-    def __init__(self, url: str, *, timeout_s: float, connections_max: int) -> None:
+    def __init__(self, place: Place) -> None:
+        if place.topology == "sentinel":
+            pool, self._sentinel = watched_pool(place, _packing)
+        else:
+            kind = _packing(place.connection)
+            pool, self._sentinel = BlockingConnectionPool(connection_class=kind, **place.options), None
         # redis-py's own types describe its synchronous and asynchronous clients at once: no help here.
-        self._client: Any = _connect(url, timeout_s, connections_max)
-        place = self._client.connection_pool.connection_kwargs
-        self.where = place.get("path") or f"{place.get('host', 'localhost')}:{place.get('port', 6379)}"
+        self._client: Any = Redis.from_pool(pool)
+        self._where = place.where
 
-    async def ask(self, *command: Any) -> Any:
-        """The reply to one command."""
-        try:
-            return await self._client.execute_command(*command)
-        except (refused.RedisError, OSError) as error:
-            raise self._explain(error) from error
+    async def ask(self, _key: str | bytes, command: Sequence[Any]) -> Any:
+        return await self._client.execute_command(*command)
 
     async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The replies to all commands, in one round trip, not as a transaction. The first refusal is raised."""
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
-        try:
-            # Not raised by the pipeline, whose message would quote the key, and with it the customer.
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        except (refused.RedisError, OSError) as error:
-            raise self._explain(error) from error
-        for reply in replies:
-            if isinstance(reply, refused.RedisError):
-                raise self._explain(reply) from reply
+        # Not raised by the pipeline, whose message would quote the key, and with it the customer.
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
 
-    async def run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Any]) -> Any:
-        """The reply of `script`."""
-        call = (len(keys), *keys, *args)
-        try:
-            return await self._client.execute_command("EVALSHA", script.sha, *call)
-        except refused.NoScriptError:  # a new server, or one whose script cache was flushed; nothing has run
-            return await self.ask("EVAL", script.source, *call)
-        except (refused.RedisError, OSError) as error:
-            raise self._explain(error) from error
+    async def infos(self) -> list[tuple[str, Any]]:
+        return [(self._where, await self._client.execute_command("INFO"))]
 
     async def close(self) -> None:
         await self._client.aclose()
+        if self._sentinel is not None:
+            await self._sentinel.aclose()
 
-    def _explain(self, error: Exception) -> StoreError:
-        """What a refusal means for the caller: retry, or stop and tell the operator."""
-        said = f"Redis at {self.where}: {error}"
-        cause: BaseException | None = error
-        while cause:
-            if isinstance(cause, ssl.SSLError):
-                hint = (
-                    f"rediss:// in {SETTING} needs a TLS port and a trusted certificate, ?ssl_ca_certs=FILE"
-                )
-                return StoreMisconfigured(said, hint=hint)
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(error, _DENIED):
-            return StoreMisconfigured(said, hint=f"check user and password in {SETTING}, and the user's ACL")
-        if isinstance(error, refused.OutOfMemoryError):
-            return StoreUnavailable(said, hint="raise the server's maxmemory; nothing was lost")
-        if isinstance(error, _RETRY) or str(error).startswith(_RETRY_WORDS):
-            return StoreUnavailable(said, hint=f"is it running, and does {SETTING} name it?")
-        return StoreMisconfigured(said, hint=f"check that {SETTING} names a Redis of our own, 7.0 or later")
+
+class RedisClient:
+    """At most `connections_max` connections to each server, opened as needed. `where` is for messages;
+    `cluster` says whether it is a Cluster.
+
+    `timeout_s` bounds each wait for one server; with a Cluster or Sentinels, a question as a whole, redirections and
+    the search for the server included. Raises StoreMisconfigured for a URL that cannot be understood. Every question
+    raises StoreUnavailable or StoreMisconfigured.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, connections_max: int) -> None:
+        ours: dict[str, Any] = {
+            "max_connections": connections_max,
+            "timeout": timeout_s,  # for a free connection
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+        }
+        # Under protocol 3 redis-py (8.1) doesn't notice that the server has closed an idle connection.
+        always = {"decode_responses": False, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
+        place = read_url(url, ours, always)
+        self.where = place.where
+        self.cluster = place.topology == "cluster"
+        self._limit_s = None if place.topology == "server" else timeout_s
+        self._servers: _Master | Cluster
+        if self.cluster:
+            kind = _packing(place.connection)
+
+            def open_node(address: Address) -> Any:
+                options = {**place.options, "host": address[0], "port": address[1]}
+                return Redis.from_pool(BlockingConnectionPool(connection_class=kind, **options))
+
+            self._servers = Cluster(place.hosts, open_node, timeout_s, self.where)
+        else:
+            self._servers = _Master(place)
+
+    async def ask(self, *command: Any) -> Any:
+        """The reply to one command, whose second word is its first key."""
+        return await self._ask(command[1], command)
+
+    async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The replies to all commands, in one round trip to each server, not as a transaction.
+
+        Each has one key, as its second word. The first refusal is raised.
+        """
+        try:
+            async with asyncio.timeout(self._limit_s):
+                replies = await self._servers.ask_all(commands)
+        except (refused.RedisError, OSError) as error:
+            raise explain(error, self.where) from error
+        for reply in replies:
+            if isinstance(reply, refused.RedisError):
+                raise explain(reply, self.where) from reply
+        return replies
+
+    async def run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Any]) -> Any:
+        """The reply of `script`. All keys lie in one slot."""
+        call = (len(keys), *keys, *args)
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await self._servers.ask(keys[0], ("EVALSHA", script.sha, *call))
+        except refused.NoScriptError:  # a new server, or one whose script cache was flushed; nothing has run
+            return await self._ask(keys[0], ("EVAL", script.source, *call))
+        except (refused.RedisError, OSError) as error:
+            raise explain(error, self.where) from error
+
+    async def infos(self) -> list[tuple[str, dict[str, Any]]]:
+        """Address and INFO of every server that takes writes."""
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await self._servers.infos()
+        except (refused.RedisError, OSError) as error:
+            raise explain(error, self.where) from error
+
+    async def close(self) -> None:
+        await self._servers.close()
+
+    async def _ask(self, key: str | bytes, command: Sequence[Any]) -> Any:
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await self._servers.ask(key, command)
+        except (refused.RedisError, OSError) as error:
+            raise explain(error, self.where) from error

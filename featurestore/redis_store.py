@@ -7,10 +7,11 @@
 
 The braces are a hash tag: all keys of a partition live in one slot, so one script may change them together on a
 Cluster, too. `apply.lua` holds the atomicity argument, `redis_client` says what the server's refusals mean. This module
-knows keys and commands; it refuses to know what the bytes mean.
+knows keys and commands; it refuses to know what the bytes mean, and which server holds a key.
 
 No key has a TTL, and a server that evicts is refused, since either would change state behind the fence. Needs Redis 7.0
-or Valkey, and of an ACL user `~{prefix}{topic}:* +@read +@write +eval +evalsha +info` (`+memory` for reports).
+or Valkey, and of an ACL user `~{prefix}{topic}:* +@read +@write +eval +evalsha +info` (`+memory` for reports); on a
+Cluster also `+cluster|slots +asking`; with Sentinels, of a Sentinel's user `+sentinel|get-master-addr-by-name`.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.errors import Fenced, LayoutError, StoreMisconfigured
-from featurestore.redis_client import SETTING, RedisClient, Script
+from featurestore.redis_client import RedisClient, Script
+from featurestore.redis_errors import CLUSTER_HINT
+from featurestore.redis_url import SETTING
 from featurestore.store import CUSTOMERS_MAX, RESETTING, Head, Rows, Step, check_count, join_records, pages
 
 VERSION_MIN = (7, 0)  # the first whose scripts declare flags and are refused as a whole
@@ -66,21 +69,23 @@ class RedisStore:
         self._tags = [f"{prefix}{topic}:{{p{partition}}}:" for partition in range(partitions)]
 
     async def start(self) -> None:
-        info = await self._client.ask("INFO")
-        version = str(info.get("redis_version", "0"))
-        if tuple(map(int, version.split(".")[:2])) < VERSION_MIN:
-            raise StoreMisconfigured(f"{self.where} is Redis {version}", hint="7.0 or later, or Valkey")
-        if info.get("cluster_enabled"):
-            raise StoreMisconfigured(
-                f"{self.where} is a node of a Redis Cluster, which is not supported yet",
-                hint=f"let {SETTING} name a single server",
-            )
-        policy = info.get("maxmemory_policy", "unknown")
-        if policy != "noeviction":
-            raise StoreMisconfigured(
-                f"{self.where} has maxmemory-policy {policy} and would drop customers' state when memory is full",
-                hint="set `maxmemory-policy noeviction`, or give us a server of our own",
-            )
+        for where, info in await self._client.infos():
+            version = str(info.get("redis_version", "0"))
+            if tuple(map(int, version.split(".")[:2])) < VERSION_MIN:
+                raise StoreMisconfigured(f"{where} is Redis {version}", hint="7.0 or later, or Valkey")
+            if info.get("redis_mode") == "sentinel":
+                raise StoreMisconfigured(
+                    f"{where} is a Sentinel",
+                    hint=f"let {SETTING} begin with redis+sentinel:// and end with the master's name there",
+                )
+            if info.get("cluster_enabled") and not self._client.cluster:
+                raise StoreMisconfigured(f"{where} holds a part of the keys only", hint=CLUSTER_HINT)
+            policy = info.get("maxmemory_policy", "unknown")
+            if policy != "noeviction":
+                raise StoreMisconfigured(
+                    f"{where} has maxmemory-policy {policy} and would drop customers' state when memory is full",
+                    hint="set `maxmemory-policy noeviction`, or give us a server of our own",
+                )
 
     async def head(self, partition: int) -> Head | None:
         text = await self._client.ask("GET", self._tags[partition] + "head")
@@ -180,6 +185,10 @@ class RedisStore:
         of_due = [("MEMORY USAGE", tag + "due", "SAMPLES", DUE_SAMPLES), ("ZCARD", tag + "due")]
         *records, due, entries = await self._client.ask_all([*of_records, *of_due])
         return MemoryUsage(np.array([used or 0 for used in records], np.int64), (due or 0) / max(entries, 1))
+
+    async def customers(self, partition: int) -> int:
+        """How many customers it holds, for reports. Not part of `Store`."""
+        return int(await self._client.ask("ZCARD", self._tags[partition] + "due"))
 
     async def close(self) -> None:
         await self._client.close()

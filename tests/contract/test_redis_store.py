@@ -259,12 +259,56 @@ async def test_a_wrong_password_names_the_setting_and_not_the_password(credentia
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:6379", "http://:secret@localhost", "redis+cluster://localhost", "redis://h:port:secret"],
+    [
+        "",
+        "localhost:6379",
+        "http://:secret@localhost",
+        "redis://h:port:secret",
+        "redis://:secret@h?secret=secret",
+        "redis://:secret@h?ssl_ca_certs=secret",
+        "rediss://:secret@h?ssl_ca_certs=/nonexistent/secret.pem",
+        f"rediss://:secret@h?ssl_certfile={__file__}",
+        "rediss://:secret@h?ssl_cert_reqs=secret",
+        "redis://:secret@h?socket_timeout=secret",
+        "redis+cluster://",
+        "redis+cluster://:secret@",
+        "redis+cluster://:secret@h1,,h2",
+        "redis+cluster://:secret@h1:secret,h2",
+        "redis+cluster://:secret@h1:99999",
+        "redis+cluster://:secret@h1/1",
+        "redis+cluster://:secret@h1/secret",
+        "redis+cluster://:secret@h1?sentinel_password=secret",
+        "redis+cluster://:secret@h1?ssl_ca_certs=secret",
+        "redis+other://:secret@h1",
+        "http+cluster://:secret@h1",
+        "unix+cluster:///secret",
+        "redis+sentinel://:secret@h1",
+        "redis+sentinel://:secret@h1:1/",
+        "redis+sentinel://:secret@h1:1/name/secret",
+        "redis+sentinel://:secret@h1:1/name/0/secret",
+        "redis+sentinel:///name",
+    ],
 )
 def test_a_url_that_cannot_be_understood_is_not_repeated(url: str) -> None:
     with pytest.raises(StoreMisconfigured, match="EBBTIDE_REDIS_URL") as refusal:
         RedisStore(url, DTYPE, "clicks", PARTITIONS)
     assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("redis://:secret@h", "h:6379"),
+        ("rediss://u:secret@h:1/3?ssl_cert_reqs=none", "h:1"),
+        ("unix://:secret@/run/redis.sock?db=1", "/run/redis.sock"),
+        ("redis+cluster://u:secret@h1:1,h2,[::1]:3", "h1:1,h2:6379,::1:3"),
+        ("rediss+cluster://u:se,cret@h1:1/0?socket_timeout=3", "h1:1"),
+        ("redis+sentinel://u:secret@h1,h2:2/a%20name", "a name of Sentinels h1:26379,h2:2"),
+        ("rediss+sentinel://h1/name/2/?sentinel_password=secret", "name of Sentinels h1:26379"),
+    ],
+)
+def test_every_form_of_url_says_where_without_the_password(url: str, where: str) -> None:
+    assert RedisStore(url, DTYPE, "clicks", PARTITIONS).where == where
 
 
 def test_braces_would_move_the_hash_tag() -> None:
@@ -393,19 +437,18 @@ async def test_memory_usage_counts_key_record_and_due(store: RedisStore) -> None
     assert (await store.memory_usage(1, [])).due == 0
 
 
-async def test_a_cluster_node_takes_the_scripts_but_not_yet_the_worker(
+async def test_a_cluster_node_behind_a_url_for_one_server_is_told_apart(
     tmp_path: Path, server: LocalValkey
 ) -> None:
-    """Every key is declared and lies in the partition's slot, or the node would refuse. `start` says what is missing.
+    """Every key is declared and lies in the partition's slot, or the node would refuse the scripts.
 
     A unix socket is tried on the way.
     """
-    real = server._command()[0]
     socket = tmp_path / "redis.sock"
-    wrapper = tmp_path / "cluster-node"
-    wrapper.write_text(f'#!/bin/sh\nexec {real} "$@" --cluster-enabled yes --unixsocket {socket}\n')
-    wrapper.chmod(0o755)
-    with LocalValkey(binary=wrapper, name="node", appendonly=False) as node:
+    settings = {"cluster-enabled": "yes", "unixsocket": str(socket)}
+    with LocalValkey(
+        binary=Path(server._command()[0]), name="node", appendonly=False, settings=settings
+    ) as node:
         admin: Any
         async with Redis.from_url(node.url) as admin:
             await admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -414,7 +457,7 @@ async def test_a_cluster_node_takes_the_scripts_but_not_yet_the_worker(
                     break
                 await asyncio.sleep(0.1)
         store = RedisStore(f"unix://{socket}", DTYPE, "clicks", PARTITIONS)
-        with pytest.raises(StoreMisconfigured, match="Cluster"):
+        with pytest.raises(StoreMisconfigured, match=r"EBBTIDE_REDIS_URL begin with redis\+cluster://"):
             await store.start()
         first = step_of(None, ["a", "{p1}", "}x{"], RNG, alerts=[(b"1", b"one")])
         await store.apply(first)

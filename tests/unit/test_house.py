@@ -19,7 +19,9 @@ LINES_MAX = 300
 FAUST = ("stream/fetch_thread.py", "stream/transport.py", "stream/app.py")
 # One home for each third party: what is used in one place can be replaced in one place.
 HOMES: dict[str, tuple[str, ...]] = {
-    "redis": ("featurestore/redis_client.py",),
+    "redis": tuple(
+        f"featurestore/redis_{part}.py" for part in ("client", "cluster", "errors", "sentinel", "url")
+    ),
     "faust": FAUST,
     "mode": FAUST,
     "aiokafka": (
