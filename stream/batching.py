@@ -8,13 +8,15 @@ one meet its deadline.
 
     latency contract of one row: (dispatch under way) + (dispatches of older rows) + its own dispatch
     no row waits for another partition's load, fold or apply, and none waits for company unless `linger` says so
+
+A row that makes the model fail does not fail its company: `stream/isolate.py` finds it, in a bounded number of calls,
+and only its own score is missing. What such a dispatch took says nothing of its size, so nothing is learned from it.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +24,11 @@ from numpy.typing import NDArray
 from featurestore.layout import Rows
 from stream.clock import Clock
 from stream.errors import ScorerUnavailable
+from stream.isolate import Guarded, Model
 from stream.telemetry import Dispatched, Reason, Telemetry
 
 COST_MEMORY = 0.1
 """Weight of the newest measurement in a size's learned cost: about the last ten dispatches count."""
-
-
-class Model(Protocol):
-    """What the batcher needs of a scorer; `model/scorer.py` has the real one."""
-
-    @property
-    def sizes(self) -> Sequence[int]: ...
-    @property
-    def version(self) -> int: ...
-    def score(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]: ...
-    def explain(
-        self, rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +115,10 @@ def decide(waiting: Waiting, now_s: float, costs: CostModel, linger_s: float) ->
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """p float32[n] in [0, 1], and the version int64[n] of the model that gave each."""
+    """p float32[n] in [0, 1], and the version int64[n] of the model that gave each.
+
+    p is NaN for a row that the model fails for, alone and repeatedly, while it scores others: it was given up.
+    """
 
     p: NDArray[np.float32]
     version: NDArray[np.int64]
@@ -150,7 +143,7 @@ class Batcher:
     """The one scorer that every partition shares. `run` is its task; `score` and `explain` may be called by many.
 
     deadline_s: how long after the oldest event's Kafka timestamp its score should be there; it decides sizes, nothing
-    is ever dropped for it. A failed dispatch fails every request that had rows in it, with the model's own error.
+    is ever dropped for it. A dispatch for which the model fails altogether fails every request that had rows in it.
     """
 
     def __init__(
@@ -168,11 +161,12 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         self._costs = CostModel(current().sizes)
-        self._recent: dict[int, Model] = {}
+        self._recent: dict[int, Guarded] = {}
 
     async def score(self, rows: Rows, as_of: NDArray[np.int64], *, events: int, oldest_ms: int) -> Scored:
         """Score n rows as of int64[n] ms. `events`: how many events brought them; `oldest_ms`: the oldest one's Kafka
-        timestamp, which is the rows' place in the queue."""
+        timestamp, which is the rows' place in the queue. Raises ScorerUnavailable when the model fails for more than a
+        few rows."""
         n = len(rows)
         if n == 0:
             return Scored(np.empty(0, np.float32), np.empty(0, np.int64))
@@ -195,16 +189,14 @@ class Batcher:
         self, rows: Rows, as_of: NDArray[np.int64], version: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Features and contributions, f4[n, F] each, of the few rows that became alerts; by the version that scored
-        each, also when another has taken over since."""
+        each, also when another has taken over since. NaN for a row that it cannot explain. Raises ScorerUnavailable
+        when it cannot explain any."""
         loop, parts = asyncio.get_running_loop(), []
         order = np.argsort(version, kind="stable")
         for each in np.unique(version):
             mine = np.flatnonzero(version == each)
-            model = self._recent.get(int(each)) or self._current()
-            try:
-                parts.append(await loop.run_in_executor(self._thread, model.explain, rows[mine], as_of[mine]))
-            except Exception as error:
-                raise ScorerUnavailable(f"the model cannot explain {len(mine)} rows: {error!r}") from error
+            model = self._recent.get(int(each)) or self._guarded(self._current())
+            parts.append(await loop.run_in_executor(self._thread, model.explain, rows[mine], as_of[mine]))
         back = np.argsort(order, kind="stable")
         return np.concatenate([f for f, _ in parts])[back], np.concatenate([c for _, c in parts])[back]
 
@@ -234,19 +226,18 @@ class Batcher:
         one = len(parts) == 1
         rows = parts[0][0].rows[parts[0][1]] if one else np.concatenate([r.rows[s] for r, s in parts])
         as_of = parts[0][0].as_of[parts[0][1]] if one else np.concatenate([r.as_of[s] for r, s in parts])
-        model = self._current()
-        self._remember(model)
+        guarded = self._guarded(self._current())
+        model = guarded.model
         started_s = self._clock.monotonic_s()
         try:
-            p = await asyncio.get_running_loop().run_in_executor(self._thread, model.score, rows, as_of)
-        except Exception as error:  # noqa: BLE001  # whatever the model raised belongs to those who asked it
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, guarded.score, rows, as_of)
+        except ScorerUnavailable as error:
             for request, _ in parts:
                 if request in self._waiting:
                     self._waiting.remove(request)
                 if not request.done.done():
-                    failure = ScorerUnavailable(f"the model failed on {len(rows)} rows: {error!r}")
-                    failure.__cause__ = error
-                    request.done.set_exception(failure)
+                    # One each: an exception that several tasks raise collects the tracebacks of all.
+                    request.done.set_exception(ScorerUnavailable(str(error)))
             return
         actual_s = self._clock.monotonic_s() - started_s
         self._telemetry.dispatched(
@@ -255,23 +246,28 @@ class Batcher:
                 dispatch.size, now_s - min(r.queued_s for r, _ in parts), self._costs.seconds(dispatch.size), actual_s,
             )
         )  # fmt: skip
-        self._costs.learn(dispatch.size, actual_s)
+        if found.calls == 1:
+            self._costs.learn(dispatch.size, actual_s)
         start = 0
         for request, part in parts:
             n = part.stop - part.start
-            request.p[part] = p[start : start + n]
+            request.p[part] = found.answer[start : start + n]
             request.version[part] = model.version
             start += n
             request.left -= n
             if request.left == 0 and not request.done.done():
                 request.done.set_result(Scored(request.p, request.version))
 
-    def _remember(self, model: Model) -> None:
-        """Keep the version in use and the one before it, whose alerts may not be composed yet."""
-        if model.version not in self._recent:
-            self._recent = {v: self._recent[v] for v in list(self._recent)[-1:]} | {model.version: model}
+    def _guarded(self, model: Model) -> Guarded:
+        """The model with what is known of it; kept for the version in use and the one before it, whose alerts may not
+        be composed yet."""
+        known = self._recent.get(model.version)
+        if known is None or known.model is not model:
+            known = Guarded(model)
+            self._recent = {v: self._recent[v] for v in list(self._recent)[-1:]} | {model.version: known}
             if tuple(model.sizes) != self._costs.sizes:
                 self._costs = CostModel(model.sizes)
+        return known
 
     def _take(self, rows: int) -> list[tuple[_Request, slice]]:
         """The `rows` oldest waiting rows, as slices of their requests; requests fully taken leave the queue."""

@@ -1,7 +1,8 @@
 """From transitions to alerts in words: the one place that asks the model why.
 
 Only rows that became alerts are explained, few of many; the explanation is a function of the row alone, so a replay
-composes the same bytes.
+composes the same bytes. Who left explicitly was not scored, so there is nothing to explain. An alert whose row the
+model cannot explain goes out all the same, without reasons: that it happened matters more than why.
 """
 
 from typing import Protocol
@@ -11,7 +12,7 @@ from featurestore.event import EventBatch
 from featurestore.fold import EVENT, RESET, SILENCE, TERMINAL, Points
 from featurestore.layout import Layout
 from featurestore.vector import features
-from stream.alert import Alert, Decision, alert_id, encode, instant, top_reasons
+from stream.alert import Alert, Decision, Reason, alert_id, encode, instant, top_reasons
 from stream.batching import Batcher, Scored
 from stream.decisions import Policy, Transition
 
@@ -49,17 +50,13 @@ class Composer:
         """Outbox entries (alert id, encoded alert) of the transitions, in their order."""
         if not transitions:
             return []
-        chosen = [t.point for t in transitions]
-        values, contributions = await self._batcher.explain(
-            points.rows[chosen], points.as_of[chosen], scored.version[chosen]
+        reasons = await self._reasons(
+            [t for t in transitions if points.cause[t.point] != TERMINAL], points, scored
         )
         entries = []
-        for n, t in enumerate(transitions):
+        for t in transitions:
             customer = events.customers[points.customer[t.point]]
-            left = (
-                points.cause[t.point] == TERMINAL
-            )  # an explicit leave is not scored, so it has no reasons either
-            towards = 1 if t.kind == "opened" else -1
+            left = points.cause[t.point] == TERMINAL
             alert = Alert(
                 alert_id=alert_id(self._topic, customer, t.kind, t.sequence),
                 customer=customer,
@@ -68,9 +65,7 @@ class Composer:
                 probability=None if left else round(float(scored.p[t.point]), 6),
                 threshold=serving.policy.enter,
                 horizon_days=self._layout.spec.horizon_ms / DAY_MS,
-                reasons=()
-                if left
-                else top_reasons(self._names, self._say, values[n], contributions[n], towards),
+                reasons=reasons.get(t.point, ()),
                 model=serving.name,
                 model_version=serving.version if left else int(scored.version[t.point]),
                 layout=self._layout.id,
@@ -84,3 +79,20 @@ class Composer:
             )
             entries.append((alert.alert_id.encode(), encode(alert)))
         return entries
+
+    async def _reasons(
+        self, transitions: list[Transition], points: Points, scored: Scored
+    ) -> dict[int, tuple[Reason, ...]]:
+        """By point; empty for one that cannot be explained, whose contributions are NaN and speak for nothing."""
+        if not transitions:
+            return {}
+        chosen = [t.point for t in transitions]
+        values, contributions = await self._batcher.explain(
+            points.rows[chosen], points.as_of[chosen], scored.version[chosen]
+        )
+        return {
+            t.point: top_reasons(
+                self._names, self._say, values[n], contributions[n], 1 if t.kind == "opened" else -1
+            )
+            for n, t in enumerate(transitions)
+        }

@@ -1,12 +1,13 @@
 """Dead letters read again, and sent back where they came from.
 
-    dead-letter topic ─▶ letters ─▶ due: not replayed before, not of somebody forgotten since ─▶ the input topic
-                                                                    └▶ bookmarks, by reason
+    dead-letter topic ─▶ letters ─▶ due: not replayed before, not of somebody forgotten since, ─▶ the input topic
+                                         not folded already                       └▶ bookmarks, by reason
 
 A letter goes back with its own bytes, key, headers and timestamp. What has been sent back is remembered by Kafka
 (`stream/bookmarks.py`), after it was acknowledged: a second replay sends only what came since, and a replay that died
 half-way sends a few letters twice, which their event ids make harmless. A tombstone in the dead-letter topic forgets
-the letters of its customer that lie before it. It refuses to mend a letter, and to send one to a topic that is not the
+the letters of its customer that lie before it. A letter `unscored` stays where it is: its event has been folded, and
+without an event id would be counted twice. It refuses to mend a letter, and to send one to a topic that is not the
 configured input, whatever its header says.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 
 from stream.bookmarks import Bookmarks, Marks
-from stream.dead_letter import Position, original_headers, read
+from stream.dead_letter import UNSCORED, Position, original_headers, read
 from stream.kafka import KafkaSettings
 from stream.message import Message, Sink
 from stream.topic_log import LogRecord, log_ranges, read_topic
@@ -38,13 +39,17 @@ class Letter:
 
 @dataclass(slots=True)
 class Replayed:
-    """What a replay did: letters sent (or, in a dry run, to be sent) by reason, and those passed over."""
+    """What a replay did: letters sent (or, in a dry run, to be sent) by reason, and those passed over.
+
+    folded_already: letters `unscored`, whose events are in the state; only their decisions are missing.
+    """
 
     sent: Counter[str] = field(default_factory=Counter)
     done_before: int = 0
     forgotten: int = 0
     of_another_topic: int = 0
     empty: int = 0
+    folded_already: int = 0
 
 
 async def letters(
@@ -91,6 +96,8 @@ def _is_due(
     partition, offset, key = letter.record.partition, letter.record.offset, letter.record.key
     if letter.source.topic != topic:
         result.of_another_topic += 1
+    elif letter.reason == UNSCORED:
+        result.folded_already += 1
     elif not letter.has_value:
         result.empty += 1  # neither key nor value: the client cannot send it, and there is nothing to mend
     elif key is not None and offset < forgotten_at.get((partition, key), -1):

@@ -66,7 +66,8 @@ def replay_letters(
     """Send dead letters back to their topic as they came, each once.
 
     What was sent is remembered by reason in Kafka, as the consumer group GROUP-dlq-replay, so that a second replay
-    sends only what came since. Letters that lie before a tombstone of their customer are passed over.
+    sends only what came since. Passed over are letters that lie before a tombstone of their customer, and letters
+    `unscored`: their events are folded already.
     """
     settings = _connected(config)
     with steps() as progress:
@@ -76,7 +77,7 @@ def replay_letters(
     data = {
         "sent": sent, "dry_run": dry_run, "reasons": dict(result.sent), "replayed_before": result.done_before,
         "forgotten": result.forgotten, "of_another_topic": result.of_another_topic,
-        "empty": result.empty,
+        "empty": result.empty, "folded_already": result.folded_already,
     }  # fmt: skip
     table_and_json(None, data, json_path)
     verb = "would be sent" if dry_run else "sent"
@@ -84,6 +85,9 @@ def replay_letters(
     passed = f"{result.done_before:,} replayed before, {result.forgotten:,} of customers forgotten since"
     passed += f", {result.empty:,} with neither key nor value" if result.empty else ""
     passed += f", {result.of_another_topic:,} of another topic" if result.of_another_topic else ""
+    passed += (
+        f", {result.folded_already:,} unscored, whose events are folded" if result.folded_already else ""
+    )
     console().print(
         f"{sent:,} letters {verb} to {settings.kafka.topic}"
         + (f" ({said})" if said else "")

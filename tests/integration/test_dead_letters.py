@@ -111,7 +111,7 @@ async def test_somebody_forgotten_stays_forgotten(stack: Services, unique_name: 
     _, result = await in_thread(dlq, stack, settings, tmp_path, "replay")
     assert result == {
         "sent": 2, "dry_run": False, "reasons": {"future": 2}, "replayed_before": 0, "forgotten": 1,
-        "of_another_topic": 1, "empty": 0,
+        "of_another_topic": 1, "empty": 0, "folded_already": 0,
     }  # fmt: skip
     assert sorted(r.value or b"" for r in await everything_in(settings)) == [b"{2", b"{3"]
 
@@ -126,3 +126,24 @@ async def test_the_list_shows_why_and_where_and_no_customer(
     assert data["letters"] == 6 and data["reasons"] == {"future": 5, "not_json": 1}
     assert [row["offset"] for row in data["latest"]] == [4, 5]
     assert f"{settings.topic}/0@5" in said and "because" in said and "onymous" not in said
+
+
+async def test_what_is_folded_already_is_not_sent_again(
+    stack: Services, unique_name: str, tmp_path: Path
+) -> None:
+    """An `unscored` letter's event is in the state: it is listed, counted, and stays, also when asked for by name."""
+    settings = settings_of(stack, unique_name)
+    await bury(
+        settings, a_letter(settings, 1, b"ann", "unscored"), a_letter(settings, 2, b"bob", "not_json"),
+        a_letter(settings, 3, b"ann", "unscored"), a_letter(settings, 4, b"ann", "unscored", topic="elsewhere"),
+    )  # fmt: skip
+    _, listed = await in_thread(dlq, stack, settings, tmp_path, "list")
+    assert listed["reasons"] == {"unscored": 3, "not_json": 1}
+    said, dry = await in_thread(dlq, stack, settings, tmp_path, "replay", "--dry-run")
+    assert (dry["sent"], dry["folded_already"]) == (1, 2) and "2 unscored, whose events are folded" in said
+    said, named = await in_thread(dlq, stack, settings, tmp_path, "replay", "--reason", "unscored")
+    assert (named["sent"], named["folded_already"], named["of_another_topic"]) == (0, 2, 1)
+    assert await everything_in(settings) == []
+    _, result = await in_thread(dlq, stack, settings, tmp_path, "replay")
+    assert (result["reasons"], result["folded_already"]) == ({"not_json": 1}, 2)
+    assert [r.value for r in await everything_in(settings)] == [b"{2"]

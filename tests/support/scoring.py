@@ -1,7 +1,7 @@
 """A second, real implementation of the `Model` protocol: arithmetic on the record, so that a test knows every score."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,3 +75,47 @@ class ArithmeticModel:
         values = np.zeros((len(rows), len(features(SPEC))), np.float32)
         values[:, 0] = (as_of - rows["last_seen"]) / 86_400_000
         return values, values.copy()
+
+
+class FussyModel(ArithmeticModel):
+    """Cannot do some rows, told apart by `activity_count`.
+
+    It raises for a call that has one of `raises` in it, and answers NaN for those of `nans`; those of `unexplained` it
+    scores, and raises when asked why. `broken`: it raises for everything from now on; `wrong`: it scores everything 2.
+    `calls` holds the number of rows of each call.
+    """
+
+    def __init__(
+        self,
+        raises: Iterable[int] = (),
+        nans: Iterable[int] = (),
+        unexplained: Iterable[int] = (),
+        sizes: Sequence[int] = (8, 32, 128, 512),
+        seconds: float = 0.0,
+    ) -> None:
+        super().__init__(sizes, seconds)
+        self.raises, self.nans, self.unexplained = list(raises), list(nans), list(unexplained)
+        self.broken = self.wrong = False
+        self.calls: list[int] = []
+
+    def score(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]:
+        lost = self._lost(rows)
+        p = super().score(rows, as_of)
+        p[lost] = np.nan
+        return np.full_like(p, 2.0) if self.wrong else p
+
+    def explain(
+        self, rows: Rows, as_of: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        lost = self._lost(rows)
+        if np.isin(rows["activity_count"], self.unexplained).any():
+            raise RuntimeError("no words on purpose")
+        values, contributions = super().explain(rows, as_of)
+        contributions[lost] = np.nan
+        return values, contributions
+
+    def _lost(self, rows: Rows) -> NDArray[np.bool_]:
+        self.calls.append(len(rows))
+        if self.broken or np.isin(rows["activity_count"], self.raises).any():
+            raise RuntimeError("broken on purpose")
+        return np.isin(rows["activity_count"], self.nans)

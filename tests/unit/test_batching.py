@@ -11,7 +11,7 @@ from stream.batching import Batcher, CostModel, Dispatch, Wait, Waiting, decide
 from stream.clock import SystemClock
 from stream.errors import ScorerUnavailable
 from stream.telemetry import Dispatched, Silent
-from tests.support.scoring import ArithmeticModel, rows_of
+from tests.support.scoring import ArithmeticModel, FussyModel, rows_of
 
 SIZES = (8, 32, 128)
 
@@ -160,11 +160,85 @@ async def test_a_failing_model_fails_those_who_asked_and_nobody_else() -> None:
     model = ArithmeticModel((8,), seconds=0.0)
     batcher = batcher_of(model, Listener())
     loop = asyncio.create_task(batcher.run())
-    model.fail_next = 1
+    model.fail_next = 2  # the dispatch, and the row that would show that the model works
     with pytest.raises(ScorerUnavailable, match="broken on purpose"):
         await batcher.score(rows_of(3), np.ones(3, np.int64), events=3, oldest_ms=0)
     scored = await batcher.score(rows_of(3), np.ones(3, np.int64), events=3, oldest_ms=0)
     assert len(scored.p) == 3
+    loop.cancel()
+    batcher.close()
+
+
+async def test_only_the_owner_of_a_bad_row_misses_its_score() -> None:
+    """
+    partitions   0 ········   1 ···×···   2 ·×······   3 ········      in one dispatch, while one is under way
+    scores       0 ········   1 ···N···   2 ·N······   3 ········      N: NaN; all others to the bit
+    """
+    rng = np.random.default_rng(seed := 8)
+    print(f"seed {seed}")
+    heard, model = Listener(), FussyModel(raises=[1003], nans=[2001], sizes=(8, 32, 128), seconds=0.002)
+    batcher = batcher_of(model, heard)
+    loop = asyncio.create_task(batcher.run())
+    now_ms = SystemClock().now_ms()
+    first = asyncio.create_task(batcher.score(rows_of(8, 9000), np.ones(8, np.int64), events=8, oldest_ms=1))
+    await asyncio.sleep(0.001)
+    requests = [(rows_of(8, start=1000 * i), rng.integers(1, 10**12, 8)) for i in range(4)]
+    answers = await asyncio.gather(
+        *(batcher.score(rows, as_of, events=8, oldest_ms=now_ms) for rows, as_of in requests), first
+    )
+    assert [d.rows for d in heard.seen] == [8, 32]
+    for i, ((rows, as_of), scored) in enumerate(zip(requests, answers, strict=False)):
+        expected = model.expected(rows, as_of)
+        expected[{1: [3], 2: [1]}.get(i, [])] = np.nan
+        assert scored.p.tobytes() == expected.tobytes()
+        assert (scored.version == model.version).all()
+    loop.cancel()
+    batcher.close()
+
+
+async def test_a_search_teaches_nothing_about_costs_and_an_outage_costs_two_calls() -> None:
+    """A dispatch that took many calls is reported as long as it took, and leaves what the size is known to cost."""
+    heard, model = Listener(), FussyModel(sizes=(32,), seconds=0.001)
+    batcher = batcher_of(model, heard)
+    loop = asyncio.create_task(batcher.run())
+    as_of = np.ones(32, np.int64)
+    await batcher.score(rows_of(32), as_of, events=32, oldest_ms=0)
+    learned = batcher._costs.seconds(32)
+    model.raises = [5]
+    scored = await batcher.score(rows_of(32), as_of, events=32, oldest_ms=0)
+    assert np.flatnonzero(np.isnan(scored.p)).tolist() == [5]
+    assert batcher._costs.seconds(32) == learned
+    assert heard.seen[1].actual_s > 5 * 0.001
+    model.calls.clear()
+    model.broken = True
+    with pytest.raises(ScorerUnavailable):
+        await batcher.score(rows_of(32), as_of, events=32, oldest_ms=0)
+    assert model.calls == [32, 1]
+    assert len(heard.seen) == 2
+    loop.cancel()
+    batcher.close()
+
+
+async def test_a_new_version_shows_anew_that_it_can_score() -> None:
+    """What the old one scored says nothing of the new one: broken for all but the stand-in, it gives nobody up."""
+
+    class BrokenForAll(FussyModel):
+        version = 2
+
+    serving: list[FussyModel] = [FussyModel(sizes=(8,))]
+    batcher = Batcher(lambda: serving[0], SystemClock(), Listener(), deadline_s=60.0, linger_s=0.0)
+    loop = asyncio.create_task(batcher.run())
+    rows, as_of = rows_of(3, start=1), np.ones(3, np.int64)
+    await batcher.score(rows, as_of, events=3, oldest_ms=0)
+    serving[0] = BrokenForAll(nans=range(1, 100), sizes=(8,))
+    with pytest.raises(ScorerUnavailable, match="the first it was given"):
+        await batcher.score(rows, as_of, events=3, oldest_ms=0)
+    serving[0].nans = [2]
+    assert np.isnan((await batcher.score(rows, as_of, events=3, oldest_ms=0)).p).tolist() == [
+        False,
+        True,
+        False,
+    ]
     loop.cancel()
     batcher.close()
 
