@@ -203,6 +203,8 @@ class KafkaSink:
                 try:
                     # Bounded by us: for the number that makes its sends idempotent, a producer waits without end.
                     async with asyncio.timeout(self._settings.request_timeout_s):
+                        await producer.client.bootstrap()
+                        check_admitted(producer.client)
                         await producer.start()
                 except (KafkaError, OSError, TimeoutError) as error:
                     await producer.stop()

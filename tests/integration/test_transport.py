@@ -497,3 +497,65 @@ async def test_the_group_is_gone_when_the_last_has_left(
     plain = AIOKafkaConsumer(unique_name, bootstrap_servers=stack.kafka_url, group_id=unique_name)
     await asyncio.wait_for(plain.start(), 5.0)
     await plain.stop()
+
+
+async def test_a_static_member_that_restarts_within_its_session_disturbs_nobody(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """It finds its partitions as it left them; the others are not asked to join again. Not even for the leader."""
+    settings = settings_for(stack, unique_name, session_timeout_s=10.0)
+    chain = MemoryChain()
+    receivers = {
+        name: await join(settings.model_copy(update={"instance": name}), chain)
+        for name in ("worker-0", "worker-1")
+    }
+    await until(lambda: [len(r.partitions) for r in receivers.values()] == [2, 2], "two each")
+    await feed.send(400)
+    await until(lambda: folded(chain, feed), "all folded")
+    for name, other in (("worker-0", "worker-1"), ("worker-1", "worker-0")):
+        before, owned = receivers[other].seen["assigned"], receivers[name].partitions
+        await receivers[name].stop()
+        await feed.send(400)
+        receivers[name] = await join(settings.model_copy(update={"instance": name}), chain)
+        await until(lambda: folded(chain, feed), "what came meanwhile", timeout_s=8.0)
+        assert receivers[name].partitions == owned
+        assert receivers[other].seen["assigned"] == before, "the other one was asked to join again"
+    await check(chain, feed)
+
+
+async def test_a_static_member_that_stays_away_is_replaced_after_its_session(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """And is a member again when it comes back."""
+    settings, chain = settings_for(stack, unique_name), MemoryChain()
+    first = await join(settings.model_copy(update={"instance": "a"}), chain)
+    second = await join(settings.model_copy(update={"instance": "b"}), chain)
+    await until(lambda: len(first.partitions) == len(second.partitions) == 2, "two each")
+    await second.stop()
+    await feed.send(400)
+    await until(lambda: len(first.partitions) == 4, "all are the first one's", timeout_s=8.0)
+    second = await join(settings.model_copy(update={"instance": "b"}), chain)
+    await until(lambda: len(first.partitions) == len(second.partitions) == 2, "two each again")
+    await feed.send(400)
+    await until(lambda: folded(chain, feed), "all folded")
+    await check(chain, feed)
+
+
+async def test_two_workers_by_one_name_are_told_so(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """The one that joined first ends, and the other keeps what is its own now: neither takes it back for ever."""
+    settings, chain = settings_for(stack, unique_name, instance="worker-0"), MemoryChain()
+    first = await join(settings, chain)
+    await until(lambda: len(first.partitions) == 4, "assigned")
+    second = await join(settings, chain)
+    with pytest.raises(BrokerMisconfigured, match=r"worker-0.*own kafka\.instance"):
+        await asyncio.wait_for(first.faust.failed(), 10)
+    await first.stop()
+    await until(lambda: len(second.partitions) == 4, "the second owns all")
+    assigned = second.seen["assigned"]
+    await feed.send(400)
+    await until(lambda: folded(chain, feed), "all folded")
+    await asyncio.sleep(2.0)  # longer than a session
+    assert second.seen["assigned"] == assigned, "it was disturbed again"
+    await check(chain, feed)

@@ -11,6 +11,7 @@ Certificates are made anew each time; the authority that nobody trusts is `stran
 `PASSWORD`, so that a test can look for it where it must not be.
 """
 
+import asyncio
 import base64
 import json
 import time
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreateAclsRequest
 
 from ops.local_stack import LocalKafka
 from ops.stack_keeper import free_ports
@@ -28,6 +31,11 @@ from stream.kafka import KafkaSettings
 PASSWORD = "Tell-nobody-4711"
 USERS = ("alice", "bob")
 LISTENERS = ("tls", "mutual", "sasl", "sasl_tls", "token")
+SHORT_S = 1.5
+# Kafka's codes for what an ACL names.
+RESOURCES = {"topic": 2, "group": 3, "cluster": 4}
+OPERATIONS = {"READ": 3, "WRITE": 4, "CREATE": 5, "DESCRIBE": 8, "IDEMPOTENT_WRITE": 12}
+LITERAL, ALLOW = 3, 3
 PLAIN_LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule required {};"
 SCRAM_LOGIN = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 TOKEN_LOGIN = (
@@ -149,3 +157,42 @@ def _pkcs8(issued: trustme.LeafCert) -> bytes:
 def expired() -> str:
     """A token that is no good any more."""
     return token(life_s=-1.0)
+
+
+ASKED: list[asyncio.AbstractEventLoop] = []
+"""The event loops that asked `short_lived` for a token, in order."""
+
+
+async def short_lived() -> str:
+    """A token that is good for a moment: a client that lives longer has to ask again."""
+    ASKED.append(asyncio.get_running_loop())
+    return token(life_s=SHORT_S)
+
+
+def broken() -> str:
+    """What asks an identity server that is away, and talks about it."""
+    raise ConnectionError(f"no answer at https://id.example.org/?client_secret={PASSWORD}")
+
+
+async def allow(secure: SecureKafka, user: str, *rights: str) -> None:
+    """Grant `user` rights like "READ on topic x", on exactly that resource; returns once the broker knows them."""
+    client = AIOKafkaAdminClient(bootstrap_servers=secure.url("plain"))
+    await client.start()
+    try:
+        for right in rights:
+            operation, _, resource = right.partition(" on ")
+            kind, _, name = resource.partition(" ")
+            request = CreateAclsRequest(
+                RESOURCES[kind],
+                name or "kafka-cluster",
+                LITERAL,
+                f"User:{user}",
+                "*",
+                OPERATIONS[operation],
+                ALLOW,
+            )
+            (answer,) = (await client._send_to_controller(request)).creation_responses
+            assert answer[0] == 0, answer
+    finally:
+        await client.close()
+    await asyncio.sleep(0.3)  # the controller has them; the broker beside it hears of it a moment later

@@ -1,0 +1,302 @@
+"""Every door of a real Kafka: who gets in does all that a worker does, and who does not is told why, in seconds.
+
+entrance ─▶ admin: topics made ─▶ sink ─▶ topic ─▶ group ─▶ marks committed, and read back
+"""
+
+import asyncio
+import logging
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.logs import capture_logs
+from stream.bookmarks import Bookmarks
+from stream.errors import BrokerMisconfigured, BrokerUnavailable, StreamError
+from stream.kafka import KafkaSettings, KafkaSink, TopicSpec, check_connection, ensure_topics
+from stream.message import Message
+from stream.topic_log import log_ranges, read_topic
+from tests.support.kafka_servers import ASKED, PASSWORD, SHORT_S, SecureKafka, allow, secure_kafka, token
+from tests.support.receiver import MemoryChain, Receiver, until
+
+pytestmark = pytest.mark.kafka
+PROMPTLY_S = 8.0
+HERE = "tests.support.kafka_servers"
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
+    with secure_kafka(tmp_path_factory.mktemp("certificates")) as kafka:
+        yield kafka
+
+
+@pytest.fixture
+def told() -> Iterator[list[logging.LogRecord]]:
+    """Whatever anybody logs meanwhile, down to aiokafka's own debugging, holds no secret."""
+    with capture_logs(logging.DEBUG) as records:
+        yield records
+    lines = [logging.Formatter("%(message)s").format(record) + repr(vars(record)) for record in records]
+    assert not [line for line in lines if PASSWORD in line or "eyJhbGciOiAibm9uZSJ9" in line]
+
+
+def login(mechanism: str) -> dict[str, object]:
+    return {"sasl": {"mechanism": mechanism, "username": "alice", "password": PASSWORD}}
+
+
+def bearer(**source: object) -> dict[str, object]:
+    return {"sasl": {"mechanism": "OAUTHBEARER", **source}}
+
+
+def certificate(secure: SecureKafka, name: str) -> dict[str, object]:
+    return {
+        "tls": {
+            "enabled": True,
+            "ca_file": secure.folder / "ca.pem",
+            "cert_file": secure.folder / f"{name}.pem",
+        }
+    }
+
+
+def trusting(authority: Path) -> dict[str, object]:
+    return {"tls": {"enabled": True, "ca_file": authority}}
+
+
+def all_rights(name: str) -> list[str]:
+    return [
+        f"READ on topic {name}", f"WRITE on topic {name}", f"READ on topic {name}-out", f"WRITE on topic {name}-out",
+        "CREATE on cluster", f"READ on group {name}", f"READ on group {name}-done",
+    ]  # fmt: skip
+
+
+def topics(name: str) -> list[TopicSpec]:
+    return [TopicSpec(name, 2, "topics.partitions"), TopicSpec(f"{name}-out", 1, "topics.partitions")]
+
+
+async def numbers(chain: MemoryChain) -> list[str]:
+    return [
+        value for partition in range(2) for _, _, rows in await chain.entries(partition) for _, value in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listener", "who"),
+    [
+        ("mutual", "certificate"),
+        ("sasl", "PLAIN"),
+        ("sasl_tls", "PLAIN"),
+        ("sasl_tls", "SCRAM-SHA-256"),
+        ("sasl_tls", "SCRAM-SHA-512"),
+        ("token", "OAUTHBEARER"),
+    ],
+)
+async def test_who_gets_in_does_all_that_a_worker_does(
+    secure: SecureKafka, unique_name: str, told: list[logging.LogRecord], listener: str, who: str
+) -> None:
+    """Admin, sink, group, marks, the topic reader and the bookmarks: every client of ours is opened alike."""
+    identity = certificate(secure, "alice") if who == "certificate" else login(who)
+    settings = secure.settings(
+        listener, unique_name, **bearer(token_callback=f"{HERE}:token") if who == "OAUTHBEARER" else identity
+    )
+    await allow(secure, "alice", *all_rights(unique_name))
+    await check_connection(settings)
+    assert await ensure_topics(settings, topics(unique_name)) == {unique_name: 2, f"{unique_name}-out": 1}
+    async with KafkaSink(settings) as sink:
+        await sink.send_all([Message(unique_name, f"k{n}".encode(), f"{n}".encode()) for n in range(100)])
+        await sink.send_all([Message(f"{unique_name}-out", b"k", b"alert")])
+    ends = {partition: end for partition, (_, end) in (await log_ranges(settings, unique_name)).items()}
+    chain = MemoryChain()
+    receiver = Receiver(settings, chain)
+    await receiver.faust.start()
+    await until(lambda: len(receiver.partitions) == 2, "assigned")
+    await until(lambda: _as_many(chain, 100), "all folded")
+    await receiver.stop()
+    again = Receiver(settings, chain)
+    await again.faust.start()
+    await until(lambda: len(again.partitions) == 2, "assigned again")
+    marks = {partition: await again.faust.committed(partition) for partition in range(2)}
+    await again.stop()
+    assert {partition: mark and mark.offset for partition, mark in marks.items()} == ends
+    assert sorted(await numbers(chain), key=int) == [str(n) for n in range(100)]
+    assert [record.value async for record in read_topic(settings, f"{unique_name}-out")] == [b"alert"]
+    async with Bookmarks(settings, f"{unique_name}-done", unique_name) as bookmarks:
+        await bookmarks.write({0: {"a": 7}}, await bookmarks.read(2))
+        assert await bookmarks.read(2) == {0: {"a": 7}}
+    assert any("SaslHandShake" in record.getMessage() for record in told) == bool(settings.sasl.mechanism), (
+        "aiokafka's debugging was not looked at"
+    )
+
+
+async def _as_many(chain: MemoryChain, count: int) -> bool:
+    return len(await numbers(chain)) >= count
+
+
+@pytest.mark.parametrize("source", ["callback", "file"])
+async def test_a_token_that_expires_is_asked_for_again(
+    secure: SecureKafka, unique_name: str, told: list[logging.LogRecord], tmp_path: Path, source: str
+) -> None:
+    """By the consumer's thread as by the loop: both live longer than any token, and nothing is lost or refused."""
+    file = tmp_path / "token"
+    file.write_text(token(life_s=SHORT_S) + "\n")
+    ours = {"token_callback": f"{HERE}:short_lived"} if source == "callback" else {"token_file": file}
+    settings = secure.settings("token", unique_name, **bearer(**ours))
+    await allow(secure, "alice", *all_rights(unique_name))
+    await ensure_topics(secure.settings("plain", unique_name), topics(unique_name))
+    ASKED.clear()
+    chain = MemoryChain()
+    receiver = Receiver(settings, chain)
+    await receiver.faust.start()
+    async with KafkaSink(settings) as sink:
+        for n in range(20):
+            file.write_text(token(life_s=SHORT_S))  # as Kubernetes renews it
+            await sink.send_all([Message(unique_name, f"k{n}".encode(), f"{n}".encode())])
+            await asyncio.sleep(0.2)
+    await until(lambda: _as_many(chain, 20), "all folded")
+    await receiver.stop()
+    assert sorted(await numbers(chain), key=int) == [str(n) for n in range(20)]
+    if source == "callback":
+        loops = {id(loop): ASKED.count(loop) for loop in ASKED}
+        assert len(loops) == 2, "asked in the loop of the client that wants it"
+        assert min(loops.values()) >= 2, loops
+
+
+async def refusal(doing: Awaitable[Any]) -> BrokerMisconfigured:
+    """The error it ends with; promptly, and without a secret in it."""
+    with pytest.raises(StreamError) as caught:
+        await asyncio.wait_for(doing, PROMPTLY_S)
+    assert isinstance(caught.value, BrokerMisconfigured), caught.value
+    assert PASSWORD not in repr(caught.getrepr(chain=True, showlocals=False))
+    assert caught.value.hint
+    return caught.value
+
+
+WRONG: dict[str, tuple[str, Callable[[SecureKafka], dict[str, object]], str]] = {
+    "password, PLAIN": (
+        "sasl_tls", lambda _: {"sasl": {"mechanism": "PLAIN", "username": "alice", "password": "x"}},
+        r"Authentication failed.*kafka\.sasl\.password",
+    ),
+    "password, SCRAM": (
+        "sasl_tls", lambda _: {"sasl": {"mechanism": "SCRAM-SHA-512", "username": "alice", "password": "x"}},
+        r"invalid credentials.*kafka\.sasl\.password",
+    ),
+    "mechanism": ("sasl", lambda _: login("SCRAM-SHA-256"), r"set kafka\.sasl\.mechanism to one"),
+    "no login": ("sasl_tls", lambda _: {}, r"hangs up.*set kafka\.sasl\.mechanism"),
+    "a login nobody asks for": ("tls", lambda _: login("PLAIN"), r"asks for no SASL: unset kafka\.sasl\.mechanism"),
+    "no TLS": ("sasl_tls", lambda _: login("PLAIN") | {"tls": {}}, r"speaks TLS, and we do not.*kafka\.tls\.enabled"),
+    "TLS": ("sasl", lambda _: login("PLAIN") | {"tls": {"enabled": True}}, r"not speak TLS.*kafka\.tls\.enabled"),
+    "authority": ("tls", lambda s: trusting(s.folder / "stranger.pem"), r"set kafka\.tls\.ca_file to the authority"),
+    "no certificate": ("mutual", lambda _: {}, r"kafka\.tls\.cert_file"),
+    "certificate": ("mutual", lambda s: certificate(s, "mallory"), r"kafka\.tls\.cert_file"),
+    "token": ("token", lambda _: bearer(token_callback=f"{HERE}:expired"), r"does not accept our token"),
+    "token file": ("token", lambda s: bearer(token_file=s.folder / "none"), r"kafka\.sasl\.token_file: cannot read"),
+    "CA file": ("tls", lambda s: trusting(s.folder / "none"), r"kafka\.tls\.ca_file: cannot read"),
+    "callback": ("token", lambda _: bearer(token_callback="nowhere:token"), r"token_callback.*cannot be imported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_a_wrong_key_is_said_to_be_wrong(
+    secure: SecureKafka, unique_name: str, told: list[logging.LogRecord], wrong: str
+) -> None:
+    """By each way in: whichever client comes first says which setting it is, and none tries for ever."""
+    listener, more, says = WRONG[wrong]
+    settings = secure.settings(listener, unique_name, **more(secure))
+
+    errors = await asyncio.gather(*(refusal(way(settings)) for way in WAYS))
+    for way, error in zip(WAYS, errors, strict=True):
+        assert re.search(says, str(error)), f"{way.__name__}: {error}"
+
+
+async def connect(settings: KafkaSettings) -> None:
+    await check_connection(settings)
+
+
+async def consume(settings: KafkaSettings) -> None:
+    receiver = Receiver(settings, MemoryChain())
+    try:
+        await receiver.faust.start()
+        await receiver.faust.failed()
+    finally:
+        await receiver.stop()
+
+
+async def send(settings: KafkaSettings) -> None:
+    async with KafkaSink(settings) as sink:
+        await sink.send_all([Message(f"{settings.topic}-out", b"k", b"v")])
+
+
+async def read(settings: KafkaSettings) -> None:
+    await anext(read_topic(settings, settings.topic))
+
+
+async def remember(settings: KafkaSettings) -> None:
+    async with Bookmarks(settings, f"{settings.group}-done", settings.topic) as bookmarks:
+        await bookmarks.write({0: {"a": 1}}, await bookmarks.read(1))
+
+
+async def start(settings: KafkaSettings) -> None:
+    await ensure_topics(settings, topics(settings.topic))
+
+
+WAYS = (connect, consume, send, read, remember)
+
+
+async def test_a_token_function_that_fails_is_waited_for_and_not_quoted(
+    secure: SecureKafka, unique_name: str, told: list[logging.LogRecord]
+) -> None:
+    """It asks somebody who may be away; what it says when it fails may hold what it asked with."""
+    settings = secure.settings("token", unique_name, **bearer(token_callback=f"{HERE}:broken"))
+    for way in WAYS:
+        with pytest.raises(
+            BrokerUnavailable, match=f"{HERE}:broken gave no token: ConnectionError"
+        ) as caught:
+            await asyncio.wait_for(way(settings), PROMPTLY_S)
+        assert PASSWORD not in str(caught.getrepr(chain=True))
+
+
+@dataclass(frozen=True)
+class Forbidden:
+    """A worker with all rights but `lacks` (and, instead, `has`) does something; the error's hint names `says`."""
+
+    doing: Callable[[KafkaSettings], Awaitable[None]]
+    lacks: tuple[str, ...]
+    says: str
+    has: tuple[str, ...] = ()
+
+
+FORBIDDEN = {
+    "to read the input, at start": Forbidden(start, ("READ on topic {}",), "READ on topic '{}'"),
+    "to read the input": Forbidden(consume, ("READ on topic {}",), "READ on topic '{}'"),
+    "to know of the input": Forbidden(
+        start, ("READ on topic {}", "WRITE on topic {}"), "READ on topic '{}'"
+    ),
+    "the group": Forbidden(consume, ("READ on group {}",), "READ on group '{}'"),
+    "to write, at start": Forbidden(start, ("WRITE on topic {}-out",), "WRITE on topic '{}-out'"),
+    "to write": Forbidden(send, ("WRITE on topic {}-out",), "WRITE on topic '{}-out'"),
+    "to create": Forbidden(start, ("CREATE on cluster",), "CREATE on topic '{}'"),
+    "idempotence": Forbidden(send, ("WRITE on topic {}", "WRITE on topic {}-out"), "IDEMPOTENT_WRITE on the cluster"),
+    "to read a topic": Forbidden(read, ("READ on topic {}",), "READ on topic '{}'"),
+    "to know of a topic": Forbidden(read, ("READ on topic {}", "WRITE on topic {}"), "READ on topic '{}'"),
+    "the bookmarks' group": Forbidden(remember, ("READ on group {}-done",), "READ on group '{}-done'"),
+    "the bookmarks' topic": Forbidden(remember, ("READ on topic {}", "WRITE on topic {}"), "READ on topic '{}'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FORBIDDEN)
+async def test_a_right_that_is_missing_is_named(secure: SecureKafka, unique_name: str, case: str) -> None:
+    """Its hint is the ACL to grant: granted, the same thing works."""
+    forbidden, user = FORBIDDEN[case], f"u{unique_name}"
+    lacks = {right.format(unique_name) for right in forbidden.lacks}
+    settings = secure.settings("token", unique_name, **bearer(token_callback=f"{HERE}:{user}"))
+    setattr(sys.modules[HERE], user, lambda: token(user))
+    await allow(secure, user, *(right for right in all_rights(unique_name) if right not in lacks))
+    if case != "to create":
+        await ensure_topics(secure.settings("plain", unique_name), topics(unique_name))
+    error = await refusal(forbidden.doing(settings))
+    says = forbidden.says.format(unique_name)
+    assert says in error.hint, error
+    assert "ACL" in error.hint
+    assert says in error.args[0]
