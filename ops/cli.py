@@ -28,6 +28,8 @@ COMMANDS = {
     "train": ("ops.commands.train", "Train a model from a log of events, evaluate it, publish it."),
     "replay": ("ops.commands.replay", "A real log through the whole service: what would it have said?"),
     "backfill": ("ops.commands.backfill", "History straight into the store."),
+    "rebuild": ("ops.commands.rebuild", "The state made again under a new prefix, beside the workers."),
+    "drop": ("ops.commands.drop", "Delete the state under a prefix that nobody uses."),
     "spec": ("ops.commands.spec", "Check a feature spec against a log, draw its record."),
     "model": ("ops.commands.model", "Show what a published model is."),
     "dlq": ("ops.commands.dlq", "List the dead letters, send them back."),
