@@ -21,7 +21,7 @@ from faust.tables.manager import TableManager
 from faust.types import AgentT, AppT, EventT, StreamT
 from mode import ServiceT
 
-from stream.errors import BrokerMisconfigured
+from stream.errors import BrokerUnavailable
 from stream.fetched import FetchedBatch, Mark, OnPartitions
 from stream.kafka import KafkaSettings
 from stream.transport import BatchConsumer, BatchTransport
@@ -136,7 +136,8 @@ class FaustSource:
     async def partition_count(self) -> int:
         count = self._consumer.topic_partitions(self._settings.topic)
         if count is None:
-            raise BrokerMisconfigured(f"there is no topic {self._settings.topic!r}")
+            # It was there when we started. Assigned before its first answer about the topic, the client knows none.
+            raise BrokerUnavailable(f"Kafka has not said yet how many partitions {self._settings.topic!r} has")
         return int(count)
 
     async def log_range(self, partition: int) -> tuple[int, int]:

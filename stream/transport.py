@@ -116,6 +116,12 @@ class BatchConsumer(driver.Consumer):
 
     # -- what the pipeline asks for (stream.app.FaustSource)
 
+    def topic_partitions(self, topic: str) -> int | None:
+        """As the cluster says. Faust asks the group's coordinator, which tells a follower nothing for minutes."""
+        consumer = self._thread._consumer  # noqa: SLF001 -- a look from outside its thread, which changes nothing
+        found = consumer.partitions_for_topic(topic) if consumer is not None else None
+        return len(found) if found else None
+
     async def open(self, tp: TopicPartition, offset: int) -> int:
         """Open `tp` at `offset`; returns the epoch."""
         await self.committed(tp)  # the mark never moves back: know where it stands before anyone moves it

@@ -1,0 +1,130 @@
+"""What should be there: the final log through parse, fold, score and decide, offline, in offset order, once.
+
+    log (read_committed) ─▶ cut at tombstones ─▶ parse ─▶ fold ─▶ score ─▶ decide ─▶ records, alerts, letters
+
+It shares with the workers the pure steps and the model's files, and nothing of what this suite puts to the test: no
+transport, no Redis, no outbox, no batches of theirs, no resuming. Invariant: the end depends on the log alone.
+"""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.event import TOMBSTONE
+from featurestore.fold import Folder
+from featurestore.layout import Layout
+from featurestore.parse import ParseLimits, Parser
+from featurestore.spec import load_spec
+from model.runtime import configure
+from model.scorer import Scorer
+from ops.serve import Serving, serving
+from ops.settings import Settings
+from stream.batching import Batcher, Scored
+from stream.clock import SystemClock
+from stream.compose import Composer
+from stream.decisions import decide
+from stream.fetched import FetchedBatch, Record
+from stream.telemetry import Silent
+from stream.topic_log import read_topic
+from tests.chaos.feed import checksum
+
+CHUNK = 1_000
+VERSION = re.compile(rb'"model_version":\d+')
+
+
+def same_version(alert: bytes) -> bytes:
+    """An alert's bytes without its model's version: swaps come when they come."""
+    return VERSION.sub(b'"model_version":0', alert)
+
+
+@dataclass
+class Expected:
+    """records: (partition, customer) -> bytes; due: the same -> ms; alerts: id -> bytes without the model's version;
+    letters: (partition, offset) -> reason and checksum; tombstones: customer -> how often forgotten; sums: offset ->
+    checksum of each record by partition."""
+
+    records: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    due: dict[tuple[int, str], int] = field(default_factory=dict)
+    alerts: dict[bytes, bytes] = field(default_factory=dict)
+    letters: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
+    tombstones: Counter[bytes] = field(default_factory=Counter)
+    sums: dict[int, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+
+    @property
+    def log_records(self) -> int:
+        return sum(map(len, self.sums.values()))
+
+
+class Replay:
+    """Reads a topic from end to end. `settings` are the workers', but for the way to Kafka."""
+
+    def __init__(self, settings: Settings) -> None:
+        configure()
+        self._settings = settings
+        self._layout = Layout(load_spec(settings.spec))
+        self._folder = Folder(self._layout)
+        self._parser = Parser(self._layout.spec, ParseLimits(value_bytes_max=settings.record_bytes_max))
+        self._scorer = Scorer.load(settings.model, self._layout)
+        self._serving: Serving = serving(self._scorer, settings.policy)
+        self._batcher = Batcher(lambda: self._scorer, SystemClock(), Silent(), deadline_s=1.0, linger_s=0.0)
+        self._rows: dict[int, dict[str, np.void]] = defaultdict(dict)
+        self.end = Expected()
+
+    async def run(self) -> Expected:
+        topic = self._settings.kafka.topic
+        waiting: dict[int, list[Record]] = defaultdict(list)
+        async for record in read_topic(self._settings.kafka, topic):
+            mine = waiting[record.partition]
+            mine.append(record)
+            if len(mine) == CHUNK:
+                await self._take(record.partition, waiting.pop(record.partition))
+        for partition, records in waiting.items():
+            await self._take(partition, records)
+        for partition, rows in self._rows.items():
+            for customer, row in rows.items():
+                self.end.records[partition, customer] = row.tobytes()
+                due = self._folder.due(np.array([row], self._layout.dtype))
+                self.end.due[partition, customer] = int(due[0])
+        return self.end
+
+    async def _take(self, partition: int, records: list[Record]) -> None:
+        sums = self.end.sums[partition]
+        for record in records:
+            sums[record.offset] = checksum(record.key, record.value)
+        start, end = records[0].offset, records[-1].offset + 1
+        whole = FetchedBatch(self._settings.kafka.topic, partition, 0, start, end, records)
+        for piece in whole.cut_before_tombstones():
+            await self._fold(partition, list(piece.records))
+
+    async def _fold(self, partition: int, records: list[Record]) -> None:
+        parsed = self._parser.parse(records)
+        for bad in parsed.rejected:
+            record = records[bad.index]
+            said = (str(bad.reason), checksum(record.key, record.value))
+            self.end.letters[partition, record.offset] = said
+        events, rows = parsed.events, self._rows[partition]
+        before = self._layout.empty(len(events.customers))
+        for i, customer in enumerate(events.customers):
+            if customer in rows:
+                before[i] = rows[customer]
+        after, points = self._folder.fold(before, events)
+        p, version = np.zeros(len(points), np.float32), np.full(len(points), self._scorer.version, np.int64)
+        chosen: NDArray[np.intp] = np.flatnonzero(points.scored)
+        if len(chosen):
+            p[chosen] = self._scorer.score(points.rows[chosen], points.as_of[chosen])
+        transitions = decide(points, p, before, after, self._serving.policy)
+        composer = Composer(self._settings.kafka.topic, partition, self._layout, self._batcher)
+        scored = Scored(p, version)
+        for identity, alert in await composer.compose(transitions, points, scored, events, self._serving):
+            assert identity not in self.end.alerts, "two alerts of one id in a single replay"
+            self.end.alerts[identity] = same_version(alert)
+        for e in np.flatnonzero(events.kind == TOMBSTONE):
+            self.end.tombstones[events.customers[events.customer[e]].encode()] += 1
+        for i, customer in enumerate(events.customers):
+            if after["event_time"][i] != 0:
+                rows[customer] = after[i].copy()
+            else:
+                rows.pop(customer, None)

@@ -1,0 +1,279 @@
+"""The producers, in a process of their own: `python -m tests.chaos.feed FILE` reads what to do and writes what it did.
+
+    Traffic ─▶ a queue a partition ─▶ idempotent producer ──▶ acknowledged: (partition, offset, bytes)
+       └─────▶ runs of one partition ─▶ transactional producer, committed or aborted
+
+It speaks to the brokers directly, not through the proxies: what it is told is acknowledged is what the others are
+judged by. It outlives brokers: what is not known to be acknowledged is sent again, as producers do, and then the log
+may hold it twice. Invariant: a record counts as acknowledged only when Kafka said at which offset it is, and one of a
+transaction only when its commit was confirmed.
+"""
+
+import asyncio
+import json
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from numpy.typing import NDArray
+
+from stream.topic_log import partition_for
+from tests.chaos.traffic import Said, Traffic, names
+
+TICK_S = 0.02
+TELL_S = 0.5
+BATCH_BYTES = 128 << 10
+REQUEST_S = 20.0
+AGAIN_S = 0.5
+RUNS_ABORTED = 0.6  # of all transactions
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What to produce. `run_records` long is an aborted run: more than one fetch, by count and by bytes. `out` gets
+    the list of what was acknowledged."""
+
+    kafka: str
+    topic: str
+    partitions: int
+    customers: int
+    events: int
+    seconds: float
+    seed: int
+    runs: int
+    run_records: int
+    out: str
+    keyed: bool = False
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """What Kafka has confirmed, one entry a record: partition int16[n], offset int64[n], checksum uint32[n]."""
+
+    partition: NDArray[np.int16]
+    offset: NDArray[np.int64]
+    checksum: NDArray[np.uint32]
+    counts: dict[str, int]
+
+    @classmethod
+    def load(cls, file: Path) -> "Acknowledged":
+        with np.load(file) as stored:
+            counts = json.loads(str(stored["counts"]))
+            return cls(stored["partition"], stored["offset"], stored["checksum"], counts)
+
+
+def checksum(key: bytes | None, value: bytes | None) -> int:
+    """Of a record's key and value, None told from empty."""
+    parts = [b"-" if part is None else b"+%d:%b" % (len(part), part) for part in (key, value)]
+    return zlib.crc32(b"|".join(parts))
+
+
+class Client:
+    """A producer that is made anew when it is broken."""
+
+    def __init__(self, make: Callable[[], AIOKafkaProducer]) -> None:
+        self._make, self._producer = make, make()
+        self._lock = asyncio.Lock()
+
+    async def start(self) -> AIOKafkaProducer:
+        await self._producer.start()
+        return self._producer
+
+    @property
+    def current(self) -> AIOKafkaProducer:
+        return self._producer
+
+    async def renew(self, broken: AIOKafkaProducer) -> None:
+        async with self._lock:
+            if self._producer is not broken:
+                return
+            await self._stop(broken)
+            while True:
+                fresh = self._make()
+                try:
+                    await fresh.start()
+                except (KafkaError, OSError, TimeoutError):
+                    await self._stop(fresh)
+                    await asyncio.sleep(AGAIN_S)
+                else:
+                    self._producer = fresh
+                    return
+
+    async def stop(self) -> None:
+        await self._stop(self._producer)
+
+    @staticmethod
+    async def _stop(producer: AIOKafkaProducer) -> None:
+        with suppress(KafkaError, TimeoutError, OSError):
+            async with asyncio.timeout(2.0):
+                await producer.stop()
+
+
+class Feed:
+    """`run` produces all that was ordered and returns when all of it is acknowledged."""
+
+    def __init__(self, orders: Orders) -> None:
+        self.counts: Counter[str] = Counter()
+        who = names(orders.customers)
+        homes = [partition_for(name.encode(), orders.partitions) for name in who]
+        self._orders = orders
+        rate = orders.events / orders.seconds
+        self._traffic = Traffic(who, homes, rate, orders.seed, keyed=orders.keyed)
+        self._draw = Random(orders.seed + 1)
+        self._waiting: list[list[Said]] = [[] for _ in range(orders.partitions)]
+        self._arrived = [asyncio.Event() for _ in range(orders.partitions)]
+        self._acked: list[tuple[int, int, list[int]]] = []
+        self._over = False
+        common = {"bootstrap_servers": orders.kafka, "request_timeout_ms": round(REQUEST_S * 1000)}
+        sizes = {"max_batch_size": BATCH_BYTES, "retry_backoff_ms": 50}
+        self._plain = Client(lambda: AIOKafkaProducer(**common, **sizes, acks="all", enable_idempotence=True))
+        self._bound = Client(
+            lambda: AIOKafkaProducer(**common, **sizes, transactional_id=f"{orders.topic}-{orders.seed}")
+        )
+
+    async def run(self) -> None:
+        orders = self._orders
+        await self._plain.start()
+        await self._bound.start()
+        senders = [asyncio.create_task(self._send(p)) for p in range(orders.partitions)]
+        transacting = asyncio.create_task(self._transact())
+        telling = asyncio.create_task(self._tell())
+        began_s, done = time.monotonic(), 0
+        while done < orders.events:
+            due = min(orders.events, int((time.monotonic() - began_s) / orders.seconds * orders.events))
+            for said in self._traffic.next(due - done, time.time_ns() // 1_000_000):
+                self._queue(said)
+            done = due
+            await asyncio.sleep(TICK_S)
+        for said in self._traffic.left():
+            self._queue(said)
+        self._over = True
+        for event in self._arrived:
+            event.set()
+        await asyncio.gather(*senders, transacting)
+        telling.cancel()
+        await self._plain.stop()
+        await self._bound.stop()
+
+    def save(self) -> None:
+        """Write what was acknowledged to `orders.out`."""
+        lengths = [len(sums) for _, _, sums in self._acked]
+        np.savez(
+            self._orders.out,
+            partition=np.repeat(np.array([p for p, _, _ in self._acked], np.int16), lengths),
+            offset=np.concatenate([np.arange(base, base + len(s)) for _, base, s in self._acked]),
+            checksum=np.concatenate([np.array(sums, np.uint32) for _, _, sums in self._acked]),
+            counts=json.dumps(self.counts),
+        )
+
+    def _queue(self, said: Said) -> None:
+        self._waiting[said.partition].append(said)
+        self._arrived[said.partition].set()
+
+    async def _send(self, partition: int) -> None:
+        """Send what waits for one partition, batch after batch, each until it is acknowledged."""
+        waiting = self._waiting[partition]
+        while waiting or not self._over:
+            if not waiting:
+                self._arrived[partition].clear()
+                await self._arrived[partition].wait()
+                continue
+            producer = self._plain.current
+            sums, batch = [], producer.create_batch()
+            now_ms = time.time_ns() // 1_000_000
+            for said in waiting:
+                if batch.append(key=said.key, value=said.value, timestamp=now_ms) is None:
+                    break
+                sums.append(checksum(said.key, said.value))
+            try:
+                ack = await producer.send_batch(batch, self._orders.topic, partition=partition)
+                sent = await ack
+            except KafkaError as error:
+                self._note(f"again: {type(error).__name__}")
+                await self._plain.renew(producer)
+                continue
+            del waiting[: len(sums)]
+            self._acked.append((partition, sent.offset, sums))
+            self.counts["acknowledged"] += len(sums)
+
+    async def _transact(self) -> None:
+        """Runs in one partition, spread over the time; most of them are aborted."""
+        orders, every_s = self._orders, self._orders.seconds / (self._orders.runs + 1)
+        for run in range(orders.runs):
+            await asyncio.sleep(every_s)
+            aborted = run == 0 or self._draw.random() < RUNS_ABORTED
+            records = orders.run_records if aborted else self._draw.randrange(1, orders.run_records)
+            partition = self._draw.randrange(orders.partitions)
+            said = self._traffic.run_of(partition, records, time.time_ns() // 1_000_000)
+            producer = self._bound.current
+            placed: list[tuple[int, int, list[int]]] = []
+            try:
+                await producer.begin_transaction()
+                await self._write(producer, partition, said, placed)
+                await (producer.abort_transaction() if aborted else producer.commit_transaction())
+            except KafkaError as error:
+                # Committed or not, nobody told us. The next one with our name aborts it if it is still open.
+                self._note(f"transaction unknown: {type(error).__name__}")
+                await self._bound.renew(producer)
+                continue
+            self.counts["aborted runs" if aborted else "committed runs"] += 1
+            self.counts["aborted records" if aborted else "committed records"] += records
+            if not aborted:
+                self._acked += placed
+                self.counts["acknowledged"] += records
+
+    async def _write(
+        self,
+        producer: AIOKafkaProducer,
+        partition: int,
+        run: Sequence[Said],
+        placed: list[tuple[int, int, list[int]]],
+    ) -> None:
+        acks: list[tuple[Awaitable[object], list[int]]] = []
+        at = 0
+        while at < len(run):
+            batch, sums = producer.create_batch(), []
+            for said in run[at:]:
+                now_ms = time.time_ns() // 1_000_000
+                if batch.append(key=said.key, value=said.value, timestamp=now_ms) is None:
+                    break
+                sums.append(checksum(said.key, said.value))
+            at += len(sums)
+            acks.append((await producer.send_batch(batch, self._orders.topic, partition=partition), sums))
+        for ack, sums in acks:
+            sent = await ack
+            placed.append((partition, sent.offset, sums))  # type: ignore[attr-defined] # aiokafka has no types
+
+    def _note(self, what: str) -> None:
+        self.counts[what] += 1
+        print(f"feed: {what}", file=sys.stderr, flush=True)
+
+    async def _tell(self) -> None:
+        while True:
+            print(json.dumps(self.counts), flush=True)
+            await asyncio.sleep(TELL_S)
+
+
+async def _main(orders: Orders) -> None:
+    feed = Feed(orders)
+    await feed.run()
+    feed.save()
+    print(json.dumps(feed.counts), flush=True)
+
+
+def write_orders(orders: Orders, file: Path) -> None:
+    """For `python -m tests.chaos.feed FILE`."""
+    file.write_text(json.dumps(asdict(orders)))
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Orders(**json.loads(Path(sys.argv[1]).read_text()))))

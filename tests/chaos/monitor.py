@@ -1,0 +1,147 @@
+"""How far every partition is, five times a second, and what follows from it: lag, recovery, pauses, states made again.
+
+    log end   ──────────────●───────────────────────    at the moment a fault ended: the target
+    head      ───╮  lost ╭──────────────●               reached: the fault is recovered from
+                 ╰───────╯
+
+It looks at Redis and Kafka directly, not through the proxies, and touches nothing. Invariant: a fault counts as
+recovered from only by heads that were read after its end.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from numpy.typing import NDArray
+
+from featurestore.errors import EbbtideError
+from featurestore.redis_store import RedisStore
+
+LOOK_S = 0.2
+ANSWER_S = 2.0
+
+
+@dataclass
+class Open:
+    """A fault that is over and not recovered from. `alone`: no other began since."""
+
+    kind: str
+    ended_s: float
+    target: NDArray[np.int64]
+    faults: int
+
+
+class Monitor:
+    """`start`, then read: everything is as of the last look. Times are monotonic seconds."""
+
+    def __init__(self, store: RedisStore, kafka_url: str, topic: str, partitions: int) -> None:
+        self._store, self._url, self._topic = store, kafka_url, topic
+        self.heads = np.zeros(partitions, np.int64)
+        self.ends = np.zeros(partitions, np.int64)
+        self.heads_read_s = self.ends_read_s = 0.0
+        self.pause_s_max = 0.0
+        self.pause_at = ""
+        self.made_again = self.fell_back = 0
+        self.recovery_s: dict[str, list[float]] = defaultdict(list)
+        self.recovery_alone_s: dict[str, list[float]] = defaultdict(list)
+        self.open: list[Open] = []
+        self._faults = 0
+        self._moved_s = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._url, isolation_level="read_committed", request_timeout_ms=5000
+        )
+        await self._consumer.start()
+        self._tasks = [
+            asyncio.create_task(self._watch_heads()),
+            asyncio.create_task(self._watch_ends()),
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(5.0):
+                await self._consumer.stop()
+
+    @property
+    def lag(self) -> int:
+        """Offsets of all partitions between head and log end."""
+        return int(np.maximum(self.ends - self.heads, 0).sum())
+
+    @property
+    def stuck(self) -> dict[int, tuple[int, int]]:
+        """Partitions that lag: head and log end of each."""
+        behind = np.flatnonzero(self.heads < self.ends)
+        return {int(p): (int(self.heads[p]), int(self.ends[p])) for p in behind}
+
+    def began(self) -> None:
+        """A fault begins."""
+        self._faults += 1
+
+    def over(self, kind: str) -> None:
+        """A fault has just ended: from here on its recovery is timed."""
+        self.open.append(Open(kind, time.monotonic(), self.ends.copy(), self._faults))
+
+    async def caught_up(self, timeout_s: float) -> bool:
+        """Wait until no partition lags, by looks later than now, and no alert waits to be sent."""
+        since_s = time.monotonic()
+        while time.monotonic() - since_s < timeout_s:
+            if min(self.heads_read_s, self.ends_read_s) > since_s and self.lag == 0:
+                with suppress(EbbtideError):
+                    if not any([await self._store.outbox(p) for p in range(len(self.heads))]):
+                        return True
+            await asyncio.sleep(LOOK_S / 2)
+        return False
+
+    async def _watch_heads(self) -> None:
+        while True:
+            asked_s = time.monotonic()
+            with suppress(EbbtideError, TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    found = await asyncio.gather(*(self._store.head(p) for p in range(len(self.heads))))
+                self._note(np.array([head.offset if head else 0 for head in found], np.int64), asked_s)
+            self._note_pause()
+            await asyncio.sleep(LOOK_S)
+
+    def _note(self, heads: NDArray[np.int64], asked_s: float) -> None:
+        back = heads < self.heads
+        self.made_again += int((back & (heads == 0)).sum())
+        self.fell_back += int((back & (heads > 0)).sum())
+        if (heads != self.heads).any():
+            self._moved_s = time.monotonic()
+        self.heads, self.heads_read_s = heads, asked_s
+        for fault in [
+            fault for fault in self.open if fault.ended_s < asked_s and (heads >= fault.target).all()
+        ]:
+            self.open.remove(fault)
+            took_s = time.monotonic() - fault.ended_s
+            self.recovery_s[fault.kind].append(took_s)
+            if fault.faults == self._faults:
+                self.recovery_alone_s[fault.kind].append(took_s)
+
+    def _note_pause(self) -> None:
+        now_s = time.monotonic()
+        if self.lag == 0:
+            self._moved_s = now_s
+        elif now_s - self._moved_s > self.pause_s_max:
+            self.pause_s_max, self.pause_at = now_s - self._moved_s, time.strftime("%H:%M:%S")
+
+    async def _watch_ends(self) -> None:
+        partitions = [TopicPartition(self._topic, p) for p in range(len(self.ends))]
+        while True:
+            asked_s = time.monotonic()
+            with suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    found = await self._consumer.end_offsets(partitions)
+                self.ends = np.array([found[tp] for tp in partitions], np.int64)
+                self.ends_read_s = asked_s
+            await asyncio.sleep(LOOK_S)

@@ -1,0 +1,98 @@
+"""What a chaos run looks like: a line that moves, and at the end a table.
+
+It puts into words what it is given. The invariant: what the table says, the JSON says, too.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+LINE_EVERY_S = 5.0
+
+MUST_BE_ZERO = (
+    "records_mismatched", "due_mismatched", "heads_behind", "outbox_left", "keys_unexpected", "alerts_missing",
+    "alerts_extra", "alerts_other_bytes", "alerts_other_key", "dead_letters_missing", "dead_letters_wrong",
+    "tombstones_missing", "acknowledged_missing", "workers_ended_by_themselves",
+)  # fmt: skip
+ROWS = {
+    "what happened": (
+        "events", "alerts", "dead_letters", "customers", "worker_kills", "rebalances", "zombies", "broker_kills",
+        "redis_kills", "redis_losses", "redis_flushes", "network_faults", "model_swaps", "states_made_again",
+        "states_fallen_back", "workers_started", "compacted_gaps",
+    ),
+    "must be 0": MUST_BE_ZERO,
+    "and besides": (
+        "alerts_duplicated", "dead_letters_duplicated", "recovery_s_max", "recovery_s_median", "pause_s_max",
+        "drained_s", "rss_mb_max", "load_average", "took_s",
+    ),
+}  # fmt: skip
+
+
+class View:
+    """A context manager. On a terminal one line moves; elsewhere a line comes now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status = console.status("") if console.is_terminal else None
+        self._told_s = 0.0
+
+    def __enter__(self) -> "View":
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def say(self, what: str) -> None:
+        """Something begins."""
+        self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {what}", highlight=False)
+
+    def show(
+        self,
+        seconds: float,
+        events: int,
+        lag: int,
+        workers: int,
+        on: Sequence[str],
+        counts: Mapping[str, int],
+    ) -> None:
+        """The run as it stands."""
+        line = (
+            f"{seconds:4.0f} s  {events:>9,} events  {lag:>8,} behind  {workers} workers"
+            f"  {counts.get('worker kills', 0):>3} kills  {counts.get('rebalances', 0):>2} rebalances"
+            f"  {counts.get('zombies', 0)} zombies  {counts.get('broker kills', 0)} brokers"
+            f"  {counts.get('redis kills', 0)} redis  {'now: ' + ', '.join(on) if on else ''}"
+        )
+        if self._status is not None:
+            self._status.update(Text(line))
+        elif time.monotonic() - self._told_s >= LINE_EVERY_S:
+            self._told_s = time.monotonic()
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def show_outcome(console: Console, figures: Mapping[str, Any], problems: Sequence[str]) -> None:
+    """The table, and what is wrong."""
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for title, names in ROWS.items():
+        table.add_row(Text(title, style="bold"))
+        for name in names:
+            value = figures.get(name, "—")
+            style = "red" if name in MUST_BE_ZERO and value != 0 else ""
+            table.add_row(
+                f"  {name}", Text(f"{value:,}" if isinstance(value, int) else str(value), style=style)
+            )
+    console.print(table)
+    for name in ("recovery_s_max_by_kind", "recovery_alone_s_max_by_kind", "partitions_reopened"):
+        said = "  ".join(f"{kind} {value}" for kind, value in figures.get(name, {}).items())
+        console.print(f"{name}: {said}", highlight=False, soft_wrap=True)
+    for problem in problems:
+        console.print(Text(f"WRONG  {problem}", style="red"), soft_wrap=True)
+    console.print(
+        Text("nothing was lost", style="bold green") if not problems else Text("FAILED", style="bold red")
+    )

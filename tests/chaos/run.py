@@ -1,0 +1,225 @@
+"""One chaos run, from the first server to the verdict.
+
+    1. servers, fork server, model      4. faults and events, until both are over
+    2. the compacted topic is written   5. everything heals: until nothing lags, then SIGTERM, exit code 0
+    3. workers                          6. the compacted topic is read, under kills      7. all is compared
+
+It knows the order of things and who needs whom; what hurts, what is measured and what is right stand elsewhere.
+Invariant: nothing is compared before the last worker has ended.
+"""
+
+import asyncio
+import json
+import os
+import random
+import statistics
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featurestore.layout import Layout
+from featurestore.spec import load_spec
+from ops.connect import open_store
+from ops.quiet import load_tensorflow
+from ops.settings import Settings, quiet_libraries
+from stream.kafka import ensure_topics
+from tests.chaos.compacted import Holes
+from tests.chaos.config import RUN_RECORDS, SESSION_S, SPEC, direct, proxied, static_member, topics
+from tests.chaos.faults import Faults
+from tests.chaos.feed import Acknowledged, Orders
+from tests.chaos.monitor import Monitor
+from tests.chaos.producers import Producers
+from tests.chaos.report import View
+from tests.chaos.scene import Scene, servers
+from tests.chaos.shape import Shape
+from tests.chaos.workers import Crew, Forks
+
+WARM_UP_S_MAX = 60.0
+SHOW_S = 0.5
+
+
+@dataclass
+class Outcome:
+    """`figures` is what `--json` writes; `problems` say why the run failed, none if it did not."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    timeline: list[str] = field(default_factory=list)
+
+
+class Run:
+    """`await Run(shape, folder, view).all()`. Logs, models and data go below `folder`."""
+
+    def __init__(self, shape: Shape, folder: Path, view: View) -> None:
+        self._shape, self._folder, self._view = shape, folder, view
+        self._forks = Forks(folder)
+        self._outcome = Outcome({"seed": shape.seed, "seconds": shape.seconds})
+        self._began_s = time.monotonic()
+
+    async def all(self) -> Outcome:
+        shape, folder = self._shape, self._folder
+        models = folder / "models"
+        with ExitStack() as stack:
+            self._view.say("starting three brokers, Valkey and the fork server")
+            publishing = asyncio.create_task(asyncio.to_thread(self._forks.publish, models))
+            scene = await asyncio.to_thread(stack.enter_context, servers(folder))
+            await publishing
+            settings = direct(scene, models, "chaos", shape.partitions)
+            holed = direct(scene, models, "chaos-compacted", shape.partitions)
+            holes = Holes(shape, scene, holed, self._forks, folder)
+            writing = asyncio.create_task(holes.produce())
+            acknowledged = await self._under_faults(scene, settings, models)
+            self._view.say("the compacted topic, under kills")
+            holed_acknowledged = await writing
+            await self._holes(holes, holed)
+            self._view.say("comparing every record, alert and letter with an offline replay")
+            await self._compare({"chaos": (settings, acknowledged), "compacted": (holed, holed_acknowledged)})
+            self._outcome.figures["events"] = len(acknowledged.offset)
+            self._outcome.figures["took_s"] = round(time.monotonic() - self._began_s, 1)
+        return self._outcome
+
+    async def _under_faults(self, scene: Scene, settings: Settings, models: Path) -> Acknowledged:
+        shape, figures = self._shape, self._outcome.figures
+        counts = await ensure_topics(settings.kafka, topics(settings))
+        layout = Layout(load_spec(SPEC))
+        last = shape.slots - 1
+        slots = {slot: proxied(settings, scene) for slot in range(last)}
+        slots[last] = proxied(settings, scene, **static_member("chaos-static"))
+        crew = Crew(self._forks, self._folder / "workers", slots, random.Random(shape.seed + 3))
+        orders = Orders(
+            settings.kafka.url, settings.kafka.topic, shape.partitions, shape.customers, shape.events, shape.seconds,
+            shape.seed, shape.runs, RUN_RECORDS, str(self._folder / "acknowledged.npz"),
+        )  # fmt: skip
+        producers = Producers(orders, self._folder)
+        async with open_store(settings, layout, counts[settings.kafka.topic]) as store:
+            monitor = Monitor(store, scene.kafka_url, settings.kafka.topic, shape.partitions)
+            faults = Faults(shape, scene, crew, monitor, models / "chaos", SESSION_S)
+            await monitor.start()
+            showing = asyncio.create_task(self._show(faults, crew, monitor, producers))
+            try:
+                crew.man(shape.slots)
+                await crew.ready(shape.partitions, WARM_UP_S_MAX)
+                await producers.start()
+                await faults.run()
+                acknowledged = await producers.finished()
+                scene.heal()
+                faults.note("all faults are over")
+                healed_s = time.monotonic()
+                if not await monitor.caught_up(shape.drain_s_max):
+                    stuck = {p: f"head {head}, log end {end}" for p, (head, end) in monitor.stuck.items()}
+                    self._outcome.problems.append(
+                        f"stuck {shape.drain_s_max:.0f} s after the last fault: {stuck}"
+                    )
+                figures["drained_s"] = round(time.monotonic() - healed_s, 1)
+                codes = await crew.disband()
+                faults.note(f"all workers have gone, with {codes}")
+            finally:
+                showing.cancel()
+                crew.kill_all()
+                producers.kill()
+                await monitor.stop()
+        self._count(faults, crew, monitor, producers)
+        return acknowledged
+
+    async def _holes(self, holes: Holes, settings: Settings) -> None:
+        layout = Layout(load_spec(SPEC))
+        async with open_store(settings, layout, self._shape.partitions) as store:
+            monitor = Monitor(store, settings.kafka.url, settings.kafka.topic, self._shape.partitions)
+            await monitor.start()
+            try:
+                crew = await holes.read(monitor)
+            finally:
+                await monitor.stop()
+        self._surprised(crew)
+        self._outcome.figures |= {"compacted_gaps": holes.gaps, "compacted_kills": holes.kills}
+        self._outcome.figures["worker_kills"] += holes.kills
+
+    async def _show(self, faults: Faults, crew: Crew, monitor: Monitor, producers: Producers) -> None:
+        while True:
+            alive = sum(worker.alive for worker in crew.all)
+            self._view.show(
+                time.monotonic() - self._began_s,
+                producers.acknowledged,
+                monitor.lag,
+                alive,
+                faults.on,
+                faults.counts,
+            )
+            await asyncio.sleep(SHOW_S)
+
+    def _count(self, faults: Faults, crew: Crew, monitor: Monitor, producers: Producers) -> None:
+        self._outcome.timeline = faults.timeline
+        self._surprised(crew)
+        counts, rss_kb = faults.counts, [worker.rss_max_kb for worker in crew.all]
+        everything = [s for times in monitor.recovery_s.values() for s in times]
+        self._outcome.figures |= {
+            "worker_kills": counts["worker kills"],
+            "rebalances": counts["rebalances"],
+            "zombies": counts["zombies"],
+            "broker_kills": counts["broker kills"],
+            "redis_kills": counts["redis kills"],
+            "redis_losses": counts["redis lost"],
+            "redis_flushes": counts["redis flushed"],
+            "network_faults": sum(
+                n for kind, n in counts.items() if kind.split()[-1] in ("cut", "hangs", "slow")
+            ),
+            "model_swaps": counts["model swaps"],
+            "faults": {kind: counts[kind] for kind in self._shape.faults},
+            "workers_started": len(crew.all),
+            "workers_gave_up_at_start": len(crew.gave_up),
+            "states_made_again": monitor.made_again,
+            "states_fallen_back": monitor.fell_back,
+            "recovery_s_max": round(max(everything, default=0.0), 1),
+            "recovery_s_median": round(statistics.median(everything or [0.0]), 1),
+            "recovery_s_max_by_kind": _worst(monitor.recovery_s),
+            "recovery_alone_s_max_by_kind": _worst(monitor.recovery_alone_s),
+            "pause_s_max": round(monitor.pause_s_max, 1),
+            "pause_at": monitor.pause_at,
+            "producer": producers.counts,
+            "rss_mb_max": max(rss_kb, default=0) // 1024,
+            "load_average": round(os.getloadavg()[1], 1),
+            **_said(crew),
+        }
+        if monitor.open:
+            still = Counter(fault.kind for fault in monitor.open)
+            self._outcome.problems.append(f"never recovered from: {dict(still)}")
+
+    def _surprised(self, crew: Crew) -> None:
+        surprises = self._outcome.figures.setdefault("workers_ended_by_themselves", 0)
+        self._outcome.figures["workers_ended_by_themselves"] = surprises + len(crew.surprises)
+        self._outcome.problems += [f"a worker ended by itself: {surprise}" for surprise in crew.surprises]
+        self._outcome.problems += [f"a worker did not leave in good order: {bad}" for bad in crew.bad_exits]
+
+    async def _compare(self, topics: dict[str, tuple[Settings, Acknowledged]]) -> None:
+        # Imported now, for it brings TensorFlow: the cores belonged to the workers until here.
+        quiet_libraries()
+        await asyncio.to_thread(load_tensorflow)
+        from tests.chaos.expected import Replay
+        from tests.chaos.verdict import compare, joined
+
+        verdicts = {}
+        for name, (settings, acknowledged) in topics.items():
+            expected = await Replay(settings).run()
+            verdicts[name] = await compare(settings, expected, acknowledged, compacted=name == "compacted")
+        whole = joined(verdicts)
+        self._outcome.figures |= whole.figures
+        self._outcome.problems += whole.problems
+
+
+def _worst(times_s: dict[str, list[float]]) -> dict[str, float]:
+    return {kind: round(max(times), 1) for kind, times in sorted(times_s.items())}
+
+
+def _said(crew: Crew) -> dict[str, Any]:
+    """What the workers' own logs count: partitions opened, and opened again by reason."""
+    opened, reasons = 0, Counter[str]()
+    for worker in crew.all:
+        for line in worker.log.read_text(errors="replace").splitlines():
+            if '"partition opened"' in line:
+                opened += 1
+            elif '"partition reopens"' in line:
+                reasons[json.loads(line)["reason"]] += 1
+    return {"partitions_opened": opened, "partitions_reopened": dict(reasons)}

@@ -1,0 +1,119 @@
+"""The servers of a chaos run, and every way to hurt them: three brokers, one Valkey, a proxy before each.
+
+    feed, checker ─────────────────────────▶ brokers (direct listeners)      Valkey
+    workers ─▶ a proxy for each broker ────▶ (second listener, which       ◀── proxy ◀── workers
+                                              advertises the proxy)
+
+It knows ports and processes, and what hurting means for each; it refuses to know when. All of it blocks: call it in a
+thread. Invariant: `heal` undoes everything that was done to the network, and no server is left dead by a fault.
+"""
+
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from redis import Redis
+
+from ops.local_stack import LocalKafka, LocalValkey
+from ops.stack_keeper import free_ports
+from tests.support.proxy import Proxy
+
+BROKERS = 3
+LOST_BYTES_MAX = 200_000
+"""At most so much of Valkey's log is torn off: about a second of a busy run, which `everysec` may lose."""
+
+
+@dataclass
+class Scene:
+    """Everything runs. `kafka_url` is the direct way to the brokers, `proxied_url` the workers' way."""
+
+    kafka: LocalKafka
+    valkey: LocalValkey
+    network: dict[str, Proxy] = field(default_factory=dict)
+    proxied_url: str = ""
+
+    @property
+    def kafka_url(self) -> str:
+        return self.kafka.url
+
+    @property
+    def redis_url(self) -> str:
+        return self.valkey.url
+
+    @property
+    def proxied_redis_url(self) -> str:
+        return f"redis://127.0.0.1:{self.network['redis'].port}/0"
+
+    def proxies(self, name: str) -> list[Proxy]:
+        """By the name of a way: `redis`, `kafka` (all brokers), `broker-1`…"""
+        if name == "kafka":
+            return [proxy for way, proxy in self.network.items() if way.startswith("broker")]
+        return [self.network[name]]
+
+    def kill_broker(self, number: int) -> None:
+        self.kafka.nodes[number].kill()
+
+    def restart_broker(self, number: int) -> None:
+        self.kafka.nodes[number].restart()
+
+    def kill_redis(self) -> None:
+        self.valkey.kill()
+
+    def restart_redis(self, left: str, draw: random.Random) -> None:
+        """`left` of its data: `all`, `torn` (the end of the log was not on the disk yet), `nothing`."""
+        server = self.valkey.server
+        assert server is not None
+        log = server.folder / "appendonlydir"
+        if left == "torn":
+            newest = max(log.glob("*.incr.aof"), key=lambda file: file.stat().st_mtime)
+            size = newest.stat().st_size
+            with newest.open("r+b") as file:
+                file.truncate(max(0, size - draw.randrange(1, LOST_BYTES_MAX)))
+        self.valkey.appendonly = left != "nothing"
+        self.valkey.restart()
+        if left == "nothing":
+            shutil.rmtree(log)  # of a life before; from now on it writes one again
+            self.valkey.appendonly = True
+            with Redis.from_url(self.redis_url) as redis:
+                redis.config_set("appendonly", "yes")
+
+    def flush_redis(self) -> None:
+        with Redis.from_url(self.redis_url) as redis:
+            redis.flushall()
+
+    def heal(self) -> None:
+        for proxy in self.network.values():
+            proxy.heal()
+
+
+@contextmanager
+def servers(directory: Path) -> Iterator[Scene]:
+    """Start them all, below `directory`; they end with the block."""
+    with ExitStack() as stack:
+        ports = {n: free_ports(1)[0] for n in range(1, BROKERS + 1)}
+        ways = {n: stack.enter_context(Proxy(port)) for n, port in ports.items()}
+
+        def listener(number: int, _client_port: int) -> Mapping[str, str]:
+            return {
+                "listeners": f"PROXIED://127.0.0.1:{ports[number]}",
+                "advertised.listeners": f"PROXIED://127.0.0.1:{ways[number].port}",
+                "listener.security.protocol.map": "PROXIED:PLAINTEXT",
+                "log.cleaner.backoff.ms": "200",  # for the compacted topic: 15 s by default
+                "transaction.max.timeout.ms": "60000",
+            }
+
+        scene = Scene(
+            LocalKafka(BROKERS, directory=directory / "kafka", settings=listener),
+            LocalValkey(directory=directory / "valkey"),
+        )
+        scene.network = {f"broker-{n}": way for n, way in ways.items()}
+        scene.proxied_url = ",".join(f"127.0.0.1:{way.port}" for way in ways.values())
+        stack.callback(scene.kafka.stop)
+        stack.callback(scene.valkey.stop)
+        scene.valkey.start()
+        scene.network["redis"] = stack.enter_context(Proxy(scene.valkey.port))
+        scene.kafka.start()
+        yield scene

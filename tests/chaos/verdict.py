@@ -1,0 +1,167 @@
+"""What is there, held against what should be: every record, every alert, every letter, every acknowledged produce.
+
+Everything is read from the servers after the last worker has ended. Invariant: nothing is sampled and nothing is
+forgiven; what may differ (an alert or a letter that is there twice, a model's version) is counted by itself.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from featurestore.layout import Layout
+from featurestore.redis_store import RedisStore
+from featurestore.spec import load_spec
+from ops.connect import open_store
+from ops.settings import Settings
+from stream.dead_letter import read
+from stream.topic_log import log_ranges, read_topic
+from tests.chaos.expected import Expected, same_version
+from tests.chaos.feed import Acknowledged, checksum
+
+SHOWN = 5
+DUE_PAGE = 1_000_000
+
+
+@dataclass
+class Verdict:
+    """Counts by name; `problems` are sentences with examples. What `clean` says is what `make chaos` exits with."""
+
+    figures: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        return not self.problems
+
+    def count(self, name: str, wrong: list[Any]) -> None:
+        """Any of these is a defect."""
+        self.figures[name] = self.figures.get(name, 0) + len(wrong)
+        if wrong:
+            self.problems.append(f"{name}: {len(wrong)}, such as {wrong[:SHOWN]}")
+
+
+async def compare(
+    settings: Settings, expected: Expected, acknowledged: Acknowledged, *, compacted: bool = False
+) -> Verdict:
+    """Everything of one topic. `settings`: the direct ways to Kafka and Redis."""
+    verdict = Verdict()
+    _check_log(verdict, expected, acknowledged, compacted)
+    layout = Layout(load_spec(settings.spec))
+    ranges = await log_ranges(settings.kafka, settings.kafka.topic)
+    async with open_store(settings, layout, len(ranges)) as store:
+        await _check_store(verdict, store, expected, {p: end for p, (_, end) in ranges.items()})
+    await _check_keys(verdict, settings, expected, len(ranges))
+    await _check_alerts(verdict, settings, expected)
+    await _check_letters(verdict, settings, expected)
+    return verdict
+
+
+def _check_log(verdict: Verdict, expected: Expected, acknowledged: Acknowledged, compacted: bool) -> None:
+    """What was acknowledged is where it was said to be; of a compacted topic, or has been superseded."""
+    wrong = []
+    columns = (acknowledged.partition, acknowledged.offset, acknowledged.checksum)
+    for partition, offset, said in zip(*(column.tolist() for column in columns), strict=True):
+        there = expected.sums[partition].get(offset)
+        if there != said and not (compacted and there is None):
+            wrong.append((partition, offset, "gone" if there is None else "other bytes"))
+    verdict.count("acknowledged_missing", wrong)
+    verdict.figures["log_records"] = expected.log_records
+
+
+async def _check_store(verdict: Verdict, store: RedisStore, expected: Expected, ends: dict[int, int]) -> None:
+    found: dict[tuple[int, str], bytes] = {}
+    due: dict[tuple[int, str], int] = {}
+    behind, outboxes = [], []
+    for partition, end in ends.items():
+        head = await store.head(partition)
+        if (head.offset if head else 0) != end:
+            behind.append((partition, head.offset if head else None, end))
+        outboxes += [(partition, identity) for identity in await store.outbox(partition)]
+        async for customers, rows in store.scan(partition):
+            for i, customer in enumerate(customers):
+                found[partition, customer] = rows[i].tobytes()
+        names, times = await store.due(partition, 2**53, DUE_PAGE)
+        due |= {(partition, name): int(time) for name, time in zip(names, times, strict=True)}
+    should = expected.records
+    wrong = [key for key in should.keys() | found.keys() if should.get(key) != found.get(key)]
+    verdict.count("records_mismatched", wrong)
+    verdict.figures["customers"] = len(should)
+    verdict.count(
+        "due_mismatched",
+        [key for key in expected.due.keys() | due.keys() if expected.due.get(key) != due.get(key)],
+    )
+    verdict.count("heads_behind", behind)
+    verdict.count("outbox_left", outboxes)
+
+
+async def _check_keys(verdict: Verdict, settings: Settings, expected: Expected, partitions: int) -> None:
+    """No key is there that nobody accounts for: a record without a due time would not be found by a scan."""
+    assert settings.redis.url is not None
+    prefix = f"{settings.redis.prefix}{settings.kafka.topic}:"
+    with_state = {partition for partition, _ in expected.records}
+    should = {f"{prefix}{{p{p}}}:head" for p in range(partitions)}
+    should |= {f"{prefix}{{p{p}}}:due" for p in with_state}
+    should |= {f"{prefix}{{p{p}}}:c:{customer}" for p, customer in expected.records}
+    async with Redis.from_url(settings.redis.url.get_secret_value()) as redis:
+        found = {key.decode() async for key in redis.scan_iter(match=f"{prefix}*", count=5_000)}
+    verdict.count("keys_unexpected", sorted(found - should))
+
+
+async def _check_alerts(verdict: Verdict, settings: Settings, expected: Expected) -> None:
+    times: Counter[bytes] = Counter()
+    forgotten: Counter[bytes] = Counter()
+    other_bytes, other_key = set(), set()
+    versions: set[int] = set()
+    async for record in read_topic(settings.kafka, settings.topics.alerts):
+        if record.value is None:
+            forgotten[record.key or b""] += 1
+            continue
+        said = orjson.loads(record.value)
+        identity = said["alert_id"].encode()
+        versions.add(said["model_version"])
+        times[identity] += 1
+        if identity in expected.alerts and same_version(record.value) != expected.alerts[identity]:
+            other_bytes.add(identity)
+        if record.key != said["customer"].encode():
+            other_key.add(identity)
+    verdict.figures["alerts"] = len(expected.alerts)
+    verdict.count("alerts_missing", sorted(expected.alerts.keys() - times.keys()))
+    verdict.count("alerts_extra", sorted(times.keys() - expected.alerts.keys()))
+    verdict.count("alerts_other_bytes", sorted(other_bytes))
+    verdict.count("alerts_other_key", sorted(other_key))
+    verdict.figures["alerts_duplicated"] = sum(n - 1 for n in times.values())
+    verdict.figures["model_versions_seen"] = len(versions)
+    verdict.count("tombstones_missing", [key for key, n in expected.tombstones.items() if forgotten[key] < n])
+
+
+async def _check_letters(verdict: Verdict, settings: Settings, expected: Expected) -> None:
+    times: Counter[tuple[int, int]] = Counter()
+    wrong: list[tuple[int, int, str]] = []
+    async for record in read_topic(settings.kafka, settings.topics.dead_letters):
+        letter = read(record.headers)
+        if letter is None:
+            if record.value is not None:
+                wrong.append((-1, record.offset, "not a letter"))
+            continue
+        place = (letter.source.partition, letter.source.offset)
+        times[place] += 1
+        said = (letter.reason, checksum(record.key, record.value if letter.has_value else None))
+        if expected.letters.get(place) != said:
+            wrong.append((*place, letter.reason))
+    verdict.figures["dead_letters"] = len(expected.letters)
+    verdict.count("dead_letters_missing", sorted(expected.letters.keys() - times.keys()))
+    verdict.count("dead_letters_wrong", wrong)
+    verdict.figures["dead_letters_duplicated"] = sum(n - 1 for n in times.values())
+
+
+def joined(verdicts: dict[str, Verdict]) -> Verdict:
+    """One verdict of several topics: figures added up, problems by topic."""
+    whole = Verdict()
+    for topic, verdict in verdicts.items():
+        for name, n in verdict.figures.items():
+            whole.figures[name] = whole.figures.get(name, 0) + n
+        whole.problems += [f"{topic}: {problem}" for problem in verdict.problems]
+    return whole

@@ -1,0 +1,255 @@
+"""Worker processes: forked, watched, killed, stopped, continued; and made again when they end.
+
+    Forks     the fork server, and what is forked from it
+    Worker    one process, from its start to its exit code
+    Crew      the slots that are to be filled; `keep` fills one again when its worker has ended, however it ended
+
+It knows processes and signals; it refuses to know why somebody wants one dead. Invariant: every process that was
+started is in `Crew.all`, and its end was either asked for or is in `Crew.surprises`.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+MAIN = "tests.chaos.worker_main"  # by name: whoever imports it imports TensorFlow
+POLL_S = 0.02
+EXIT_S_MAX = 30.0
+"""A worker that was told to go and is still there has failed; its grace period is far below."""
+CACHE_FLAG = "TF_XLA_FLAGS"
+OPENED = re.compile(r'"message": "partition opened", "partition": (\d+)')
+
+
+class Forks:
+    """The fork server. Its first process waits until all is imported, some ten seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([MAIN])
+
+    def publish(self, models: Path) -> None:
+        """Publish the model below `models`, compile it, and fill XLA's cache. Blocking."""
+        with self._flags(f"--tf_xla_persistent_cache_directory={self._folder / 'xla'}"):
+            arguments = ("publish_model", str(models), str(self._folder / "publish.log"))
+            process = self._context.Process(target=_forked, args=arguments)
+            process.start()
+        process.join()
+        if process.exitcode != 0:
+            raise RuntimeError(f"no model: {(self._folder / 'publish.log').read_text()}")
+
+    def start(self, config: Path, log: Path) -> BaseProcess:
+        arguments = ("serve_until_told", str(config), str(log))
+        process = self._context.Process(target=_forked, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    @contextlib.contextmanager
+    def _flags(self, flags: str) -> Iterator[None]:
+        """Variables of the environment as the server is to see them: it reads them when it starts, once."""
+        own = {CACHE_FLAG: flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def _forked(what: str, *arguments: str) -> None:
+    """Runs in the fork, where the import has been made."""
+    getattr(importlib.import_module(MAIN), what)(*arguments)
+
+
+class Worker:
+    """One process. `asked`: why its end is no surprise; None while nobody wants it to end."""
+
+    def __init__(self, process: BaseProcess, slot: int, log: Path) -> None:
+        self.process, self.slot, self.log = process, slot, log
+        self.began_s = time.monotonic()
+        self.asked: str | None = None
+        self.stopped = False
+        self.rss_max_kb = 0
+
+    @property
+    def alive(self) -> bool:
+        return self.process.exitcode is None
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.began_s
+
+    @property
+    def served(self) -> bool:
+        """It came as far as joining the group."""
+        return '"message": "serving"' in self.log.read_text(errors="replace") if self.log.exists() else False
+
+    @property
+    def opened(self) -> set[int]:
+        """Partitions it has opened so far, by its own log."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return {int(number) for number in OPENED.findall(text)}
+
+    def kill(self) -> bool:
+        """SIGKILL. False when it had ended before."""
+        return self._signal(signal.SIGKILL, "killed")
+
+    def terminate(self) -> bool:
+        return self._signal(signal.SIGTERM, "told to go")
+
+    def stop(self) -> bool:
+        """SIGSTOP: to everybody else it is dead, to itself no time passes."""
+        self.stopped = self._signal(signal.SIGSTOP)
+        return self.stopped
+
+    def resume(self) -> bool:
+        self.stopped = False
+        return self._signal(signal.SIGCONT)
+
+    async def ended(self, timeout_s: float = EXIT_S_MAX) -> int | None:
+        """Its exit code, None when it is still there."""
+        until_s = time.monotonic() + timeout_s
+        while self.alive and time.monotonic() < until_s:  # noqa: ASYNC110 - a process tells no event
+            await asyncio.sleep(POLL_S)
+        return self.process.exitcode
+
+    def look(self) -> None:
+        """Note how much memory it has held at most."""
+        with contextlib.suppress(OSError, ValueError):
+            status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+            held = next((line for line in status.splitlines() if line.startswith("VmHWM")), "VmHWM: 0 kB")
+            self.rss_max_kb = max(self.rss_max_kb, int(held.split()[1]))
+
+    def _signal(self, number: signal.Signals, asked: str | None = None) -> bool:
+        if not self.alive or self.process.pid is None:
+            return False
+        if asked is not None:
+            self.asked = asked
+        os.kill(
+            self.process.pid, number
+        )  # not reaped before the fork server tells us: the pid is still its own
+        return True
+
+
+@dataclass
+class Crew:
+    """`slots` workers at a time, and guests. `settings[slot]` as JSON; the last slot is a static member if any is."""
+
+    forks: Forks
+    folder: Path
+    settings: Mapping[int, Mapping[str, Any]]
+    draw: random.Random
+    all: list[Worker] = field(default_factory=list)
+    gave_up: list[str] = field(default_factory=list)
+    surprises: list[str] = field(default_factory=list)
+    bad_exits: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.manned: dict[int, Worker] = {}
+        self._keeping: list[asyncio.Task[None]] = []
+        self._started = 0
+        for slot, settings in self.settings.items():
+            self.config(slot).write_text(json.dumps(settings))
+
+    def config(self, slot: int) -> Path:
+        return self.folder / f"settings-{slot}.json"
+
+    async def start(self, slot: int) -> Worker:
+        """A new worker by the settings of `slot`."""
+        self._started += 1
+        log = self.folder / f"worker-{self._started:03d}-slot-{slot}.log"
+        process = await asyncio.to_thread(self.forks.start, self.config(slot), log)
+        worker = Worker(process, slot, log)
+        self.all.append(worker)
+        return worker
+
+    def man(self, slots: int) -> None:
+        """Fill the first `slots` slots, and keep them filled."""
+        self._keeping = [asyncio.create_task(self._keep(slot)) for slot in range(slots)]
+
+    async def _keep(self, slot: int) -> None:
+        while True:
+            worker = self.manned[slot] = await self.start(slot)
+            while worker.alive:
+                worker.look()
+                await asyncio.sleep(POLL_S * 5)
+            if worker.asked is None:
+                ended = f"code {worker.process.exitcode} after {worker.age_s:.1f} s: {last_words(worker.log)}"
+                # Before it serves, a worker whose servers do not answer says so and ends: its supervisor tries again.
+                found = self.surprises if worker.served else self.gave_up
+                found.append(f"{worker.log.name}: {ended}")
+                await asyncio.sleep(0.5)
+            else:
+                await asyncio.sleep(self.draw.choice([0.0, 0.0, 0.3, 1.5]))
+
+    async def ready(self, partitions: int, timeout_s: float) -> None:
+        """Until every partition has been opened. Raises TimeoutError."""
+        until_s = time.monotonic() + timeout_s
+        while len(set[int]().union(*(worker.opened for worker in self.all))) < partitions:
+            if time.monotonic() > until_s:
+                said = {worker.log.name: last_words(worker.log) for worker in self.all}
+                raise TimeoutError(f"the workers have not opened all partitions in {timeout_s:.0f} s: {said}")
+            await asyncio.sleep(0.1)
+
+    async def pick(self, *, age_s: float = 0.0) -> Worker | None:
+        """A random worker of a slot that is alive and not stopped, for `age_s` at least; waits a while for one."""
+        for _ in range(200):
+            able = [w for w in self.manned.values() if w.alive and not w.stopped and w.age_s >= age_s]
+            if able:
+                return self.draw.choice(able)
+            await asyncio.sleep(0.05)
+        return None
+
+    async def dismiss(self, worker: Worker) -> int | None:
+        """SIGTERM, and its exit code, which has to be 0. None when it had ended before."""
+        if not worker.terminate():
+            return None
+        began_s = time.monotonic()
+        code = await worker.ended()
+        early = code == -signal.SIGTERM and not worker.served  # nothing to drain, and no handler yet
+        if code != 0 and worker.asked == "told to go" and not early:
+            took_s = time.monotonic() - began_s
+            said = "did not go" if code is None else f"code {code}"
+            self.bad_exits.append(f"{worker.log.name}: {said} in {took_s:.1f} s: {last_words(worker.log)}")
+            worker.kill()
+        return code
+
+    async def disband(self) -> list[int | None]:
+        """No more slots are filled; every worker is told to go. Returns their exit codes."""
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
+        left = [worker for worker in self.all if worker.alive]
+        for worker in left:
+            worker.resume()
+        return list(await asyncio.gather(*(self.dismiss(worker) for worker in left)))
+
+    def kill_all(self) -> None:
+        for worker in self.all:
+            worker.kill()
+
+
+def last_words(log: Path) -> str:
+    """The end of a log, in one line."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").strip().splitlines()
+        said = [line for line in lines if line.startswith("error:")] or lines[-3:]
+        return " | ".join(line[-400:] for line in said)
+    return "(no log)"
