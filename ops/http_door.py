@@ -55,7 +55,7 @@ class Bounds:
 class Connection(RequestHandler):
     """One client. With `connections_max` open already, it is told 503 and closed."""
 
-    __slots__ = ("_bounds", "_connections_max", "_end", "_wire")
+    __slots__ = ("_ask", "_bounds", "_connections_max", "_end", "_wire")
 
     def __init__(self, server: web.Server, connections_max: int, bounds: Bounds) -> None:
         super().__init__(
@@ -70,6 +70,8 @@ class Connection(RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # the runner passes None, too
         )
         self._connections_max, self._bounds = connections_max, bounds
+        self._ask = self._request_handler
+        self._request_handler = self._met
         self._end: asyncio.TimerHandle | None = None
         self._wire: asyncio.Transport | None = None
 
@@ -88,6 +90,13 @@ class Connection(RequestHandler):
         if self._end is not None:
             self._end.cancel()
         super().connection_lost(exc)
+
+    async def _met(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Ahead of aiohttp's own look at Expect, which quotes it before any middleware is asked."""
+        if request.headers.get("Expect", "100-continue").lower() != "100-continue":
+            return refusal("there is nothing to expect but 100-continue", 417)
+        assert self._ask is not None
+        return await self._ask(request)
 
     def _too_long(self) -> None:
         if self._waiter is not None:  # between two requests

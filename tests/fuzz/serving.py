@@ -1,0 +1,174 @@
+"""Malformed records and requests against the real thing: a Kafka, a Valkey, a worker process and its HTTP face.
+
+The records go through Kafka while the requests come in; at the end the worker's own counts have to be,
+to the record, what
+the parser says of the same records here, every refused one lies in the dead-letter topic once,
+and the worker answers, is
+ready, has not been restarted and has not grown by more than GROWTH_BYTES_MAX since it was ready.
+"""
+
+import asyncio
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+
+from featurestore.parse import Parser
+from featurestore.spec import load_spec
+from ops.connect import topic_specs
+from ops.local_stack import LocalStack
+from ops.settings import DEFAULT_SPEC, Settings
+from ops.worker_process import WorkerProcess
+from stream.clock import SystemClock
+from stream.dead_letter import read
+from stream.kafka import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
+from stream.message import Message
+from stream.topic_log import read_topic
+from tests.fuzz.figures import Serving
+from tests.fuzz.parsing import CHUNK
+from tests.fuzz.requesting import fuzz_face
+from tests.support.fuzz import NOW_MS, fuzzed
+from tests.support.models import publish
+from tests.support.streams import LogRecord
+
+TOPIC, TOKEN = "fuzzed", "fuzz-token"
+GROWTH_BYTES_MAX = 512 << 20
+"""Its bounds by configuration: 256 MiB of cache, and fetched batches of 16 × 1 MiB a partition on the way."""
+IDLE_S_MAX = 120.0
+"""Without one record more in so long, it is stuck."""
+
+
+def sendable(record: LogRecord) -> LogRecord | None:
+    """The record as a client can send it: not without both key and value, in a time that the broker takes."""
+    if record.key is None and record.value is None:
+        return None
+    at_ms = min(max(record.timestamp, 0), NOW_MS + 1000)
+    return LogRecord(record.offset, at_ms, record.key, record.value, record.headers)
+
+
+async def fuzz_worker(
+    seed: int, records: int, requests: int, folder: Path, tell: Callable[[str, float], None] = lambda *_: None
+) -> Serving:
+    """`records` through Kafka and a worker, and meanwhile `requests` to its face. `tell` hears what is being done, and
+    what share of it is. Raises WorkerFailed when the worker cannot start."""
+    tell("publishing a model", 0)
+    model = await asyncio.to_thread(publish, folder / "models", spec=load_spec(DEFAULT_SPEC))
+    with LocalStack() as stack:
+        settings = Settings.model_validate(
+            {
+                "model": model, "kafka": KafkaSettings(url=stack.kafka_url, topic=TOPIC, group=TOPIC),
+                "redis": {"url": SecretStr(stack.redis_url)}, "http": {"token": TOKEN},
+                "alerts_from": "start", "dead_letter_share_max": 1.0, "policy": {"enter": 0.3, "exit": 0.2,
+                "cooldown": 0},
+            }
+        )  # fmt: skip
+        wide = TopicSpec(
+            TOPIC, settings.topics.partitions, "topics.partitions", {"max.message.bytes": str(16 << 20)}
+        )
+        await ensure_topics(settings.kafka, [wide, *topic_specs(settings)[1:]])
+        found = Serving()
+        with WorkerProcess(settings, folder) as worker:
+            tell("starting a worker", 0)
+            await asyncio.to_thread(worker.wait_ready)
+            begin_bytes = worker.peak_rss_bytes()
+            bearer = (f"Authorization: Bearer {TOKEN}",)
+            asking = asyncio.create_task(
+                fuzz_face(
+                    worker.address,
+                    seed,
+                    requests,
+                    lambda n: tell("asking", n / max(requests, 1)),
+                    headers=bearer,
+                )
+            )
+            await _send(settings.kafka, seed, records, found, lambda n: tell("sending", n / max(records, 1)))
+            await _until_dealt_with(worker, found, tell)
+            found.requests = await asking
+            await _judge(worker, settings, found)
+            found.grown_bytes = max(worker.peak_rss_bytes() - begin_bytes, 0)
+            if found.grown_bytes > GROWTH_BYTES_MAX:
+                found.wrong.append(f"the worker grew by {found.grown_bytes >> 20} MiB")
+        log = worker.log.read_text(errors="replace")
+        if "Traceback" in log:
+            found.wrong.append("a trace in the worker's log: " + log[log.index("Traceback") :][:500])
+    return found
+
+
+async def _send(kafka: KafkaSettings, seed: int, n: int, found: Serving, tell: Callable[[int], None]) -> None:
+    parser = Parser(load_spec(DEFAULT_SPEC))
+    async with KafkaSink(kafka) as sink:
+        while found.records < n:
+            made = map(sendable, fuzzed(seed + found.records, min(CHUNK, n - found.records)))
+            batch = [record for record in made if record is not None]
+            parsed = await asyncio.to_thread(parser.parse, batch)
+            found.expected.update(f"rejected {bad.reason}" for bad in parsed.rejected)
+            found.expected.update(events=len(parsed.events), ignored=parsed.ignored)
+            await sink.send_all([Message(TOPIC, r.key, r.value, r.headers, r.timestamp) for r in batch])
+            found.records += len(batch)
+            tell(found.records)
+
+
+async def _until_dealt_with(
+    worker: WorkerProcess, found: Serving, tell: Callable[[str, float], None]
+) -> None:
+    clock = SystemClock()
+    seen, since_s = -1.0, clock.monotonic_s()
+    while True:
+        worker.check()
+        metrics = await asyncio.to_thread(metrics_of, worker.address)
+        records = metrics["ebbtide_records_total"]
+        if records >= found.records:
+            return
+        if records != seen:
+            seen, since_s = records, clock.monotonic_s()
+        if clock.monotonic_s() - since_s > IDLE_S_MAX:
+            found.wrong.append(f"the worker is stuck at {records:,.0f} of {found.records:,} records")
+            return
+        tell("folding", records / found.records)
+        await asyncio.sleep(0.2)
+
+
+async def _judge(worker: WorkerProcess, settings: Settings, found: Serving) -> None:
+    metrics = await asyncio.to_thread(metrics_of, worker.address)
+    found.counts = Counter(
+        events=int(metrics["ebbtide_events_total"]), ignored=int(metrics["ebbtide_events_ignored_total"])
+    )
+    for name, value in metrics.items():
+        if name.startswith("ebbtide_dead_letters_total{") and value:
+            found.counts[f"rejected {name.partition('=')[2].strip('}')}"] = int(value)
+    if found.counts.total() != metrics["ebbtide_records_total"] or found.counts.total() != found.records:
+        found.wrong.append(
+            f"the worker's counts add up to {found.counts.total():,} of {found.records:,} records"
+        )
+    if +found.counts != +found.expected:
+        found.wrong.append(f"the worker counts {+found.counts}, the parser {+found.expected}")
+    places, bare = set(), 0
+    async for record in read_topic(settings.kafka, settings.topics.dead_letters):
+        letter = read(record.headers)
+        if letter is None and record.value is not None:
+            bare += 1
+        elif letter is not None:  # else it is a customer's tombstone, which reaches every topic
+            found.letters[f"rejected {letter.reason}"] += 1
+            places.add(letter.source)
+    if found.letters != Counter({k: n for k, n in found.counts.items() if k.startswith("rejected")}):
+        found.wrong.append(f"dead letters {found.letters} are not those counted")
+    if bare:
+        found.wrong.append(f"{bare} dead letters without their headers")
+    if len(places) != found.letters.total():
+        found.wrong.append("a record lies in the dead-letter topic twice")
+    worker.check()
+    await asyncio.to_thread(worker.wait_ready, 10.0)
+
+
+def metrics_of(address: str) -> dict[str, float]:
+    """Every sample: name, or name{label=value}, to its value."""
+    with urllib.request.urlopen(address + "/metrics", timeout=30) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    return {
+        s.name + ("{" + ",".join(f"{k}={v}" for k, v in s.labels.items()) + "}" if s.labels else ""): s.value
+        for family in families
+        for s in family.samples
+    }
