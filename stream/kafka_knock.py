@@ -96,16 +96,16 @@ async def _closed_door(
     settings: KafkaSettings, host: str, port: int, authenticated: bool, error: BaseException
 ) -> Refusal | str:
     """The broker hung up, or said nothing that we understand: which of the things that look like this is it?"""
-    where = f"Kafka at {host}:{port}"
+    where, wait_s = f"Kafka at {host}:{port}", min(KNOCK_S, settings.request_timeout_s)
     if isinstance(error, ConnectionRefusedError):
         return f"{where}: nobody listens there"
     hung_up = any(
         isinstance(cause, KafkaConnectionError | ConnectionError | EOFError) for cause in causes(error)
     )
-    if not settings.tls.enabled and await _speaks_tls(host, port):
+    if not settings.tls.enabled and await _speaks_tls(host, port, wait_s):
         return f"{where} speaks TLS, and we do not", "set kafka.tls.enabled, and kafka.tls.ca_file"
-    if settings.tls.enabled and not authenticated and not await _speaks_tls(host, port):
-        if await _listens(host, port):
+    if settings.tls.enabled and not authenticated and not await _speaks_tls(host, port, wait_s):
+        if await _listens(host, port, wait_s):
             return (
                 f"{where} does not speak TLS, and we do",
                 "unset kafka.tls.enabled, or use the port of its TLS listener",
@@ -119,16 +119,16 @@ async def _closed_door(
     return f"{where}: {_words(error)}"
 
 
-async def _speaks_tls(host: str, port: int) -> bool:
+async def _speaks_tls(host: str, port: int, wait_s: float) -> bool:
     """Whoever's certificate it shows: nothing is sent over this."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return await _listens(host, port, context)
+    return await _listens(host, port, wait_s, context)
 
 
-async def _listens(host: str, port: int, context: ssl.SSLContext | None = None) -> bool:
+async def _listens(host: str, port: int, wait_s: float, context: ssl.SSLContext | None = None) -> bool:
     with suppress(OSError, TimeoutError):
-        async with asyncio.timeout(KNOCK_S):
+        async with asyncio.timeout(wait_s):
             _, writer = await asyncio.open_connection(host, port, ssl=context)
             writer.close()
             return True

@@ -1,17 +1,37 @@
 """Kafka apart from the group, against a real one: topics checked or made, the way out, a log read to its end."""
 
 import asyncio
+import logging
+import signal
+from pathlib import Path
 
 import pytest
+import trustme
 from aiokafka.partitioner import DefaultPartitioner
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from pydantic import ValidationError
 
 from ops.local_stack import LocalKafka
+from ops.logs import capture_logs
 from ops.stack_keeper import free_ports
 from stream.errors import BrokerMisconfigured, BrokerUnavailable, RecordTooLarge
-from stream.kafka import KafkaSettings, KafkaSink, TopicSpec, check_connection, ensure_topics
+from stream.kafka import (
+    KafkaSettings,
+    KafkaSink,
+    TopicSpec,
+    check_connection,
+    ensure_topics,
+)
+from stream.kafka_security import _warn_of_plaintext
+from stream.kafka_sink import PRODUCE_BATCH_BYTES
 from stream.message import Message
 from stream.topic_log import log_ranges, partition_for, read_topic
+from tests.support.receiver import until
 from tests.support.services import Services
 
 pytestmark = pytest.mark.kafka
@@ -131,12 +151,82 @@ def test_partitions_are_those_of_kafkas_default_partitioner() -> None:
         ({"poll_interval_max_s": 5.0}, "poll_interval_max_s"),
         ({"request_timeout_s": 0.05}, "request_timeout_s"),
         ({"sesion_timeout_s": 5.0}, "sesion_timeout_s"),
+        ({"instance": "two words"}, "instance"),
+        ({"url": "kafka://alice:hidden@localhost:9092"}, r"no credentials.*kafka\.sasl\.password"),
+        ({"tls": {"ca_file": "/ca.pem"}}, r"tls\.ca_file is set, but tls\.enabled is false"),
+        ({"tls": {"enabled": True, "key_file": "/k"}}, r"tls\.key_file needs tls\.cert_file"),
+        (
+            {"sasl": {"username": "a", "password": "hidden"}},
+            r"sasl\.password is set, but sasl\.mechanism is not",
+        ),
+        ({"sasl": {"mechanism": "PLAIN"}}, r"PLAIN needs sasl\.username; PLAIN needs sasl\.password"),
+        ({"sasl": {"mechanism": "MD5", "password": "hidden"}}, r"sasl\.mechanism"),
+        ({"sasl": {"mechanism": "OAUTHBEARER"}}, r"exactly one of sasl\.token_callback and sasl\.token_file"),
+        (
+            {"sasl": {"mechanism": "OAUTHBEARER", "token_file": "/t", "token_callback": "m:f"}},
+            r"exactly one of sasl\.token_callback and sasl\.token_file",
+        ),
+        ({"sasl": {"mechanism": "OAUTHBEARER", "token_callback": "f"}}, r"sasl\.token_callback"),
+        (
+            {"sasl": {"mechanism": "PLAIN", "username": "a", "password": "hidden", "token_file": "/t"}},
+            r"sasl\.token_file is for OAUTHBEARER",
+        ),
+        # Whatever is wrong, at once.
+        (
+            {"sasl": {"username": "a"}, "tls": {"cert_file": "/c"}, "session_timeout_s": 2.0},
+            r"tls\.cert_file.*sasl\.username.*three heartbeat_interval_s",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, object], says: str) -> None:
-    """By name, and before anything connects."""
-    with pytest.raises(ValidationError, match=says):
+    """By name, and before anything connects; and no secret is shown."""
+    with pytest.raises(ValidationError, match=says) as refused:
         KafkaSettings.model_validate({"url": "localhost:9092", **changes})
+    assert "hidden" not in str(refused.value)
+
+
+def test_secrets_are_not_shown() -> None:
+    """By whatever prints the settings."""
+    sasl = {"mechanism": "PLAIN", "username": "a", "password": "hidden"}
+    tls = {"enabled": True, "cert_file": "/c", "key_password": "hidden"}
+    settings = KafkaSettings.model_validate({"url": "a:1", "sasl": sasl, "tls": tls})
+    assert "hidden" not in f"{settings!r} {settings} {settings.model_dump_json()} {settings.model_dump()}"
+
+
+def test_plaintext_passwords_are_warned_of_once() -> None:
+    """It is allowed, inside a network of one's own; it is said, and not at every connection."""
+    sasl = {"mechanism": "SCRAM-SHA-256", "username": "a", "password": "p"}
+    settings = KafkaSettings.model_validate({"url": "a:1", "sasl": sasl})
+    with capture_logs(logging.WARNING) as records:
+        for _ in range(3):
+            settings.client()
+    assert len([record for record in records if "kafka.sasl without kafka.tls" in record.getMessage()]) <= 1
+    _warn_of_plaintext.cache_clear()
+    with capture_logs(logging.WARNING) as records:
+        for _ in range(3):
+            settings.client()
+    assert [record.getMessage()[:28] for record in records] == ["kafka.sasl without kafka.tls"]
+
+
+@pytest.mark.parametrize("broken", ["key", "password", "ca"])
+def test_files_that_do_not_fit_name_their_setting(tmp_path: Path, broken: str) -> None:
+    """Before anything connects, and without a question on the terminal."""
+    authority = trustme.CA()
+    issued, other = authority.issue_cert("localhost"), authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"opens"))
+    (tmp_path / "key.pem").write_bytes(other.private_key_pem.bytes() if broken == "key" else locked)
+    (tmp_path / "text").write_text("no certificate")
+    tls = {"enabled": True, "ca_file": tmp_path / ("text" if broken == "ca" else "ca.pem"),
+           "cert_file": tmp_path / "cert.pem", "key_file": tmp_path / "key.pem"}  # fmt: skip
+    says = r"kafka\.tls\.ca_file" if broken == "ca" else r"kafka\.tls\.cert_file.*tls\.key_password"
+    with pytest.raises(BrokerMisconfigured, match=says):
+        KafkaSettings.model_validate({"url": "a:1", "tls": tls}).client()
+    if broken == "password":
+        opened = KafkaSettings.model_validate({"url": "a:1", "tls": tls | {"key_password": "opens"}})
+        assert opened.client()["security_protocol"] == "SSL"
 
 
 def test_urls_as_people_write_them() -> None:
@@ -191,3 +281,65 @@ async def test_a_local_broker_with_a_second_listener_behind_a_relay() -> None:
         server.close()
         await asyncio.to_thread(kafka.stop)
         await asyncio.gather(*relays, return_exceptions=True)
+
+
+def held_bytes(sink: KafkaSink) -> int:
+    """What the producer holds that is not acknowledged."""
+    if sink._producer is None:
+        return 0
+    accumulator = sink._producer._message_accumulator
+    waiting = [batch for batches in accumulator._batches.values() for batch in batches]
+    return sum(batch._builder.size() for batch in {*waiting, *accumulator._pending_batches})
+
+
+def senders() -> list[str]:
+    """aiokafka's tasks that send and that keep metadata, one of each a producer that lives."""
+    names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
+    return sorted(
+        name for name in names if name.endswith(("_sender_routine", "_md_synchronizer", "_send_produce_req"))
+    )
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_a_sink_outlives_an_outage_and_holds_no_more_than_it_may(unique_name: str, how: str) -> None:
+    """Brokers away for longer than a request may take: every try ends in time, what is held stays bounded, the first
+    send after it works, and no producer that was given up lives on."""
+    kafka, partitions, each = LocalKafka(record=False), 4, 10_000
+    url = await asyncio.to_thread(kafka.start)
+    settings = KafkaSettings(url=url, topic=unique_name, request_timeout_s=1.5, produce_bytes_max=100_000)
+    (node,) = kafka.nodes
+    messages = [
+        Message(unique_name, f"k{n}".encode(), b"v" * each, partition=n % partitions) for n in range(100)
+    ]
+    loop = asyncio.get_running_loop()
+    try:
+        await ensure_topics(settings, [TopicSpec(unique_name, partitions, "s")])
+        async with KafkaSink(settings) as sink:
+            await sink.send_all(messages)
+            before = senders()
+            if how == "killed":
+                await asyncio.to_thread(node.kill)
+            else:
+                node.server.signal(signal.SIGSTOP)
+            for attempt in range(6):
+                began = loop.time()
+                tries = [sink.send_all(messages[n::partitions]) for n in range(partitions)]
+                if attempt == 3:  # a refusal, which gives the producer up with all it holds
+                    tries.append(sink.send_all([Message(unique_name, b"k", b"v" * 200_000)]))
+                outcomes = await asyncio.gather(*tries, return_exceptions=True)
+                assert all(isinstance(o, BrokerUnavailable | RecordTooLarge) for o in outcomes), outcomes
+                assert loop.time() - began < 8.0
+                assert held_bytes(sink) <= partitions * 2 * (PRODUCE_BATCH_BYTES + each)
+            if how == "killed":
+                await asyncio.to_thread(node.restart)
+            else:
+                node.server.signal(signal.SIGCONT)
+            await asyncio.wait_for(sink.send_all(messages), 5.0)
+            await until(lambda: senders() == before, f"only {before} live on", timeout_s=10.0)
+            await until(lambda: held_bytes(sink) == 0, "nothing is held")
+        assert senders() == []
+        keys = {record.key async for record in read_topic(settings, unique_name)}
+        assert keys == {message.key for message in messages}
+    finally:
+        node.server.signal(signal.SIGCONT)
+        await asyncio.to_thread(kafka.stop)
