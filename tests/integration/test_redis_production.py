@@ -1,0 +1,619 @@
+"""The store where Redis runs in production: a Cluster, a master under Sentinels, TLS, users with few rights.
+
+Valkey makes the Cluster; the distribution's Redis makes the master with its replica, and TLS. Faults are those of real
+servers: SIGKILL, SIGSTOP, a slot on the move, a failover that loses its tail, a certificate that nobody signed.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from redis.crc import key_slot
+
+from featurestore.errors import EbbtideError, Fenced, StoreMisconfigured, StoreUnavailable
+from featurestore.memory_store import MemoryStore
+from featurestore.redis_store import RedisStore
+from featurestore.store import Head, Step
+from ops.local_stack import LocalValkey
+from ops.stack_keeper import Keeper, free_ports
+from tests.integration.test_pipeline import World, assert_same_end, clean_run, logs_of
+from tests.support.redis_servers import (
+    SERVICE,
+    Certificates,
+    LocalCluster,
+    Move,
+    Watched,
+    admin_of,
+    debian_redis,
+    eventually,
+    sentinel,
+    tls_server,
+)
+from tests.support.scoring import LAYOUT
+from tests.support.stores import DTYPE, State, random_step, state_of, step_of
+
+pytestmark = pytest.mark.redis
+N = 12  # partitions: every node of three has some
+CUSTOMERS = ["a", "{p1}", "}x{", "é", *(f"c{i}" for i in range(60))]
+# What `redis_store` documents, and what it adds for a Cluster.
+ACL = ["+@read", "+@write", "+eval", "+evalsha", "+info"]
+CLUSTER_ACL = [*ACL, "+cluster|slots", "+asking"]
+JANE = "jane@example.org"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def valkeys() -> Iterator[LocalCluster]:
+    with LocalCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(valkeys: LocalCluster) -> LocalCluster:
+    """The Cluster, whole and empty."""
+    eventually(valkeys.whole)
+    valkeys.everywhere("FLUSHALL")
+    return valkeys
+
+
+@asynccontextmanager
+async def opened(url: str, **more: Any) -> AsyncIterator[RedisStore]:
+    store = RedisStore(url, DTYPE, "clicks", N, prefix="t:", **more)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def exercise(store: RedisStore, steps: int = 60) -> None:
+    """All that a store can be asked, held against the one in memory."""
+    rng = np.random.default_rng(7)
+    memory = MemoryStore(DTYPE, N)
+    heads: list[Head | None] = [None] * N
+    await store.start()
+    for _ in range(steps):
+        partition = int(rng.integers(N))
+        step = random_step(heads[partition], rng, partition=partition, customers=CUSTOMERS)
+        await store.apply(step)
+        await memory.apply(step)
+        with pytest.raises(Fenced):
+            await store.apply(step)
+        heads[partition] = step.head
+    for partition in range(N):
+        assert await state_of(store, partition) == await state_of(memory, partition)
+        rows, found = await store.load(partition, CUSTOMERS)
+        expected, there = await memory.load(partition, CUSTOMERS)
+        assert rows.tobytes() == expected.tobytes()
+        assert found.tolist() == there.tolist()
+    for customer in ["nobody", *CUSTOMERS[:8]]:
+        answer, wanted = await store.find(customer), await memory.find(customer)
+        assert (answer is None) == (wanted is None)
+        if answer and wanted:
+            assert (answer[0], answer[1].tobytes()) == (wanted[0], wanted[1].tobytes())
+    for partition in range(N):
+        await store.reset(partition)
+        assert await state_of(store, partition) == (None, {}, [], {})
+
+
+async def patiently(ask: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+    """The answer, as an owner gets it who backs off."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            try:
+                return await ask()
+            except StoreUnavailable:
+                await asyncio.sleep(0.02)
+
+
+def says_nothing(error: BaseException) -> None:
+    """No password, no customer."""
+    assert isinstance(error, EbbtideError)
+    for secret in ("secret", JANE, "jane", "}:c:"):
+        assert secret not in str(error)
+
+
+# Redis Cluster
+
+
+async def test_the_contract_on_three_nodes(cluster: LocalCluster) -> None:
+    """One host in the URL is enough to find the others; scripts that are forgotten are told again, node by node."""
+    for hosts in (cluster.hosts, cluster.hosts.split(",")[1]):
+        async with opened(f"redis+cluster://{hosts}") as store:
+            await exercise(store)
+            cluster.everywhere("SCRIPT", "FLUSH")
+            for partition in range(N):
+                await store.apply(step_of(None, ["a"], np.random.default_rng(1), partition=partition))
+            for node in cluster.nodes:
+                with admin_of(node) as admin:
+                    assert admin.dbsize() > 0
+        cluster.everywhere("FLUSHALL")
+
+
+async def test_connections_to_each_node_are_bounded_and_given_back(cluster: LocalCluster) -> None:
+    def clients() -> list[int]:
+        counted = []
+        for node in cluster.nodes:
+            with admin_of(node) as admin:
+                counted.append(len([c for c in admin.client_list() if c["lib-name"] != "" and c["cmd"]]))
+        return counted
+
+    before = clients()
+    async with opened(f"redis+cluster://{cluster.hosts}", connections_max=2) as store:
+        await asyncio.gather(*(store.load(i % N, ["a", "b"]) for i in range(300)))
+        during = clients()
+        assert during != before
+        assert all(now - then <= 2 for now, then in zip(during, before, strict=True))
+    eventually(lambda: clients() == before)
+
+
+async def test_any_master_that_evicts_is_refused(cluster: LocalCluster) -> None:
+    async with opened(f"redis+cluster://{cluster.hosts}") as store:
+        for node in cluster.nodes:
+            with admin_of(node) as admin:
+                admin.config_set("maxmemory-policy", "allkeys-lru")
+                try:
+                    with pytest.raises(StoreMisconfigured, match=rf"127.0.0.1:{node.port} .*noeviction"):
+                        await store.start()
+                finally:
+                    admin.config_set("maxmemory-policy", "noeviction")
+        await store.start()
+
+
+@pytest.mark.parametrize("how", ["killed", "hangs"])
+async def test_a_node_that_is_away_stops_its_own_partitions_only(cluster: LocalCluster, how: str) -> None:
+    """Its partitions say so within the timeout and go on afterwards, each from its head; the others never notice."""
+    timeout_s = 0.8
+    away = cluster.nodes[0]
+    affected = [p for p in range(N) if cluster.node_of(f"{{p{p}}}") == 0]
+    others = [p for p in range(N) if p not in affected]
+    async with opened(f"redis+cluster://{cluster.hosts}", timeout_s=timeout_s) as store:
+        rng = np.random.default_rng(3)
+        memory = MemoryStore(DTYPE, N)
+        heads: list[Head | None] = [None] * N
+
+        async def one_step(partition: int) -> None:
+            step = random_step(heads[partition], rng, partition=partition, customers=CUSTOMERS)
+            await store.apply(step)
+            await memory.apply(step)
+            heads[partition] = step.head
+
+        async def refused(partition: int) -> None:
+            begun = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL") as error:
+                await store.load(partition, [JANE])
+            says_nothing(error.value)
+            assert time.monotonic() - begun < timeout_s + 0.5
+
+        for partition in range(N):
+            await one_step(partition)
+        if how == "killed":
+            await asyncio.to_thread(away.kill)
+        else:
+            assert away.server is not None
+            away.server.signal(signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                waiting = [asyncio.create_task(refused(p)) for p in affected]
+                for _ in range(10):
+                    await asyncio.gather(*(one_step(p) for p in others))
+                await asyncio.gather(*waiting)
+            with pytest.raises(StoreUnavailable):
+                await store.find(JANE)
+            with pytest.raises(StoreUnavailable):
+                await store.start()
+        finally:
+            if how == "killed":
+                await asyncio.to_thread(away.restart)
+            elif away.server is not None:
+                away.server.signal(signal.SIGCONT)
+        for partition in range(N):
+            head = await patiently(lambda p=partition: store.head(p))  # type: ignore[misc]  # bound now
+            assert head == heads[partition]
+            await patiently(lambda p=partition: one_step(p))  # type: ignore[misc]  # bound now
+        for partition in range(N):
+            assert await state_of(store, partition) == await state_of(memory, partition)
+
+
+async def test_a_slot_on_the_move_is_followed_step_by_step(cluster: LocalCluster) -> None:
+    """
+    keys      all here │ some there │ all there │ slot there
+    a step    done     │ wait       │ done: ASK │ done: MOVED           and a customer who is new waits till the end
+    """
+    rng = np.random.default_rng(4)
+    slot = key_slot(b"{p0}")
+    source = cluster.nodes[cluster.node_of("{p0}")]
+    target = cluster.nodes[cluster.node_of("{p0}") - 1]
+    async with opened(f"redis+cluster://{cluster.hosts}") as store:
+        await asyncio.gather(*(store.load(p, CUSTOMERS) for p in range(N) for _ in range(8)))  # connections
+        step = step_of(None, ["a", JANE], rng, alerts=[(b"1", b"one")])
+        await store.apply(step)
+        for back in (False, True):
+            if back:
+                source, target = target, source
+            move = Move(source, target, slot)
+            move.begin()
+            await store.apply(step := step_of(step.head, ["a", JANE], rng))
+            move.some(2)
+            for question in (
+                store.apply(step_of(step.head, ["a", JANE], rng)),
+                store.apply(step_of(step.head, ["new"], rng)),
+            ):
+                with pytest.raises(StoreUnavailable) as error:
+                    await question
+                says_nothing(error.value)
+            while move.some(100):
+                pass
+            assert await store.head(0) == step.head
+            with admin_of(target) as admin:
+                admin.script_flush()
+            for _ in range(5):
+                asked = (store.find(JANE) for _ in range(4))
+                await asyncio.gather(store.apply(step := step_of(step.head, ["a", JANE], rng)), *asked)
+            assert await store.outbox(0) == {b"1": b"one"}
+            found = await store.find(JANE)
+            assert found is not None
+            assert found[1].tobytes() == step.rows[1].tobytes()
+            move.end()
+            await store.apply(step := step_of(step.head, ["a", JANE, f"new-{back}"], rng))
+        state = await state_of(store)
+        assert state.records.keys() == {"a", JANE, "new-False", "new-True"}
+        assert state.head == step.head
+
+
+async def test_a_slot_that_moves_under_steps_loses_nothing(cluster: LocalCluster) -> None:
+    """There and back while steps stream in: at the end the state is what the steps make of it in memory."""
+    rng = np.random.default_rng(5)
+    memory = MemoryStore(DTYPE, N)
+    slot = key_slot(b"{p0}")
+    home = cluster.node_of("{p0}")
+    waited = done = 0
+    moving = True
+    async with opened(f"redis+cluster://{cluster.hosts}") as store:
+
+        def move() -> None:
+            nonlocal moving
+            for there in (home - 1, home):
+                here = home if there != home else home - 1
+                way = Move(cluster.nodes[here], cluster.nodes[there], slot)
+                way.begin()
+                while way.some(2):
+                    time.sleep(0.01)
+                way.end()
+                time.sleep(0.2)
+            moving = False
+
+        async def apply(step: Step) -> None:
+            nonlocal waited
+            while True:
+                try:
+                    await store.apply(step)
+                    return
+                except StoreUnavailable:
+                    waited += 1
+                    await asyncio.sleep(0.01)
+
+        head: Head | None = None
+        for _ in range(40):
+            step = random_step(head, rng, partition=0, customers=CUSTOMERS)
+            await apply(step)
+            await memory.apply(step)
+            head = step.head
+        mover = asyncio.create_task(asyncio.to_thread(move))
+        while moving:
+            step = random_step(head, rng, partition=0, customers=CUSTOMERS)
+            await apply(step)
+            await memory.apply(step)
+            head, done = step.head, done + 1
+        await mover
+        print(f"{done} steps while the slot moved, {waited} waits")
+        assert done > 20
+        assert waited
+        assert await state_of(store) == await state_of(memory)
+
+
+async def test_a_cluster_whose_nodes_are_all_away_is_waited_for(cluster: LocalCluster) -> None:
+    async with opened("redis+cluster://127.0.0.1:1,127.0.0.1:2,nowhere.invalid:3", timeout_s=1) as store:
+        for question in (store.start(), store.head(0), store.find(JANE)):
+            begun = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL") as error:
+                await question
+            says_nothing(error.value)
+            assert time.monotonic() - begun < 1.5
+
+
+async def test_one_server_under_the_url_of_a_cluster_is_told_apart(stack_redis: LocalValkey) -> None:
+    async with opened(f"redis+cluster://127.0.0.1:{stack_redis.port}") as store:
+        for question in (store.start(), store.head(0)):
+            with pytest.raises(StoreMisconfigured, match=r"begin with redis://"):
+                await question
+
+
+@pytest.fixture
+def stack_redis() -> Iterator[LocalValkey]:
+    with LocalValkey(appendonly=False) as server:
+        yield server
+
+
+@pytest.mark.parametrize("credentials", ["nobody:secret@", "worker:secret2@", ":secret@"])
+async def test_a_wrong_password_is_not_repeated_by_a_cluster(cluster: LocalCluster, credentials: str) -> None:
+    cluster.everywhere("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *CLUSTER_ACL)
+    async with opened(f"redis+cluster://{credentials}{cluster.hosts}") as store:
+        for question in (store.start(), store.head(0), store.find(JANE)):
+            with pytest.raises(StoreMisconfigured, match="user and password in EBBTIDE_REDIS_URL") as error:
+                await question
+            says_nothing(error.value)
+
+
+async def test_the_documented_rights_are_enough_and_each_is_needed(cluster: LocalCluster) -> None:
+    """Without one of them the error names it, and neither the customer nor the password."""
+    url = f"redis+cluster://worker:secret@{cluster.hosts}"
+    cluster.everywhere("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *CLUSTER_ACL)
+    async with opened(url) as store:
+        await exercise(store)
+    for right in ("cluster|slots", "info", "evalsha", "eval", "mget", "zrange", "unlink"):
+        cluster.everywhere("FLUSHALL")
+        cluster.everywhere("SCRIPT", "FLUSH")
+        cluster.everywhere(
+            "ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *CLUSTER_ACL, f"-{right}"
+        )
+        async with opened(url) as store:
+
+            async def everything() -> None:
+                await store.start()
+                await store.apply(step_of(None, [JANE], np.random.default_rng(1)))
+                await store.load(0, [JANE])
+                await store.due(0, 1, 1)
+
+            with pytest.raises(StoreMisconfigured, match=rf"(?i){right.replace('|', '.')}.*ACL") as error:
+                await everything()
+            says_nothing(error.value)
+    cluster.everywhere("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~other:*", *CLUSTER_ACL)
+    async with opened(url) as store:
+        for question in (store.load(0, [JANE]), store.find(JANE), store.head(0)):
+            with pytest.raises(StoreMisconfigured, match="ACL") as error:
+                await question
+            says_nothing(error.value)
+
+
+async def test_a_user_who_may_not_say_asking_meets_it_while_a_slot_moves(cluster: LocalCluster) -> None:
+    rights = [right for right in CLUSTER_ACL if right != "+asking"]
+    cluster.everywhere("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *rights)
+    home = cluster.node_of("{p0}")
+    move = Move(cluster.nodes[home], cluster.nodes[home - 1], key_slot(b"{p0}"))
+    async with opened(f"redis+cluster://worker:secret@{cluster.hosts}") as store:
+        await store.start()
+        move.begin()
+        with pytest.raises(StoreMisconfigured, match=r"asking.*ACL"):
+            await store.head(0)
+        move.end()
+        assert await store.head(0) is None
+        back = Move(cluster.nodes[home - 1], cluster.nodes[home], key_slot(b"{p0}"))
+        back.begin()
+        back.end()
+        assert await store.head(0) is None
+
+
+class ClusterWorld(World):
+    """A world whose store is the real one, and may be away for a while."""
+
+    def use(self, url: str, prefix: str) -> None:
+        self.store = RedisStore(url, LAYOUT.dtype, "clickstream", len(self.logs), prefix=prefix, timeout_s=1)  # type: ignore[assignment]  # all that a world does with it
+
+    async def applied(self) -> bool:
+        try:
+            return await super().applied()
+        except StoreUnavailable:
+            return False
+
+
+async def test_a_worker_on_a_cluster_ends_as_in_a_clean_run(cluster: LocalCluster) -> None:
+    """The pipeline over three nodes, one of which is killed half-way and comes back: same records, same alerts."""
+    logs = logs_of(seed=21)
+    clean = await clean_run(logs)
+    world = ClusterWorld(21, logs, rate=0.0)
+    world.use(f"redis+cluster://{cluster.hosts}", "w:")
+    node = cluster.nodes[cluster.node_of("{p2}")]
+
+    async def fail() -> None:
+        while (head := await world.store.head(2)) is None or head.offset < len(logs[2]) // 4:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(node.kill)
+        assert not await world.applied()
+        await asyncio.to_thread(node.restart)
+
+    failing = asyncio.create_task(fail())
+    await world.finish(world.worker())
+    await failing
+    await assert_same_end(world, clean)
+    await world.store.close()
+
+
+# Sentinel
+
+
+async def test_a_failover_is_followed_and_a_lost_tail_leaves_a_whole_older_state() -> None:
+    """
+    1  by hand, under steps     master ◀──roles──▶ replica       no connection is left at the old one
+    2  master cut off, more steps, SIGKILL ──▶ replica promoted  steps go on from the older head that it has
+    """
+    rng = np.random.default_rng(6)
+    with Watched(binary=debian_redis()) as watched:
+        for server in (watched.master, watched.replica):
+            with admin_of(server) as admin:
+                admin.execute_command("ACL", "SETUSER", "worker", "on", ">secret", "~t:clicks:*", *ACL)
+        url = f"redis+sentinel://worker:secret@{watched.hosts}/{SERVICE}"
+        async with opened(url, timeout_s=1) as store:
+            await exercise(store, steps=20)
+            memory = MemoryStore(DTYPE, N)
+            states: dict[Head | None, State] = {None: await state_of(memory)}
+            head: Head | None = None
+
+            async def one_step() -> None:
+                nonlocal head
+                step = random_step(head, rng, partition=0, customers=CUSTOMERS)
+                await memory.apply(step)
+                states[step.head] = await state_of(memory)
+                await store.apply(step)
+                head = step.head
+
+            await one_step()
+            failing_over = asyncio.create_task(asyncio.to_thread(watched.fail_over))
+            lost = 0
+            while not failing_over.done():
+                try:
+                    await one_step()
+                except (StoreUnavailable, Fenced) as error:
+                    # As a worker does: what is stored is where it goes on, and it is whole.
+                    says_nothing(error)
+                    lost += 1
+                    state = await patiently(lambda: state_of(store))
+                    assert state == states[state.head]
+                    await store.reset(0)
+                    memory, head = MemoryStore(DTYPE, N), None
+            await failing_over
+            assert lost
+            await patiently(one_step)
+            with admin_of(watched.master) as admin:
+                assert any(client["user"] == "worker" for client in admin.client_list())
+            with admin_of(watched.replica) as admin:
+                assert not any(client["user"] == "worker" for client in admin.client_list())
+
+            await store.reset(0)
+            memory, head = MemoryStore(DTYPE, N), None
+            for _ in range(20):
+                await one_step()
+            kept = head
+            with admin_of(watched.master) as admin:
+                assert admin.execute_command("WAIT", 1, 2000) == 1
+            watched.cut_replica()
+            for _ in range(5):
+                await one_step()
+            begun = time.monotonic()
+            await asyncio.to_thread(watched.master.kill)
+            with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL") as refusal:
+                await store.apply(step_of(head, [JANE], rng))
+            says_nothing(refusal.value)
+            state = await patiently(lambda: state_of(store))
+            print(f"a new master after {time.monotonic() - begun:.1f} s")
+            assert state.head == kept != head
+            assert state == states[kept]
+            with pytest.raises(Fenced):
+                await store.apply(step_of(head, ["a"], rng))
+            await store.apply(step_of(kept, ["a"], rng))
+            await store.start()
+
+
+async def test_sentinels_that_do_not_know_the_master_say_so(stack_redis: LocalValkey) -> None:
+    """An unknown name is no outage; Sentinels that are away are one. A Sentinel is no server of ours."""
+    with Keeper() as keeper:
+        port = sentinel(keeper, "sentinel", stack_redis.port, quorum=1)
+        async with opened(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/{SERVICE}") as store:
+            await exercise(store, steps=5)
+        async with opened(f"redis+sentinel://127.0.0.1:{port}/other") as store:
+            for question in (store.start(), store.head(0), store.find(JANE)):
+                with pytest.raises(StoreMisconfigured, match="know no master of that name"):
+                    await question
+        async with opened("redis+sentinel://127.0.0.1:1,127.0.0.1:2/other", timeout_s=1) as store:
+            for question in (store.start(), store.head(0), store.find(JANE)):
+                with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL"):
+                    await question
+        async with opened(f"redis://127.0.0.1:{port}") as store:
+            with pytest.raises(StoreMisconfigured, match=r"is a Sentinel.*redis\+sentinel://"):
+                await store.start()
+
+
+async def test_connections_to_a_watched_master_are_bounded_and_waited_for(stack_redis: LocalValkey) -> None:
+    with Keeper() as keeper:
+        port = sentinel(keeper, "sentinel", stack_redis.port, quorum=1)
+        with admin_of(stack_redis) as admin:
+            before = len(admin.client_list())
+            async with opened(f"redis+sentinel://127.0.0.1:{port}/{SERVICE}", connections_max=2) as store:
+                await asyncio.gather(*(store.load(i % N, ["a", "b"]) for i in range(200)))
+                assert len(admin.client_list()) - before <= 2
+
+
+# TLS
+
+
+async def test_tls_with_a_private_ca(certificates: Certificates) -> None:
+    with tls_server(certificates, clients=False) as (server, port):
+        with admin_of(server) as admin:
+            admin.execute_command("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *ACL)
+        url = f"rediss://worker:secret@127.0.0.1:{port}/0"
+        async with opened(f"{url}?ssl_ca_certs={certificates.ca}") as store:
+            await exercise(store)
+        for untrusted in (url, f"{url}?ssl_ca_certs={certificates.other_ca}"):
+            async with opened(untrusted) as store:
+                for question in (store.start(), store.head(0), store.find(JANE)):
+                    with pytest.raises(
+                        StoreMisconfigured, match=r"(?i)certificate.*ssl_ca_certs=FILE"
+                    ) as error:
+                        await question
+                    says_nothing(error.value)
+        async with opened(f"rediss://127.0.0.1:{server.port}?ssl_ca_certs={certificates.ca}") as store:
+            with pytest.raises(StoreMisconfigured, match="needs a TLS port"):
+                await store.start()
+
+
+async def test_tls_where_the_server_asks_for_our_certificate(certificates: Certificates) -> None:
+    with tls_server(certificates, clients=True) as (_, port):
+        url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificates.ca}"
+        ours = certificates.client
+        async with opened(f"{url}&ssl_certfile={ours}&ssl_keyfile={ours}") as store:
+            await exercise(store)
+        async with opened(url) as store:
+            for question in (store.start(), store.head(0), store.find(JANE)):
+                with pytest.raises(StoreMisconfigured, match="ssl_certfile=FILE"):
+                    await question
+
+
+async def test_a_cluster_behind_tls_with_a_user(certificates: Certificates) -> None:
+    """Every node is reached by TLS, also those that only the Cluster named."""
+    with LocalCluster(binary=debian_redis(), tls=certificates) as cluster:
+        cluster.everywhere("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *CLUSTER_ACL)
+        host = cluster.hosts.split(",")[0]
+        url = f"rediss+cluster://worker:secret@{host}"
+        async with opened(f"{url}?ssl_ca_certs={certificates.ca}") as store:
+            await exercise(store)
+        async with opened(f"{url}?ssl_ca_certs={certificates.other_ca}") as store:
+            for question in (store.start(), store.head(0), store.find(JANE)):
+                with pytest.raises(StoreMisconfigured, match=r"(?i)certificate.*ssl_ca_certs=FILE") as error:
+                    await question
+                says_nothing(error.value)
+
+
+async def test_sentinels_behind_tls_with_a_user_of_their_own(certificates: Certificates) -> None:
+    with Keeper() as keeper, tls_server(certificates, clients=False) as (server, port):
+        with admin_of(server) as admin:
+            admin.execute_command("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *ACL)
+        lines = [
+            f"{name} {value}\n" for name, value in certificates.settings(0).items() if name != "tls-port"
+        ]
+        (guarded,) = free_ports(1)
+        user = "user watcher on >secret2 -@all +sentinel|get-master-addr-by-name\n"
+        more = f"tls-port {guarded}\ntls-replication yes\n{''.join(lines)}{user}"
+        sentinel(keeper, "sentinel", port, quorum=1, more=more)
+        url = f"rediss+sentinel://worker:secret@127.0.0.1:{guarded}/{SERVICE}?ssl_ca_certs={certificates.ca}"
+        async with opened(f"{url}&sentinel_username=watcher&sentinel_password=secret2") as store:
+            await exercise(store, steps=10)
+        async with opened(f"{url}&sentinel_username=watcher&sentinel_password=secret") as store:
+            for question in (store.start(), store.head(0)):
+                with pytest.raises(
+                    StoreMisconfigured, match="user and password in EBBTIDE_REDIS_URL"
+                ) as error:
+                    await question
+                says_nothing(error.value)
+        other = url.replace(str(certificates.ca), str(certificates.other_ca))
+        async with opened(other) as store:
+            with pytest.raises(StoreMisconfigured, match="ssl_ca_certs=FILE") as error:
+                await store.start()
+            says_nothing(error.value)
