@@ -59,7 +59,12 @@ def ahead(
     if len(lost := unscored(points, scored, events)):
         by_offset = {record.offset: record for record in records}
         bad += [(by_offset[offset], UNSCORED, UNSCORED_DETAIL) for offset in lost.tolist()]
-    messages = [
+    messages = []
+    # First, since a batch is cut before a tombstone whose customer it knows: what else it says of them came after.
+    for e in np.flatnonzero((events.kind == TOMBSTONE) & (events.position >= since)):
+        key = events.customers[events.customer[e]].encode()
+        messages += [Message(topic, key, None) for topic in outputs.all]
+    messages += [
         letter(
             record,
             Position(batch.topic, batch.partition, record.offset),
@@ -70,9 +75,6 @@ def ahead(
         for record, reason, detail in bad
         if record.offset >= since
     ]
-    for e in np.flatnonzero((events.kind == TOMBSTONE) & (events.position >= since)):
-        key = events.customers[events.customer[e]].encode()
-        messages += [Message(topic, key, None) for topic in outputs.all]
     if outputs.scores is not None:
         offsets = events.position[points.event]
         messages += [

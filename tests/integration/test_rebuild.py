@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 from click.testing import CliRunner
 
@@ -33,7 +33,7 @@ from stream.message import Message
 from stream.settled_log import open_settled
 from tests.support.models import TINY, publish
 from tests.support.services import Services
-from tests.support.worlds import NEW, OLD, Clicks, Kind, Said, World, eventually
+from tests.support.worlds import NEW, OLD, Clicks, Kind, Said, World, commit, eventually
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 SEED = 41
@@ -184,20 +184,6 @@ async def follow(world: World, clicks: Clicks) -> None:
             await world.until_done()
         work.stop()
         await running
-
-
-async def commit(world: World, offsets: dict[int, int]) -> None:
-    """Move the group's marks, as a tool of Kafka's would."""
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=world.settings.kafka.url,
-        group_id=world.settings.kafka.group,
-        enable_auto_commit=False,
-    )
-    await consumer.start()
-    tps = {TopicPartition(world.name, number): at for number, at in offsets.items()}
-    consumer.assign(list(tps))
-    await consumer.commit({tp: OffsetAndMetadata(at, "") for tp, at in tps.items()})
-    await consumer.stop()
 
 
 async def test_what_cannot_be_made_again_is_refused_before_it_begins(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, OffsetAndMetadata, TopicPartition
 from numpy.typing import NDArray
 from pydantic import SecretStr
 
@@ -125,6 +125,8 @@ class Clicks:
 class World:
     """One input topic with outputs of its own. `settings` name them; prefixes and kinds are said where they matter."""
 
+    clock = SystemClock()
+
     def __init__(self, stack: Services, name: str, *, scores: bool = False) -> None:
         self.name = name
         self.settings = Settings(
@@ -138,7 +140,6 @@ class World:
                 partitions=PARTITIONS,
             ),
         )  # fmt: skip
-        self.clock = SystemClock()
 
     async def create(self) -> None:
         """Make the topics."""
@@ -289,6 +290,20 @@ def said_of(key: bytes, value: bytes | None) -> Said:
     """A record of the alert topic, read."""
     decision: dict[str, Any] = orjson.loads(value)["decision"] if value is not None else {}
     return Said(key, value, decision.get("partition", -1), decision.get("offset", -1))
+
+
+async def commit(world: World, offsets: dict[int, int]) -> None:
+    """Move the group's marks, as a tool of Kafka's would."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=world.settings.kafka.url,
+        group_id=world.settings.kafka.group,
+        enable_auto_commit=False,
+    )
+    await consumer.start()
+    tps = {TopicPartition(world.name, number): at for number, at in offsets.items()}
+    consumer.assign(list(tps))
+    await consumer.commit({tp: OffsetAndMetadata(at, "") for tp, at in tps.items()})
+    await consumer.stop()
 
 
 async def eventually(happened: Callable[[], bool], what: str) -> None:
