@@ -75,10 +75,15 @@ class Parsing:
         return self.events + self.tombstones + self.ignored + self.rejected.total() == self.records
 
 
-def fuzz_parser(seed: int, n: int, tell: Callable[[int], None] = lambda _: None) -> Parsing:
-    """n records, in batches of 1 to BATCH_MAX, under `parsers()` drawn at random. `tell` hears how many are done."""
+def fuzz_parser(
+    seed: int,
+    n: int,
+    tell: Callable[[int], None] = lambda _: None,
+    ours: Sequence[tuple[Spec | None, Parser]] = (),
+) -> Parsing:
+    """n records, in batches of 1 to BATCH_MAX, under `ours` (`parsers()`) drawn at random. `tell` hears how many."""
     found, digest, rng = Parsing(), hashlib.blake2b(digest_size=8), random.Random(seed)
-    ours = parsers()
+    ours = ours or parsers()
     process, settled_bytes = psutil.Process(), 0
     while found.records < n:
         spec, parser = ours[rng.randrange(len(ours))]

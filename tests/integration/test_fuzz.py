@@ -1,0 +1,110 @@
+"""`make fuzz` in short: what it counts, that it is the same by its seed, and that it fails when it should.
+
+The real worker under a short stream of the same records is in `tests/e2e/test_worker.py`.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from featurestore.memory_store import MemoryStore
+from featurestore.parse import Parsed, Parser
+from featurestore.spec import load_spec
+from ops.settings import DEFAULT_SPEC
+from tests.fuzz.parsing import REASONS, fuzz_parser
+from tests.fuzz.requesting import CLIENTS, fuzz_face
+from tests.integration.test_http import face, filled, get
+from tests.support.scoring import LAYOUT
+
+SEED = 20_261
+
+
+def test_the_parser_survives_and_its_counts_add_up_the_same_by_seed() -> None:
+    print("seed", SEED)
+    once, again, other = fuzz_parser(SEED, 25_000), fuzz_parser(SEED, 25_000), fuzz_parser(SEED + 1, 5_000)
+    assert once.crashes == once.wrong == []
+    assert once.adds_up and once.records == 25_000
+    assert set(once.rejected) == REASONS  # nothing that can be wrong is left out
+    assert once.events > 5_000 and once.tombstones > 100 and once.ignored > 100
+    assert once.digest == again.digest and once.rejected == again.rejected
+    assert other.digest != once.digest
+
+
+class _Broken(Parser):
+    """Falls over a key that ends in a space, and loses a refusal of each large batch."""
+
+    def parse(self, records: Any) -> Parsed:
+        if any((record.key or b"").endswith(b" ") for record in records):
+            raise KeyError("a space")
+        parsed = super().parse(records)
+        if len(records) > 50 and parsed.rejected:
+            parsed.rejected.pop()
+        return parsed
+
+
+def test_a_parser_that_falls_over_or_loses_a_record_is_found() -> None:
+    found = fuzz_parser(SEED, 20_000, ours=[(None, _Broken(load_spec(DEFAULT_SPEC)))])
+    assert found.crashes and all(" ', value=" in crash for crash in found.crashes)
+    assert not found.adds_up
+    assert any("do not add up" in wrong for wrong in found.wrong)
+
+
+async def test_the_face_answers_what_it_may_and_nothing_else() -> None:
+    """2,500 requests at once by many clients, with a token and without one configured; then it still answers, and
+    holds nobody's connection."""
+    print("seed", SEED)
+    store = MemoryStore(LAYOUT.dtype, 1)
+    await filled(store)
+    for token, headers in ((None, ()), ("s3cret", ("Authorization: Bearer s3cret",))):
+        async with face(store, token=token) as address:
+            found = await fuzz_face(address, SEED, 1_250, headers=headers)
+            assert found.failures == []
+            assert found.requests == 1_250
+            assert found.answers[200] > 50 and found.answers[400] > 50 and found.answers[404] > 50
+            assert bool(found.answers[401]) == (token is not None)
+            assert (await get(address + "/healthz"))[0] == 200
+
+
+async def test_a_face_that_errs_or_tells_too_much_is_found() -> None:
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(text=f"{request.path} is odd", status=500 if request.path == "/v1" else 404)
+
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", handle)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    found = await fuzz_face(f"http://{host}:{port}", SEED, 20 * CLIENTS)
+    await runner.cleanup()
+    assert any("must not be" in failure for failure in found.failures)
+    assert any("too much" in failure for failure in found.failures)
+
+
+def test_the_command_prints_its_seed_and_writes_its_figures(tmp_path: Path) -> None:
+    figures = tmp_path / "f.json"
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fuzz",
+        "--records",
+        "3000",
+        "--through-kafka",
+        "0",
+        "--requests",
+        "0",
+    ]
+    done = subprocess.run(
+        [*command, "--seed", "7", "--json", figures], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "seed 7" in done.stderr and "records through the parser" in done.stdout
+    found = json.loads(figures.read_text())
+    assert {"seed", "records", "http_requests", "crashes", "rejected", "seconds"} <= found.keys()
+    assert (found["seed"], found["records"], found["http_requests"], found["crashes"]) == (7, 3000, 0, 0)
+    assert found["events"] + found["ignored"] + sum(found["rejected"].values()) == 3000
+    assert found["failures"] == []
