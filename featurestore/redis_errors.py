@@ -54,7 +54,9 @@ def explain(error: Exception, where: str) -> StoreError:
     if isinstance(error, refused.AskError):  # and MOVED, its subclass: only where nobody follows it
         return StoreMisconfigured(f"Redis at {where} does not hold all slots", hint=CLUSTER_HINT)
     if isinstance(error, _RETRY) or str(error).startswith(_RETRY_WORDS):
-        return StoreUnavailable(said, hint=f"is it running, and does {SETTING} name it?")
+        return StoreUnavailable(
+            said, hint=f"is it running, and does {SETTING} name it, or for rediss:// its TLS port?"
+        )
     if "cluster support disabled" in str(error):
         return StoreMisconfigured(
             said, hint=f"it is no Cluster: let {SETTING} begin with redis:// (rediss://)"
