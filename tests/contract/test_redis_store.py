@@ -515,3 +515,21 @@ async def test_a_killed_server_comes_back_with_whole_steps_only(server: LocalVal
     assert len(states) > 10
     await store.close()
     await mirror.close()
+
+
+async def test_a_server_restarted_without_its_file_has_forgotten_all(server: LocalValkey, admin: Any) -> None:
+    """And with it again it is as it was before that: both are faults that an owner meets, and sees by the head."""
+    store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=2)
+    step = step_of(None, ["a"], RNG)
+    await store.apply(step)
+    try:
+        for appendonly, head in ((False, None), (True, step.head)):
+            await asyncio.to_thread(server.kill)
+            server.appendonly = appendonly
+            await asyncio.to_thread(server.restart)
+            assert (await loaded(store)).head == head
+            with pytest.raises(Fenced):
+                await store.apply(step_of(step.head._replace(step=9), ["b"], RNG))
+    finally:
+        server.appendonly = True
+    await store.close()

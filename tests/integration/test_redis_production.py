@@ -579,14 +579,28 @@ async def test_tls_where_the_server_asks_for_our_certificate(certificates: Certi
                     await question
 
 
-async def test_a_cluster_behind_tls_with_a_user(certificates: Certificates) -> None:
-    """Every node is reached by TLS, also those that only the Cluster named."""
+async def test_a_cluster_behind_tls_whose_replica_takes_over(certificates: Certificates) -> None:
+    """Every node is reached by TLS, also those that only the Cluster named, and the one that becomes a master."""
+    rng = np.random.default_rng(8)
     with LocalCluster(binary=debian_redis(), tls=certificates) as cluster:
+        host = cluster.hosts.split(",")[1]
+        cluster.add_replica()
         cluster.everywhere("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *CLUSTER_ACL)
-        host = cluster.hosts.split(",")[0]
         url = f"rediss+cluster://worker:secret@{host}"
-        async with opened(f"{url}?ssl_ca_certs={certificates.ca}") as store:
+        async with opened(f"{url}?ssl_ca_certs={certificates.ca}", timeout_s=2) as store:
             await exercise(store)
+            partition = next(p for p in range(N) if cluster.node_of(f"{{p{p}}}") == 0)
+            step = step_of(None, ["a"], rng, partition=partition)
+            await store.apply(step)
+            with admin_of(cluster.nodes[0]) as admin:
+                assert admin.execute_command("WAIT", 1, 2000) == 1
+            await asyncio.to_thread(cluster.nodes[0].kill)
+            with pytest.raises(StoreUnavailable) as refusal:
+                await store.head(partition)
+            says_nothing(refusal.value)
+            assert await patiently(lambda: store.head(partition)) == step.head
+            await patiently(lambda: store.apply(step_of(step.head, ["b"], rng, partition=partition)))
+            await store.start()
         async with opened(f"{url}?ssl_ca_certs={certificates.other_ca}") as store:
             for question in (store.start(), store.head(0), store.find(JANE)):
                 with pytest.raises(StoreMisconfigured, match=r"(?i)certificate.*ssl_ca_certs=FILE") as error:

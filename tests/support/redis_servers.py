@@ -132,6 +132,16 @@ class LocalCluster:
                     return False
         return True
 
+    def add_replica(self) -> None:
+        """A fourth node copies the first, and will follow it as master."""
+        replica = self._start(3)
+        with admin_of(self.nodes[0]) as first, admin_of(replica) as admin:
+            first.execute_command("CLUSTER", "MEET", "127.0.0.1", *self._ports[3])
+            master = first.execute_command("CLUSTER", "MYID").decode()
+            eventually(lambda: admin.execute_command("CLUSTER", "REPLICATE", master))
+            eventually(lambda: admin.info("replication").get("master_link_status") == "up")
+        eventually(self.whole)
+
     def everywhere(self, *command: Any) -> None:
         for node in self.nodes:
             with admin_of(node) as admin:
@@ -147,9 +157,10 @@ class LocalCluster:
             "cluster-port": str(bus),
             "cluster-node-timeout": "1000",
             "cluster-require-full-coverage": "no",
+            "repl-diskless-sync-delay": "0",
         }
         if self._tls:
-            settings |= self._tls.settings(tls_port) | {"tls-cluster": "yes"}
+            settings |= self._tls.settings(tls_port) | {"tls-cluster": "yes", "tls-replication": "yes"}
         node = LocalValkey(binary=self._binary, name=f"node{i}", keeper=self._keeper, settings=settings)
         node.start()
         self.nodes.append(node)
