@@ -8,6 +8,7 @@ Stop (SIGTERM, SIGINT): stop fetching, finish what is in hand within the grace p
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from dataclasses import dataclass
@@ -110,6 +111,9 @@ async def tools_of(
         telemetry=telemetry,
     )
     await asyncio.to_thread(_warm, tools.folder, layout)
+    # TensorFlow's half a million objects are here to stay. A collection that looks at them stops everything for 0.2 s,
+    # and the last one keeps a worker that has drained from ending, on a busy machine for seconds.
+    gc.freeze()
     return tools
 
 
