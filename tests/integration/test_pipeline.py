@@ -14,6 +14,7 @@ import pytest
 
 from featurestore.cache import Cache
 from featurestore.fold import Folder
+from featurestore.layout import EPISODE_FIELDS
 from featurestore.parse import Parser
 from stream.alert import Alert
 from stream.batching import Batcher
@@ -25,7 +26,7 @@ from stream.partition import Limits
 from stream.pipeline import Tools
 from stream.telemetry import Silent
 from stream.worker import Worker
-from tests.support.scoring import LAYOUT, SPEC, ArithmeticModel
+from tests.support.scoring import LAYOUT, SPEC, ArithmeticModel, FussyModel
 from tests.support.streams import Faults, FaultyStore, ListSink, LogRecord, LogSource
 
 TOPIC, PARTITIONS = "clickstream", 3
@@ -73,7 +74,7 @@ class World:
         self.faults = Faults(seed, rate)
         self.store = FaultyStore(LAYOUT.dtype, PARTITIONS, self.faults)
         self.sink = ListSink(self.faults)
-        self.model = ArithmeticModel(sizes=(8, 32))
+        self.model: ArithmeticModel = ArithmeticModel(sizes=(8, 32))
         self.source = LogSource(TOPIC, logs, seed=seed, faults=self.faults, records_max=20)
         self.logs = logs
 
@@ -386,6 +387,33 @@ async def test_a_partition_of_bad_records_stops_alone() -> None:
     for task in (running, pumping):
         task.cancel()
     await asyncio.gather(running, pumping, return_exceptions=True)
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_row_that_no_model_can_score_loses_its_decision_only(seed: int) -> None:
+    """Every thirteenth activity of anybody breaks the model: its event is folded, and a letter says so, once."""
+    print(f"seed {seed}")
+    logs = logs_of(seed=400 + seed)
+    clean = await clean_run(logs)
+    world = World(seed, logs, rate=0.02)
+    world.model = FussyModel(raises=[13], sizes=(8, 32))
+    await world.finish(world.worker())
+    broken, whole = await world.records(), await clean.records()
+    assert broken.keys() == whole.keys()
+    for customer, record in whole.items():
+        ours, theirs = (np.frombuffer(bytearray(r), LAYOUT.dtype) for r in (broken[customer], record))
+        for name in LAYOUT.dtype.names or ():
+            if name not in EPISODE_FIELDS:
+                assert ours[name].tobytes() == theirs[name].tobytes(), name
+    lost = {letter for letter in world.letters() if letter[0] == "unscored"}
+    assert world.letters() - lost == clean.letters()
+    points: set[tuple[str, int, int]] = set()
+    for partition, log in enumerate(logs):
+        events = Parser(SPEC).parse(log).events
+        _, found = Folder(LAYOUT).fold(LAYOUT.empty(len(events.customers)), events)
+        bad = found.scored & (found.rows["activity_count"] == 13)
+        points |= {("unscored", partition, int(at)) for at in events.position[found.event[bad]]}
+    assert lost == points != set()
 
 
 async def test_queues_are_bounded() -> None:
