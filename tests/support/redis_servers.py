@@ -277,7 +277,7 @@ def sentinel(
     server.spawn([str(binary or debian_redis()), str(file), "--sentinel"])
     server.wait_ready(lambda: redis_pid(port) == server.pid, 20)
     with Redis(port=port, protocol=2) as admin:  # else it looks only every ten seconds who replicates whom
-        admin.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", 300)
+        admin.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", 300, "PUBLISH-PERIOD", 300)
     return port
 
 
