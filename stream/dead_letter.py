@@ -94,7 +94,10 @@ def letter(record: Record, source: Position, reason: str, detail: str, *, topic:
 
 def read(headers: Sequence[tuple[str, bytes]]) -> Said | None:
     """What a letter says; None for a message that is not one."""
-    ours = {name: value.decode(errors="replace") for name, value in headers if name.startswith(PREFIX)}
+    # A header may lack its value: then it is none of ours.
+    ours = {
+        name: value.decode(errors="replace") for name, value in headers if name.startswith(PREFIX) and value
+    }
     try:
         source = Position(ours[TOPIC], int(ours[PARTITION]), int(ours[OFFSET]))
         return Said(ours[REASON], ours.get(DETAIL, ""), source, int(ours[TIMESTAMP]), NO_VALUE not in ours)

@@ -70,3 +70,9 @@ def test_what_is_long_past_is_forgotten() -> None:
         guard.admit(1_000, 1_000)
     with pytest.raises(DeadLetterFlood, match="6,000 of the last 10,000"):
         guard.admit(1_000, 1_000)
+
+
+def test_a_header_without_a_value_is_no_letter() -> None:
+    """Any producer may send one under our names; Kafka has null values, and the client hands them on."""
+    null: list[tuple[str, bytes]] = [("ebbtide-reason", None)]  # type: ignore[list-item]  # what the client gives
+    assert read(null) is None
