@@ -7,7 +7,8 @@ import asyncio
 import logging
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def topics(name: str) -> list[TopicSpec]:
     return [TopicSpec(name, 2, "topics.partitions"), TopicSpec(f"{name}-out", 1, "topics.partitions")]
 
 
+@asynccontextmanager
+async def started(settings: KafkaSettings, chain: MemoryChain) -> AsyncIterator[Receiver]:
+    """A worker in this process; it leaves, whatever happens."""
+    receiver = Receiver(settings, chain)
+    try:
+        await receiver.faust.start()
+        yield receiver
+    finally:
+        await receiver.stop()
+
+
 async def numbers(chain: MemoryChain) -> list[str]:
     return [
         value for partition in range(2) for _, _, rows in await chain.entries(partition) for _, value in rows
@@ -109,16 +121,11 @@ async def test_who_gets_in_does_all_that_a_worker_does(
         await sink.send_all([Message(f"{unique_name}-out", b"k", b"alert")])
     ends = {partition: end for partition, (_, end) in (await log_ranges(settings, unique_name)).items()}
     chain = MemoryChain()
-    receiver = Receiver(settings, chain)
-    await receiver.faust.start()
-    await until(lambda: len(receiver.partitions) == 2, "assigned")
-    await until(lambda: _as_many(chain, 100), "all folded")
-    await receiver.stop()
-    again = Receiver(settings, chain)
-    await again.faust.start()
-    await until(lambda: len(again.partitions) == 2, "assigned again")
-    marks = {partition: await again.faust.committed(partition) for partition in range(2)}
-    await again.stop()
+    async with started(settings, chain):
+        await until(lambda: _as_many(chain, 100), "all folded")
+    async with started(settings, chain) as again:
+        await until(lambda: len(again.partitions) == 2, "assigned again")
+        marks = {partition: await again.faust.committed(partition) for partition in range(2)}
     assert {partition: mark and mark.offset for partition, mark in marks.items()} == ends
     assert sorted(await numbers(chain), key=int) == [str(n) for n in range(100)]
     assert [record.value async for record in read_topic(settings, f"{unique_name}-out")] == [b"alert"]
@@ -147,15 +154,12 @@ async def test_a_token_that_expires_is_asked_for_again(
     await ensure_topics(secure.settings("plain", unique_name), topics(unique_name))
     ASKED.clear()
     chain = MemoryChain()
-    receiver = Receiver(settings, chain)
-    await receiver.faust.start()
-    async with KafkaSink(settings) as sink:
+    async with started(settings, chain), KafkaSink(settings) as sink:
         for n in range(20):
             file.write_text(token(life_s=SHORT_S))  # as Kubernetes renews it
             await sink.send_all([Message(unique_name, f"k{n}".encode(), f"{n}".encode())])
             await asyncio.sleep(0.2)
-    await until(lambda: _as_many(chain, 20), "all folded")
-    await receiver.stop()
+        await until(lambda: _as_many(chain, 20), "all folded")
     assert sorted(await numbers(chain), key=int) == [str(n) for n in range(20)]
     if source == "callback":
         loops = {id(loop): ASKED.count(loop) for loop in ASKED}
@@ -215,12 +219,8 @@ async def connect(settings: KafkaSettings) -> None:
 
 
 async def consume(settings: KafkaSettings) -> None:
-    receiver = Receiver(settings, MemoryChain())
-    try:
-        await receiver.faust.start()
+    async with started(settings, MemoryChain()) as receiver:
         await receiver.faust.failed()
-    finally:
-        await receiver.stop()
 
 
 async def send(settings: KafkaSettings) -> None:
