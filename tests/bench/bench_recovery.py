@@ -239,7 +239,9 @@ def rebuild(bench: Bench, sizes: Sizes) -> dict[str, Any]:
     said = json.loads(out.read_text())
     began_s = time.monotonic()
     with WorkerProcess(settings, bench.directory) as worker:
-        first_s, ready_s = wait(worker, lambda: bench.offsets(settings) > 0, lambda: says_yes(worker, "/readyz"))
+        first_s, ready_s = wait(
+            worker, lambda: bench.offsets(settings) > 0, lambda: says_yes(worker, "/readyz")
+        )
     assert bench.offsets(settings) == total
     return {
         "records": total, "command_records_per_s": said["records_per_s"], "command_s": round(whole_s, 1),
@@ -258,12 +260,7 @@ def backlog(bench: Bench, sizes: Sizes) -> dict[str, Any]:
         idle_max = worker.peak_rss_bytes()
     bench.produce(settings.kafka.topic, warm, sizes.backlog)
     with Proxy(urlsplit(bench._stack.redis_url).port or 0) as proxy:
-        proxy.slow(RESTARTS = {
-    "ready_s": "exec to /readyz 200",
-    "first_step_s": "exec to first step",
-    "open_s": "/healthz to first step",  # without TensorFlow, which takes most of the time before
-}
-SLOW_LATENCY_S, SLOW_BYTES_PER_S)
+        proxy.slow(SLOW_LATENCY_S, SLOW_BYTES_PER_S)
         slow = bench.settings("backlog", f"redis://127.0.0.1:{proxy.port}/0")
         slow = slow.model_copy(
             update={"redis": slow.redis.model_copy(update={"prefix": settings.redis.prefix})}
