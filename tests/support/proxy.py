@@ -216,7 +216,8 @@ class _Half(asyncio.Protocol):
             elif self._transport.is_closing():
                 other._transport.close()
             else:
-                other._transport.write_eof()
+                with contextlib.suppress(OSError):  # it has gone, and we are told of it in a moment
+                    other._transport.write_eof()
 
     async def _dial(self) -> None:
         loop, port = asyncio.get_running_loop(), self._network.target_port

@@ -1,0 +1,113 @@
+"""SIGTERM under load: fetching stops, what is in hand is finished and committed, the group is left, and the exit is 0.
+
+    backlog ─▶ worker ──SIGTERM──▶ heads = marks, outbox empty ─▶ successor: from exactly there, nothing again
+
+And when what is in hand takes longer than the grace period: the worker ends, and the successor does the rest.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from featurestore.layout import Layout
+from ops.connect import open_store, topic_specs
+from ops.settings import Settings
+from ops.worker_process import WorkerProcess
+from stream.kafka import ensure_topics
+from tests.support.models import TINY
+from tests.support.outages import (
+    PARTITIONS,
+    Outage,
+    applied,
+    inner_worker,
+    load_scorer,
+    marks_of,
+    members_of,
+    outage,
+    produce,
+    same_as_the_log,
+    samples,
+    sigterm,
+    until,
+)
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow]
+
+BACKLOG = 60_000
+LATENCY_S = 2.5
+"""Of a Redis so slow that a step of two round trips takes longer than the grace period of that test."""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
+    with outage(tmp_path_factory.mktemp("drain")) as service:
+        yield service
+
+
+async def finish(settings: Settings, service: Outage, events: int) -> float:
+    """A successor takes the topic to its end; returns how many records it has dealt with."""
+    direct = service.direct(settings)
+    scorer = load_scorer(service)
+    async with (
+        inner_worker(direct, scorer) as successor,
+        open_store(direct, Layout(TINY), PARTITIONS) as store,
+    ):
+
+        async def done() -> bool:
+            return await applied(direct, store) == events and not successor.worker.troubles
+
+        await until(done, "the successor is at the end", 60.0)
+        assert successor.value("ebbtide_partition_reopened_total", reason="Fenced") == 0
+        return successor.value("ebbtide_records_total")
+
+
+async def test_sigterm_under_load(service: Outage, unique_name: str, tmp_path: Path) -> None:
+    """Exit 0 within the grace period; what was applied is committed and said; the successor does the rest."""
+    settings = service.settings(unique_name)
+    direct = service.direct(settings)
+    await ensure_topics(direct.kafka, topic_specs(direct))
+    await produce(direct, 0, BACKLOG)
+    with WorkerProcess(settings, tmp_path) as worker:
+        async with open_store(direct, Layout(TINY), PARTITIONS) as store:
+
+            async def under_way() -> bool:
+                worker.check()
+                return await applied(direct, store) > BACKLOG / 10
+
+            await until(under_way, "a tenth of the backlog", 60.0)
+            done = samples(worker.address)["ebbtide_records_total"]
+            code, seconds = await sigterm(worker)
+            assert (code, seconds < settings.drain_grace_s) == (0, True)
+            heads = [await store.head(partition) for partition in range(PARTITIONS)]
+            offsets = {partition: head.offset for partition, head in enumerate(heads) if head}
+            first = sum(offsets.values())
+            assert done <= first < BACKLOG, "the load was over before the drain: raise BACKLOG"
+            assert {p: mark.offset for p, mark in (await marks_of(direct)).items()} == offsets
+            assert [await store.outbox(partition) for partition in range(PARTITIONS)] == [{}] * PARTITIONS
+        assert (await members_of(direct))[1] == set(), "it has not left the group"
+    assert await finish(settings, service, BACKLOG) == BACKLOG - first
+    assert await same_as_the_log(direct, load_scorer(service)) == 0
+    print(f"{first} of {BACKLOG} events before the drain, exit after {seconds:.1f} s")
+
+
+async def test_steps_longer_than_the_grace_period(service: Outage, unique_name: str, tmp_path: Path) -> None:
+    """Exit 0 when the grace is over, whatever is under way; the successor does what was not applied."""
+    settings = service.settings(unique_name, drain_grace_s=1.0)
+    redis = settings.redis.model_copy(update={"timeout_s": 10 * LATENCY_S})
+    settings = settings.model_copy(update={"redis": redis})
+    direct = service.direct(settings)
+    await ensure_topics(direct.kafka, topic_specs(direct))
+    with WorkerProcess(settings, tmp_path) as worker:
+        await asyncio.to_thread(worker.wait_ready)
+        await asyncio.to_thread(service.redis_proxy.slow, LATENCY_S)
+        await produce(direct, 0, 8_000)
+        await asyncio.sleep(1.0)
+        code, seconds = await sigterm(worker)
+        await asyncio.to_thread(service.redis_proxy.heal)
+    assert code == 0
+    assert settings.drain_grace_s < seconds < settings.drain_grace_s + 5.0
+    assert await finish(settings, service, 8_000) > 0
+    await same_as_the_log(direct, load_scorer(service))
+    print(f"exit after {seconds:.1f} s")
