@@ -1,0 +1,185 @@
+"""What is held back, skipped or given up is bounded by a number with a name; here are those that no other test asserts.
+
+A backlog behind a slow Redis does not grow a worker: what waits, waits in Kafka. A partition of which most is bad stops
+alone and stays stopped; mended, it goes on from there. The rows that wait for the scorer are one step a partition.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from featurestore.layout import Layout
+from ops.connect import open_store, topic_specs
+from ops.worker_process import WorkerProcess
+from stream.dead_letter import FLOOD_RECORDS, FLOOD_RECORDS_MIN, FloodGuard, read
+from stream.errors import DeadLetterFlood
+from stream.kafka import ensure_topics
+from stream.kafka_sink import KafkaSink
+from stream.message import Message
+from stream.topic_log import read_topic
+from tests.integration.test_pipeline import PARTITIONS as WORLD_PARTITIONS
+from tests.integration.test_pipeline import World, logs_of
+from tests.support.models import TINY
+from tests.support.outages import (
+    PARTITIONS,
+    Outage,
+    Watch,
+    applied,
+    event,
+    inner_worker,
+    load_scorer,
+    outage,
+    produce,
+    rss_bytes,
+    samples,
+    sigterm,
+    until,
+)
+from tests.support.scoring import SPEC, ArithmeticModel
+from tests.support.streams import LogSource
+
+WARM, BACKLOG = 10_000, 200_000
+SLOW_S, SLOW_BYTES_PER_S, SLOW_FOR_S = 1.0, 1e6, 8.0
+RSS_GROWTH_BYTES_MAX = 64 << 20
+BAD = 7_000
+FLOODED = 3
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
+    with outage(tmp_path_factory.mktemp("bounds")) as service:
+        yield service
+
+
+def large(topic: str, first: int, count: int) -> list[Message]:
+    """Events of one partition, of 2 KiB each."""
+    found: list[Message] = []
+    n = first
+    while len(found) < count:
+        partition, key, value = event(n)
+        if partition == FLOODED:
+            padded = {**orjson.loads(value), "properties": {"page": "x" * 2_000}}
+            found.append(Message(topic, key, orjson.dumps(padded), (), None, partition))
+        n += 1
+    return found
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+@pytest.mark.slow
+async def test_a_backlog_and_then_a_flood(service: Outage, unique_name: str, tmp_path: Path) -> None:
+    """Memory stays where it was through a backlog of 200,000 records and a Redis that takes its time. Then most of one
+    partition is bad: it stops, says so everywhere, and takes nobody with it; mended, it loses nothing."""
+    settings = service.settings(unique_name, record_bytes_max=1024)
+    patient = settings.redis.model_copy(update={"timeout_s": 20 * SLOW_S})
+    settings = settings.model_copy(update={"redis": patient})
+    direct = service.direct(settings)
+    await ensure_topics(direct.kafka, topic_specs(direct))
+    await produce(direct, 0, WARM)
+    with WorkerProcess(settings, tmp_path) as worker:
+        await asyncio.to_thread(worker.wait_ready)
+        async with Watch(worker) as watch, open_store(direct, Layout(TINY), PARTITIONS) as store:
+
+            async def at(events: int) -> bool:
+                worker.check()
+                return await applied(direct, store) >= events
+
+            await until(lambda: at(WARM), "warm")
+            before = rss_bytes(worker.pid)
+            await asyncio.to_thread(service.redis_proxy.slow, SLOW_S, SLOW_BYTES_PER_S)
+            await produce(direct, WARM, BACKLOG)
+            await asyncio.sleep(SLOW_FOR_S)
+            behind = WARM + BACKLOG - await applied(direct, store)
+            assert behind > BACKLOG / 2, "Redis was not slow enough for a backlog"
+            await asyncio.to_thread(service.redis_proxy.heal)
+            await until(lambda: at(WARM + BACKLOG), "the backlog is done", 90.0)
+            grown = watch.rss_bytes_max - before
+            print(f"{behind} records behind, RSS {before >> 20} MiB, grown by {grown >> 20} MiB at most")
+            assert grown < RSS_GROWTH_BYTES_MAX
+
+            before_flood = await store.head(FLOODED)
+            assert before_flood is not None
+            async with KafkaSink(direct.kafka) as sink:
+                bad = large(unique_name, WARM + BACKLOG, BAD)
+                for i in range(0, BAD, 500):
+                    await sink.send_all(bad[i : i + 500])
+            await watch.until(503, f"partition {FLOODED}: it has stopped", 30.0)
+            assert "partition 0" not in watch.reason
+            stopped = await store.head(FLOODED)
+            assert stopped is not None
+            await produce(direct, WARM + BACKLOG, 1_000)  # all four: three go on
+            others = WARM + BACKLOG + stopped.offset - before_flood.offset
+            ours = sum(event(n)[0] == FLOODED for n in range(WARM + BACKLOG, WARM + BACKLOG + 1_000))
+            await until(lambda: at(others + 1_000 - ours), "the others go on")
+            await asyncio.sleep(1.0)
+            assert await store.head(FLOODED) == stopped
+            assert samples(worker.address)["ebbtide_partition_stopped_total{reason=DeadLetterFlood}"] == 1
+            code, _ = await sigterm(worker)
+            assert code == 0
+    assert '"partition stopped"' in worker.log.read_text()
+
+    mended = settings.model_copy(update={"record_bytes_max": 64 << 10})
+    rest = BAD - (stopped.offset - before_flood.offset)
+    async with (
+        inner_worker(mended, load_scorer(service)) as successor,
+        open_store(direct, Layout(TINY), PARTITIONS) as store,
+    ):
+
+        async def done() -> bool:
+            return await applied(direct, store) == WARM + BACKLOG + BAD + 1_000
+
+        await until(done, "the stopped partition goes on", 30.0, lambda: str(successor.worker.troubles))
+        assert successor.value("ebbtide_records_total") == rest + ours
+        assert successor.value("ebbtide_events_total") == rest + ours
+    letters = set()
+    async for record in read_topic(direct.kafka, settings.topics.dead_letters):
+        said = read(record.headers)
+        assert said is not None
+        letters.add((said.reason, said.source.partition, said.source.offset))
+    assert letters >= {("too_large", FLOODED, o) for o in range(before_flood.offset, stopped.offset)}
+    assert len(letters) <= FLOOD_RECORDS
+    print(f"{len(letters)} letters before it stopped, {rest} folded after it was mended")
+
+
+async def test_a_flood_is_judged_over_a_window() -> None:
+    """Nothing is judged before FLOOD_RECORDS_MIN records, and the window forgets what is FLOOD_RECORDS ago."""
+    young = FloodGuard(0.5)
+    young.admit(FLOOD_RECORDS_MIN - 1, FLOOD_RECORDS_MIN - 1)
+    with pytest.raises(DeadLetterFlood, match="1,000 of the last 1,000"):
+        young.admit(1, 1)
+    old = FloodGuard(0.5)
+    for _ in range(1_000):  # ten times the window, a share that is just not a flood
+        old.admit(100, 50)
+        assert len(old._window) <= FLOOD_RECORDS // 100 + 1
+    with pytest.raises(DeadLetterFlood):
+        old.admit(100, 100)
+
+
+async def test_rows_that_wait_for_the_scorer_are_a_step_a_partition() -> None:
+    """However slow the model: one request a partition, of at most the points that a step's records can bring."""
+    logs = logs_of(seed=21, events=3_000)
+    world = World(9, logs, rate=0.0)
+    world.model = ArithmeticModel(sizes=(8, 32), seconds=0.01)
+    world.source = LogSource("clickstream", logs, seed=4, faults=world.faults, records_max=60)
+    worker = world.worker()
+    step_records_max = worker._limits.step_records_max
+    points_max = len(SPEC.silences_ms) + 1  # every silence before the event, and the event
+    running = asyncio.create_task(worker.run())
+    pumping = asyncio.create_task(world.source.pump(worker.deliver))
+    await asyncio.sleep(0)
+    worker.assigned(world.source.assigned())
+    most_rows = most_requests = 0
+    for _ in range(300):
+        await asyncio.sleep(0.002)
+        waiting = worker._tools.batcher._waiting
+        most_requests = max(most_requests, len(waiting))
+        most_rows = max(most_rows, sum(len(request.rows) - request.taken for request in waiting))
+    assert 0 < most_requests <= WORLD_PARTITIONS
+    assert step_records_max < most_rows <= WORLD_PARTITIONS * step_records_max * points_max
+    for task in (running, pumping):
+        task.cancel()
+    worker.revoked(world.source.assigned())
+    await asyncio.gather(running, pumping, return_exceptions=True)
