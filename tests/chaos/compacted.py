@@ -77,9 +77,9 @@ class Holes:
             way.slow(LATENCY_S)
             crew.man(SLOTS)
             while self.kills < wanted and monitor.lag:
-                worker = await crew.pick(age_s=1.2)
+                worker = await crew.pick(serving=True)
                 if worker is not None:
-                    await asyncio.sleep(draw.uniform(0.0, 1.5))
+                    await asyncio.sleep(draw.uniform(0.0, 0.5))
                     self.kills += worker.kill()
             way.heal()
             if not await monitor.caught_up(self.shape.drain_s_max):

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 
 from ops.connect import topic_specs
 from ops.settings import Settings
-from stream.kafka import KafkaSettings, TopicSpec
+from stream.kafka import TopicSpec
+from stream.kafka_settings import KafkaSettings
 from tests.chaos.scene import Scene
 
 SPEC = Path(__file__).with_name("spec.yaml")
@@ -67,7 +68,7 @@ def proxied(settings: Settings, scene: Scene, **kafka: Any) -> dict[str, Any]:
 
 def static_member(name: str) -> dict[str, Any]:
     """Settings of a worker that keeps its place in the group while it is away."""
-    return {"instance": name} if "instance" in KafkaSettings.model_fields else {}
+    return {"instance": name}
 
 
 def topics(settings: Settings, **config: str) -> list[TopicSpec]:

@@ -18,7 +18,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +32,14 @@ CACHE_FLAG = "TF_XLA_FLAGS"
 OPENED = re.compile(r'"message": "partition opened", "partition": (\d+)')
 
 
+async def until(condition: Callable[[], object], timeout_s: float) -> bool:
+    """Whether it came true within `timeout_s`."""
+    end_s = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end_s:  # noqa: ASYNC110 - processes and logs tell no event
+        await asyncio.sleep(POLL_S)
+    return bool(condition())
+
+
 class Forks:
     """The fork server. Its first process waits until all is imported, some ten seconds."""
 
@@ -41,14 +49,15 @@ class Forks:
         self._context.set_forkserver_preload([MAIN])
 
     def publish(self, models: Path) -> None:
-        """Publish the model below `models`, compile it, and fill XLA's cache. Blocking."""
+        """Publish the model below `models`, and fill XLA's cache with its programs. Blocking."""
+        log = self._folder / "publish.log"
         with self._flags(f"--tf_xla_persistent_cache_directory={self._folder / 'xla'}"):
-            arguments = ("publish_model", str(models), str(self._folder / "publish.log"))
-            process = self._context.Process(target=_forked, args=arguments)
-            process.start()
-        process.join()
-        if process.exitcode != 0:
-            raise RuntimeError(f"no model: {(self._folder / 'publish.log').read_text()}")
+            for what in ("publish_model", "compile_model"):
+                process = self._context.Process(target=_forked, args=(what, str(models), str(log)))
+                process.start()
+                process.join()
+                if process.exitcode != 0:
+                    raise RuntimeError(f"{what}: {last_words(log)}")
 
     def start(self, config: Path, log: Path) -> BaseProcess:
         arguments = ("serve_until_told", str(config), str(log))
@@ -124,9 +133,7 @@ class Worker:
 
     async def ended(self, timeout_s: float = EXIT_S_MAX) -> int | None:
         """Its exit code, None when it is still there."""
-        until_s = time.monotonic() + timeout_s
-        while self.alive and time.monotonic() < until_s:  # noqa: ASYNC110 - a process tells no event
-            await asyncio.sleep(POLL_S)
+        await until(lambda: not self.alive, timeout_s)
         return self.process.exitcode
 
     def look(self) -> None:
@@ -189,7 +196,7 @@ class Crew:
             worker = self.manned[slot] = await self.start(slot)
             while worker.alive:
                 worker.look()
-                await asyncio.sleep(POLL_S * 5)
+                await asyncio.sleep(POLL_S * 3)
             if worker.asked is None:
                 ended = f"code {worker.process.exitcode} after {worker.age_s:.1f} s: {last_words(worker.log)}"
                 # Before it serves, a worker whose servers do not answer says so and ends: its supervisor tries again.
@@ -201,21 +208,36 @@ class Crew:
 
     async def ready(self, partitions: int, timeout_s: float) -> None:
         """Until every partition has been opened. Raises TimeoutError."""
-        until_s = time.monotonic() + timeout_s
-        while len(set[int]().union(*(worker.opened for worker in self.all))) < partitions:
-            if time.monotonic() > until_s:
-                said = {worker.log.name: last_words(worker.log) for worker in self.all}
-                raise TimeoutError(f"the workers have not opened all partitions in {timeout_s:.0f} s: {said}")
-            await asyncio.sleep(0.1)
+        if not await until(lambda: len(self.opened_since({})) == partitions, timeout_s):
+            said = {worker.log.name: last_words(worker.log) for worker in self.all}
+            raise TimeoutError(f"the workers have not opened all partitions in {timeout_s:.0f} s: {said}")
 
-    async def pick(self, *, age_s: float = 0.0) -> Worker | None:
-        """A random worker of a slot that is alive and not stopped, for `age_s` at least; waits a while for one."""
-        for _ in range(200):
-            able = [w for w in self.manned.values() if w.alive and not w.stopped and w.age_s >= age_s]
-            if able:
-                return self.draw.choice(able)
-            await asyncio.sleep(0.05)
-        return None
+    async def pick(self, *, serving: bool = False, timeout_s: float = 15.0) -> Worker | None:
+        """A random worker of a slot that is alive and not stopped; `serving`: one that has opened a partition.
+
+        Waits for one; None when none came.
+        """
+
+        def able() -> list[Worker]:
+            alive = [worker for worker in self.manned.values() if worker.alive and not worker.stopped]
+            return [worker for worker in alive if worker.opened] if serving else alive
+
+        await until(able, timeout_s)
+        return self.draw.choice(found) if (found := able()) else None
+
+    def log_sizes(self) -> dict[Path, int]:
+        """Bytes of every log so far: for `opened_since`."""
+        return {worker.log: worker.log.stat().st_size for worker in self.all if worker.log.exists()}
+
+    def opened_since(self, sizes: Mapping[Path, int]) -> set[int]:
+        """Partitions opened by anyone since."""
+        opened: set[int] = set()
+        for worker in self.all:
+            if worker.log.exists():
+                with worker.log.open("rb") as file:
+                    file.seek(sizes.get(worker.log, 0))
+                    opened |= {int(number) for number in OPENED.findall(file.read().decode(errors="replace"))}
+        return opened
 
     async def dismiss(self, worker: Worker) -> int | None:
         """SIGTERM, and its exit code, which has to be 0. None when it had ended before."""
