@@ -142,7 +142,8 @@ class Rebuild:
         told_s = self._clock.monotonic_s()
         while True:
             done = sum(part.position - part.start for part in self._parts.values())
-            left = sum(max(0, self._marks[n].offset - self._parts[n].position) for n in self._marks)
+            known = [(self._marks[n].offset, part) for n, part in self._parts.items() if n in self._marks]
+            left = sum(max(0, mark - part.position) for mark, part in known)
             progress(done, done + left, f"{done:,} offsets, {left:,} to the mark")
             if self._clock.monotonic_s() - told_s >= LOG_EVERY_S:
                 told_s = self._clock.monotonic_s()

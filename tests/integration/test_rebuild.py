@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ import yaml
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 from click.testing import CliRunner
+from pydantic import SecretStr
 
 from featurestore.errors import EbbtideError
 from featurestore.spec import dump_spec
@@ -32,6 +34,7 @@ from stream.kafka import admin
 from stream.message import Message
 from stream.settled_log import open_settled
 from tests.support.models import TINY, publish
+from tests.support.proxy import Proxy
 from tests.support.services import Services
 from tests.support.worlds import NEW, OLD, Clicks, Kind, Said, World, commit, eventually
 
@@ -163,6 +166,33 @@ async def test_interrupted_it_goes_on_over_gaps_and_aborted_transactions(
     assert alerts(await world.said()) == alerts((await world.offline(OLD))[1])
     with pytest.raises(NotOurs, match="record layout"):
         await rebuilt(world, "new", OLD)
+
+
+async def test_a_redis_that_is_away_for_a_while_is_waited_for(stack: Services, unique_name: str) -> None:
+    """Cut off in the middle of its steps, twice: some were applied and nobody heard, and the end is the same."""
+    world, clicks = World(stack, unique_name), Clicks(SEED, unique_name)
+    await world.create()
+    await world.produce(clicks.next(1500))
+    async with world.working("old", OLD):
+        marks = await world.until_done()
+    direct = world.settings
+    port = urlsplit(stack.redis_url).port
+    assert port is not None
+    with Proxy(port) as proxy:
+        redis = direct.redis.model_copy(update={"url": SecretStr(f"redis://127.0.0.1:{proxy.port}/0")})
+        world.settings = direct.model_copy(update={"redis": redis})
+        async with rebuilding(world, "new", NEW) as (work, counts):
+            proxy.slow(0.01)
+            running = asyncio.create_task(work.run())
+            for least in (100, 600):
+                await folded(counts, least)
+                proxy.cut()
+                await asyncio.sleep(0.5)
+                assert not running.done()
+                proxy.slow(0.01)
+            assert {one.partition: one.end for one in await running} == marks
+    world.settings = direct
+    assert await world.records("new", NEW) == (await world.offline(NEW))[0]
 
 
 async def test_following_stays_at_the_mark_until_told(stack: Services, unique_name: str) -> None:
