@@ -25,7 +25,7 @@ from tests.chaos.workers import Crew, Worker, until
 
 MANIFEST = "manifest.json"  # model.manifest says so, and imports TensorFlow
 SERVING = 0.7  # of the killed are workers that have partitions; the others as they come, starting or not
-TAKE_S_MAX = 15.0
+TAKE_S_MAX = 20.0
 LOSSES_UNTIL = 0.35
 """Of the run's time: a total loss later than that replays too much to be over by the end."""
 
@@ -141,7 +141,9 @@ class Faults:
 
     async def _static(self, kind: str) -> None:
         async with self._locks["static"]:
-            worker = self._crew.manned[self._shape.slots - 1]
+            slot = self._shape.slots - 1
+            await until(lambda: self._crew.manned[slot].opened, TAKE_S_MAX)
+            worker = self._crew.manned[slot]
             async with self._fault(kind, worker.log.name):
                 self.counts["rebalances"] += await self._crew.dismiss(worker) == 0
 

@@ -212,7 +212,7 @@ class Crew:
             said = {worker.log.name: last_words(worker.log) for worker in self.all}
             raise TimeoutError(f"the workers have not opened all partitions in {timeout_s:.0f} s: {said}")
 
-    async def pick(self, *, serving: bool = False, timeout_s: float = 15.0) -> Worker | None:
+    async def pick(self, *, serving: bool = False, timeout_s: float = 45.0) -> Worker | None:
         """A random worker of a slot that is alive and not stopped; `serving`: one that has opened a partition.
 
         Waits for one; None when none came.

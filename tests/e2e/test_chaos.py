@@ -1,0 +1,50 @@
+"""The chaos suite in its short form: every kind of fault at least once, and the same comparisons as in ten minutes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.shape import FAULTS
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow]
+
+ZERO = (
+    "records_mismatched", "due_mismatched", "heads_behind", "outbox_left", "keys_unexpected", "alerts_missing",
+    "alerts_extra", "alerts_other_bytes", "alerts_other_key", "dead_letters_missing", "dead_letters_wrong",
+    "tombstones_missing", "acknowledged_missing", "workers_ended_by_themselves",
+)  # fmt: skip
+
+
+@pytest.mark.timeout(600)
+def test_nothing_is_lost_whatever_fails(tmp_path: Path) -> None:
+    """A new seed each time; it is printed first, and a failure says how to run it again."""
+    out = tmp_path / "chaos.json"
+    command = [
+        sys.executable,
+        "-m",
+        "tests.chaos",
+        "--seconds",
+        "20",
+        "--events",
+        "24000",
+        "--json",
+        str(out),
+    ]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(run.stdout)
+    assert out.exists(), "the run did not come to its end"
+    found = json.loads(out.read_text())
+    assert found["problems"] == []
+    assert {name: found[name] for name in ZERO} == dict.fromkeys(ZERO, 0)
+    assert {kind for kind, n in found["faults"].items() if n} == set(FAULTS)
+    assert found["events"] >= 20_000
+    assert found["alerts"] > 100
+    assert found["dead_letters"] > 50
+    assert found["worker_kills"] >= 5
+    assert found["states_made_again"] > 0
+    assert found["compacted_gaps"] > 0
+    assert found["recovery_s_max"] > 0
+    assert run.returncode == 0
