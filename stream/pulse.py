@@ -32,7 +32,7 @@ class Pulse:
             if owned := source.assigned():
                 partition = min(owned)
                 await asyncio.gather(
-                    self._ask("the store", self._store.head(partition)),
+                    self._ask("Redis", self._store.head(partition)),
                     self._ask("Kafka", source.log_range(partition)),
                 )
             else:

@@ -219,6 +219,23 @@ async def test_a_worker_joins_while_redis_is_away(service: Outage, unique_name: 
     await same_as_the_log(direct, scorer)
 
 
+async def test_an_idle_worker_names_who_does_not_answer(service: Outage, unique_name: str) -> None:
+    """Also when the time-out of a request is longer than anybody's patience: the pulse has its own."""
+    settings = service.settings(unique_name)
+    patient = settings.redis.model_copy(update={"timeout_s": 60.0})
+    settings = settings.model_copy(update={"redis": patient})
+    await ensure_topics(service.direct(settings).kafka, topic_specs(settings))
+    async with inner_worker(settings, load_scorer(service)) as idle:
+        worker = idle.worker
+        await until(lambda: not worker.troubles, "it serves")
+        await asyncio.to_thread(service.redis_proxy.hang)
+        await until(lambda: worker.troubles, "it has noticed", NOTICED_S)
+        (trouble,) = worker.troubles
+        assert trouble.startswith("Redis: no answer within")
+        await asyncio.to_thread(service.redis_proxy.heal)
+        await until(lambda: not worker.troubles, "it serves again", RESUMED_S)
+
+
 def main(away_s: float) -> None:
     """Both outages at this length, with figures."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
