@@ -257,6 +257,14 @@ async def test_no_older_state_and_no_lost_one_brings_her_back(stack: Services, u
         assert await counts(world) == said
         assert await server.places() == []
 
+        # A state that is kept for going back hears of no tombstone: it knows her until it goes on, or is dropped.
+        await server.put_back(saved)
+        assert await server.places() != []
+        async with world.store("old", OLD) as store:
+            for number in after:
+                await store.reset(number)
+        assert await server.places() == []
+
 
 async def eventually_at(world: World, ends: dict[int, int]) -> None:
     """Every head is at the end of its log, and the outboxes are tidied."""

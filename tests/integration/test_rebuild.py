@@ -111,7 +111,13 @@ async def test_beside_a_worker_then_the_switch_then_back(stack: Services, unique
     ]
     said = await world.said()
     assert alerts(said) == alerts(expected)
-    by_kind = Counter(b"shop2" in (alert.value or b"") or _version(alert) == 2 for alert in expected)
+    sequence: dict[bytes, int] = {}
+    for one in said:  # what a consumer goes by: no alert of either kind hides one of the other
+        number = _read(one).get("sequence", 0)
+        assert one.value is None or number > sequence.get(one.customer, 0)
+        sequence[one.customer] = number
+    assert len({_read(one)["alert_id"] for one in said if one.value is not None}) == len(expected)
+    by_kind = Counter(_read(alert)["model_version"] == 2 for alert in expected)
     assert min(by_kind[True], by_kind[False]) > 20
     log = [record for records in (await world.log()).values() for record in records]
     assert sum(last.values()) == len(log)
@@ -126,8 +132,9 @@ def alerts(said: list[Said]) -> Counter[bytes]:
     return Counter(one.value for one in said if one.value is not None)
 
 
-def _version(alert: Said) -> int:
-    return int(json.loads(alert.value or b"{}")["model_version"])
+def _read(one: Said) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(one.value or b"{}")
+    return found
 
 
 async def test_interrupted_it_goes_on_over_gaps_and_aborted_transactions(
