@@ -63,10 +63,11 @@ from tests.support.streams import Faults, ListSink, LogRecord, LogSource
 PARTITIONS = 4
 CUSTOMERS = 200
 T0_MS = 1_700_000_000_000
-EVENT_EVERY_MS = 60_000
-"""Event time between two events: 200 customers are silent for hours at a time, as the spec's schedule wants it."""
-POLICY = PolicySettings(enter=0.45, exit=0.4, cooldown=0)
-"""Around the middle of what the tiny model says, so that episodes open and close all the time."""
+EVENT_EVERY_MS = 240_000
+SHIFT_EVENTS = 250
+"""Ten shifts: who is not on is silent for six days of event time, so that episodes open and close all the time."""
+POLICY = PolicySettings(enter=0.38, exit=0.38, cooldown=0)
+"""Between what the tiny model says of the silent and of the active."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def outage(folder: Path, sizes: tuple[int, ...] = (8, 64)) -> Iterator[Outage]:
 
 
 def event(n: int) -> tuple[int, bytes, bytes]:
-    """Partition, key and value of the n-th event: a visit by one of CUSTOMERS, whose turn comes by a fixed shuffle."""
-    who = n * 7919 % CUSTOMERS if n % 5 else n * 31 % 17
+    """Partition, key and value of the n-th event: a visit by one of the 20 whose shift it is; the others are silent."""
+    who = (n // SHIFT_EVENTS * 20 + n * 7 % 20) % CUSTOMERS
     key = f"customer-{who}"
     value = {"user_id": key, "event_id": f"e{n}", "type": "visit", "ts": T0_MS + n * EVENT_EVERY_MS}
     return who % PARTITIONS, key.encode(), orjson.dumps(value)
