@@ -47,7 +47,11 @@ class Shape:
     customers: int = 1_000
     partitions: int = 8
     slots: int = 3
-    drain_s_max: float = 240.0
+
+    @property
+    def drain_s_max(self) -> float:
+        """How long after the last fault a partition may lag before it counts as stuck."""
+        return 90.0 + self.seconds / 4
 
     @property
     def faults(self) -> dict[str, int]:
