@@ -45,6 +45,9 @@ from stream.worker import Worker
 
 log = logging.getLogger(__name__)
 
+LAST_DISPATCH_S = 2.0
+"""A dispatch takes milliseconds. One that hangs does not keep a drained worker: its partitions are the next owner's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -188,7 +191,7 @@ async def _serve(
         for task in (working, watching, stopping):
             task.cancel()
         await asyncio.gather(working, watching, stopping, return_exceptions=True)
-        tools.batcher.close()
+        tools.batcher.close(LAST_DISPATCH_S)
         await face.stop()
 
 

@@ -26,8 +26,9 @@ from pydantic import (
 )
 
 from featurestore.durations import DurationMs, duration_words
+from featurestore.layout import Layout
 from featurestore.spec import Spec
-from featurestore.store import CUSTOMERS_MAX
+from featurestore.store import CUSTOMERS_MAX, STEP_BYTES_MAX
 from ops import variables
 from ops.errors import SettingsError
 from ops.secrets import (
@@ -160,6 +161,13 @@ class Settings(_Frozen):
                 f"policy.cooldown {duration_words(self.policy.cooldown_ms)} is longer than the spec's memory"
                 f" {duration_words(spec.memory_ms)}: a record would forget it",
                 hint="shorten policy.cooldown or lengthen memory",
+            )
+        records, record_bytes = self.kafka.fetch_records_max, Layout(spec).itemsize
+        if records * record_bytes > STEP_BYTES_MAX // 2:  # the other half is for the step's alerts
+            raise SettingsError(
+                f"a batch of {records:,} customers with records of {record_bytes:,} bytes is more than one atomic step"
+                f" may hold ({STEP_BYTES_MAX // 2:,} bytes of records)",
+                hint="fewer tiles or windows in the spec, or a smaller kafka.fetch_records_max",
             )
 
     @property

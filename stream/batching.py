@@ -15,7 +15,6 @@ and only its own score is missing. What such a dispatch took says nothing of its
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +24,7 @@ from featurestore.layout import Rows
 from stream.clock import Clock
 from stream.errors import ScorerUnavailable
 from stream.isolate import Guarded, Model
+from stream.scoring_thread import ScoringThread
 from stream.telemetry import Dispatched, Reason, Telemetry
 
 COST_MEMORY = 0.1
@@ -159,7 +159,7 @@ class Batcher:
         self._deadline_s, self._linger_s = deadline_s, linger_s
         self._waiting: list[_Request] = []
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+        self._thread = ScoringThread()
         self._costs = CostModel(current().sizes)
         self._recent: dict[int, Guarded] = {}
 
@@ -191,12 +191,12 @@ class Batcher:
         """Features and contributions, f4[n, F] each, of the few rows that became alerts; by the version that scored
         each, also when another has taken over since. NaN for a row that it cannot explain. Raises ScorerUnavailable
         when it cannot explain any."""
-        loop, parts = asyncio.get_running_loop(), []
+        parts = []
         order = np.argsort(version, kind="stable")
         for each in np.unique(version):
             mine = np.flatnonzero(version == each)
             model = self._recent.get(int(each)) or self._guarded(self._current())
-            parts.append(await loop.run_in_executor(self._thread, model.explain, rows[mine], as_of[mine]))
+            parts.append(await self._thread.run(model.explain, rows[mine], as_of[mine]))
         back = np.argsort(order, kind="stable")
         return np.concatenate([f for f, _ in parts])[back], np.concatenate([c for _, c in parts])[back]
 
@@ -230,7 +230,7 @@ class Batcher:
         model = guarded.model
         started_s = self._clock.monotonic_s()
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._thread, guarded.score, rows, as_of)
+            found = await self._thread.run(guarded.score, rows, as_of)
         except ScorerUnavailable as error:
             for request, _ in parts:
                 if request in self._waiting:
@@ -282,6 +282,6 @@ class Batcher:
                 self._waiting.pop(0)
         return parts
 
-    def close(self) -> None:
-        """Let the scoring thread end when its dispatch is done."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Let the scoring thread end when its dispatch is done; wait for that for `timeout_s` at most."""
+        self._thread.close(timeout_s)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from featurestore.spec import load_spec
+from featurestore.spec import load_spec, parse_spec
 from ops.errors import SettingsError
 from ops.secrets import by_file, hidden, masked, secret_places, texts_of
 from ops.settings import DEFAULT_SPEC, SECRETS, Settings, child_environment, for_child, load_settings, shown
@@ -147,6 +147,20 @@ def test_a_cooldown_longer_than_the_memory_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"policy\.cooldown 121d .* memory 120d"):
         settings.check_spec(spec)
     load_settings(environment={}).check_spec(spec)
+
+
+def test_a_record_so_large_that_a_batch_is_no_step_is_refused_at_start() -> None:
+    """Else the first full batch would be a step that no store takes, again after each restart."""
+    wide = parse_spec(
+        {
+            "name": "wide", "horizon": "14d", "memory": "300d", "kinds": [{"name": f"kind{n}"} for n in range(32)],
+            "windows": {"64h": 64, "64d": 64, "128d": 64, "256d": 64},
+        }
+    )  # fmt: skip
+    cooldown = {"EBBTIDE_POLICY__COOLDOWN": "1d"}
+    with pytest.raises(SettingsError, match=r"1,000 customers with records of .*kafka\.fetch_records_max"):
+        load_settings(environment=cooldown).check_spec(wide)
+    load_settings(environment={**cooldown, "EBBTIDE_KAFKA__FETCH_RECORDS_MAX": "100"}).check_spec(wide)
 
 
 def test_a_child_process_gets_our_environment_but_none_of_our_settings() -> None:
