@@ -11,11 +11,11 @@ EVENTS_A_SECOND = 1_750
 EVENTS_MIN = 20_000
 
 FAULTS = {
-    "kill": 46,  # a worker, at a random point
+    "kill": 50,  # a worker, at a random point
     "kill young": 15,  # … and its successor within its first second
     "kill burst": 10,  # three in a row, as they come
-    "leave": 8,  # SIGTERM: a rebalance, and another when the successor joins
-    "guest": 8,  # one more joins, and leaves
+    "leave": 10,  # SIGTERM: a rebalance, and another when the successor joins
+    "guest": 10,  # one more joins, and leaves
     "static": 4,  # the static member goes and comes back
     "zombie": 6,  # SIGSTOP past the session, then SIGCONT
     "broker": 6,  # SIGKILL, and back

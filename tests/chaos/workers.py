@@ -29,6 +29,8 @@ POLL_S = 0.02
 EXIT_S_MAX = 30.0
 """A worker that was told to go and is still there has failed; its grace period is far below."""
 CACHE_FLAG = "TF_XLA_FLAGS"
+AWAY = ("no Kafka broker answers", "is it running", "Kafka at")
+"""What a worker says that found no server when it started."""
 OPENED = re.compile(r'"message": "partition opened", "partition": (\d+)')
 
 
@@ -199,8 +201,9 @@ class Crew:
                 await asyncio.sleep(POLL_S * 3)
             if worker.asked is None:
                 ended = f"code {worker.process.exitcode} after {worker.age_s:.1f} s: {last_words(worker.log)}"
-                # Before it serves, a worker whose servers do not answer says so and ends: its supervisor tries again.
-                found = self.surprises if worker.served else self.gave_up
+                # A worker that finds a server away when it starts says so and ends, and its supervisor tries again.
+                away = any(words in ended for words in AWAY) and not worker.opened
+                found = self.gave_up if away else self.surprises
                 found.append(f"{worker.log.name}: {ended}")
                 await asyncio.sleep(0.5)
             else:
