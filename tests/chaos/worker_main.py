@@ -87,8 +87,11 @@ def compile_model(directory: str, log: str) -> None:
     graph, since the names of functions are part of the cache's keys."""
     _write_to(log)
     configure()
-    sys.setswitchinterval(PATIENT_S)
-    Scorer.load(Path(directory), _layout)
+
+    async def load() -> None:
+        await asyncio.gather(_compile_in_order(), asyncio.to_thread(Scorer.load, Path(directory), _layout))
+
+    asyncio.run(load())
 
 
 def _write_to(log: str) -> None:

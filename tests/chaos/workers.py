@@ -109,20 +109,20 @@ class Worker:
     @property
     def served(self) -> bool:
         """It came as far as joining the group."""
-        return '"message": "serving"' in self.log.read_text(errors="replace") if self.log.exists() else False
+        return '"message": "serving"' in self.log.read_text(errors="replace")
 
     @property
     def opened(self) -> set[int]:
         """Partitions it has opened so far, by its own log."""
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        text = self.log.read_text(errors="replace")
         return {int(number) for number in OPENED.findall(text)}
 
     def kill(self) -> bool:
-        """SIGKILL. False when it had ended before."""
-        return self._signal(signal.SIGKILL, "killed")
+        """SIGKILL. False when it had ended, or been killed, before."""
+        return self.asked != "killed" and self._signal(signal.SIGKILL, "killed")
 
     def terminate(self) -> bool:
-        return self._signal(signal.SIGTERM, "told to go")
+        return self.asked is None and self._signal(signal.SIGTERM, "told to go")
 
     def stop(self) -> bool:
         """SIGSTOP: to everybody else it is dead, to itself no time passes."""
@@ -150,9 +150,10 @@ class Worker:
             return False
         if asked is not None:
             self.asked = asked
-        os.kill(
-            self.process.pid, number
-        )  # not reaped before the fork server tells us: the pid is still its own
+        try:
+            os.kill(self.process.pid, number)
+        except ProcessLookupError:  # it has just ended, and the fork server is about to say so
+            return False
         return True
 
 
@@ -184,6 +185,7 @@ class Crew:
         """A new worker by the settings of `slot`."""
         self._started += 1
         log = self.folder / f"worker-{self._started:03d}-slot-{slot}.log"
+        log.touch()  # some are killed before they have said a word
         process = await asyncio.to_thread(self.forks.start, self.config(slot), log)
         worker = Worker(process, slot, log)
         self.all.append(worker)
@@ -222,7 +224,7 @@ class Crew:
         """
 
         def able() -> list[Worker]:
-            alive = [worker for worker in self.manned.values() if worker.alive and not worker.stopped]
+            alive = [w for w in self.manned.values() if w.alive and not w.stopped and w.asked is None]
             return [worker for worker in alive if worker.opened] if serving else alive
 
         await until(able, timeout_s)
@@ -230,16 +232,15 @@ class Crew:
 
     def log_sizes(self) -> dict[Path, int]:
         """Bytes of every log so far: for `opened_since`."""
-        return {worker.log: worker.log.stat().st_size for worker in self.all if worker.log.exists()}
+        return {worker.log: worker.log.stat().st_size for worker in self.all}
 
     def opened_since(self, sizes: Mapping[Path, int]) -> set[int]:
         """Partitions opened by anyone since."""
         opened: set[int] = set()
         for worker in self.all:
-            if worker.log.exists():
-                with worker.log.open("rb") as file:
-                    file.seek(sizes.get(worker.log, 0))
-                    opened |= {int(number) for number in OPENED.findall(file.read().decode(errors="replace"))}
+            with worker.log.open("rb") as file:
+                file.seek(sizes.get(worker.log, 0))
+                opened |= {int(number) for number in OPENED.findall(file.read().decode(errors="replace"))}
         return opened
 
     async def dismiss(self, worker: Worker) -> int | None:
