@@ -110,8 +110,9 @@ class Run:
                 healed_s = time.monotonic()
                 if not await monitor.caught_up(shape.drain_s_max):
                     stuck = {p: f"head {head}, log end {end}" for p, (head, end) in monitor.stuck.items()}
+                    what = stuck or "nothing lags, but alerts wait in the outbox that nobody sends"
                     self._outcome.problems.append(
-                        f"stuck {shape.drain_s_max:.0f} s after the last fault: {stuck}"
+                        f"stuck {shape.drain_s_max:.0f} s after the last fault: {what}"
                     )
                 figures["drained_s"] = round(time.monotonic() - healed_s, 1)
                 codes = await crew.disband()
