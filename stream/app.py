@@ -137,7 +137,9 @@ class FaustSource:
         count = self._consumer.topic_partitions(self._settings.topic)
         if count is None:
             # It was there when we started. Assigned before its first answer about the topic, the client knows none.
-            raise BrokerUnavailable(f"Kafka has not said yet how many partitions {self._settings.topic!r} has")
+            raise BrokerUnavailable(
+                f"Kafka has not said yet how many partitions {self._settings.topic!r} has"
+            )
         return int(count)
 
     async def log_range(self, partition: int) -> tuple[int, int]:
