@@ -21,7 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from featurestore.redis_cluster import Cluster
-from featurestore.redis_errors import explain
+from featurestore.redis_errors import close_all, explain
 from featurestore.redis_sentinel import watched_pool
 from featurestore.redis_url import Address, Place, read_url
 
@@ -86,9 +86,7 @@ class _Master:
         return [(self._where, await self._client.execute_command("INFO"))]
 
     async def close(self) -> None:
-        await self._client.aclose()
-        if self._sentinel is not None:
-            await self._sentinel.aclose()
+        await close_all(self._client, *([self._sentinel] if self._sentinel is not None else []))
 
 
 class RedisClient:
@@ -164,6 +162,7 @@ class RedisClient:
             raise explain(error, self.where) from error
 
     async def close(self) -> None:
+        """Give the connections up. Raises nothing, and takes one timeout at most when a server hangs."""
         await self._servers.close()
 
     async def _ask(self, key: str | bytes, command: Sequence[Any]) -> Any:

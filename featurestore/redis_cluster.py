@@ -19,7 +19,7 @@ from typing import Any
 from redis import exceptions as refused
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from featurestore.redis_errors import most_telling
+from featurestore.redis_errors import close_all, most_telling
 from featurestore.redis_url import Address
 
 # One MOVED that we missed, one ASK behind it, and each once more for a slot that moves on meanwhile.
@@ -42,6 +42,7 @@ class Cluster:
         self._look_up_s = timeout_s / 4
         self._nodes: dict[Address, Any] = {}
         self._suspects: set[Address] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._looking_up = asyncio.Lock()
         self._look_ups = 0
@@ -91,8 +92,7 @@ class Cluster:
 
     async def close(self) -> None:
         nodes, self._nodes = self._nodes, {}
-        for node in nodes.values():
-            await node.aclose()
+        await asyncio.gather(close_all(*nodes.values()), *self._leaving)
 
     async def _ask_node(
         self,
@@ -167,5 +167,8 @@ class Cluster:
         self._owners = owners
         gone = self._nodes.keys() - {*owners, told_by}
         self._suspects -= gone
-        for address in gone:
-            await self._nodes.pop(address).aclose()
+        if gone:
+            # Not waited for: a node is often gone because it hangs, and the question behind this has little time.
+            leaving = asyncio.create_task(close_all(*(self._nodes.pop(address) for address in gone)))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)

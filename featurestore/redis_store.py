@@ -10,8 +10,9 @@ Cluster, too. `apply.lua` holds the atomicity argument, `redis_client` says what
 knows keys and commands; it refuses to know what the bytes mean, and which server holds a key.
 
 No key has a TTL, and a server that evicts is refused, since either would change state behind the fence. Needs Redis 7.0
-or Valkey, and of an ACL user `~{prefix}{topic}:* +@read +@write +eval +evalsha +info` (`+memory` for reports); on a
-Cluster also `+cluster|slots +asking`; with Sentinels, of a Sentinel's user `+sentinel|get-master-addr-by-name`.
+or Valkey, and of an ACL user `~{prefix}{topic}:* +@read +@write -@dangerous +eval +evalsha +info` (`+memory` for
+reports, `+select` for another database than 0); on a Cluster also `+cluster|slots +asking`; with Sentinels, of a
+Sentinel's user `+sentinel|get-master-addr-by-name`. `-@dangerous`: `+@write` alone would include FLUSHALL.
 """
 
 from collections.abc import AsyncIterator, Sequence

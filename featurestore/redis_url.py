@@ -8,9 +8,11 @@
 
 This module knows the form of a URL and the options that redis-py takes after its `?` (ssl_ca_certs, ssl_certfile,
 ssl_keyfile, socket_timeout, …; for Sentinels sentinel_username and sentinel_password, too). It refuses to connect.
-Whatever it refuses is StoreMisconfigured, at once, and no text of it repeats the URL, which may hold a password.
+Whatever it refuses is StoreMisconfigured, at once, and no text of it repeats the URL, which may hold a password. It
+has no cause either, whose text would.
 """
 
+import re
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -49,17 +51,21 @@ def read_url(url: str, ours: dict[str, Any], always: dict[str, Any]) -> Place:
 
     Raises StoreMisconfigured for a URL, an option or a certificate file that cannot be understood.
     """
+    rest = url.partition("://")[2]
+    if "@" in rest[len(re.split(r"[/?#]", rest, maxsplit=1)[0]) :]:
+        # A password with one of these ends there, and what is left of it would be read as a host, or a port.
+        _refuse("the Redis URL has an @ behind a / ? or #", "percent-encode / ? # @ in a password")
     try:
         if "+" in urlsplit(url).scheme:
             place = _several(url, ours, always)
         else:
             options = {**ours, **parse_url(url), **always}
-            kind = options.pop("connection_class", Connection)  # another for TLS, another for unix sockets
+            kind = _transport(options)
             host, port = options.get("host", "localhost"), options.get("port", PORT)
             where = options.get("path") or f"{host}:{port}"
             place = Place("server", [(host, port)], "", kind, options, {}, where)
-    except ValueError as error:  # its text is not repeated: it may hold the URL, and that the password
-        _refuse("the Redis URL cannot be understood", error)
+    except ValueError:  # its text may hold the URL, and that the password
+        _refuse("the Redis URL cannot be understood")
     _try(place)
     return place
 
@@ -86,7 +92,7 @@ def _several(url: str, ours: dict[str, Any], always: dict[str, Any]) -> Place:
     said = parse_url(f"{transport}://{credentials}{at}host?{parts.query}")
     del said["host"]
     options = {**ours, **said, "db": int(database or 0), **always}
-    kind = options.pop("connection_class", Connection)
+    kind = _transport(options)
     guard = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     apart = ("db", "username", "password", "max_connections", "timeout")
     sentinel = {name: value for name, value in options.items() if name not in apart} | guard
@@ -96,6 +102,18 @@ def _several(url: str, ours: dict[str, Any], always: dict[str, Any]) -> Place:
     if any(guard.values()):
         _refuse("the Redis URL has options for Sentinels, but none of those")
     return Place(topology, addresses, "", kind, options, {}, where)
+
+
+def _transport(options: dict[str, Any]) -> type[Any]:
+    """redis-py's class for TLS, for unix sockets or for neither, taken out of the options.
+
+    Host names are checked unless the URL says otherwise. Older redis-py (5.0) has to be told; it also refuses to check
+    the name in a certificate that is not checked at all.
+    """
+    kind: type[Any] = options.pop("connection_class", Connection)
+    if issubclass(kind, SSLConnection) and options.get("ssl_check_hostname") is None:
+        options["ssl_check_hostname"] = options.get("ssl_cert_reqs") != "none"
+    return kind
 
 
 def _address(text: str, port: int) -> Address:
@@ -110,16 +128,16 @@ def _try(place: Place) -> None:
     try:
         apart = ("max_connections", "timeout")
         connection = place.connection(**{k: v for k, v in place.options.items() if k not in apart})
-    except (TypeError, ValueError, RedisError) as error:
-        _refuse("an option of the Redis URL is unknown or cannot be understood", error, "ssl_* need rediss")
+    except (TypeError, ValueError, RedisError):
+        _refuse("an option of the Redis URL is unknown or cannot be understood", "ssl_* need rediss")
     if isinstance(connection, SSLConnection):
         try:
             connection.ssl_context.get()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError):
             files = "ssl_ca_certs, ssl_certfile or ssl_keyfile"
-            _refuse(f"a certificate of the Redis URL cannot be read ({files})", error, "give PEM files")
+            _refuse(f"a certificate of the Redis URL cannot be read ({files})", "give PEM files")
 
 
-def _refuse(what: str, error: Exception | None = None, more: str = "") -> NoReturn:
+def _refuse(what: str, more: str = "") -> NoReturn:
     hint = f"set {SETTING} to {FORMS}" + (f"; {more}" if more else "")
-    raise StoreMisconfigured(what, hint=hint) from error
+    raise StoreMisconfigured(what, hint=hint) from None

@@ -8,7 +8,8 @@
 It reads through the same store and the same model as the data path and changes nothing. What a customer did is nobody's
 business: where a token is configured, whatever is not one of the first three demands it, and where none is, a face on
 loopback answers only to loopback's own names, so that no web page reaches it under another. How much a client may send,
-and for how long, is `http_door.py`'s. The invariant: no answer holds an address, a trace or a library's words.
+and for how long, is `http_door.py`'s. The invariant: no answer holds a trace, and none but /readyz an address or a
+library's words. That one is for the operator and gives the reason as it is: it names servers, never a customer.
 """
 
 import asyncio

@@ -13,7 +13,6 @@ to say so. What was applied is kept: a rebuild that was interrupted goes on from
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from featurestore.errors import Fenced, StoreUnavailable
 from featurestore.store import Head
 from ops.rebuild_plan import NotOurs, Plan, head_of
+from stream.backoff import Backoff
 from stream.dead_letter import FloodGuard
 from stream.errors import BrokerUnavailable, ScorerUnavailable
 from stream.fetched import Mark
@@ -37,7 +37,6 @@ FRESH_S = 1.0
 FOLLOW_EVERY_S = 0.5
 OUTAGE_S_MAX = 120.0
 """For so long a server may be away. A rebuild that is given up is begun again where it ended."""
-BACKOFF_S_MAX = 5.0
 LOG_EVERY_S = 10.0
 AWAY = (StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
 
@@ -224,14 +223,15 @@ class _Outage:
     def __init__(self, monotonic_s: Callable[[], float]) -> None:
         self._monotonic_s = monotonic_s
         self._since_s: float | None = None
-        self._tries = 0
+        self._backoff = Backoff()
 
     @property
     def recent(self) -> bool:
         return self._since_s is not None
 
     def over(self) -> None:
-        self._since_s, self._tries = None, 0
+        self._since_s = None
+        self._backoff.over()
 
     async def wait(self, error: Exception, stop: asyncio.Event) -> None:
         """Before the next try. Raises `error` when it has been like this for OUTAGE_S_MAX."""
@@ -241,8 +241,7 @@ class _Outage:
         if now_s - self._since_s > OUTAGE_S_MAX:
             raise error
         log.warning("waiting", extra={"reason": str(error)})
-        self._tries += 1
-        await _wait(stop, random.uniform(0.5, 1.0) * min(0.1 * 2**self._tries, BACKOFF_S_MAX))
+        await _wait(stop, self._backoff.next_s())
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:

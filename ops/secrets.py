@@ -10,6 +10,7 @@ It knows types, files and URLs, and refuses to know what a setting is for and wh
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import parse_qsl, unquote, urlencode
@@ -81,12 +82,15 @@ def secrets_of(settings: BaseModel) -> dict[Place, str]:
 
 
 def read_secret(file: str) -> str:
-    """What the file holds, without the newline at its end. Raises SettingsError, which says nothing of its content."""
+    """What the file holds, without the newline at its end. Raises SettingsError, which says nothing of its content, and
+    repeats the file's name only where that cannot be the secret itself, given in the wrong place."""
+    if "://" in file:
+        raise SettingsError("this is a URL: give the name of a file that holds it")
     try:
         with Path(file).open("rb") as opened:
             data = opened.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
-        raise SettingsError(f"cannot read {file}: {error.strerror}") from None
+        raise SettingsError(f"cannot read {_named(file)}: {error.strerror}") from None
     except ValueError:
         raise SettingsError("this is no file's name") from None
     try:
@@ -97,6 +101,15 @@ def read_secret(file: str) -> str:
         wrong = "is empty" if not secret else f"holds a NUL, or more than {SECRET_BYTES_MAX} bytes"
         raise SettingsError(f"{file} {wrong}")
     return secret
+
+
+def _named(file: str) -> str:
+    """A name that led to no file, for a message. In base64 there are slashes, too, so the first folder has to exist."""
+    folders = Path(file).parents  # of a/b/c: a/b, a, the root or the current folder
+    with suppress(OSError):  # too long a name
+        if "@" not in file and len(folders) > 1 and folders[-2].is_dir():
+            return file
+    return "the file that it names"
 
 
 def fill_from_files(data: dict[str, Any], in_files: Iterable[Place], names: Mapping[Place, str]) -> list[str]:

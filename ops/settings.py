@@ -136,7 +136,7 @@ class Settings(_Frozen):
     alerts_from: Literal["now", "start"] = "now"
     dead_letter_share_max: float = Field(default=0.5, gt=0, le=1)
     record_bytes_max: int = Field(default=64 << 10, ge=1024)
-    drain_grace_s: float = Field(default=20.0, gt=0)
+    drain_grace_s: float = Field(default=15.0, gt=0)
     model_watch_s: float = Field(default=5.0, gt=0)
 
     @model_validator(mode="after")
@@ -272,20 +272,23 @@ def _read(file: Path) -> dict[str, Any]:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read {file}: {error.strerror}", hint="give --config FILE") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{file} is not YAML: {_where(error)}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"{file} is not text in UTF-8") from None
+    # A value that does not fit its tag (`!!int x`, a date of 2026-99-99) is none of PyYAML's own errors.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
+        raise SettingsError(
+            f"{file} is not YAML{_where(error)}",
+            hint="quote a value that begins with * & ! or another sign, or holds a colon, 'like this'",
+        ) from None
     if not isinstance(data, dict):
         raise SettingsError(f"{file} must hold a mapping of settings")
     return data
 
 
-def _where(error: yaml.YAMLError) -> str:
-    """What is wrong and where. The library's own text quotes the line, which may hold a password."""
+def _where(error: Exception) -> str:
+    """Where, and not what: the library's own words quote the line, or of `token: *hunter2` the password."""
     mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or "it cannot be read"
-    return f"{what}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(what)
+    return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
 def _put(data: dict[str, Any], path: Place, value: Any) -> None:

@@ -3,19 +3,26 @@
 Nothing is ever lost by being bad: the record goes to the dead-letter topic before its partition moves past it, and
 `ebbtide dlq replay` sends it back with its own headers restored. After a crash one may lie there twice, with the same
 position; a third header tells them apart from a letter that was replayed and failed again.
+
+A tombstone that is passed on says where it lay, too: whoever sends letters back can tell which of them it is meant for
+by their positions in the input, also when a letter came late.
 """
 
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from stream.errors import DeadLetterFlood
 from stream.fetched import Record
 from stream.message import Message
+from stream.recent import Recent
 
 PREFIX = "ebbtide-"
 REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, NO_VALUE = (
     PREFIX + name for name in ("reason", "detail", "topic", "partition", "offset", "timestamp", "no-value")
+)
+FORGOTTEN_TOPIC, FORGOTTEN_PARTITION, FORGOTTEN_OFFSET = (
+    PREFIX + "forgotten-" + name for name in ("topic", "partition", "offset")
 )
 DETAIL_BYTES_MAX = 512
 UNSCORED = "unscored"
@@ -33,21 +40,23 @@ class FloodGuard:
 
     def __init__(self, share_max: float) -> None:
         self._share_max = share_max
-        self._window: deque[tuple[int, int]] = deque()
-        self._records = self._bad = 0
+        self._recent = Recent(FLOOD_RECORDS)
+        self._counted = 0  # the offset after the last one
 
-    def admit(self, records: int, bad: int) -> None:
-        """Count a batch of `records` of which `bad` are bad. Raises DeadLetterFlood."""
-        self._window.append((records, bad))
-        self._records += records
-        self._bad += bad
-        while self._records - self._window[0][0] >= FLOOD_RECORDS:
-            gone, gone_bad = self._window.popleft()
-            self._records -= gone
-            self._bad -= gone_bad
-        if self._records >= FLOOD_RECORDS_MIN and self._bad > self._share_max * self._records:
+    def admit(self, records: Sequence[Record], bad: Sequence[int]) -> None:
+        """Count the records of a batch, those at the indexes `bad` as bad. Raises DeadLetterFlood.
+
+        Each offset counts once: a batch that is tried again and again through an outage is no flood.
+        """
+        known = bisect_left(records, self._counted, key=lambda record: record.offset)
+        if known == len(records):
+            return
+        self._counted = records[-1].offset + 1
+        recent = self._recent
+        recent.add(len(records) - known, sum(index >= known for index in bad))
+        if recent.of >= FLOOD_RECORDS_MIN and recent.bad > self._share_max * recent.of:
             raise DeadLetterFlood(
-                f"{self._bad:,} of the last {self._records:,} records are bad",
+                f"{recent.bad:,} of the last {recent.of:,} records are bad",
                 hint="see `ebbtide dlq list` for why; mend the mapping or the producer, or raise dead_letter_share_max",
             )
 
@@ -94,15 +103,38 @@ def letter(record: Record, source: Position, reason: str, detail: str, *, topic:
 
 def read(headers: Sequence[tuple[str, bytes]]) -> Said | None:
     """What a letter says; None for a message that is not one."""
-    # A header may lack its value: then it is none of ours.
-    ours = {
-        name: value.decode(errors="replace") for name, value in headers if name.startswith(PREFIX) and value
-    }
+    ours = _ours(headers)
     try:
         source = Position(ours[TOPIC], int(ours[PARTITION]), int(ours[OFFSET]))
         return Said(ours[REASON], ours.get(DETAIL, ""), source, int(ours[TIMESTAMP]), NO_VALUE not in ours)
     except (KeyError, ValueError):
         return None
+
+
+def passed_on(key: bytes, source: Position, *, topic: str) -> Message:
+    """The tombstone of `key` that lies at `source`, for an output topic."""
+    headers = [
+        (FORGOTTEN_TOPIC, source.topic.encode()),
+        (FORGOTTEN_PARTITION, str(source.partition).encode()),
+        (FORGOTTEN_OFFSET, str(source.offset).encode()),
+    ]
+    return Message(topic, key, None, headers)
+
+
+def forgotten_at(headers: Sequence[tuple[str, bytes]]) -> Position | None:
+    """Where the tombstone lay that this one passes on; None when it does not say."""
+    ours = _ours(headers)
+    try:
+        return Position(ours[FORGOTTEN_TOPIC], int(ours[FORGOTTEN_PARTITION]), int(ours[FORGOTTEN_OFFSET]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _ours(headers: Sequence[tuple[str, bytes]]) -> dict[str, str]:
+    # A header may lack its value: then it is none of ours.
+    return {
+        name: value.decode(errors="replace") for name, value in headers if name.startswith(PREFIX) and value
+    }
 
 
 def original_headers(headers: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:

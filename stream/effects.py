@@ -18,7 +18,7 @@ from featurestore.fold import Points
 from featurestore.parse import Parsed
 from stream.batching import Scored
 from stream.compose import CAUSES
-from stream.dead_letter import UNSCORED, Position, letter
+from stream.dead_letter import UNSCORED, Position, letter, passed_on
 from stream.fetched import FetchedBatch, Record
 from stream.message import Message
 from stream.muted import Muted
@@ -63,7 +63,8 @@ def ahead(
     # First, since a batch is cut before a tombstone whose customer it knows: what else it says of them came after.
     for e in np.flatnonzero((events.kind == TOMBSTONE) & (events.position >= since)):
         key = events.customers[events.customer[e]].encode()
-        messages += [Message(topic, key, None) for topic in outputs.all]
+        source = Position(batch.topic, batch.partition, int(events.position[e]))
+        messages += [passed_on(key, source, topic=topic) for topic in outputs.all]
     messages += [
         letter(
             record,

@@ -10,8 +10,8 @@ A call fails for a row when it raises, or answers it with something that is no a
 that is not finite). Only a call that raises has to be cut in half: one that answers has said itself which rows are bad.
 
 It knows rows and a function of them, and refuses to know whose they are; it runs on the scoring thread. The invariant:
-a row is given up only when the model is known to work, and the number of calls is bounded (`calls_max`) however the
-model behaves.
+a row is given up only when the model is known to work, for this dispatch and for most of the last ones, and the number
+of calls is bounded (`calls_max`) however the model behaves.
 """
 
 import logging
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from featurestore.layout import Rows
 from stream.errors import ScorerUnavailable
+from stream.recent import Recent
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ BAD_ROWS_FEW = 32
 specs that we ship, and these may be all that was dispatched."""
 BAD_SHARE_MAX = 0.25
 """Of a larger dispatch this share. One customer may be that much of a small shop; a broken model is more."""
+ROWS_JUDGED = 1_000
+"""The same bound holds for the last so many rows together: live dispatches are small, and a model that fails for most
+customers would give them up a few at a time. A backlog and live traffic are judged alike."""
 
 ROLL_BACK = "if it stays so, publish the last good version under a higher number"
 
@@ -80,6 +84,7 @@ class Guarded:
         # A copy of somebody's record, without a name; the next call takes its place.
         self._scored: Sample | None = None
         self._explained: Sample | None = None
+        self._recent = Recent(ROWS_JUDGED)  # of dispatches that were answered
 
     def score(self, rows: Rows, as_of: NDArray[np.int64]) -> Apart:
         """p float32[n]. Raises ScorerUnavailable.
@@ -88,6 +93,7 @@ class Guarded:
         customer there is and not for the stand-in.
         """
         found = apart(self.model.score, _is_probability, rows, as_of, self._scored)
+        self._judge(len(rows), int(np.count_nonzero(found.bad)))
         self._scored = _last_good(rows, as_of, found.bad) or self._scored
         return found
 
@@ -101,6 +107,13 @@ class Guarded:
         found = apart(self._why, _is_finite, rows, as_of, self._explained or stand_in(rows))
         self._explained = _last_good(rows, as_of, found.bad) or self._explained
         return found.answer[:, 0], found.answer[:, 1]
+
+    def _judge(self, n: int, bad: int) -> None:
+        """Count a dispatch among the last ones; one that is an outage is not answered, so it does not count."""
+        of, all_bad = self._recent.of + n, self._recent.bad + bad
+        if bad and all_bad > bad_rows_max(of):
+            raise ScorerUnavailable(f"the model fails for {all_bad} of the last {of} rows", hint=ROLL_BACK)
+        self._recent.add(n, bad)
 
     def _why(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]:
         values, contributions = self.model.explain(rows, as_of)

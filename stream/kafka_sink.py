@@ -24,8 +24,7 @@ from stream.kafka_settings import KafkaSettings
 from stream.message import Message
 
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
-CLOSE_S = 5.0  # what is not acknowledged by then is in the outbox
-FLUSH_S = 1.0  # what a producer that is given up may still get out before its successor sends
+FLUSH_S = 1.0  # what a producer that is given up may still get out; who waited for it sends it again
 PRODUCE_BATCH_BYTES = 64 << 10  # far below a broker's megabyte: only a single record can be too large
 
 
@@ -51,7 +50,7 @@ class KafkaSink:
             await asyncio.wait({self._opening})
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _flush(producer, CLOSE_S)
+            await _flush(producer, FLUSH_S)
             self._give_up(producer)
         if self._given_up:
             _, late = await asyncio.wait(self._given_up, timeout=FLUSH_S)

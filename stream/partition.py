@@ -18,13 +18,13 @@ and no more. It refuses to know what a step does (`stream/pipeline.py`).
 import asyncio
 import logging
 import random
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from featurestore.errors import Fenced, StoreUnavailable
 from featurestore.store import REBUILD, Head, check_head
+from stream.backoff import Backoff
 from stream.dead_letter import FloodGuard
 from stream.errors import (
     BrokerUnavailable,
@@ -34,14 +34,13 @@ from stream.errors import (
     ScorerUnavailable,
 )
 from stream.fetched import FetchedBatch, Mark, Source
+from stream.inbox import Inbox
 from stream.muted import NOTHING, Muted
 from stream.pipeline import Pipeline, Tools
 
 log = logging.getLogger(__name__)
 
 RETRIED = (Fenced, StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
-"""A fence or a blip is over in milliseconds; five seconds keep a long outage's reconnects from being a load."""
 MARK_POLL_S = 0.05
 REBUILD_LOG_S = 10.0
 """How often a partition that makes its state again says how far it is."""
@@ -56,11 +55,13 @@ REBUILDING = "its state is being made again from the log"
 class Limits:
     """Named bounds of one partition. `queued_batches_max`: fetched and not begun; beyond it the fetch pauses.
     `step_records_max`: batches that had to wait are joined up to so many records, since a step costs a millisecond
-    before its first event. `dead_letter_share_max`: more bad records than this share are a flood."""
+    before its first event. `dead_letter_share_max`: more bad records than this share are a flood. `look_s`: how long a
+    partition may be idle and not look whether its state is still there; lost at night, it is made again at night."""
 
     queued_batches_max: int = 4
     step_records_max: int = 1000
     dead_letter_share_max: float = 1.0
+    look_s: float = 5.0
 
 
 class Partition:
@@ -79,35 +80,25 @@ class Partition:
         self.trouble = "it is being opened"
         """Why it is not ready, in words; empty when it is."""
         self._tools, self._source, self._alerts_from, self._limits = tools, source, alerts_from, limits
-        self._queue: deque[FetchedBatch] = deque()
-        self._arrived = asyncio.Event()
-        self._draining = False
+        self._inbox = Inbox(limits.queued_batches_max, limits.step_records_max, self._pause, self._resume)
         self._stopping = asyncio.Event()
-        self._paused = False
-        self._attempt = 0  # troubles since the last step: to open and to fail again is no success
+        self.finished = False
+        """`run` has returned with nothing left in hand; false when it gave up, or was given away."""
+        self._backoff = Backoff()  # until the next step: to open and to fail again is no success
         self._said_s = 0.0
         self._flood = FloodGuard(limits.dead_letter_share_max)
 
     def offer(self, batch: FetchedBatch) -> None:
         """Take a batch in order of arrival. A full queue pauses the fetch; what is on its way is still taken."""
-        if self._draining:
-            return  # the next owner fetches it again
-        self._queue.append(batch)
-        self._arrived.set()
-        if len(self._queue) >= self._limits.queued_batches_max and not self._paused:
-            self._paused = True
-            self._source.pause(self.number)
-            self._tools.telemetry.paused(self.number)
+        self._inbox.put(batch)
 
     def drain(self) -> None:
         """Take nothing more, finish the queue, tidy the outbox, then let `run` return. Not bounded: cancel it.
 
         Whatever goes wrong from now on ends it, too: what was not applied is the next owner's.
         """
-        self._draining = True
+        self._inbox.close()
         self._stopping.set()
-        self._source.pause(self.number)
-        self._arrived.set()
 
     async def run(self) -> None:
         """Until revoked (PartitionRevoked ends it quietly), drained or cancelled. Raises what asks for a crash."""
@@ -115,13 +106,16 @@ class Partition:
             try:
                 pipeline, epoch = await self._open()
                 await self._serve(pipeline, epoch)
+                self.finished = not self._backoff.troubles
                 return
             except PartitionRevoked:
                 return
             except DeadLetterFlood as error:
                 await self._stop(error)
+                self.finished = True
                 return
             except RETRIED as error:
+                self._tools.cache.clear(self.number)  # a tombstone may have been applied, and its answer lost
                 reason = type(error).__name__
                 self.trouble = f"{reason}: {error}"
                 self._tools.telemetry.reopened(self.number, reason)
@@ -129,11 +123,9 @@ class Partition:
                     "partition reopens",
                     extra={"partition": self.number, "reason": reason, "error": str(error)},
                 )
-                if self._draining:
+                if self._inbox.closed:
                     return
-                self._attempt += 1
-                backoff_s = min(BACKOFF_FIRST_S * 2**self._attempt, BACKOFF_MAX_S)
-                await self._drains(random.uniform(0.5, 1.0) * backoff_s)
+                await self._drains(self._backoff.next_s())
 
     async def _drains(self, timeout_s: float | None) -> None:
         """Wait, but not when everything is to end."""
@@ -145,7 +137,7 @@ class Partition:
         """Stay ours and do nothing: another owner would do the same, and the other partitions have done no wrong."""
         self.trouble = f"it has stopped: {error}"
         self._source.pause(self.number)
-        self._queue.clear()
+        self._inbox.clear()
         self._tools.telemetry.stopped(self.number, type(error).__name__)
         log.error("partition stopped", extra={"partition": self.number, "error": str(error)})
         await self._drains(None)
@@ -167,11 +159,13 @@ class Partition:
         pipeline = Pipeline(tools, number, stored, start, muted, self._flood)
         await pipeline.send_outbox()
         if stored is not None:
-            # Applied and, just now, sent: the owner that applied it may not have lived to say so.
+            # Applied and, just now, sent: the owner that applied it may not have lived to say so. Unless the outbox was
+            # lost after the head was read, and what is empty is another one: marked, its alerts would stay unsaid.
+            await pipeline.check_ours()
             source.mark(number, *pipeline.mark)
-        self._queue.clear()
+        self._inbox.clear()
         epoch = await source.seek(number, start.offset)
-        self._resume()
+        self._inbox.resume()
         log.info(
             "partition opened",
             extra={"partition": number, "offset": start.offset, "end": end, "mark": muted.everything},
@@ -187,7 +181,11 @@ class Partition:
                     "sent": muted.everything,
                 },
             )
-        self._tell_progress(pipeline)
+        if start.offset == end:
+            self._backoff.over()
+        if not self._backoff.troubles:
+            self._tell_progress(pipeline)
+        # else the next step has to show that it is over: to open takes neither the scorer nor a way out
         return pipeline, epoch
 
     def _check_log(self, stored: Head | None, mark: Mark | None, begin: int, end: int) -> None:
@@ -243,49 +241,27 @@ class Partition:
                 raise Fenced(f"a batch begins at {batch.start}, expected {pipeline.position}: seeking back")
             for piece in batch.cut_before_tombstones():
                 self._source.mark(self.number, *await pipeline.step(piece))
-                self._attempt = 0
+                self._backoff.over()
                 if self.trouble:
                     self._tell_progress(pipeline)
 
     async def _next(self, pipeline: Pipeline) -> FetchedBatch | None:
         """The next batch, with those that have queued behind it; None when draining and all is done."""
-        while not self._queue:
-            self._resume()
+        while not self._inbox:
+            self._inbox.resume()
             if pipeline.has_acked:
-                if self._draining or not await self._arrives(TIDY_AFTER_S):
+                if self._inbox.closed or not await self._inbox.arrives(TIDY_AFTER_S):
                     await pipeline.tidy()
-            elif self._draining:
+            elif self._inbox.closed:
                 return None
-            else:
-                await self._arrives(None)
-        batch = self._queue.popleft()
-        following: list[FetchedBatch] = []
-        end, records = batch.end, len(batch.records)
-        while self._queue and self._queue[0].follows(batch.epoch, end):
-            records += len(self._queue[0].records)
-            if records > self._limits.step_records_max:
-                break
-            following.append(self._queue.popleft())
-            end = following[-1].end
-        if len(self._queue) < self._limits.queued_batches_max // 2:
-            self._resume()
-        return batch.joined(following)
+            elif not await self._inbox.arrives(random.uniform(0.5, 1.0) * self._limits.look_s):
+                await pipeline.check_ours()  # no step would tell us that the state has been lost
+        return self._inbox.take()
 
-    async def _arrives(self, timeout_s: float | None) -> bool:
-        self._arrived.clear()
-        if self._queue or self._draining:
-            return True
-        try:
-            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the arrival, and a
-            # partition that was given away would live on, seeking under its successor.
-            async with asyncio.timeout(timeout_s):
-                await self._arrived.wait()
-        except TimeoutError:
-            return False
-        return True
+    def _pause(self) -> None:
+        self._source.pause(self.number)
+        self._tools.telemetry.paused(self.number)
 
     def _resume(self) -> None:
-        if self._paused and not self._draining:
-            self._paused = False
-            self._source.resume(self.number)
-            self._tools.telemetry.resumed(self.number)
+        self._source.resume(self.number)
+        self._tools.telemetry.resumed(self.number)

@@ -27,6 +27,7 @@ import orjson
 from numpy.typing import NDArray
 
 from featurestore.cache import Cache, load_through
+from featurestore.errors import Fenced
 from featurestore.event import TOMBSTONE, EventBatch
 from featurestore.fold import Folder, Points
 from featurestore.layout import Layout, Rows
@@ -105,6 +106,17 @@ class Pipeline:
         """Alerts that Kafka has, and that the outbox does not know of yet."""
         return bool(self._acked)
 
+    async def check_ours(self) -> None:
+        """Raises Fenced when the partition is not where we left it: moved by another owner, fallen back, or lost.
+
+        For whoever speaks, or waits, without a step, whose own fence comes after we have spoken. A process that was
+        stopped for a while would say what it had in hand of somebody whom the other owner has forgotten since, and
+        nobody would forget them again.
+        """
+        stored = await self._tools.store.head(self._partition)
+        if stored != self._stored:
+            raise Fenced(f"partition {self._partition} is at {stored}, not at {self._stored}")
+
     async def send_outbox(self) -> None:
         """Send again what an earlier owner left in the outbox: same ids, same bytes.
 
@@ -125,7 +137,7 @@ class Pipeline:
         of: `cut_before_tombstones`). Raises Fenced when another owner has moved the partition."""
         tools, watch = self._tools, _Stopwatch(self._tools.clock)
         parsed = tools.parser.parse(batch.records)
-        self._flood.admit(len(batch.records), len(parsed.rejected))
+        self._flood.admit(batch.records, [bad.index for bad in parsed.rejected])
         events = parsed.events
         watch.lap("parse")
 
@@ -150,8 +162,11 @@ class Pipeline:
         watch.lap("decide")
 
         # 5. apply, once the dead letters are safe
-        await tools.sink.send_all(ahead(tools.outputs, self._muted, batch, parsed, points, scored))
-        watch.lap("emit")
+        if messages := ahead(tools.outputs, self._muted, batch, parsed, points, scored):
+            await self.check_ours()
+            watch.lap("store")
+            await tools.sink.send_all(messages)
+            watch.lap("emit")
         await self._store(batch.end, events.customers, after, alerts)
         watch.lap("store")
 

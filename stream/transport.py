@@ -168,6 +168,12 @@ class BatchConsumer(driver.Consumer):
         in_kafka = self._in_kafka
         return {tp: mark for tp, mark in self._marks.copy().items() if mark != in_kafka.get(tp)}
 
+    async def commit_and_end_transactions(self) -> None:
+        """The last commit, on leaving. Faust would be content with one under way, which knows nothing of what was
+        marked since it began."""
+        await self.maybe_wait_for_commit_to_finish()
+        await self.commit()
+
     @Service.task
     async def _commit_handler(self) -> None:
         """Faust's, less a warning on its timer for every commit that an outage delays."""

@@ -29,6 +29,7 @@ class Worker:
         self._fatal: asyncio.Future[None] | None = None
         self._source: Source | None = None
         self._pulse = Pulse(tools.store)
+        self._draining = False
 
     def attach(self, source: Source) -> None:
         """The source whose callbacks will come; before `run`."""
@@ -51,6 +52,8 @@ class Worker:
         """These are ours now. Only takes note: heads are read in each partition's own task."""
         if self._source is None:
             raise RuntimeError("attach a source before partitions are assigned")
+        if self._draining:
+            return  # we are about to leave: they are the next owner's
         for number in partitions - self._partitions.keys():
             partition = Partition(
                 number, self._tools, self._source, alerts_from=self._alerts_from, limits=self._limits
@@ -96,16 +99,17 @@ class Worker:
 
     async def drain(self, grace_s: float) -> bool:
         """Finish what is in hand. Returns whether all of it was finished within `grace_s` seconds."""
-        for partition in self._partitions.values():
+        self._draining = True
+        partitions, tasks = list(self._partitions.values()), list(self._tasks.values())
+        for partition in partitions:
             partition.drain()
-        tasks = list(self._tasks.values())
         if not tasks:
             return True
         _, late = await asyncio.wait(tasks, timeout=grace_s)
         for task in late:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        return not late
+        return all(partition.finished for partition in partitions)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or self._fatal is None or self._fatal.done():

@@ -66,8 +66,8 @@ def replay_letters(
     """Send dead letters back to their topic as they came, each once.
 
     What was sent is remembered by reason in Kafka, as the consumer group GROUP-dlq-replay, so that a second replay
-    sends only what came since. Passed over are letters that lie before a tombstone of their customer, and letters
-    `unscored`: their events are folded already.
+    sends only what came since. Passed over are letters of customers who were forgotten since, also where the workers
+    have not come to the tombstone yet, and letters `unscored`: their events are folded already.
     """
     settings = _connected(config)
     with steps() as progress:

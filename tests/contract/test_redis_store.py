@@ -23,7 +23,7 @@ from tests.support.stores import DTYPE, PARTITIONS, State, random_step, state_of
 pytestmark = pytest.mark.redis
 RNG = np.random.default_rng(0)
 # What the module's docstring asks for, and the reports' right.
-ACL = ["+@read", "+@write", "+eval", "+evalsha", "+info", "+memory"]
+ACL = ["+@read", "+@write", "-@dangerous", "+eval", "+evalsha", "+info", "+memory"]
 CLOSED_PORT_URL = "redis://127.0.0.1:1/0"
 
 

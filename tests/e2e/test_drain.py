@@ -36,8 +36,16 @@ from tests.support.outages import (
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow]
 
 BACKLOG = 60_000
+COMMIT_LATENCY_S = 0.2
 LATENCY_S = 2.5
 """Of a Redis so slow that a step of two round trips takes longer than the grace period of that test."""
+
+
+@pytest.fixture(autouse=True)
+def healed(service: Outage) -> None:
+    """What a test that failed has slowed is as fast as ever for the next one."""
+    service.kafka_proxy.heal()
+    service.redis_proxy.heal()
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +67,17 @@ async def finish(settings: Settings, service: Outage, events: int) -> float:
             return await applied(direct, store) == events and not successor.worker.troubles
 
         await until(done, "the successor is at the end", 60.0)
-        assert successor.value("ebbtide_partition_reopened_total", reason="Fenced") == 0
-        return successor.value("ebbtide_records_total")
+    # Only a drained worker has counted all: a step shows in the head before its alerts are sent and it is told.
+    assert successor.value("ebbtide_partition_reopened_total", reason="Fenced") == 0
+    return successor.value("ebbtide_records_total")
 
 
 async def test_sigterm_under_load(service: Outage, unique_name: str, tmp_path: Path) -> None:
     """Exit 0 within the grace period; what was applied is committed and said; the successor does the rest."""
     settings = service.settings(unique_name)
+    # A commit is always under way when the drain is over, and knows nothing of what was marked since it began.
+    hasty = settings.kafka.model_copy(update={"commit_interval_s": 0.01})
+    settings = settings.model_copy(update={"kafka": hasty})
     direct = service.direct(settings)
     await ensure_topics(direct.kafka, topic_specs(direct))
     await produce(direct, 0, BACKLOG)
@@ -78,7 +90,9 @@ async def test_sigterm_under_load(service: Outage, unique_name: str, tmp_path: P
 
             await until(under_way, "a tenth of the backlog", 60.0)
             done = samples(worker.address)["ebbtide_records_total"]
+            await asyncio.to_thread(service.kafka_proxy.slow, COMMIT_LATENCY_S)
             code, seconds = await sigterm(worker)
+            await asyncio.to_thread(service.kafka_proxy.heal)
             assert (code, seconds < settings.drain_grace_s) == (0, True)
             heads = [await store.head(partition) for partition in range(PARTITIONS)]
             offsets = {partition: head.offset for partition, head in enumerate(heads) if head}

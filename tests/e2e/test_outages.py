@@ -21,7 +21,9 @@ from featurestore.layout import Layout
 from ops.connect import open_store, topic_specs
 from ops.worker_process import WorkerProcess
 from stream.clock import SystemClock
+from stream.fetch_thread import COMMIT_S, STOP_S
 from stream.kafka import ensure_topics
+from stream.kafka_sink import FLUSH_S
 from tests.support.models import TINY
 from tests.support.outages import (
     PARTITIONS,
@@ -47,6 +49,10 @@ AWAY_S = 6.5
 """Above session (3 s), poll interval (6 s) and every time-out that `Outage.settings` gives the worker."""
 NOTICED_S, RESUMED_S = 9.0, 12.0
 RSS_GROWTH_BYTES_MAX = 48 << 20
+BURST = 80_000
+"""Records that come while Redis is away: held in memory, at a kilobyte of Python each, they would be seen."""
+TEARDOWN_S = 3.0
+"""Of a Python process that has TensorFlow in it, on a busy machine."""
 
 Figures = dict[str, float]
 
@@ -85,6 +91,7 @@ async def redis_goes(service: Outage, name: str, folder: Path, away_s: float) ->
             members, before = await members_of(direct), rss_bytes(worker.pid)
             await asyncio.to_thread(service.redis_proxy.hang)
             figures["noticed_s"] = await watch.until(503, "Redis", NOTICED_S)
+            feed.burst(BURST)
             await asyncio.sleep(away_s)
             assert (watch.status, "Redis" in watch.reason) == (503, True)
             found = samples(worker.address)
@@ -137,8 +144,8 @@ async def kafka_goes(service: Outage, name: str, folder: Path, away_s: float) ->
             await asyncio.sleep(1.0)  # what was on its way is in hand now, and its alerts have nowhere to go
             code, figures["exit_s"] = await sigterm(worker)
             assert code == 0
-            # Nothing can be finished: leaving the group and closing the producer take their 5 s each.
-            assert figures["exit_s"] < settings.drain_grace_s + 10.0
+            # Nothing can be finished: what follows the grace takes all the time that it may.
+            assert figures["exit_s"] < settings.drain_grace_s + COMMIT_S + STOP_S + 2 * FLUSH_S + TEARDOWN_S
             await asyncio.to_thread(service.kafka_proxy.heal)
             await successor_finishes(service, name, feed)
     return figures
@@ -151,7 +158,7 @@ async def caught_up(service: Outage, name: str, feed: Feed) -> float:
         sent, clock = feed.sent, SystemClock()
         begin_s = clock.monotonic_s()
         while await applied(direct, store) < sent:
-            assert clock.monotonic_s() - begin_s < 30.0, "it did not resume"
+            assert clock.monotonic_s() - begin_s < 60.0, "it did not resume"
             await asyncio.sleep(0.02)
         return clock.monotonic_s() - begin_s
 
@@ -221,7 +228,7 @@ async def test_a_worker_joins_while_redis_is_away(service: Outage, unique_name: 
                 return await applied(direct, store) == 5_000
 
             await until(done, "all applied")
-            assert min(w.value("ebbtide_records_total") for w in both) > 0
+            await until(lambda: min(w.value("ebbtide_records_total") for w in both) > 0, "both did some", 5.0)
             await until(whole, "still a group of two", 1.0)
         print(f"joined in {joined_s:.1f} s")
     await same_as_the_log(direct, scorer)

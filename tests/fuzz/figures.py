@@ -9,6 +9,9 @@ from rich.table import Table
 from tests.fuzz.parsing import Parsing
 from tests.fuzz.requesting import Requesting
 
+REQUESTS_TELLING, ANSWERS = 1_000, (200, 400, 401, 404)
+"""Among so many requests each of these answers is due."""
+
 
 @dataclass
 class Serving:
@@ -37,6 +40,9 @@ def figures(parsing: Parsing, serving: Serving, seconds: dict[str, float], seed:
     failures = [*parsing.crashes, *parsing.wrong, *serving.wrong, *requests.failures]
     if events + ignored + rejected.total() != records:
         failures.append("events + ignored + rejected are not the records")
+    if requests.requests >= REQUESTS_TELLING:
+        # A face that refuses everything, or fails at everything, breaks no rule of a single answer.
+        failures += [f"of all requests none was answered {s}" for s in ANSWERS if not requests.answers[s]]
     return {
         "seed": seed, "records": records, "records_parsed": parsing.records, "records_through_kafka": serving.records,
         "events": events, "tombstones_parsed": parsing.tombstones, "ignored": ignored,

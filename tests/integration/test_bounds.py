@@ -1,11 +1,12 @@
-"""What is held back, skipped or given up is bounded by a number with a name; here are those that no other test asserts.
+"""What is held back, skipped or given up is bounded by a number with a name; most are asserted where their part is.
 
 A backlog behind a slow Redis does not grow a worker: what waits, waits in Kafka. A partition of which most is bad stops
-alone and stays stopped; mended, it goes on from there. The rows that wait for the scorer are one step a partition.
+alone and stays stopped; mended, it goes on from there. What waits for the scorer is one step a partition.
 """
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -14,14 +15,13 @@ import pytest
 from featurestore.layout import Layout
 from ops.connect import open_store, topic_specs
 from ops.worker_process import WorkerProcess
-from stream.dead_letter import FLOOD_RECORDS, FLOOD_RECORDS_MIN, FloodGuard, read
-from stream.errors import DeadLetterFlood
+from stream.dead_letter import FLOOD_RECORDS, read
 from stream.kafka import ensure_topics
 from stream.kafka_sink import KafkaSink
 from stream.message import Message
 from stream.topic_log import read_topic
+from tests.integration.test_pipeline import LIMITS, World, logs_of
 from tests.integration.test_pipeline import PARTITIONS as WORLD_PARTITIONS
-from tests.integration.test_pipeline import World, logs_of
 from tests.support.models import TINY
 from tests.support.outages import (
     PARTITIONS,
@@ -38,7 +38,7 @@ from tests.support.outages import (
     sigterm,
     until,
 )
-from tests.support.scoring import SPEC, ArithmeticModel
+from tests.support.scoring import ArithmeticModel
 from tests.support.streams import LogSource
 
 WARM, BACKLOG = 10_000, 200_000
@@ -145,41 +145,26 @@ async def test_a_backlog_and_then_a_flood(service: Outage, unique_name: str, tmp
     print(f"{len(letters)} letters before it stopped, {rest} folded after it was mended")
 
 
-async def test_a_flood_is_judged_over_a_window() -> None:
-    """Nothing is judged before FLOOD_RECORDS_MIN records, and the window forgets what is FLOOD_RECORDS ago."""
-    young = FloodGuard(0.5)
-    young.admit(FLOOD_RECORDS_MIN - 1, FLOOD_RECORDS_MIN - 1)
-    with pytest.raises(DeadLetterFlood, match="1,000 of the last 1,000"):
-        young.admit(1, 1)
-    old = FloodGuard(0.5)
-    for _ in range(1_000):  # ten times the window, a share that is just not a flood
-        old.admit(100, 50)
-        assert len(old._window) <= FLOOD_RECORDS // 100 + 1
-    with pytest.raises(DeadLetterFlood):
-        old.admit(100, 100)
-
-
-async def test_rows_that_wait_for_the_scorer_are_a_step_a_partition() -> None:
-    """However slow the model: one request a partition, of at most the points that a step's records can bring."""
+async def test_a_step_takes_so_many_records_and_waits_once_for_the_scorer() -> None:
+    """However slow the model and long the queue: one request a partition, of at most `step_records_max` records."""
     logs = logs_of(seed=21, events=3_000)
     world = World(9, logs, rate=0.0)
     world.model = ArithmeticModel(sizes=(8, 32), seconds=0.01)
-    world.source = LogSource("clickstream", logs, seed=4, faults=world.faults, records_max=60)
-    worker = world.worker()
+    world.source = LogSource("clickstream", logs, seed=4, faults=world.faults, records_max=20)
+    worker = world.worker(limits=replace(LIMITS, queued_batches_max=50))
     step_records_max = worker._limits.step_records_max
-    points_max = len(SPEC.silences_ms) + 1  # every silence before the event, and the event
     running = asyncio.create_task(worker.run())
     pumping = asyncio.create_task(world.source.pump(worker.deliver))
     await asyncio.sleep(0)
     worker.assigned(world.source.assigned())
-    most_rows = most_requests = 0
+    most_records = most_requests = 0
     for _ in range(300):
         await asyncio.sleep(0.002)
         waiting = worker._tools.batcher._waiting
         most_requests = max(most_requests, len(waiting))
-        most_rows = max(most_rows, sum(len(request.rows) - request.taken for request in waiting))
+        most_records = max([most_records, *(request.events for request in waiting)])
     assert 0 < most_requests <= WORLD_PARTITIONS
-    assert step_records_max < most_rows <= WORLD_PARTITIONS * step_records_max * points_max
+    assert step_records_max - 20 < most_records <= step_records_max
     for task in (running, pumping):
         task.cancel()
     worker.revoked(world.source.assigned())

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from ops.commands.dlq import command
-from stream.dead_letter import Position, letter
+from stream.dead_letter import Position, letter, passed_on
+from stream.dead_letter_replay import CHUNK_LETTERS, replay
 from stream.kafka import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
 from stream.message import Message
 from stream.topic_log import LogRecord, read_topic
@@ -114,6 +117,76 @@ async def test_somebody_forgotten_stays_forgotten(stack: Services, unique_name: 
         "of_another_topic": 1, "empty": 0, "folded_already": 0,
     }  # fmt: skip
     assert sorted(r.value or b"" for r in await everything_in(settings)) == [b"{2", b"{3"]
+
+
+async def test_a_late_letter_of_somebody_forgotten_stays(
+    stack: Services, unique_name: str, tmp_path: Path
+) -> None:
+    """A worker that woke up late sent it after the tombstone, but its record came before; a return came after both."""
+    settings = settings_of(stack, unique_name)
+    erased = Position(settings.topic, 0, 10)
+    await bury(
+        settings, passed_on(b"ann", erased, topic=dead(settings)),
+        passed_on(b"bob", Position("elsewhere", 0, 10), topic=dead(settings)),
+        passed_on(b"eve", Position(settings.topic, 1, 10), topic=dead(settings)),
+        *(a_letter(settings, 4 + n, key, "future") for n, key in enumerate((b"ann", b"bob", b"eve"))),
+        a_letter(settings, 11, b"ann", "future"),
+    )  # fmt: skip
+    _, result = await in_thread(dlq, stack, settings, tmp_path, "replay")
+    assert (result["sent"], result["forgotten"]) == (3, 1)
+    # Offsets of another topic or partition say nothing of when it was.
+    assert sorted(r.value or b"" for r in await everything_in(settings)) == [b"{11", b"{5", b"{6"]
+
+
+async def test_an_erasure_that_the_workers_have_not_come_to_counts(
+    stack: Services, unique_name: str, tmp_path: Path
+) -> None:
+    """A group that has no mark yet has read nothing: the whole input is looked at, each partition by itself."""
+    settings = settings_of(stack, unique_name)
+    await bury(
+        settings, *(a_letter(settings, offset, b"ann", "future") for offset in (1, 3)),
+        a_letter(settings, 1, b"bob", "future"),
+        *(Message(settings.topic, b"filler", b"{}", partition=0) for _ in range(2)),
+        Message(settings.topic, b"ann", None, partition=0),
+        *(Message(settings.topic, b"filler", b"{}", partition=1) for _ in range(2)),
+        Message(settings.topic, b"bob", None, partition=1),  # not his partition: it erases nothing
+    )  # fmt: skip
+    _, dry = await in_thread(dlq, stack, settings, tmp_path, "replay", "--dry-run")
+    _, result = await in_thread(dlq, stack, settings, tmp_path, "replay")
+    assert (dry["sent"], dry["forgotten"]) == (result["sent"], result["forgotten"]) == (2, 1)
+    back = [record for record in await everything_in(settings) if record.value not in (None, b"{}")]
+    assert sorted(record.value or b"" for record in back) == [b"{1", b"{3"]
+
+
+class Meanwhile:
+    """A sink, and what happens right after the first messages have gone out."""
+
+    def __init__(self, sink: KafkaSink, then: Message) -> None:
+        self._sink, self._then = sink, [then]
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        await self._sink.send_all(messages)
+        if self._then:
+            await self._sink.send_all([self._then.pop()])
+
+
+@pytest.mark.parametrize("where", ["input", "letters"])
+async def test_an_erasure_while_a_replay_runs_counts(stack: Services, unique_name: str, where: str) -> None:
+    """Ann is erased after the first chunk: what of her is in the second one stays, whoever says so first."""
+    settings = settings_of(stack, unique_name)
+    await bury(settings, *(Message(settings.topic, b"filler", b"{}", partition=0) for _ in range(3)))
+    keys = [b"ann"] * (CHUNK_LETTERS + 1) + [b"bob"]
+    if where == "input":
+        tombstone = Message(settings.topic, b"ann", None, partition=0)
+    else:
+        tombstone = passed_on(b"ann", Position(settings.topic, 0, 3), topic=dead(settings))
+    async with KafkaSink(settings) as sink:
+        # All in one partition, so in this order; and from before the tombstone, wherever it comes to lie.
+        await sink.send_all([a_letter(settings, 0, key, "future")._replace(partition=0) for key in keys])
+        result = await replay(settings, dead(settings), Meanwhile(sink, tombstone))
+    assert (result.forgotten, result.sent) == (1, {"future": CHUNK_LETTERS + 1})
+    back = Counter(record.key for record in await everything_in(settings) if record.value == b"{0")
+    assert back == {b"ann": CHUNK_LETTERS, b"bob": 1}
 
 
 async def test_the_list_shows_why_and_where_and_no_customer(

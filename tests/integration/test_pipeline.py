@@ -6,6 +6,10 @@ before and after it acted, unacknowledged messages, a failing model, owners that
 """
 
 import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -16,22 +20,24 @@ from featurestore.cache import Cache
 from featurestore.fold import Folder
 from featurestore.layout import EPISODE_FIELDS
 from featurestore.parse import Parser
+from ops.logs import capture_logs
 from stream.alert import Alert
 from stream.batching import Batcher
-from stream.clock import SystemClock
+from stream.clock import Clock, SystemClock
 from stream.dead_letter import read
 from stream.effects import Outputs
 from stream.errors import HeadOutsideLog
 from stream.partition import Limits
 from stream.pipeline import Tools
-from stream.telemetry import Silent
+from stream.telemetry import Silent, Telemetry
 from stream.worker import Worker
 from tests.support.scoring import LAYOUT, SPEC, ArithmeticModel, FussyModel
-from tests.support.streams import Faults, FaultyStore, ListSink, LogRecord, LogSource
+from tests.support.streams import Faults, FaultyStore, ListSink, LogRecord, LogSource, MuteSink
 
 TOPIC, PARTITIONS = "clickstream", 3
 DAY_MS = 86_400_000
 T0 = 1_700_000_000_000
+LIMITS = Limits(queued_batches_max=2, step_records_max=60, look_s=0.05)
 
 
 def logs_of(seed: int, events: int = 1_500, customers: int = 40) -> list[list[LogRecord]]:
@@ -67,6 +73,10 @@ def logs_of(seed: int, events: int = 1_500, customers: int = 40) -> list[list[Lo
     return logs
 
 
+def event(event_id: str, ts: int) -> bytes:
+    return orjson.dumps({"user_id": "ann", "event_id": event_id, "type": "visit", "ts": ts})
+
+
 class World:
     """Store, sink and model that outlive workers, as servers do."""
 
@@ -79,34 +89,45 @@ class World:
         self.logs = logs
 
     def worker(
-        self, alerts_from: Literal["now", "start"] = "start", dead_letter_share_max: float = 1.0
+        self,
+        alerts_from: Literal["now", "start"] = "start",
+        limits: Limits = LIMITS,
+        telemetry: Telemetry | None = None,
+        clock: Clock | None = None,
     ) -> Worker:
         """A new process, as it were: its own cache, batcher and partitions."""
         batcher = Batcher(lambda: self.model, SystemClock(), Silent(), deadline_s=0.05, linger_s=0.0)
         tools = Tools(
             TOPIC, Outputs("alerts", "dead"), LAYOUT, Folder(LAYOUT), Parser(SPEC), self.store,
-            Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher, lambda: self.model, SystemClock(),
-            Silent(),
+            Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher, lambda: self.model,
+            clock or SystemClock(), telemetry or Silent(),
         )  # fmt: skip
-        worker = Worker(tools, alerts_from=alerts_from, limits=Limits(2, 60, dead_letter_share_max))
+        worker = Worker(tools, alerts_from=alerts_from, limits=limits)
         worker.attach(self.source)
         return worker
 
-    async def finish(self, worker: Worker, timeout_s: float = 60.0) -> None:
-        """Let a worker own everything until all is applied and sent, then drain it."""
+    @asynccontextmanager
+    async def at_work(self, worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
+        """A worker that owns everything, as the task that it runs in; it dies at the end of the block."""
         running = asyncio.create_task(worker.run())
         pumping = asyncio.create_task(self.source.pump(worker.deliver))
         await asyncio.sleep(0)
         worker.assigned(self.source.assigned())
-        async with asyncio.timeout(timeout_s):
+        try:
+            yield running
+        finally:
+            for task in (running, pumping):
+                task.cancel()
+            await asyncio.gather(running, pumping, return_exceptions=True)
+
+    async def finish(self, worker: Worker, timeout_s: float = 60.0) -> None:
+        """Let a worker own everything until all is applied and sent, then drain it."""
+        async with self.at_work(worker) as running, asyncio.timeout(timeout_s):
             while not (self.source.done() and await self.applied()):
                 assert not running.done(), running.result()
                 await asyncio.sleep(0.002)
-        self.faults.calm()
-        assert await worker.drain(5.0)
-        for task in (running, pumping):
-            task.cancel()
-        await asyncio.gather(running, pumping, return_exceptions=True)
+            self.faults.calm()
+            assert await worker.drain(5.0)
 
     async def applied(self) -> bool:
         """Every partition's head is at the end of its log."""
@@ -308,6 +329,74 @@ async def test_a_state_made_again_says_nothing_again() -> None:
     assert await world.records() == records
 
 
+class Rebuilds(Silent):
+    """What is said of states made again: partition to the records that remained, one after the other."""
+
+    def __init__(self) -> None:
+        self.remaining: dict[int, list[int]] = {partition: [] for partition in range(PARTITIONS)}
+
+    def rebuilding(self, partition: int, remaining: int) -> None:
+        self.remaining[partition].append(remaining)
+
+
+class Hasty(SystemClock):
+    """A minute a millisecond: what is said every ten seconds is said all the time."""
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() * 60_000
+
+
+async def test_a_state_that_is_lost_while_nothing_comes_is_made_again() -> None:
+    """No event tells, and nobody has to: it is noticed, made again in silence, and said how far it is, to the end."""
+    logs = logs_of(seed=22)
+    clean = await clean_run(logs)
+    world, heard = World(4, logs, rate=0.0), Rebuilds()
+    worker = world.worker(telemetry=heard, clock=Hasty())
+    troubles: set[str] = set()
+    async with world.at_work(worker), asyncio.timeout(30):
+        while worker.troubles or not await world.applied():  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.002)
+        said = {topic: len(messages) for topic, messages in world.sink.sent.items()}
+        with capture_logs(logging.INFO) as lines:
+            world.store.fall_back(None)
+            while not worker.troubles:  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0)
+            while worker.troubles or not await world.applied():
+                troubles.update(worker.troubles)
+                await asyncio.sleep(0)
+        assert await worker.drain(5.0)
+    assert {topic: len(messages) for topic, messages in world.sink.sent.items()} == said
+    await assert_same_end(world, clean)
+    told = [line.getMessage() for line in lines]
+    for partition, log in enumerate(logs):
+        again = heard.remaining[partition][1:]  # the first was of its first opening: nothing remained
+        assert len(log) > again[0] > again[-1] == 0
+        assert again == sorted(again, reverse=True)
+        words = f"partition {partition}: its state is being made again from the log: at offset"
+        assert any(trouble.startswith(words) for trouble in troubles)
+    assert told.count("state is made from the log") == told.count("state is made again") == PARTITIONS
+    assert "rebuilding" in told
+
+
+async def test_a_store_lost_between_its_head_and_its_outbox_loses_no_alert() -> None:
+    """The alerts that nobody sent were in the outbox alone: the head that was read with it must not become a mark."""
+    logs = logs_of(seed=23)
+    clean = await clean_run(logs)
+    world = World(5, logs, rate=0.0)
+    world.sink = MuteSink("alerts")
+    async with world.at_work(world.worker()), asyncio.timeout(20):
+        while not all([await world.store.outbox(partition) for partition in range(PARTITIONS)]):  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.002)
+    world.source.revoke()
+    letters = world.sink.sent.get("dead", [])
+    world.sink = ListSink()
+    world.sink.sent["dead"] = letters
+    world.store.lost_before_outbox = True
+    await world.finish(world.worker())
+    assert not world.store.lost_before_outbox
+    await assert_same_end(world, clean)
+
+
 async def test_an_old_topic_is_read_once_for_its_bad_records() -> None:
     """A first start alerts from now on, but a bad record of the past becomes a letter all the same, and only once."""
     logs = logs_of(seed=12)
@@ -363,7 +452,7 @@ async def test_a_partition_of_bad_records_stops_alone() -> None:
     logs = logs_of(seed=18, events=600)
     logs[1] = [LogRecord(n, T0 + n, b"x", b"nonsense") for n in range(2_000)]
     world = World(7, logs, rate=0.0)
-    worker = world.worker(dead_letter_share_max=0.5)
+    worker = world.worker(limits=replace(LIMITS, dead_letter_share_max=0.5))
     running, pumping = (
         asyncio.create_task(worker.run()),
         asyncio.create_task(world.source.pump(worker.deliver)),
@@ -416,6 +505,57 @@ async def test_a_row_that_no_model_can_score_loses_its_decision_only(seed: int) 
     assert lost == points != set()
 
 
+async def test_not_ready_until_a_step_shows_that_the_trouble_is_over() -> None:
+    """Store and Kafka are well, the model is not: to open again and again is no sign of health, not for a moment."""
+    logs = [
+        [
+            LogRecord(n, T0 + n * DAY_MS, b"ann", event(f"{partition}-{n}", T0 + n * DAY_MS))
+            for n in range(2_000)
+        ]
+        for partition in range(PARTITIONS)
+    ]
+    clean = await clean_run(logs)
+    world = World(8, logs, rate=0.0)
+    world.model = broken = FussyModel(sizes=(8, 32))
+    worker = world.worker()
+
+    def failing() -> int:
+        return sum("ScorerUnavailable" in trouble for trouble in worker.troubles)
+
+    async with world.at_work(worker), asyncio.timeout(20):
+        while not all([await world.store.head(partition) for partition in range(PARTITIONS)]):  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0)
+        broken.broken = True  # whoever has been scored once is scored with every event: no step gets past it
+        while failing() < PARTITIONS:  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0)
+        while any(p._backoff.troubles < 4 for p in worker._partitions.values()):
+            assert failing() == PARTITIONS, worker.troubles
+            await asyncio.sleep(0)
+        broken.broken = False
+        while worker.troubles or not await world.applied():  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.002)
+        assert await worker.drain(5.0)
+    await assert_same_end(world, clean)
+
+
+async def test_a_drain_that_gave_up_says_so() -> None:
+    """Without a model nothing can be finished: the next owner does it, and nobody is told that all was done."""
+    logs = logs_of(seed=20, events=300)
+    clean = await clean_run(logs)
+    world = World(9, logs, rate=0.0)
+    world.model = broken = FussyModel(sizes=(8, 32))
+    broken.broken = True
+    worker = world.worker()
+    async with world.at_work(worker), asyncio.timeout(20):
+        while not all(p._backoff.troubles for p in worker._partitions.values()):  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.002)
+        assert not await worker.drain(5.0)
+    broken.broken = False
+    world.source.revoke()
+    await world.finish(world.worker())
+    await assert_same_end(world, clean)
+
+
 async def test_queues_are_bounded() -> None:
     """A model that takes its time pauses the fetch: no more than a few batches are ever in memory."""
     logs = logs_of(seed=13, events=600)
@@ -430,7 +570,7 @@ async def test_queues_are_bounded() -> None:
     most = 0
     for _ in range(100):
         await asyncio.sleep(0.002)
-        most = max(most, *(len(p._queue) for p in worker._partitions.values()))
+        most = max(most, *(len(p._inbox) for p in worker._partitions.values()))
     assert 0 < most <= 3
     for task in (running, pumping):
         task.cancel()

@@ -272,6 +272,40 @@ async def test_a_slow_receiver_bounds_what_is_fetched(
         await asyncio.sleep(0.01)
     # An inbox of 2 for each partition, one in work, and what was on its way when the pause came.
     assert backlog_max <= 4 * (2 + 1) + 4 + 2
+    assert receiver.seen["records_max"] <= settings.fetch_records_max
+    await check(chain, feed)
+
+
+async def test_a_receiver_that_takes_nothing_bounds_what_is_fetched(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """It never pauses: `fetched_batches_max` wait for it, one is at its door and one is behind them, and no more."""
+    settings = settings_for(stack, unique_name, fetch_records_max=50, fetched_batches_max=3)
+    chain = MemoryChain()
+    receiver = await join(settings, chain)
+    await until(lambda: len(receiver.partitions) == 4, "assigned")
+    receiver.gate.clear()
+    await feed.send(6000)
+    places = receiver.faust._consumer._thread._places
+    taken = -1
+    while taken != (taken := sum(place.position for place in places.values())):  # noqa: ASYNC110 -- no event tells it
+        await asyncio.sleep(1.5)  # longer than a fetch waits
+    assert 0 < taken <= (settings.fetched_batches_max + 2) * settings.fetch_records_max
+    receiver.gate.set()
+    await until(lambda: folded(chain, feed), "all folded")
+    await check(chain, feed)
+
+
+async def test_a_fetch_brings_so_many_bytes_of_a_partition(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """Kafka cuts between the batches of a producer (16 KiB here), so one of them may come on top."""
+    settings = settings_for(stack, unique_name, fetch_records_max=10_000, fetch_partition_bytes_max=64 << 10)
+    chain = MemoryChain()
+    await feed.send(600, partition=0, size=1_000)
+    receiver = await join(settings, chain)
+    await until(lambda: folded(chain, feed), "all folded")
+    assert 16 < receiver.seen["records_max"] <= (64 + 16 << 10) // 1_000
     await check(chain, feed)
 
 

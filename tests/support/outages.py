@@ -145,6 +145,7 @@ class Feed:
     def __init__(self, settings: Settings, per_s: float = 500.0) -> None:
         self._settings, self._per_s = settings, per_s
         self.sent = 0
+        self._more = 0
         self._over = False
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -157,12 +158,17 @@ class Feed:
             acks: list[Any] = []
             while not self._over:
                 await self._flowing.wait()
-                for _ in range(max(1, round(self._per_s / 20))):
+                count, self._more = max(1, round(self._per_s / 20)) + self._more, 0
+                for _ in range(count):
                     partition, key, value = event(self.sent)
                     acks.append(await producer.send(self._settings.kafka.topic, value, key, partition))
                     self.sent += 1
                 await asyncio.sleep(0.05)
             await asyncio.gather(*acks)
+
+    def burst(self, count: int) -> None:
+        """So many more, as fast as it goes."""
+        self._more += count
 
     def hold(self) -> None:
         """Send nothing until `go_on`."""

@@ -85,7 +85,8 @@ class RedisChain:
 
 
 class Receiver:
-    """One worker. `seen` counts what happened: batches, empty ones, old epochs, gaps, fences, assignments."""
+    """One worker. `seen` counts what happened: batches, empty ones, old epochs, gaps, fences, assignments; and the most
+    records in one batch."""
 
     def __init__(
         self, settings: KafkaSettings, chain: Chain, *, work_s: float = 0.0, inbox_max: int = 4
@@ -118,6 +119,7 @@ class Receiver:
     async def deliver(self, batch: FetchedBatch) -> None:
         await self.gate.wait()
         self.seen["batches"] += 1
+        self.seen["records_max"] = max(self.seen["records_max"], len(batch.records))
         inbox = self._inboxes[batch.partition]
         inbox.put_nowait(batch)
         if inbox.qsize() >= self._inbox_max:

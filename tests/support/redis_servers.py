@@ -6,7 +6,7 @@ through the code under test. Blocking throughout: a test that does something mea
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +125,10 @@ class LocalCluster:
 
     def whole(self) -> bool:
         """Every node knows the others and finds all slots served."""
-        for node in self.nodes:
+        return self._served_by(self.nodes)
+
+    def _served_by(self, nodes: Sequence[LocalValkey]) -> bool:
+        for node in nodes:
             with admin_of(node) as admin:
                 info = admin.execute_command("CLUSTER INFO")
                 if (info["cluster_state"], info["cluster_slots_ok"]) != ("ok", str(SLOTS)):
@@ -141,6 +144,13 @@ class LocalCluster:
             eventually(lambda: admin.execute_command("CLUSTER", "REPLICATE", master))
             eventually(lambda: admin.info("replication").get("master_link_status") == "up")
         eventually(self.whole)
+
+    def taken_over(self, i: int) -> bool:
+        """That node is a master now, and all but the first know it."""
+        with admin_of(self.nodes[i]) as admin:
+            if admin.info("replication")["role"] != "master":
+                return False
+        return self._served_by(self.nodes[1:])
 
     def everywhere(self, *command: Any) -> None:
         for node in self.nodes:

@@ -62,6 +62,8 @@ class FaultyStore(MemoryStore):
         super().__init__(dtype, partitions)
         self._faults = faults
         self.applied = 0
+        self.lost_before_outbox = False
+        """Lost altogether just before the next outbox is read, when its head has been read already."""
 
     def saved(self) -> "FaultyStore":
         """What a disk or a replica holds of it by now."""
@@ -76,6 +78,12 @@ class FaultyStore(MemoryStore):
         if self._faults.strike():
             raise StoreUnavailable("lost on the way")
         return await super().load(partition, customers)
+
+    async def outbox(self, partition: int) -> dict[bytes, bytes]:
+        if self.lost_before_outbox:
+            self.lost_before_outbox = False
+            self.fall_back(None)
+        return await super().outbox(partition)
 
     async def apply(self, step: Step) -> None:
         if self._faults.strike():
@@ -101,6 +109,19 @@ class ListSink:
             self.sent.setdefault(message.topic, []).append(message)
         if lost:
             raise BrokerUnavailable("no acknowledgement")
+
+
+class MuteSink(ListSink):
+    """Acknowledges nothing that goes to `topic`, and says nothing of it: whoever sends there waits."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__()
+        self._topic = topic
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        if any(message.topic == self._topic for message in messages):
+            await asyncio.Event().wait()
+        await super().send_all(messages)
 
 
 class LogSource:

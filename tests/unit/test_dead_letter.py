@@ -1,5 +1,7 @@
 """A letter and back: what the record was, where it lay, and what no client or broker would take otherwise."""
 
+from collections.abc import Callable
+
 import pytest
 
 from stream.dead_letter import FloodGuard, Position, letter, original_headers, read
@@ -7,6 +9,22 @@ from stream.errors import DeadLetterFlood
 from tests.support.streams import LogRecord
 
 WHERE = Position("clickstream", 3, 42)
+
+
+def records(start: int, count: int) -> list[LogRecord]:
+    return [LogRecord(offset, 0, b"ann", b"{") for offset in range(start, start + count)]
+
+
+def judging(share_max: float) -> Callable[[int, int], None]:
+    """A guard that is given so many records, the next of a log, of which so many are bad."""
+    guard, at = FloodGuard(share_max), 0
+
+    def judge(count: int, bad: int) -> None:
+        nonlocal at
+        guard.admit(records(at, count), range(bad))
+        at += count
+
+    return judge
 
 
 def test_a_letter_keeps_the_record_and_says_where_it_lay() -> None:
@@ -45,31 +63,44 @@ def test_a_message_that_is_no_letter() -> None:
 
 
 def test_a_flood_stops_and_a_trickle_does_not() -> None:
-    guard = FloodGuard(0.5)
+    judge = judging(0.5)
     for _ in range(100):
-        guard.admit(100, 50)
+        judge(100, 50)
     with pytest.raises(DeadLetterFlood, match="of the last"):
-        guard.admit(100, 51)
+        judge(100, 51)
+
+
+def test_what_is_tried_again_counts_once() -> None:
+    """An outage has a batch tried again and again, cut in other places each time: its few bad records stay few."""
+    guard, log = FloodGuard(0.5), records(0, 12)
+    for tried in range(1_000):
+        guard.admit(log, range(7))
+        guard.admit(log[: tried % 12 + 1], [])
+    assert (guard._recent.of, guard._recent.bad) == (12, 7)
+    guard.admit(records(6, 1_000), range(6))  # half of it is known
+    assert (guard._recent.of, guard._recent.bad) == (1_006, 7)
+    guard.admit([], [])
+    assert len(guard._recent) == 2
 
 
 def test_a_few_bad_records_are_no_flood() -> None:
     """A topic that begins with a hundred bad records is no reason to stop; the thousandth one is."""
-    guard = FloodGuard(0.5)
+    judge = judging(0.5)
     for _ in range(9):
-        guard.admit(100, 100)
+        judge(100, 100)
     with pytest.raises(DeadLetterFlood):
-        guard.admit(100, 100)
+        judge(100, 100)
 
 
 def test_what_is_long_past_is_forgotten() -> None:
     """A flood is of the last ten thousand records: good years do not excuse a bad hour."""
-    guard = FloodGuard(0.5)
+    judge = judging(0.5)
     for _ in range(1_000):
-        guard.admit(1_000, 0)
+        judge(1_000, 0)
     for _ in range(5):
-        guard.admit(1_000, 1_000)
+        judge(1_000, 1_000)
     with pytest.raises(DeadLetterFlood, match="6,000 of the last 10,000"):
-        guard.admit(1_000, 1_000)
+        judge(1_000, 1_000)
 
 
 def test_a_header_without_a_value_is_no_letter() -> None:

@@ -186,6 +186,26 @@ def test_many_bad_rows_are_an_outage() -> None:
                 guarded(model).score(rows, as_of)
 
 
+def test_many_bad_rows_are_an_outage_however_few_at_a_time() -> None:
+    """Live dispatches are small. A model that fails for nearly everybody gives up a few and then nobody; when it
+    is whole again, all are scored; and one bad customer among many is given up for ever."""
+    model = FussyModel(nans=range(10_000))
+    known, lost = guarded(model), 0
+    for _ in range(100):
+        rows, as_of = rows_of(5, start=lost), np.ones(5, np.int64)
+        try:
+            lost += int(known.score(rows, as_of).bad.sum())
+        except ScorerUnavailable as error:
+            assert "of the last" in str(error)  # noqa: PT017 - both outcomes are right, at their time
+    assert BAD_ROWS_FEW - 5 < lost <= BAD_ROWS_FEW
+    model.nans = []
+    assert not known.score(*asked(512, np.random.default_rng(0))).bad.any()
+    model.nans = [7]
+    for _ in range(1_000):
+        rows, as_of = asked(10, np.random.default_rng(0))
+        assert np.flatnonzero(known.score(rows, as_of).bad).tolist() == [7]
+
+
 def test_before_anybody_was_scored_a_row_of_the_dispatch_is_the_proof() -> None:
     """A bad row that comes first and alone waits: nothing tells it from a bad model. In company it is given up."""
     model = FussyModel(raises=[3])

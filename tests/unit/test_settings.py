@@ -320,9 +320,33 @@ def test_no_message_quotes_a_secret(tmp_path: Path) -> None:
     nested = write(
         tmp_path / "nested.yaml", redis=f"redis://:{secret}@h", http={"token": [secret], "port": "x"}
     )
+    as_written = {
+        "alias": f"*{secret}", "tag": f"!!{secret}", "own tag": f"!{secret}", "anchor": f"&{secret} [",
+        "percent": f"%{secret}", "at": f"@{secret}", "colon": f"{secret}: {secret}", "quote": f"'{secret}",
+        "number": f"!!int {secret}", "bool": f"!!bool {secret}", "time": f"!!timestamp {secret}", "day": "2026-99-99",
+    }  # fmt: skip
+    unquoted = [tmp_path / f"{name}.yaml" for name in as_written]
+    for file, value in zip(unquoted, as_written.values(), strict=True):
+        file.write_text(f"http:\n  token: {value}\n")
+        with pytest.raises(SettingsError, match="is not YAML") as quote_it:
+            load_settings(file, {})
+        assert "quote a value" in quote_it.value.hint
+    # The secret itself, where the name of its file belongs; the last one as base64, which has slashes, too.
+    pasted = [
+        f"redis://:{secret}@h:6379/0",
+        f"redis:/{secret}",
+        secret,
+        f"u:{secret}@h/0",
+        f"{secret}/+ab/cd==",
+        f"/{secret}/ab",
+    ]
     environments: list[tuple[Path | None, dict[str, str]]] = [
         (broken, {}),
         (nested, {}),
+        *((file, {}) for file in unquoted),
+        *((None, {"EBBTIDE_REDIS_URL_FILE": value}) for value in pasted),
+        (None, {"EBBTIDE_HTTP__TOKEN_FILE": secret * 1000}),
+        (None, {"EBBTIDE_HTTP__TOKEN_FILE": f"{secret}/{secret * 1000}"}),
         (None, {"EBBTIDE_KAFKA_URL": f"kafka://u:{secret}@h:1"}),
         (None, {"EBBTIDE_KAFKA_URL": f"kafka://u:{secret}@h"}),
         (None, {"EBBTIDE_KAFKA_URL": f"u:{secret}@h"}),
@@ -330,15 +354,18 @@ def test_no_message_quotes_a_secret(tmp_path: Path) -> None:
         (None, {"EBBTIDE_REDIS_URL": f"redis://:{secret}@h", "EBBTIDE_REDIS__URL__PORT": "1"}),
         (None, {"EBBTIDE_REDIS_URL": f"redis://:{secret}@h", "EBBTIDE_COLOUR": "red"}),
     ]
-    for file, environment in environments:
+    for given, environment in environments:
         with pytest.raises(SettingsError) as refused:
-            load_settings(file, environment)
+            load_settings(given, environment)
+        assert all(name in str(refused.value) for name in environment if name.endswith("_FILE"))
         error: BaseException | None = refused.value
-        while error is not None and not error.__suppress_context__:
+        while error is not None:
             assert secret not in str(error) and secret not in repr(error)
-            error = error.__cause__ or error.__context__
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     with pytest.raises(SettingsError, match=r"line \d+"):
         load_settings(broken, {})
+    with pytest.raises(SettingsError, match=r"alias.yaml is not YAML at line 2, column 10 \(quote"):
+        load_settings(tmp_path / "alias.yaml", {})
 
 
 def test_an_empty_token_is_none() -> None:
