@@ -88,8 +88,8 @@ def check_head(head: Head | None, layout_id: str, partitions: int) -> None:
     if head.partitions != partitions:
         raise LayoutError(
             f"the stored state belongs to a topic of {head.partitions} partitions, this one has {partitions}",
-            hint="customers have moved, and half of each history with them: send all of it anew, by key, to a topic of its own,"
-            " and work on that with another kafka.group and redis.prefix",
+            hint="customers moved, with half of their history: send all events anew, by key, to another topic, with"
+            " another kafka.group and redis.prefix",
         )
 
 
