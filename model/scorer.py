@@ -113,8 +113,15 @@ class Scorer:
         """
         rows, as_of = warmup.read(self.path, self.layout)
         jobs = [*(("score", size) for size in reversed(self.sizes)), ("explain", self.sizes[0])]
-        with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
-            outs = list(pool.map(lambda job: self._run(job[0], rows, as_of, (job[1],)), jobs))
+
+        def run(job: tuple[str, int]) -> dict[str, NDArray[np.float32]]:
+            return self._run(job[0], rows, as_of, (job[1],))
+
+        if threads == 1:  # a pool's thread would keep the process that wants to end, however it was started
+            outs = [run(job) for job in jobs]
+        else:
+            with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
+                outs = list(pool.map(run, jobs))
         bits = {
             size: out["probability"].tobytes() for (_, size), out in zip(jobs[:-1], outs[:-1], strict=True)
         }
@@ -223,7 +230,9 @@ def _load_quietly(path: Path, layout: Layout) -> Scorer:
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits, and raised there
             done.append(error)
 
-    thread = threading.Thread(target=load, name="model-loader")
+    thread = threading.Thread(
+        target=load, name="model-loader", daemon=True
+    )  # whoever ends does not wait for it
     thread.start()
     thread.join()
     if isinstance(done[0], BaseException):

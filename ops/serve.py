@@ -38,6 +38,7 @@ from stream.decisions import Policy
 from stream.effects import Outputs
 from stream.kafka import KafkaSink, check_connection, ensure_topics
 from stream.message import Sink
+from stream.own_thread import OwnThread
 from stream.partition import Limits
 from stream.pipeline import Tools
 from stream.telemetry import Telemetry
@@ -208,7 +209,11 @@ async def _listen(face: Face, settings: Settings) -> str:
 async def _watch_models(settings: Settings, slot: ScorerSlot, metrics: Metrics) -> None:
     """Swap to newer versions as they appear; a bad one is refused by name, and the running one stays."""
     metrics.serving(lambda: slot.current.version)
-    with contextlib.suppress(asyncio.CancelledError):
-        while True:
-            await asyncio.sleep(settings.model_watch_s)
-            await asyncio.to_thread(slot.refresh)
+    loader = OwnThread("models")
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            while True:
+                await asyncio.sleep(settings.model_watch_s)
+                await loader.run(slot.refresh)
+    finally:
+        loader.close()

@@ -24,7 +24,7 @@ from featurestore.layout import Rows
 from stream.clock import Clock
 from stream.errors import ScorerUnavailable
 from stream.isolate import Guarded, Model
-from stream.scoring_thread import ScoringThread
+from stream.own_thread import OwnThread
 from stream.telemetry import Dispatched, Reason, Telemetry
 
 COST_MEMORY = 0.1
@@ -159,7 +159,7 @@ class Batcher:
         self._deadline_s, self._linger_s = deadline_s, linger_s
         self._waiting: list[_Request] = []
         self._arrived = asyncio.Event()
-        self._thread = ScoringThread()
+        self._thread = OwnThread("scorer")
         self._costs = CostModel(current().sizes)
         self._recent: dict[int, Guarded] = {}
 

@@ -125,8 +125,7 @@ class BatchThread(AIOKafkaConsumerThread):
         """What has arrived of open partitions that are not paused, waiting up to a second for it."""
         consumer = self._ensure_consumer()
         fetcher, coordinator = consumer._fetcher, consumer._coordinator
-        if self._membership.taken is not None:
-            raise self._membership.taken
+        self._membership.look(consumer)
         try:
             if fetcher.error_future.done():
                 fetcher.error_future.result()

@@ -1,11 +1,14 @@
-"""Membership of the group: the consumer that a worker joins with, and one worker an instance.
+"""Membership of the group: the consumer that a worker joins with, one worker an instance, and a leader that knows.
 
 A static member (Kafka's `group.instance.id`) that starts again takes the place of the one before it, which Kafka no
 longer knows from then on. aiokafka leaves the instance out of heartbeats and commits, so Kafka can only tell the one
 that was replaced that it is unknown, and aiokafka would join again, as that very instance: two workers by one name
 would take the place from each other for ever. So a member that was in the group and is unknown now asks who is in its
-place, before it joins. It refuses to know partitions. Invariant: of two workers by one name, the one that joined first
-ends, with an error that says why.
+place, before it joins. Invariant: of two workers by one name, the one that joined first ends, with an error that says
+why.
+
+The member that leads the group shares out the partitions that its client knows of. One that joined while Kafka could
+hardly be reached may know none; then it gives nobody anything, and aiokafka would ask again after five minutes.
 """
 
 # ruff: noqa: SLF001 -- the member's id and its coordinator are private to aiokafka
@@ -51,6 +54,14 @@ class Membership:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings, self._last_id = settings, ""
         self.taken: BrokerMisconfigured | None = None
+
+    def look(self, consumer: AIOKafkaConsumer) -> None:
+        """To be called about once a second. Raises `taken`; asks for the topic as long as it is not known, and the
+        answer makes the group share out anew."""
+        if self.taken is not None:
+            raise self.taken
+        if consumer.partitions_for_topic(self._settings.topic) is None:
+            consumer._client.force_metadata_update()
 
     def joined(self, consumer: AIOKafkaConsumer) -> None:
         """We are a member; this is the id that Kafka knows us by."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from ops.settings import Settings
 from stream.kafka import ensure_topics
 from stream.topic_log import log_ranges, read_topic
-from tests.chaos.config import RUN_RECORDS, proxied, topics
+from tests.chaos.config import FETCH_BYTES, RUN_RECORDS, proxied, topics
 from tests.chaos.feed import Acknowledged, Orders
 from tests.chaos.monitor import Monitor
 from tests.chaos.producers import Producers
@@ -35,7 +35,9 @@ FETCH_RECORDS = 50
 """Small steps, many of them: so many chances to be killed between two."""
 CLEAN_S_MAX = 90.0
 SETTLED_S = 1.5
-LATENCY_S = 0.03
+LATENCY_S, FIRST_LATENCY_S = 0.03, 0.1
+"""Until the first kill the way is slower still: at 0.2 s a round trip and some twenty steps a partition, nobody can
+have read it all between the first partition's opening and the kill that follows at once."""
 
 
 @dataclass
@@ -47,14 +49,15 @@ class Holes:
     settings: Settings
     forks: Forks
     folder: Path
-    kills: int = 0
+    kills: int = 0  # with something left to read
     gaps: int = 0
 
     def __post_init__(self) -> None:
         s = self.settings
         orders = Orders(
             s.kafka.url, s.kafka.topic, s.topics.partitions, CUSTOMERS, max(12_000, self.shape.events // 20), FEED_S,
-            self.shape.seed + 10, 3, RUN_RECORDS, str(self.folder / "compacted.npz"), keyed=True,
+            self.shape.seed + 10, 3, RUN_RECORDS, FETCH_BYTES, self.shape.scale, str(self.folder / "compacted.npz"),
+            keyed=True,
         )  # fmt: skip
         self.producers = Producers(orders, self.folder)
 
@@ -74,13 +77,14 @@ class Holes:
         wanted = max(3, round(self.shape.faults["kill"] / 4))
         (way,) = self.scene.proxies("redis")
         try:
-            way.slow(LATENCY_S)
+            way.slow(FIRST_LATENCY_S)
             crew.man(SLOTS)
             while self.kills < wanted and monitor.lag:
                 worker = await crew.pick(serving=True)
                 if worker is not None:
-                    await asyncio.sleep(draw.uniform(0.0, 0.5))
-                    self.kills += worker.kill()
+                    await asyncio.sleep(draw.uniform(0.0, 0.5) if self.kills else 0.0)
+                    self.kills += monitor.lag > 0 and worker.kill()
+                    way.slow(LATENCY_S)
             way.heal()
             if not await monitor.caught_up(self.shape.drain_s_max):
                 raise TimeoutError(f"the compacted topic is not read to its end: {monitor.stuck}")

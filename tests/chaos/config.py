@@ -1,11 +1,13 @@
 """What the workers of a chaos run are told: production's settings, with times of seconds and bounds that are reached.
 
-    direct(...)    for whoever checks: the servers themselves
-    proxied(...)   for the workers: every server behind its proxy, as JSON
+    direct(...)      for whoever checks: the servers themselves
+    proxied(...)     for the workers: every server behind its proxy, as JSON
+    write_spec(...)  the spec of a run: `spec.yaml`, with every duration shrunk for a short one
 
 The invariant: both name the same topics, keys, model and policy.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,32 @@ from ops.settings import Settings
 from stream.kafka import TopicSpec
 from stream.kafka_settings import KafkaSettings
 from tests.chaos.scene import Scene
+from tests.chaos.shape import Shape
 
 SPEC = Path(__file__).with_name("spec.yaml")
+DURATION = re.compile(r"\b(\d+)(ms|s)\b")
+COOLDOWN_MS = 3_000
 SESSION_S = 3.0
 FETCH_RECORDS, FETCH_BYTES = 500, 64 << 10
-RUN_RECORDS = 800
-"""An aborted run of so many records is longer than one fetch: by count, and at 100 bytes a record by bytes."""
+RUN_RECORDS = 1_600
+"""An aborted run of so many records is longer than two fetches, at 100 bytes a record, if its batches are small: a
+consumer passes over one aborted batch at a time, and Kafka gives out a batch larger than a fetch as a whole."""
 GRACE_S = 8.0
 
 
-def direct(scene: Scene, models: Path, topic: str, partitions: int) -> Settings:
+def write_spec(file: Path, scale: float) -> None:
+    """Nothing but the durations differs, so records keep their size and whatever is compiled fits both."""
+
+    def scaled(found: re.Match[str]) -> str:
+        return f"{round(int(found[1]) * {'ms': 1, 's': 1_000}[found[2]] * scale)}ms"
+
+    file.write_text(DURATION.sub(scaled, SPEC.read_text()))
+
+
+def direct(scene: Scene, spec: Path, models: Path, topic: str, shape: Shape) -> Settings:
     """Settings with the servers' own addresses."""
     settings = Settings(
-        spec=SPEC,
+        spec=spec,
         model=models / "chaos",
         kafka=KafkaSettings(
             url=scene.kafka_url, topic=topic, group=topic, session_timeout_s=SESSION_S, heartbeat_interval_s=0.5,
@@ -38,7 +53,7 @@ def direct(scene: Scene, models: Path, topic: str, partitions: int) -> Settings:
         alerts_from="start",
         record_bytes_max=4_096,
         drain_grace_s=GRACE_S,
-        model_watch_s=2.0,
+        model_watch_s=1.0,
     )  # fmt: skip
     return settings.model_copy(
         update={
@@ -46,13 +61,15 @@ def direct(scene: Scene, models: Path, topic: str, partitions: int) -> Settings:
                 update={
                     "alerts": f"{topic}-alerts",
                     "dead_letters": f"{topic}-dead-letters",
-                    "partitions": partitions,
+                    "partitions": shape.partitions,
                 }
             ),
             "redis": settings.redis.model_copy(
                 update={"url": SecretStr(scene.redis_url), "prefix": "chaos:", "timeout_s": 1.5}
             ),
-            "policy": settings.policy.model_copy(update={"enter": 0.5, "exit": 0.4, "cooldown_ms": 3_000}),
+            "policy": settings.policy.model_copy(
+                update={"enter": 0.5, "exit": 0.4, "cooldown_ms": round(COOLDOWN_MS * shape.scale)}
+            ),
             "http": settings.http.model_copy(update={"port": 0}),
         }
     )

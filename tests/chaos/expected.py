@@ -3,12 +3,14 @@
     log (read_committed) ─▶ cut at tombstones ─▶ parse ─▶ fold ─▶ score ─▶ decide ─▶ records, alerts, letters
 
 It shares with the workers the pure steps and the model's files, and nothing of what this suite puts to the test: no
-transport, no Redis, no outbox, no batches of theirs, no resuming. Invariant: the end depends on the log alone.
+transport, no Redis, no outbox, no batches of theirs, no resuming. The parser it shares, too, so whether that is right
+about what is poison is for the producers to say (`verdict.py`). Invariant: the end depends on the log alone.
 """
 
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +46,8 @@ def same_version(alert: bytes) -> bytes:
 class Expected:
     """records: (partition, customer) -> bytes; due: the same -> ms; alerts: id -> bytes without the model's version;
     letters: (partition, offset) -> reason and checksum; tombstones: customer -> how often forgotten; sums: offset ->
-    checksum of each record by partition."""
+    checksum of each record by partition; memories: the log's time in pieces as long as the spec's memory, those of them
+    in which a record came."""
 
     records: dict[tuple[int, str], bytes] = field(default_factory=dict)
     due: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -52,6 +55,7 @@ class Expected:
     letters: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
     tombstones: Counter[bytes] = field(default_factory=Counter)
     sums: dict[int, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    memories: set[int] = field(default_factory=set)
 
     @property
     def log_records(self) -> int:
@@ -94,9 +98,15 @@ class Replay:
         sums = self.end.sums[partition]
         for record in records:
             sums[record.offset] = checksum(record.key, record.value)
+        self.end.memories |= {record.timestamp // self._layout.spec.memory_ms for record in records}
         start, end = records[0].offset, records[-1].offset + 1
         whole = FetchedBatch(self._settings.kafka.topic, partition, 0, start, end, records)
-        for piece in whole.cut_before_tombstones():
+        pieces = list(whole.cut_before_tombstones())
+        assert [record for piece in pieces for record in piece.records] == records, "a cut lost a record"
+        for piece, follows in pairwise(pieces):
+            assert piece.end == follows.start, "a cut left a gap"
+        assert (pieces[0].start, pieces[-1].end) == (start, end), "a cut moved an end"
+        for piece in pieces:
             await self._fold(partition, list(piece.records))
 
     async def _fold(self, partition: int, records: list[Record]) -> None:

@@ -1,10 +1,12 @@
 """The faults: what each does, from its beginning to its end, and what is counted.
 
     plan (seeded) ─▶ at its time ─▶ began ─ hurt ─ wait ─ heal ─▶ over: the monitor times the recovery
+                          ▲                                   │
+                          └── it hurt nobody: once more ─────┘
 
 Faults overlap as they come; only those that hurt the same server wait for each other. Each is logged with its time in
-`timeline`. It refuses to know what should come of it all. Invariant: what a fault does to a server or to the network it
-undoes itself; a worker that it ends is replaced by the crew.
+`timeline`. It refuses to know what should come of it all. Invariants: what a fault does to a server or to the network
+it undoes itself; a worker that it ends is replaced by the crew; `counts` has only what took effect.
 """
 
 import asyncio
@@ -20,14 +22,17 @@ from typing import Any
 
 from tests.chaos.monitor import Monitor
 from tests.chaos.scene import BROKERS, Scene
-from tests.chaos.shape import LOSES_ALL, Shape
+from tests.chaos.shape import LOSES_ALL, NETWORK, Shape
 from tests.chaos.workers import Crew, Worker, until
 
 MANIFEST = "manifest.json"  # model.manifest says so, and imports TensorFlow
 SERVING = 0.7  # of the killed are workers that have partitions; the others as they come, starting or not
-TAKE_S_MAX = 20.0
+TAKE_S_MAX = 30.0  # a deadline: it takes seconds, and far more on a machine that is busy
 LOSSES_UNTIL = 0.35
 """Of the run's time: a total loss later than that replays too much to be over by the end."""
+SWAP_WITHIN = 0.15, 0.5
+"""Of the run's time: one swap comes there, so that alerts are made both before and after it."""
+TRIES, AGAIN_S = 2, 1.0
 
 
 class Faults:
@@ -41,12 +46,15 @@ class Faults:
         self._draw = random.Random(shape.seed + 2)
         self._locks = {name: asyncio.Lock() for name in ("redis", "kafka", "static", "model")}
         self._began_s = time.monotonic()
+        self._broker_before = -1
+        self.swapped_s = self._began_s
         self.counts: Counter[str] = Counter()
         self.timeline: list[str] = []
         self.on: list[str] = []
-        self._what: dict[str, Callable[[str], Coroutine[Any, Any, None]]] = {
+        self._what: dict[str, Callable[[str], Coroutine[Any, Any, bool]]] = {
             "kill": self._kill, "kill young": self._kill_young, "kill burst": self._kill_burst,
-            "leave": self._leave, "guest": self._guest, "static": self._static, "zombie": self._zombie,
+            "leave": self._leave, "guest": self._guest, "static": self._static, "static long": self._static_long,
+            "zombie": self._zombie,
             "broker": self._broker, "redis": self._redis, "redis torn": self._redis, "redis lost": self._redis,
             "redis flushed": self._flush, "redis cut": self._cut, "redis hangs": self._hang,
             "redis slow": self._slow, "kafka cut": self._cut, "kafka hangs": self._hang, "kafka slow": self._slow,
@@ -62,15 +70,33 @@ class Faults:
         for late in [i for i, kind in enumerate(kinds) if kind in LOSES_ALL and i >= early]:
             other = self._draw.choice([i for i in range(early) if kinds[i] not in LOSES_ALL])
             kinds[late], kinds[other] = kinds[other], kinds[late]
+        within = range(*(round(len(kinds) * share) for share in SWAP_WITHIN))
+        if not any(kinds[i] == "swap" for i in within):
+            other = self._draw.choice([i for i in within if kinds[i] not in LOSES_ALL])
+            first = kinds.index("swap")
+            kinds[first], kinds[other] = kinds[other], kinds[first]
         return [((i + self._draw.random()) * step_s, kind) for i, kind in enumerate(kinds)]
+
+    @property
+    def network(self) -> int:
+        """How many hurt the network."""
+        return sum(self.counts[kind] for kind in self._shape.faults if kind.split()[-1] in NETWORK)
 
     async def run(self) -> None:
         self._began_s = time.monotonic()
         running: list[asyncio.Task[None]] = []
         for at_s, kind in self.plan():
             await asyncio.sleep(max(0.0, self._began_s + at_s - time.monotonic()))
-            running.append(asyncio.create_task(self._what[kind](kind)))
+            running.append(asyncio.create_task(self._do(kind)))
         await asyncio.gather(*running)
+
+    async def _do(self, kind: str) -> None:
+        for _ in range(TRIES):
+            if await self._what[kind](kind):
+                self.counts[kind] += 1
+                return
+            self.note(f"{kind}: without effect")
+            await asyncio.sleep(AGAIN_S)
 
     def note(self, what: str) -> None:
         """A line of the timeline."""
@@ -86,9 +112,10 @@ class Faults:
             yield
         finally:
             self.on.remove(kind)
-            self.counts[kind] += 1
             self._monitor.over(kind)
             self.note(f"{kind}: over")
+
+    # Each returns whether it took effect.
 
     # -- workers
 
@@ -97,60 +124,87 @@ class Faults:
         self.counts["worker kills"] += killed
         return killed
 
-    async def _kill(self, kind: str) -> None:
+    async def _kill(self, kind: str) -> bool:
         worker = await self._crew.pick(serving=self._draw.random() < SERVING)
-        if worker is not None:
-            async with self._fault(kind, worker.log.name):
-                self._killed(worker)
+        if worker is None:
+            return False
+        async with self._fault(kind, worker.log.name):
+            return self._killed(worker)
 
-    async def _kill_young(self, kind: str) -> None:
+    async def _kill_young(self, kind: str) -> bool:
         worker = await self._crew.pick()
         if worker is None:
-            return
+            return False
         async with self._fault(kind, f"slot {worker.slot}"):
             self._killed(worker)
-            for _ in range(200):
-                successor = self._crew.manned[worker.slot]
-                if successor is not worker and successor.alive:
-                    await asyncio.sleep(max(0.0, self._draw.random() - successor.age_s))
-                    self._killed(successor)
-                    break
-                await asyncio.sleep(0.02)
+            if not await until(lambda: self._follows(worker), TAKE_S_MAX):
+                return False
+            successor = self._crew.manned[worker.slot]
+            await asyncio.sleep(max(0.0, self._draw.random() - successor.age_s))
+            return self._killed(successor)
 
-    async def _kill_burst(self, kind: str) -> None:
+    def _follows(self, worker: Worker) -> bool:
+        successor = self._crew.manned[worker.slot]
+        return successor is not worker and successor.alive
+
+    async def _kill_burst(self, kind: str) -> bool:
+        killed = 0
         async with self._fault(kind):
             for _ in range(3):
                 worker = await self._crew.pick()
-                if worker is not None:
-                    self._killed(worker)
+                killed += worker is not None and self._killed(worker)
                 await asyncio.sleep(self._draw.uniform(0.0, 0.8))
+        return killed > 1
 
-    async def _leave(self, kind: str) -> None:
-        worker = await self._crew.pick(serving=True)
-        if worker is not None:
-            async with self._fault(kind, worker.log.name):
-                self.counts["rebalances"] += await self._crew.dismiss(worker) == 0
+    async def _leave(self, kind: str) -> bool:
+        worker = await self._crew.pick(serving=True, static=False)
+        if worker is None:
+            return False
+        async with self._fault(kind, worker.log.name):
+            left = await self._crew.dismiss(worker) == 0
+            self.counts["rebalances"] += left
+        return left
 
-    async def _guest(self, kind: str) -> None:
+    async def _guest(self, kind: str) -> bool:
         async with self._fault(kind):
             guest = await self._crew.start(0)
             await until(lambda: guest.opened or not guest.alive, TAKE_S_MAX)
             await asyncio.sleep(self._draw.uniform(0.0, 2.0))
-            self.counts["rebalances"] += bool(guest.opened)  # it joined
-            self.counts["rebalances"] += await self._crew.dismiss(guest) == 0 and bool(guest.opened)
+            joined = bool(guest.opened)
+            left = await self._crew.dismiss(guest) == 0
+            self._crew.judge(guest)
+            self.counts["rebalances"] += joined + (joined and left)
+        return joined
 
-    async def _static(self, kind: str) -> None:
+    async def _static(self, kind: str) -> bool:
+        """Kafka keeps its place, so this is no rebalance: unless its successor is slow to start."""
         async with self._locks["static"]:
-            slot = self._shape.slots - 1
-            await until(lambda: self._crew.manned[slot].opened, TAKE_S_MAX)
-            worker = self._crew.manned[slot]
+            worker = await self._crew.pick(serving=True, static=True)
+            if worker is None:
+                return False
             async with self._fault(kind, worker.log.name):
-                self.counts["rebalances"] += await self._crew.dismiss(worker) == 0
+                worker.rest_s = 0.0
+                return await self._crew.dismiss(worker) == 0
 
-    async def _zombie(self, kind: str) -> None:
+    async def _static_long(self, kind: str) -> bool:
+        """Nobody is told that it left, so the others get its partitions when its session is over."""
+        async with self._locks["static"]:
+            worker = await self._crew.pick(serving=True, static=True)
+            if worker is None:
+                return False
+            async with self._fault(kind, worker.log.name):
+                owned, logs = worker.opened, self._crew.log_sizes()
+                worker.rest_s = self._session_s + self._draw.uniform(1.0, 3.0)
+                if await self._crew.dismiss(worker) != 0:
+                    return False
+                taken_over = await until(lambda: self._crew.opened_since(logs) >= owned, TAKE_S_MAX)
+                self.counts["rebalances"] += taken_over
+                return taken_over
+
+    async def _zombie(self, kind: str) -> bool:
         worker = await self._crew.pick(serving=True)
         if worker is None:
-            return
+            return False
         async with self._fault(kind, worker.log.name):
             owned, logs = worker.opened, self._crew.log_sizes()
             worker.stop()
@@ -158,63 +212,88 @@ class Faults:
             # It counts when others have opened whatever it had, and it wakes up to that.
             taken_over = await until(lambda: self._crew.opened_since(logs) >= owned, TAKE_S_MAX)
             await asyncio.sleep(self._draw.uniform(0.0, 1.5))
-            self.counts["zombies"] += worker.resume() and taken_over
+            killed = worker.asked is not None  # meanwhile: then nobody wakes up
+            woken = worker.resume() and taken_over and not killed
+            self.counts["zombies"] += woken
+        return woken
 
     # -- servers
 
-    async def _broker(self, kind: str) -> None:
+    async def _broker(self, kind: str) -> bool:
         async with self._locks["kafka"]:
-            number = self._draw.randrange(BROKERS)
+            # Not the one before: it has come back without a leadership, and would hardly be missed.
+            number = self._draw.choice([n for n in range(BROKERS) if n != self._broker_before])
+            self._broker_before = number
             async with self._fault(kind, f"{number + 1}"):
                 await asyncio.to_thread(self._scene.kill_broker, number)
                 await asyncio.sleep(self._draw.uniform(0.0, 4.0))
                 await asyncio.to_thread(self._scene.restart_broker, number)
                 self.counts["broker kills"] += 1
+        return True
 
-    async def _redis(self, kind: str) -> None:
+    async def _redis(self, kind: str) -> bool:
         left = {"redis": "all", "redis torn": "torn", "redis lost": "nothing"}[kind]
-        async with self._locks["redis"], self._fault(kind):
-            await asyncio.to_thread(self._scene.kill_redis)
-            await asyncio.sleep(self._draw.uniform(0.0, 2.0))
-            await asyncio.to_thread(self._scene.restart_redis, left, self._draw)
-            self.counts["redis kills"] += 1
+        async with self._locks["redis"]:
+            there = await self._something_there()
+            async with self._fault(kind):
+                await asyncio.to_thread(self._scene.kill_redis)
+                await asyncio.sleep(self._draw.uniform(0.0, 2.0))
+                as_told = await asyncio.to_thread(self._scene.restart_redis, left, self._draw)
+                self.counts["redis kills"] += 1
+        return as_told and there
 
-    async def _flush(self, kind: str) -> None:
-        async with self._locks["redis"], self._fault(kind):
-            await asyncio.to_thread(self._scene.flush_redis)
+    async def _flush(self, kind: str) -> bool:
+        async with self._locks["redis"]:
+            there = await self._something_there()
+            async with self._fault(kind):
+                await asyncio.to_thread(self._scene.flush_redis)
+        return there
+
+    async def _something_there(self) -> bool:
+        """Until there is a state to lose; not for ever. Under the server's lock, so that no other fault is waited for
+        and then comes first."""
+        return await until(lambda: self._monitor.heads.any(), TAKE_S_MAX)  # noqa: PLW0108 - each look brings new ones
 
     # -- the network
 
-    async def _cut(self, kind: str) -> None:
-        await self._network(kind, "cut", self._draw.uniform(0.3, 4.0))
+    async def _cut(self, kind: str) -> bool:
+        return await self._network(kind, "cut", self._draw.uniform(0.3, 4.0))
 
-    async def _hang(self, kind: str) -> None:
-        await self._network(kind, "hang", self._draw.uniform(1.0, self._session_s + 3.0))
+    async def _hang(self, kind: str) -> bool:
+        return await self._network(kind, "hang", self._draw.uniform(1.0, self._session_s + 3.0))
 
-    async def _slow(self, kind: str) -> None:
-        await self._network(kind, "slow", self._draw.uniform(1.0, 5.0))
+    async def _slow(self, kind: str) -> bool:
+        return await self._network(kind, "slow", self._draw.uniform(1.0, 5.0))
 
-    async def _network(self, kind: str, how: str, seconds: float) -> None:
+    async def _network(self, kind: str, how: str, seconds: float) -> bool:
+        """It takes effect when a worker is there to feel it: waits for one."""
         server = kind.split(maxsplit=1)[0]
         way = f"broker-{self._draw.randrange(BROKERS) + 1}" if server == "broker" else server
         lock = self._locks["redis" if server == "redis" else "kafka"]
-        async with lock, self._fault(kind, f"{way} for {seconds:.1f} s"):
-            proxies = self._scene.proxies(way)
-            for proxy in proxies:
-                if how == "slow":
-                    proxy.slow(self._draw.uniform(0.02, 0.2), self._draw.uniform(50e3, 500e3))
-                else:
-                    getattr(proxy, how)()
-            await asyncio.sleep(seconds)
-            for proxy in proxies:
-                proxy.heal()
+        async with lock:
+            felt = await until(lambda: self._crew.serving, TAKE_S_MAX)
+            async with self._fault(kind, f"{way} for {seconds:.1f} s"):
+                proxies = self._scene.proxies(way)
+                for proxy in proxies:
+                    if how == "slow":
+                        proxy.slow(self._draw.uniform(0.02, 0.2), self._draw.uniform(50e3, 500e3))
+                    else:
+                        getattr(proxy, how)()
+                await asyncio.sleep(seconds)
+                for proxy in proxies:
+                    proxy.heal()
+        return felt
 
     # -- the model
 
-    async def _swap(self, kind: str) -> None:
+    async def _swap(self, kind: str) -> bool:
+        """Not before the workers have got to work: they would all begin with the new version."""
+        await self._something_there()
         async with self._locks["model"], self._fault(kind):
             await asyncio.to_thread(publish_again, self._models)
+            self.swapped_s = time.monotonic()
             self.counts["model swaps"] += 1
+        return True
 
 
 def publish_again(model: Path) -> None:

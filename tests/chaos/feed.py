@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any, NamedTuple
 
 import numpy as np
 from aiokafka import AIOKafkaProducer
@@ -32,6 +33,8 @@ from tests.chaos.traffic import Said, Traffic, names
 TICK_S = 0.02
 TELL_S = 0.5
 BATCH_BYTES = 128 << 10
+RUN_BATCH_BYTES = 4 << 10
+"""Of a transaction: a run of one large batch would come in one fetch, however long, and be passed over in one step."""
 REQUEST_S = 20.0
 AGAIN_S = 0.5
 RUNS_ABORTED = 0.6  # of all transactions
@@ -39,8 +42,8 @@ RUNS_ABORTED = 0.6  # of all transactions
 
 @dataclass(frozen=True)
 class Orders:
-    """What to produce. `run_records` long is an aborted run: more than one fetch, by count and by bytes. `out` gets
-    the list of what was acknowledged."""
+    """What to produce. `run_records` long is an aborted run: more bytes than `fetch_bytes`, in batches that are far
+    smaller. `scale` is the spec's. `out` gets the list of what was acknowledged."""
 
     kafka: str
     topic: str
@@ -51,30 +54,53 @@ class Orders:
     seed: int
     runs: int
     run_records: int
+    fetch_bytes: int
+    scale: float
     out: str
     keyed: bool = False
 
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """What Kafka has confirmed, one entry a record: partition int16[n], offset int64[n], checksum uint32[n]."""
+    """What Kafka has confirmed, one entry a record: partition int16[n], offset int64[n], checksum uint32[n], and
+    poison bool[n], whether it was made to be refused."""
 
     partition: NDArray[np.int16]
     offset: NDArray[np.int64]
     checksum: NDArray[np.uint32]
+    poison: NDArray[np.bool_]
     counts: dict[str, int]
 
     @classmethod
     def load(cls, file: Path) -> "Acknowledged":
         with np.load(file) as stored:
             counts = json.loads(str(stored["counts"]))
-            return cls(stored["partition"], stored["offset"], stored["checksum"], counts)
+            return cls(stored["partition"], stored["offset"], stored["checksum"], stored["poison"], counts)
+
+    def joined(self, other: "Acknowledged") -> "Acknowledged":
+        """Both lists; the counts are ours."""
+        return Acknowledged(
+            np.concatenate([self.partition, other.partition]),
+            np.concatenate([self.offset, other.offset]),
+            np.concatenate([self.checksum, other.checksum]),
+            np.concatenate([self.poison, other.poison]),
+            self.counts,
+        )
 
 
 def checksum(key: bytes | None, value: bytes | None) -> int:
     """Of a record's key and value, None told from empty."""
     parts = [b"-" if part is None else b"+%d:%b" % (len(part), part) for part in (key, value)]
     return zlib.crc32(b"|".join(parts))
+
+
+class Placed(NamedTuple):
+    """A batch of a partition, from `offset` on: of each record its checksum, and whether it is poison."""
+
+    partition: int
+    offset: int
+    sums: list[int]
+    poison: list[bool]
 
 
 class Client:
@@ -127,17 +153,24 @@ class Feed:
         homes = [partition_for(name.encode(), orders.partitions) for name in who]
         self._orders = orders
         rate = orders.events / orders.seconds
-        self._traffic = Traffic(who, homes, rate, orders.seed, keyed=orders.keyed)
+        self._traffic = Traffic(who, homes, rate, orders.seed, scale=orders.scale, keyed=orders.keyed)
         self._draw = Random(orders.seed + 1)
         self._waiting: list[list[Said]] = [[] for _ in range(orders.partitions)]
         self._arrived = [asyncio.Event() for _ in range(orders.partitions)]
-        self._acked: list[tuple[int, int, list[int]]] = []
+        self._acked: list[Placed] = []
         self._over = False
-        common = {"bootstrap_servers": orders.kafka, "request_timeout_ms": round(REQUEST_S * 1000)}
-        sizes = {"max_batch_size": BATCH_BYTES, "retry_backoff_ms": 50}
-        self._plain = Client(lambda: AIOKafkaProducer(**common, **sizes, acks="all", enable_idempotence=True))
+        common = {
+            "bootstrap_servers": orders.kafka, "request_timeout_ms": round(REQUEST_S * 1000), "retry_backoff_ms": 50,
+        }  # fmt: skip
+        self._plain = Client(
+            lambda: AIOKafkaProducer(
+                **common, max_batch_size=BATCH_BYTES, acks="all", enable_idempotence=True
+            )
+        )
         self._bound = Client(
-            lambda: AIOKafkaProducer(**common, **sizes, transactional_id=f"{orders.topic}-{orders.seed}")
+            lambda: AIOKafkaProducer(
+                **common, max_batch_size=RUN_BATCH_BYTES, transactional_id=f"{orders.topic}-{orders.seed}"
+            )
         )
 
     async def run(self) -> None:
@@ -166,12 +199,16 @@ class Feed:
 
     def save(self) -> None:
         """Write what was acknowledged to `orders.out`."""
-        lengths = [len(sums) for _, _, sums in self._acked]
+        batches = self._acked
+        lengths = [len(batch.sums) for batch in batches]
         np.savez(
             self._orders.out,
-            partition=np.repeat(np.array([p for p, _, _ in self._acked], np.int16), lengths),
-            offset=np.concatenate([np.arange(base, base + len(s)) for _, base, s in self._acked]),
-            checksum=np.concatenate([np.array(sums, np.uint32) for _, _, sums in self._acked]),
+            partition=np.repeat(np.array([batch.partition for batch in batches], np.int16), lengths),
+            offset=np.concatenate(
+                [np.arange(n) + batch.offset for n, batch in zip(lengths, batches, strict=True)]
+            ),
+            checksum=np.concatenate([np.array(batch.sums, np.uint32) for batch in batches]),
+            poison=np.concatenate([np.array(batch.poison, np.bool_) for batch in batches]),
             counts=json.dumps(self.counts),
         )
 
@@ -188,12 +225,7 @@ class Feed:
                 await self._arrived[partition].wait()
                 continue
             producer = self._plain.current
-            sums, batch = [], producer.create_batch()
-            now_ms = time.time_ns() // 1_000_000
-            for said in waiting:
-                if batch.append(key=said.key, value=said.value, timestamp=now_ms) is None:
-                    break
-                sums.append(checksum(said.key, said.value))
+            batch, sums, poison = _filled(producer, waiting)
             try:
                 ack = await producer.send_batch(batch, self._orders.topic, partition=partition)
                 sent = await ack
@@ -202,20 +234,23 @@ class Feed:
                 await self._plain.renew(producer)
                 continue
             del waiting[: len(sums)]
-            self._acked.append((partition, sent.offset, sums))
+            self._acked.append(Placed(partition, sent.offset, sums, poison))
             self.counts["acknowledged"] += len(sums)
 
     async def _transact(self) -> None:
-        """Runs in one partition, spread over the time; most of them are aborted."""
+        """Runs in one partition, spread over the time; most of them are aborted, and one at least as it should be."""
         orders, every_s = self._orders, self._orders.seconds / (self._orders.runs + 1)
-        for run in range(orders.runs):
+        run = 0
+        while run < orders.runs or (run and not self.counts["aborted runs"]):
+            run += 1
             await asyncio.sleep(every_s)
-            aborted = run == 0 or self._draw.random() < RUNS_ABORTED
+            aborted = not self.counts["aborted runs"] or self._draw.random() < RUNS_ABORTED
             records = orders.run_records if aborted else self._draw.randrange(1, orders.run_records)
             partition = self._draw.randrange(orders.partitions)
             said = self._traffic.run_of(partition, records, time.time_ns() // 1_000_000)
             producer = self._bound.current
-            placed: list[tuple[int, int, list[int]]] = []
+            assert not aborted or _bytes(said) > orders.fetch_bytes, "an aborted run that one fetch holds"
+            placed: list[Placed] = []
             try:
                 await producer.begin_transaction()
                 await self._write(producer, partition, said, placed)
@@ -236,22 +271,17 @@ class Feed:
         producer: AIOKafkaProducer,
         partition: int,
         run: Sequence[Said],
-        placed: list[tuple[int, int, list[int]]],
+        placed: list[Placed],
     ) -> None:
-        acks: list[tuple[Awaitable[object], list[int]]] = []
+        acks: list[tuple[Awaitable[Any], list[int], list[bool]]] = []
         at = 0
         while at < len(run):
-            batch, sums = producer.create_batch(), []
-            for said in run[at:]:
-                now_ms = time.time_ns() // 1_000_000
-                if batch.append(key=said.key, value=said.value, timestamp=now_ms) is None:
-                    break
-                sums.append(checksum(said.key, said.value))
+            batch, sums, poison = _filled(producer, run[at:])
             at += len(sums)
-            acks.append((await producer.send_batch(batch, self._orders.topic, partition=partition), sums))
-        for ack, sums in acks:
-            sent = await ack
-            placed.append((partition, sent.offset, sums))  # type: ignore[attr-defined] # aiokafka has no types
+            ack = await producer.send_batch(batch, self._orders.topic, partition=partition)
+            acks.append((ack, sums, poison))
+        for ack, sums, poison in acks:
+            placed.append(Placed(partition, (await ack).offset, sums, poison))
 
     def _note(self, what: str) -> None:
         self.counts[what] += 1
@@ -261,6 +291,22 @@ class Feed:
         while True:
             print(json.dumps(self.counts), flush=True)
             await asyncio.sleep(TELL_S)
+
+
+def _filled(producer: AIOKafkaProducer, waiting: Sequence[Said]) -> tuple[Any, list[int], list[bool]]:
+    """A batch of as many as fit; of each its checksum, and whether it is poison."""
+    batch, now_ms = producer.create_batch(), time.time_ns() // 1_000_000
+    sums: list[int] = []
+    for said in waiting:
+        if batch.append(key=said.key, value=said.value, timestamp=now_ms) is None:
+            break
+        sums.append(checksum(said.key, said.value))
+    return batch, sums, [said.poison for said in waiting[: len(sums)]]
+
+
+def _bytes(run: Sequence[Said]) -> int:
+    """At least so many bytes of the log."""
+    return sum(len(said.key or b"") + len(said.value or b"") for said in run)
 
 
 async def _main(orders: Orders) -> None:

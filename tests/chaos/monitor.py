@@ -1,11 +1,11 @@
 """How far every partition is, five times a second, and what follows from it: lag, recovery, pauses, states made again.
 
-    log end   ──────────────●───────────────────────    at the moment a fault ended: the target
+    log end   ──────────────●───────────────────────    at the first look after a fault's end: the target
     head      ───╮  lost ╭──────────────●               reached: the fault is recovered from
                  ╰───────╯
 
 It looks at Redis and Kafka directly, not through the proxies, and touches nothing. Invariant: a fault counts as
-recovered from only by heads that were read after its end.
+recovered from only by heads that were read after its end, and that reached a log end that was read after it, too.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from numpy.typing import NDArray
 
@@ -28,19 +29,21 @@ ANSWER_S = 2.0
 
 @dataclass
 class Open:
-    """A fault that is over and not recovered from. `alone`: no other began since."""
+    """A fault that is over and not recovered from. `faults`: how many had begun by then. `target` is None until Kafka
+    tells the log's ends again."""
 
     kind: str
     ended_s: float
-    target: NDArray[np.int64]
     faults: int
+    target: NDArray[np.int64] | None = None
 
 
 class Monitor:
     """`start`, then read: everything is as of the last look. Times are monotonic seconds."""
 
-    def __init__(self, store: RedisStore, kafka_url: str, topic: str, partitions: int) -> None:
-        self._store, self._url, self._topic = store, kafka_url, topic
+    def __init__(self, store: RedisStore, kafka_url: str, topic: str, group: str, partitions: int) -> None:
+        self._store, self._url, self._topic, self._group = store, kafka_url, topic, group
+        self.marks: dict[int, int] = {}
         self.heads = np.zeros(partitions, np.int64)
         self.ends = np.zeros(partitions, np.int64)
         self.heads_read_s = self.ends_read_s = 0.0
@@ -89,15 +92,19 @@ class Monitor:
 
     def over(self, kind: str) -> None:
         """A fault has just ended: from here on its recovery is timed."""
-        self.open.append(Open(kind, time.monotonic(), self.ends.copy(), self._faults))
+        self.open.append(Open(kind, time.monotonic(), self._faults))
 
     async def caught_up(self, timeout_s: float) -> bool:
-        """Wait until no partition lags, by looks later than now, and no alert waits to be sent."""
+        """Wait until no partition lags, by looks later than now, no alert waits to be sent, and the group's marks say
+        the same: what an operator sees as lag."""
         since_s = time.monotonic()
         while time.monotonic() - since_s < timeout_s:
             if min(self.heads_read_s, self.ends_read_s) > since_s and self.lag == 0:
-                with suppress(EbbtideError):
-                    if not any([await self._store.outbox(p) for p in range(len(self.heads))]):
+                with suppress(EbbtideError, KafkaError, TimeoutError):
+                    waiting = [await self._store.outbox(p) for p in range(len(self.heads))]
+                    self.marks = await marks_of(self._url, self._group, self._topic)
+                    behind = [p for p, end in enumerate(self.ends.tolist()) if self.marks.get(p, 0) != end]
+                    if not any(waiting) and not behind:
                         return True
             await asyncio.sleep(LOOK_S / 2)
         return False
@@ -119,9 +126,9 @@ class Monitor:
         if (heads != self.heads).any():
             self._moved_s = time.monotonic()
         self.heads, self.heads_read_s = heads, asked_s
-        for fault in [
-            fault for fault in self.open if fault.ended_s < asked_s and (heads >= fault.target).all()
-        ]:
+        for fault in list(self.open):
+            if fault.target is None or fault.ended_s >= asked_s or (heads < fault.target).any():
+                continue
             self.open.remove(fault)
             took_s = time.monotonic() - fault.ended_s
             self.recovery_s[fault.kind].append(took_s)
@@ -144,4 +151,18 @@ class Monitor:
                     found = await self._consumer.end_offsets(partitions)
                 self.ends = np.array([found[tp] for tp in partitions], np.int64)
                 self.ends_read_s = asked_s
+                for fault in self.open:
+                    if fault.target is None and fault.ended_s < asked_s:
+                        fault.target = self.ends
             await asyncio.sleep(LOOK_S)
+
+
+async def marks_of(kafka_url: str, group: str, topic: str) -> dict[int, int]:
+    """What the group has committed, asked of Kafka; a partition without a mark is left out. Raises KafkaError."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url, request_timeout_ms=5000)
+    try:
+        await admin.start()
+        found = await admin.list_consumer_group_offsets(group)
+    finally:
+        await admin.close()
+    return {tp.partition: at.offset for tp, at in found.items() if tp.topic == topic and at.offset >= 0}

@@ -26,9 +26,10 @@ class Producers:
         self._reading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        file = self._folder / f"{self._orders.topic}-orders.json"
+        name = Path(self._orders.out).stem
+        file = self._folder / f"{name}-orders.json"
         write_orders(self._orders, file)
-        with (self._folder / f"{self._orders.topic}-feed.log").open("wb") as log:
+        with (self._folder / f"{name}-feed.log").open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", MODULE, str(file), stdout=asyncio.subprocess.PIPE, stderr=log,
                 preexec_fn=die_with(os.getpid()),

@@ -14,15 +14,17 @@ from rich.text import Text
 LINE_EVERY_S = 5.0
 
 MUST_BE_ZERO = (
-    "records_mismatched", "due_mismatched", "heads_behind", "outbox_left", "keys_unexpected", "alerts_missing",
-    "alerts_extra", "alerts_other_bytes", "alerts_other_key", "dead_letters_missing", "dead_letters_wrong",
-    "tombstones_missing", "acknowledged_missing", "workers_ended_by_themselves",
+    "records_mismatched", "due_mismatched", "heads_behind", "marks_behind", "outbox_left", "keys_unexpected",
+    "alerts_missing", "alerts_extra", "alerts_other_bytes", "alerts_other_key", "dead_letters_missing",
+    "dead_letters_wrong", "poison_misjudged", "tombstones_missing", "acknowledged_missing",
+    "workers_ended_by_themselves",
 )  # fmt: skip
 ROWS = {
     "what happened": (
         "events", "alerts", "dead_letters", "customers", "worker_kills", "rebalances", "zombies", "broker_kills",
-        "redis_kills", "redis_losses", "redis_flushes", "network_faults", "model_swaps", "states_made_again",
-        "states_fallen_back", "workers_started", "compacted_gaps",
+        "redis_kills", "redis_losses", "redis_flushes", "network_faults", "model_swaps", "model_versions_seen",
+        "states_made_again", "states_fallen_back", "workers_started", "aborted_runs", "compacted_gaps",
+        "compacted_kills", "memories",
     ),
     "must be 0": MUST_BE_ZERO,
     "and besides": (

@@ -1,7 +1,7 @@
 """One chaos run, from the first server to the verdict.
 
     1. servers, fork server, model      4. faults and events, until both are over
-    2. the compacted topic is written   5. everything heals: until nothing lags, then SIGTERM, exit code 0
+    2. the compacted topic is written   5. everything heals: until nothing lags, some more events, SIGTERM, exit code 0
     3. workers                          6. the compacted topic is read, under kills      7. all is compared
 
 It knows the order of things and who needs whom; what hurts, what is measured and what is right stand elsewhere.
@@ -16,7 +16,7 @@ import statistics
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,27 @@ from ops.quiet import load_tensorflow
 from ops.settings import Settings, quiet_libraries
 from stream.kafka import ensure_topics
 from tests.chaos.compacted import Holes
-from tests.chaos.config import RUN_RECORDS, SESSION_S, SPEC, direct, proxied, static_member, topics
+from tests.chaos.config import (
+    FETCH_BYTES,
+    RUN_RECORDS,
+    SESSION_S,
+    direct,
+    proxied,
+    static_member,
+    topics,
+    write_spec,
+)
 from tests.chaos.faults import Faults
 from tests.chaos.feed import Acknowledged, Orders
 from tests.chaos.monitor import Monitor
 from tests.chaos.producers import Producers
 from tests.chaos.report import View
 from tests.chaos.scene import Scene, servers
-from tests.chaos.shape import Shape
+from tests.chaos.shape import FULL_S, Shape
 from tests.chaos.workers import Crew, Forks
 
-WARM_UP_S_MAX = 60.0
+WARM_UP_S_MAX = 120.0
+ENCORE_EVENTS, ENCORE_S = 1_000, 2.0
 SHOW_S = 0.5
 
 
@@ -64,11 +74,13 @@ class Run:
         models = folder / "models"
         with ExitStack() as stack:
             self._view.say("starting three brokers, Valkey and the fork server")
-            publishing = asyncio.create_task(asyncio.to_thread(self._forks.publish, models))
+            spec = folder / "spec.yaml"
+            write_spec(spec, shape.scale)
+            publishing = asyncio.create_task(asyncio.to_thread(self._forks.publish, models, spec))
             scene = await asyncio.to_thread(stack.enter_context, servers(folder))
             await publishing
-            settings = direct(scene, models, "chaos", shape.partitions)
-            holed = direct(scene, models, "chaos-compacted", shape.partitions)
+            settings = direct(scene, spec, models, "chaos", shape)
+            holed = direct(scene, spec, models, "chaos-compacted", shape)
             holes = Holes(shape, scene, holed, self._forks, folder)
             writing = asyncio.create_task(holes.produce())
             acknowledged = await self._under_faults(scene, settings, models)
@@ -79,23 +91,31 @@ class Run:
             await self._compare({"chaos": (settings, acknowledged), "compacted": (holed, holed_acknowledged)})
             self._outcome.figures["events"] = len(acknowledged.offset)
             self._outcome.figures["took_s"] = round(time.monotonic() - self._began_s, 1)
+            self._judge_counts()
         return self._outcome
 
     async def _under_faults(self, scene: Scene, settings: Settings, models: Path) -> Acknowledged:
         shape, figures = self._shape, self._outcome.figures
         counts = await ensure_topics(settings.kafka, topics(settings))
-        layout = Layout(load_spec(SPEC))
+        layout = Layout(load_spec(settings.spec))
         last = shape.slots - 1
         slots = {slot: proxied(settings, scene) for slot in range(last)}
         slots[last] = proxied(settings, scene, **static_member("chaos-static"))
         crew = Crew(self._forks, self._folder / "workers", slots, random.Random(shape.seed + 3))
         orders = Orders(
             settings.kafka.url, settings.kafka.topic, shape.partitions, shape.customers, shape.events, shape.seconds,
-            shape.seed, shape.runs, RUN_RECORDS, str(self._folder / "acknowledged.npz"),
+            shape.seed, shape.runs, RUN_RECORDS, FETCH_BYTES, shape.scale, str(self._folder / "acknowledged.npz"),
         )  # fmt: skip
         producers = Producers(orders, self._folder)
+        more = replace(
+            orders, events=ENCORE_EVENTS, seconds=ENCORE_S, seed=shape.seed + 20, runs=0,
+            out=str(self._folder / "encore.npz"),
+        )  # fmt: skip
+        encore = Producers(more, self._folder)
         async with open_store(settings, layout, counts[settings.kafka.topic]) as store:
-            monitor = Monitor(store, scene.kafka_url, settings.kafka.topic, shape.partitions)
+            monitor = Monitor(
+                store, scene.kafka_url, settings.kafka.topic, settings.kafka.group, shape.partitions
+            )
             faults = Faults(shape, scene, crew, monitor, models / "chaos", SESSION_S)
             await monitor.start()
             showing = asyncio.create_task(self._show(faults, crew, monitor, producers))
@@ -108,27 +128,38 @@ class Run:
                 scene.heal()
                 faults.note("all faults are over")
                 healed_s = time.monotonic()
-                if not await monitor.caught_up(shape.drain_s_max):
-                    stuck = {p: f"head {head}, log end {end}" for p, (head, end) in monitor.stuck.items()}
-                    what = stuck or "nothing lags, but alerts wait in the outbox that nobody sends"
-                    self._outcome.problems.append(
-                        f"stuck {shape.drain_s_max:.0f} s after the last fault: {what}"
-                    )
+                await self._catch_up(monitor)
                 figures["drained_s"] = round(time.monotonic() - healed_s, 1)
+                # Quiet, and by the new model: a machine that is busy may have had no worker that knew it before.
+                await crew.knows_model_of(faults.swapped_s)
+                await encore.start()
+                acknowledged = acknowledged.joined(await encore.finished())
+                await self._catch_up(monitor)
                 codes = await crew.disband()
                 faults.note(f"all workers have gone, with {codes}")
             finally:
                 showing.cancel()
                 crew.kill_all()
                 producers.kill()
+                encore.kill()
                 await monitor.stop()
         self._count(faults, crew, monitor, producers)
         return acknowledged
 
+    async def _catch_up(self, monitor: Monitor) -> None:
+        if await monitor.caught_up(self._shape.drain_s_max):
+            return
+        stuck = {p: f"head {head}, log end {end}" for p, (head, end) in monitor.stuck.items()}
+        what = stuck or (
+            f"no head lags, but alerts wait in the outbox, or the group's marks stay: {monitor.marks}"
+        )
+        self._outcome.problems.append(f"stuck {self._shape.drain_s_max:.0f} s after the last fault: {what}")
+
     async def _holes(self, holes: Holes, settings: Settings) -> None:
-        layout = Layout(load_spec(SPEC))
+        layout = Layout(load_spec(settings.spec))
         async with open_store(settings, layout, self._shape.partitions) as store:
-            monitor = Monitor(store, settings.kafka.url, settings.kafka.topic, self._shape.partitions)
+            kafka = settings.kafka
+            monitor = Monitor(store, kafka.url, kafka.topic, kafka.group, self._shape.partitions)
             await monitor.start()
             try:
                 crew = await holes.read(monitor)
@@ -164,9 +195,7 @@ class Run:
             "redis_kills": counts["redis kills"],
             "redis_losses": counts["redis lost"],
             "redis_flushes": counts["redis flushed"],
-            "network_faults": sum(
-                n for kind, n in counts.items() if kind.split()[-1] in ("cut", "hangs", "slow")
-            ),
+            "network_faults": faults.network,
             "model_swaps": counts["model swaps"],
             "faults": {kind: counts[kind] for kind in self._shape.faults},
             "workers_started": len(crew.all),
@@ -180,6 +209,7 @@ class Run:
             "pause_s_max": round(monitor.pause_s_max, 1),
             "pause_at": monitor.pause_at,
             "producer": producers.counts,
+            "aborted_runs": producers.counts.get("aborted runs", 0),
             "rss_mb_max": max(rss_kb, default=0) // 1024,
             "load_average": round(os.getloadavg()[1], 1),
             **_said(crew),
@@ -194,6 +224,18 @@ class Run:
         self._outcome.problems += [f"a worker ended by itself: {surprise}" for surprise in crew.surprises]
         self._outcome.problems += [f"a worker did not leave in good order: {bad}" for bad in crew.bad_exits]
 
+    def _judge_counts(self) -> None:
+        """A run in which too little happened proves little, however clean its verdict. Of a short one it is only said:
+        on a busy machine, workers hardly come to work before the next fault."""
+        figures = self._outcome.figures
+        figures["too_little"] = [
+            f"{name} is {figures[name]}, and should be {least} or more"
+            for name, least in self._shape.minima.items()
+            if figures[name] < least
+        ] + [f"no fault of this kind took effect: {kind}" for kind, n in figures["faults"].items() if not n]
+        if self._shape.seconds >= FULL_S:
+            self._outcome.problems += [f"too little happened: {what}" for what in figures["too_little"]]
+
     async def _compare(self, topics: dict[str, tuple[Settings, Acknowledged]]) -> None:
         # Imported now, for it brings TensorFlow: the cores belonged to the workers until here.
         quiet_libraries()
@@ -201,12 +243,16 @@ class Run:
         from tests.chaos.expected import Replay
         from tests.chaos.verdict import compare, joined
 
-        verdicts = {}
+        verdicts, memories = {}, 0
         for name, (settings, acknowledged) in topics.items():
             expected = await Replay(settings).run()
+            if name == "chaos":
+                memories = len(expected.memories)
             verdicts[name] = await compare(settings, expected, acknowledged, compacted=name == "compacted")
         whole = joined(verdicts)
-        self._outcome.figures |= whole.figures
+        # Of the first topic alone: versions of both, added up, would be two without a swap.
+        seen = verdicts["chaos"].figures["model_versions_seen"]
+        self._outcome.figures |= {**whole.figures, "memories": memories, "model_versions_seen": seen}
         self._outcome.problems += whole.problems
 
 

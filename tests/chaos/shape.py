@@ -1,14 +1,20 @@
 """How big a chaos run is: the numbers of the ten-minute form, and every other length in proportion.
 
-The invariant: whatever the length, every kind of fault comes at least once, and the ten-minute form has what the
-promise names: 1,000,000 events, 100 killed workers, 20 forced rebalances.
+The invariant: whatever the length, every kind of fault comes at least once, the log is several times as long as what a
+record remembers, and `minima` say what must have happened; the ten-minute form has what the promise names: 1,000,000
+events, 100 killed workers, 20 forced rebalances.
 """
 
+import math
 from dataclasses import dataclass
 
 FULL_S = 600.0
 EVENTS_A_SECOND = 1_750
 EVENTS_MIN = 20_000
+PROMISED = {"events": 1_000_000, "worker_kills": 100, "rebalances": 20}
+"""Of the ten-minute form; a few more are planned of each."""
+UNSCALED_S = 100.0
+"""A shorter run shrinks the spec's durations: their memory of 20 s is a fifth of it at most."""
 
 FAULTS = {
     "kill": 50,  # a worker, at a random point
@@ -16,7 +22,8 @@ FAULTS = {
     "kill burst": 10,  # three in a row, as they come
     "leave": 10,  # SIGTERM: a rebalance, and another when the successor joins
     "guest": 10,  # one more joins, and leaves
-    "static": 4,  # the static member goes and comes back
+    "static": 2,  # the static member goes and comes back at once: no rebalance
+    "static long": 3,  # … and stays away past its session: one
     "zombie": 6,  # SIGSTOP past the session, then SIGCONT
     "broker": 6,  # SIGKILL, and back
     "redis": 5,  # SIGKILL with its log on the disk
@@ -35,6 +42,8 @@ FAULTS = {
 """Kinds of faults, and how many of each in the ten-minute form."""
 LOSES_ALL = frozenset({"redis lost", "redis flushed"})
 """Each makes the workers fold the whole log again: they come in the first third of a run."""
+NETWORK = ("cut", "hangs", "slow")
+"""Last words of the kinds that hurt a way, not a server."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,38 @@ class Shape:
     def faults(self) -> dict[str, int]:
         """How many of each kind."""
         return {kind: max(1, round(n * self.seconds / FULL_S)) for kind, n in FAULTS.items()}
+
+    @property
+    def scale(self) -> float:
+        """Of every duration of `spec.yaml`, in whole percents: so windows still are whole multiples of their tiles."""
+        return min(100, max(10, round(100 * self.seconds / UNSCALED_S))) / 100
+
+    @property
+    def minima(self) -> dict[str, int]:
+        """Figure -> the least of it that makes the run worth its verdict. Faults count when they took effect.
+
+        What is promised shrinks with the time; of faults that always take effect there are as many as planned.
+        """
+        planned, share = self.faults, min(1.0, self.seconds / FULL_S)
+        return {
+            "events": math.floor(self.events * PROMISED["events"] / (FULL_S * EVENTS_A_SECOND)),
+            "worker_kills": max(1, math.floor(PROMISED["worker_kills"] * share)),
+            "rebalances": max(1, math.floor(PROMISED["rebalances"] * share)),
+            # One that nobody takes over from in time is tried again, not for ever.
+            "zombies": max(1, planned["zombie"] * 2 // 3),
+            "broker_kills": planned["broker"],
+            "redis_kills": sum(planned[kind] for kind in ("redis", "redis torn", "redis lost")),
+            "network_faults": sum(n for kind, n in planned.items() if kind.split()[-1] in NETWORK),
+            "model_swaps": planned["swap"],
+            "model_versions_seen": 2,
+            "states_made_again": 1,
+            "aborted_runs": 1,
+            "compacted_kills": 1,
+            "compacted_gaps": self.partitions,
+            "memories": 4,
+            "alerts": 1,
+            "dead_letters": 1,
+        }
 
     @property
     def runs(self) -> int:

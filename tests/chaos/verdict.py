@@ -20,6 +20,7 @@ from stream.dead_letter import read
 from stream.topic_log import log_ranges, read_topic
 from tests.chaos.expected import Expected, same_version
 from tests.chaos.feed import Acknowledged, checksum
+from tests.chaos.monitor import marks_of
 
 SHOWN = 5
 DUE_PAGE = 1_000_000
@@ -49,10 +50,12 @@ async def compare(
     """Everything of one topic. `settings`: the direct ways to Kafka and Redis."""
     verdict = Verdict()
     _check_log(verdict, expected, acknowledged, compacted)
+    _check_poison(verdict, expected, acknowledged)
     layout = Layout(load_spec(settings.spec))
     ranges = await log_ranges(settings.kafka, settings.kafka.topic)
     async with open_store(settings, layout, len(ranges)) as store:
         await _check_store(verdict, store, expected, {p: end for p, (_, end) in ranges.items()})
+    await _check_marks(verdict, settings, {p: end for p, (_, end) in ranges.items()})
     await _check_keys(verdict, settings, expected, len(ranges))
     await _check_alerts(verdict, settings, expected)
     await _check_letters(verdict, settings, expected)
@@ -69,6 +72,34 @@ def _check_log(verdict: Verdict, expected: Expected, acknowledged: Acknowledged,
             wrong.append((partition, offset, "gone" if there is None else "other bytes"))
     verdict.count("acknowledged_missing", wrong)
     verdict.figures["log_records"] = expected.log_records
+
+
+def _check_poison(verdict: Verdict, expected: Expected, acknowledged: Acknowledged) -> None:
+    """The replay refuses what was made to be refused, and nothing else: by what the producers say, record for record.
+
+    A batch that was acknowledged to nobody was sent again, so its records are there twice; the copies are known by
+    their bytes. Of a compacted topic only what is still in the log can be judged.
+    """
+    columns = (acknowledged.partition, acknowledged.offset, acknowledged.checksum, acknowledged.poison)
+    told = list(zip(*(column.tolist() for column in columns), strict=True))
+    flagged = {(partition, offset): poison for partition, offset, _, poison in told}
+    poisonous = {(partition, said) for partition, _, said, poison in told if poison}
+    should = {
+        (partition, offset)
+        for partition, sums in expected.sums.items()
+        for offset, said in sums.items()
+        if flagged.get((partition, offset), (partition, said) in poisonous)
+    }
+    verdict.count("poison_misjudged", sorted(should ^ expected.letters.keys()))
+
+
+async def _check_marks(verdict: Verdict, settings: Settings, ends: dict[int, int]) -> None:
+    """What the group has committed is the end that a reader of committed records sees: behind the last transaction's
+    marker, where the heads are."""
+    marks = await marks_of(settings.kafka.url, settings.kafka.group, settings.kafka.topic)
+    verdict.count(
+        "marks_behind", [(p, marks.get(p), end) for p, end in ends.items() if marks.get(p, 0) != end]
+    )
 
 
 async def _check_store(verdict: Verdict, store: RedisStore, expected: Expected, ends: dict[int, int]) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
-from featurestore.errors import EbbtideError
+from featurestore.errors import EbbtideError, StoreUnavailable
 from featurestore.event import EventBatch
 from featurestore.fold import Folder
 from featurestore.hashing import hash_texts
@@ -25,15 +25,16 @@ from ops import logs, serve
 from ops.quiet import load_tensorflow
 from ops.settings import Settings
 from ops.stack_watchdog import die_with
+from stream.errors import BrokerUnavailable
 from tests.chaos.config import SPEC
+from tests.chaos.workers import AWAY, FATAL
 
 SIZES = (32,)
 """One padded size: two programs to compile, or to read from XLA's cache, before a worker is there."""
 PATIENT_S, USUAL_S, POLL_S = 10.0, 0.005, 0.02
-FATAL = 3
-"""The exit code of a worker that ended with an error of its own, in one line."""
 
-# Compiled before the fork, or each worker would read half a second of machine code from Numba's cache.
+# Compiled before the fork, or each worker would read half a second of machine code from Numba's cache. A run's own spec
+# differs from this one in durations only, which are not compiled in.
 _layout = Layout(load_spec(SPEC))
 hash_texts(["warm"])
 Folder(_layout).fold(_layout.empty(0), EventBatch.empty())
@@ -55,7 +56,7 @@ def serve_until_told(config: str, log: str) -> None:
         asyncio.run(_work(settings))
     except EbbtideError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(FATAL)
+        sys.exit(AWAY if isinstance(error, (BrokerUnavailable, StoreUnavailable)) else FATAL)
 
 
 async def _work(settings: Settings) -> None:
@@ -73,23 +74,24 @@ async def _compile_in_order() -> None:
     sys.setswitchinterval(USUAL_S)
 
 
-def publish_model(directory: str, log: str) -> None:
-    """Publish the model below `directory`."""
+def publish_model(directory: str, spec: str, log: str) -> None:
+    """Publish the model of `spec` below `directory`."""
     from tests.support.models import publish
 
     _write_to(log)
     configure()
-    publish(Path(directory), spec=_layout.spec, sizes=SIZES)
+    publish(Path(directory), spec=load_spec(spec), sizes=SIZES)
 
 
-def compile_model(directory: str, log: str) -> None:
+def compile_model(directory: str, spec: str, log: str) -> None:
     """Load it once, as a worker will: XLA's cache then holds what they ask of it. In a process that has made no other
     graph, since the names of functions are part of the cache's keys."""
     _write_to(log)
     configure()
+    layout = Layout(load_spec(spec))
 
     async def load() -> None:
-        await asyncio.gather(_compile_in_order(), asyncio.to_thread(Scorer.load, Path(directory), _layout))
+        await asyncio.gather(_compile_in_order(), asyncio.to_thread(Scorer.load, Path(directory), layout))
 
     asyncio.run(load())
 

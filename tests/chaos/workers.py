@@ -29,8 +29,10 @@ POLL_S = 0.02
 EXIT_S_MAX = 30.0
 """A worker that was told to go and is still there has failed; its grace period is far below."""
 CACHE_FLAG = "TF_XLA_FLAGS"
-AWAY = ("no Kafka broker answers", "is it running", "Kafka at")
-"""What a worker says that found no server when it started."""
+FATAL, AWAY = 3, 4
+"""Exit codes of a worker that ended with an error of ours, in one line: any, and one that says no server answers. The
+command line knows one code for both; a trace ends with 1."""
+SWAPPED = '"message": "model swapped"'
 OPENED = re.compile(r'"message": "partition opened", "partition": (\d+)')
 
 
@@ -50,12 +52,12 @@ class Forks:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([MAIN])
 
-    def publish(self, models: Path) -> None:
-        """Publish the model below `models`, and fill XLA's cache with its programs. Blocking."""
+    def publish(self, models: Path, spec: Path) -> None:
+        """Publish the model of `spec` below `models`, and fill XLA's cache with its programs. Blocking."""
         log = self._folder / "publish.log"
         with self._flags(f"--tf_xla_persistent_cache_directory={self._folder / 'xla'}"):
             for what in ("publish_model", "compile_model"):
-                process = self._context.Process(target=_forked, args=(what, str(models), str(log)))
+                process = self._context.Process(target=_forked, args=(what, str(models), str(spec), str(log)))
                 process.start()
                 process.join()
                 if process.exitcode != 0:
@@ -96,6 +98,7 @@ class Worker:
         self.began_s = time.monotonic()
         self.asked: str | None = None
         self.stopped = False
+        self.rest_s: float | None = None  # for so long nobody follows it; None: the crew draws
         self.rss_max_kb = 0
 
     @property
@@ -159,7 +162,7 @@ class Worker:
 
 @dataclass
 class Crew:
-    """`slots` workers at a time, and guests. `settings[slot]` as JSON; the last slot is a static member if any is."""
+    """`slots` workers at a time, and guests. `settings[slot]` as JSON; with an `instance` it is a static member's."""
 
     forks: Forks
     folder: Path
@@ -201,15 +204,28 @@ class Crew:
             while worker.alive:
                 worker.look()
                 await asyncio.sleep(POLL_S * 3)
-            if worker.asked is None:
-                ended = f"code {worker.process.exitcode} after {worker.age_s:.1f} s: {last_words(worker.log)}"
-                # A worker that finds a server away when it starts says so and ends, and its supervisor tries again.
-                away = any(words in ended for words in AWAY) and not worker.opened
-                found = self.gave_up if away else self.surprises
-                found.append(f"{worker.log.name}: {ended}")
+            if self.judge(worker):
                 await asyncio.sleep(0.5)
             else:
-                await asyncio.sleep(self.draw.choice([0.0, 0.0, 0.3, 1.5]))
+                drawn_s = self.draw.choice([0.0, 0.0, 0.3, 1.5])
+                await asyncio.sleep(drawn_s if worker.rest_s is None else worker.rest_s)
+
+    def judge(self, worker: Worker) -> bool:
+        """Whether one that has ended did so by itself; then it is noted.
+
+        One that finds a server away when it starts says so and ends, and its supervisor tries again. Nothing else is
+        forgiven: not once it has had a partition, and no other error.
+        """
+        if worker.asked is not None:
+            return False
+        code = worker.process.exitcode
+        found = self.gave_up if code == AWAY and not worker.opened else self.surprises
+        found.append(f"{worker.log.name}: code {code} after {worker.age_s:.1f} s: {last_words(worker.log)}")
+        return True
+
+    def static(self, slot: int) -> bool:
+        """Whether its workers keep their place in the group while they are away."""
+        return self.settings[slot]["kafka"].get("instance") is not None
 
     async def ready(self, partitions: int, timeout_s: float) -> None:
         """Until every partition has been opened. Raises TimeoutError."""
@@ -217,18 +233,35 @@ class Crew:
             said = {worker.log.name: last_words(worker.log) for worker in self.all}
             raise TimeoutError(f"the workers have not opened all partitions in {timeout_s:.0f} s: {said}")
 
-    async def pick(self, *, serving: bool = False, timeout_s: float = 45.0) -> Worker | None:
-        """A random worker of a slot that is alive and not stopped; `serving`: one that has opened a partition.
+    async def pick(
+        self, *, serving: bool = False, static: bool | None = None, timeout_s: float = 45.0
+    ) -> Worker | None:
+        """A random worker of a slot that is alive and not stopped; `serving`: one that has opened a partition;
+        `static`: one that is such a member, or is not.
 
         Waits for one; None when none came.
         """
 
         def able() -> list[Worker]:
             alive = [w for w in self.manned.values() if w.alive and not w.stopped and w.asked is None]
+            alive = [w for w in alive if static is None or self.static(w.slot) == static]
             return [worker for worker in alive if worker.opened] if serving else alive
 
         await until(able, timeout_s)
         return self.draw.choice(found) if (found := able()) else None
+
+    @property
+    def serving(self) -> bool:
+        """Whether a worker is there, awake, that has opened a partition."""
+        return any(worker.alive and not worker.stopped and worker.opened for worker in self.all)
+
+    async def knows_model_of(self, published_s: float, timeout_s: float = EXIT_S_MAX) -> bool:
+        """Whether a worker that has partitions has come to know the model that was published then: in time."""
+
+        def knows(worker: Worker) -> bool:
+            return worker.began_s > published_s or SWAPPED in worker.log.read_text(errors="replace")
+
+        return await until(lambda: any(w.alive and w.opened and knows(w) for w in self.all), timeout_s)
 
     def log_sizes(self) -> dict[Path, int]:
         """Bytes of every log so far: for `opened_since`."""

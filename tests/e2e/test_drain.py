@@ -6,6 +6,7 @@ And when what is in hand takes longer than the grace period: the worker ends, an
 """
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ops.connect import open_store, topic_specs
 from ops.settings import Settings
 from ops.worker_process import WorkerProcess
 from stream.kafka import ensure_topics
-from tests.support.models import TINY
+from tests.support.models import TINY, publish
 from tests.support.outages import (
     PARTITIONS,
     Outage,
@@ -124,4 +125,28 @@ async def test_steps_longer_than_the_grace_period(service: Outage, unique_name: 
     assert settings.drain_grace_s < seconds < settings.drain_grace_s + 5.0
     assert await finish(settings, service, 8_000) > 0
     await same_as_the_log(direct, load_scorer(service))
+    print(f"exit after {seconds:.1f} s")
+
+
+def has_patient_threads(pid: int) -> bool:
+    """Some of its threads are nice to the others: those that load a model are."""
+    stats = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return any(int(stat.rpartition(")")[2].split()[16]) > 0 for stat in stats)
+
+
+async def test_a_new_model_keeps_nobody(service: Outage, unique_name: str, tmp_path: Path) -> None:
+    """SIGTERM while a new version is compiled, which takes far longer than a drain with nothing in hand."""
+    newer = publish(tmp_path / "staged", spec=TINY, version=2)  # of many sizes: seconds to compile
+    shutil.copytree(service.folder / "models" / TINY.name / "1", tmp_path / "models" / TINY.name / "1")
+    settings = service.settings(unique_name, model_watch_s=0.05, model=tmp_path / "models" / TINY.name)
+    await ensure_topics(service.direct(settings).kafka, topic_specs(settings))
+    with WorkerProcess(settings, tmp_path) as worker:
+        await asyncio.to_thread(worker.wait_ready)
+        newer.rename(tmp_path / "models" / TINY.name / "2")
+        await until(lambda: has_patient_threads(worker.pid), "it is being loaded")
+        await asyncio.sleep(1.0)
+        code, seconds = await sigterm(worker)
+        log = worker.log.read_text()
+        assert "model swapped" not in log, "loaded before the drain: nothing is shown"
+        assert (code, seconds < 4.0) == (0, True), f"code {code} after {seconds:.1f} s"
     print(f"exit after {seconds:.1f} s")

@@ -177,7 +177,8 @@ async def test_three_brokers_serve_on_while_one_is_killed(
 
 
 PARENT = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
 from ops.local_stack import LocalStack, LocalValkey
 stack = LocalStack() if sys.argv[1] == "stack" else LocalValkey()
 starter = threading.Thread(target=stack.start)  # the thread that starts the servers ends at once: nothing may follow it
@@ -209,7 +210,7 @@ def test_no_server_outlives_its_parent(number: signal.Signals, what: str) -> Non
         orphans = psutil.Process(parent.pid).children()
         assert not any(gone(pid) for pid in pids)
         parent.send_signal(number)
-        parent.wait()
+        parent.wait(60)
         try:
             eventually(lambda: all(gone(pid) for pid in pids))
             eventually(lambda: not Path(directory).exists())

@@ -575,6 +575,20 @@ async def test_a_static_member_that_stays_away_is_replaced_after_its_session(
     await check(chain, feed)
 
 
+async def test_a_group_that_formed_without_knowing_its_topic_shares_it_out_soon(
+    stack: Services, unique_name: str, join: Join
+) -> None:
+    """As when its leader joined while Kafka could hardly be reached: seconds later, not the client's five minutes."""
+    settings = settings_for(stack, unique_name)
+    receivers = [await join(settings, MemoryChain()) for _ in range(2)]
+    await until(lambda: all(receiver.seen["assigned"] for receiver in receivers), "a group of two")
+    assert not any(receiver.partitions for receiver in receivers)
+    await ensure_topics(settings, [TopicSpec(unique_name, 4, "partitions")])
+    await until(
+        lambda: [len(receiver.partitions) for receiver in receivers] == [2, 2], "two partitions each", 10.0
+    )
+
+
 async def test_two_workers_by_one_name_are_told_so(
     stack: Services, unique_name: str, feed: Feed, join: Join
 ) -> None:

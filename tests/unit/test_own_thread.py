@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from stream.scoring_thread import ScoringThread
+from stream.own_thread import OwnThread
 
 
 def fail() -> None:
@@ -15,7 +15,7 @@ def fail() -> None:
 
 
 async def test_answers_and_errors_come_back_in_order() -> None:
-    thread, done = ScoringThread(), list[int]()
+    thread, done = OwnThread("test"), list[int]()
 
     def note(n: int) -> int:
         done.append(n)
@@ -31,7 +31,7 @@ async def test_answers_and_errors_come_back_in_order() -> None:
 
 async def test_a_call_whose_caller_went_is_left_out() -> None:
     """A revoked partition's rows need not be scored any more."""
-    thread, done = ScoringThread(), list[str]()
+    thread, done = OwnThread("test"), list[str]()
     busy = asyncio.create_task(thread.run(time.sleep, 0.2))
     gone = asyncio.create_task(thread.run(done.append, "gone"))
     await asyncio.sleep(0.05)
@@ -46,10 +46,10 @@ def test_a_model_that_hangs_does_not_keep_the_process() -> None:
     """Drained, closed, and a dispatch still under way: the process ends all the same, with exit code 0."""
     program = """
 import asyncio, time
-from stream.scoring_thread import ScoringThread
+from stream.own_thread import OwnThread
 
 async def main():
-    thread = ScoringThread()
+    thread = OwnThread("test")
     hanging = asyncio.create_task(thread.run(time.sleep, 30))
     await asyncio.sleep(0.1)
     hanging.cancel()

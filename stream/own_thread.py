@@ -1,8 +1,9 @@
-"""The one thread on which the model works: calls one after the other, and no reason to stay.
+"""A thread of its own for work that may take long, as a model does: calls one after the other, and no reason to stay.
 
 A `ThreadPoolExecutor` would do, but Python waits for its threads when the process ends: a worker that has drained would
-sit out whatever the model is at, past the grace that a supervisor gives it. This thread dies with the process; `close`
-waits for a call under way as long as it is told, since a native call is better not cut off. It knows no model.
+sit out whatever the model is at, past the grace that a supervisor gives it: a dispatch that hangs, a new version that
+is compiled for half a minute. This thread dies with the process; `close` waits for a call under way as long as it is
+told, since a native call is better not cut off. It knows no model.
 """
 
 import asyncio
@@ -15,12 +16,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class ScoringThread:
+class OwnThread:
     """`await run(f, *args)` from any event loop; in order of asking."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="scorer", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
