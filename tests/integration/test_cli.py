@@ -167,7 +167,11 @@ def test_a_log_that_is_too_short_to_learn_from_is_refused(events: Path, tmp_path
 
 def test_ctrl_c_ends_a_command_with_130(events: Path, tmp_path: Path) -> None:
     train = command("train", "--events", str(events), "--spec", str(DEFAULT_SPEC), "--out", str(tmp_path))
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job's children would ignore it
     running = subprocess.Popen(train, stderr=subprocess.PIPE, text=True, env=environment())
+    signal.signal(signal.SIGINT, before)
     assert running.stderr is not None
     assert "loading" in running.stderr.readline()
     time.sleep(0.3)

@@ -33,6 +33,9 @@ class LogRecord:
     headers: Sequence[tuple[str, bytes]] = ()
 
 
+IDLE_S = 0.001
+
+
 class Faults:
     """Draws "does this fail?" from a seed; `rate` 0 is a world without faults, and `calm()` makes it one."""
 
@@ -179,12 +182,16 @@ class LogSource:
 
     async def pump(self, deliver: Callable[[FetchedBatch], Awaitable[None]]) -> None:
         """Deliver pieces of random size for ever; one in so many is lost after its position has moved."""
+        idle = True
         while True:
-            await asyncio.sleep(0)
+            # Spinning, it would keep the interpreter from the scorer's thread: 5 ms for each of its calls.
+            await asyncio.sleep(IDLE_S if idle else 0)
+            idle = True
             for partition, (epoch, start) in list(self._places.items()):
                 end = min(start + int(self._rng.integers(1, self._records_max)), len(self._logs[partition]))
                 if partition in self._paused or start == end:
                     continue
+                idle = False
                 self._places[partition] = (epoch, end)
                 batch = FetchedBatch(
                     self._topic, partition, epoch, start, end, self._logs[partition][start:end]
