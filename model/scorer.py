@@ -230,9 +230,8 @@ def _load_quietly(path: Path, layout: Layout) -> Scorer:
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits, and raised there
             done.append(error)
 
-    thread = threading.Thread(
-        target=load, name="model-loader", daemon=True
-    )  # whoever ends does not wait for it
+    # A daemon: a process that ends does not wait for it.
+    thread = threading.Thread(target=load, name="model-loader", daemon=True)
     thread.start()
     thread.join()
     if isinstance(done[0], BaseException):

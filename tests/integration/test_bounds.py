@@ -153,19 +153,12 @@ async def test_a_step_takes_so_many_records_and_waits_once_for_the_scorer() -> N
     world.source = LogSource("clickstream", logs, seed=4, faults=world.faults, records_max=20)
     worker = world.worker(limits=replace(LIMITS, queued_batches_max=50))
     step_records_max = worker._limits.step_records_max
-    running = asyncio.create_task(worker.run())
-    pumping = asyncio.create_task(world.source.pump(worker.deliver))
-    await asyncio.sleep(0)
-    worker.assigned(world.source.assigned())
     most_records = most_requests = 0
-    for _ in range(300):
-        await asyncio.sleep(0.002)
-        waiting = worker._tools.batcher._waiting
-        most_requests = max(most_requests, len(waiting))
-        most_records = max([most_records, *(request.events for request in waiting)])
+    async with world.at_work(worker):
+        for _ in range(300):
+            await asyncio.sleep(0.002)
+            waiting = worker._tools.batcher._waiting
+            most_requests = max(most_requests, len(waiting))
+            most_records = max([most_records, *(request.events for request in waiting)])
     assert 0 < most_requests <= WORLD_PARTITIONS
     assert step_records_max - 20 < most_records <= step_records_max
-    for task in (running, pumping):
-        task.cancel()
-    worker.revoked(world.source.assigned())
-    await asyncio.gather(running, pumping, return_exceptions=True)

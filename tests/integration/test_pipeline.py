@@ -297,18 +297,8 @@ async def test_the_store_falls_back_while_a_worker_works(seed: int) -> None:
             saved.append(world.store.saved())
 
     failing = asyncio.create_task(fail())
-    worker = world.worker()
-    running, pumping = (
-        asyncio.create_task(worker.run()),
-        asyncio.create_task(world.source.pump(worker.deliver)),
-    )
-    await asyncio.sleep(0)
-    worker.assigned(world.source.assigned())
-    await failing
-    worker.revoked(world.source.assigned())
-    for task in (running, pumping):
-        task.cancel()
-    await asyncio.gather(running, pumping, return_exceptions=True)
+    async with world.at_work(world.worker()):
+        await failing
     world.source.revoke()
     await world.finish(world.worker())
     await assert_same_end(world, clean)
@@ -453,29 +443,20 @@ async def test_a_partition_of_bad_records_stops_alone() -> None:
     logs[1] = [LogRecord(n, T0 + n, b"x", b"nonsense") for n in range(2_000)]
     world = World(7, logs, rate=0.0)
     worker = world.worker(limits=replace(LIMITS, dead_letter_share_max=0.5))
-    running, pumping = (
-        asyncio.create_task(worker.run()),
-        asyncio.create_task(world.source.pump(worker.deliver)),
-    )
-    await asyncio.sleep(0)
-    worker.assigned(world.source.assigned())
 
     async def at(partition: int) -> int:
         head = await world.store.head(partition)
         return head.offset if head else 0
 
-    async with asyncio.timeout(20):
+    async with world.at_work(worker), asyncio.timeout(20):
         while await at(0) < len(logs[0]) or await at(2) < len(logs[2]) or not worker.troubles:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.1)
-    (trouble,) = worker.troubles
-    assert trouble.startswith("partition 1: it has stopped")
-    assert "ebbtide dlq list" in trouble
-    assert 0 < await at(1) < 1_000
-    assert await worker.drain(1.0)
-    for task in (running, pumping):
-        task.cancel()
-    await asyncio.gather(running, pumping, return_exceptions=True)
+        (trouble,) = worker.troubles
+        assert trouble.startswith("partition 1: it has stopped")
+        assert "ebbtide dlq list" in trouble
+        assert 0 < await at(1) < 1_000
+        assert await worker.drain(1.0)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -563,16 +544,9 @@ async def test_queues_are_bounded() -> None:
     world.model = ArithmeticModel(sizes=(8, 32), seconds=0.01)
     world.source = LogSource(TOPIC, logs, seed=3, faults=world.faults, records_max=5)
     worker = world.worker()
-    running = asyncio.create_task(worker.run())
-    pumping = asyncio.create_task(world.source.pump(worker.deliver))
-    await asyncio.sleep(0)
-    worker.assigned(world.source.assigned())
     most = 0
-    for _ in range(100):
-        await asyncio.sleep(0.002)
-        most = max(most, *(len(p._inbox) for p in worker._partitions.values()))
+    async with world.at_work(worker):
+        for _ in range(100):
+            await asyncio.sleep(0.002)
+            most = max(most, *(len(p._inbox) for p in worker._partitions.values()))
     assert 0 < most <= 3
-    for task in (running, pumping):
-        task.cancel()
-    worker.revoked(world.source.assigned())
-    await asyncio.gather(running, pumping, return_exceptions=True)

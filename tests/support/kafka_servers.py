@@ -86,9 +86,8 @@ def secure_kafka(folder: Path) -> Iterator[SecureKafka]:
     authority, stranger = trustme.CA(), trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
     stranger.cert_pem.write_to_path(folder / "stranger.pem")
-    server = authority.issue_cert(
-        "127.0.0.1", common_name="broker"
-    )  # and not localhost, a name that is wrong for it
+    # Not for localhost, which is a wrong name for it.
+    server = authority.issue_cert("127.0.0.1", common_name="broker")
     # Kafka reads the key only in PKCS#8, and certificate and key from one file.
     (folder / "server.pem").write_bytes(_pkcs8(server) + b"".join(c.bytes() for c in server.cert_chain_pems))
     for name, issuer in (("alice", authority), ("mallory", stranger)):
