@@ -51,8 +51,6 @@ NOTICED_S, RESUMED_S = 9.0, 12.0
 RSS_GROWTH_BYTES_MAX = 48 << 20
 BURST = 80_000
 """Records that come while Redis is away: held in memory, at a kilobyte of Python each, they would be seen."""
-TEARDOWN_S = 3.0
-"""Of a Python process that has TensorFlow in it, on a busy machine."""
 
 Figures = dict[str, float]
 
@@ -145,7 +143,7 @@ async def kafka_goes(service: Outage, name: str, folder: Path, away_s: float) ->
             code, figures["exit_s"] = await sigterm(worker)
             assert code == 0
             # Nothing can be finished: what follows the grace takes all the time that it may.
-            assert figures["exit_s"] < settings.drain_grace_s + COMMIT_S + STOP_S + 2 * FLUSH_S + TEARDOWN_S
+            assert figures["exit_s"] < settings.drain_grace_s + COMMIT_S + STOP_S + 2 * FLUSH_S
             await asyncio.to_thread(service.kafka_proxy.heal)
             await successor_finishes(service, name, feed)
     return figures
@@ -158,7 +156,7 @@ async def caught_up(service: Outage, name: str, feed: Feed) -> float:
         sent, clock = feed.sent, SystemClock()
         begin_s = clock.monotonic_s()
         while await applied(direct, store) < sent:
-            assert clock.monotonic_s() - begin_s < 60.0, "it did not resume"
+            assert clock.monotonic_s() - begin_s < 30.0, "it did not resume"
             await asyncio.sleep(0.02)
         return clock.monotonic_s() - begin_s
 
