@@ -2,8 +2,9 @@
 
 Everything that must be the same in training and in service is derived from this one object: the kinds of events and
 what each means (its *role*), the windows, the sequence, when a customer is scored, who is eligible. The record layout
-(`layout.py`), the fold (`fold.py`), the features (`vector.py`) and the Keras layer that computes them are generated
-from it. It knows nothing of Kafka, Redis or TensorFlow; it never reads a clock.
+(`featurestore/record/layout.py`), the fold (`featurestore/record/fold.py`), the features
+(`featurestore/record/features.py`) and the Keras layer that computes them are generated from it. It knows nothing of
+Kafka, Redis or TensorFlow; it never reads a clock.
 
 The roles, since they decide what silence means:
 
@@ -28,8 +29,15 @@ from pydantic import (
     model_validator,
 )
 
-from featurestore.durations import DAY_MS, HOUR_MS, UNITS_MS, DurationMs, PositiveDurationMs, duration_words
-from featurestore.errors import SpecError
+from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.times.durations import (
+    DAY_MS,
+    HOUR_MS,
+    UNITS_MS,
+    DurationMs,
+    PositiveDurationMs,
+    duration_words,
+)
 
 KINDS_MAX = 32
 """Kinds are one byte in the sequence, and every window keeps a tile row a kind: 32 keeps a record near 1 KiB."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.network import NetworkConfig
+from ebbtide.model.graph.network import NetworkConfig
 
 
 class TrainConfig(BaseModel):
@@ -23,7 +23,7 @@ class TrainConfig(BaseModel):
     network: NetworkConfig = NetworkConfig(dropout=0.3)
     """`network.mixed_precision` trains in bfloat16 on a GPU; its `seed` is overridden by ours."""
     refit: bool = True
-    """After the evaluation, train the published network again on all that is labelled (see `train.py`)."""
+    """After the evaluation, train the published network again on all that is labelled."""
     alert_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.10
     """Of the customers who come up for a decision within one horizon, the share that is to get an alert."""
     bootstrap: Annotated[int, Field(ge=20)] = 400

@@ -13,7 +13,7 @@ None of them is worth a retry by itself: a damaged model stays damaged until som
 version.
 """
 
-from featurestore.errors import EbbtideError
+from ebbtide.featurestore.errors import EbbtideError
 
 
 class ModelError(EbbtideError):

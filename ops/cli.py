@@ -16,26 +16,32 @@ from collections.abc import Iterable, Sequence
 
 import click
 
-from featurestore.errors import EbbtideError
-from ops.settings import quiet_libraries
+from ebbtide.featurestore.errors import EbbtideError
+from ebbtide.ops.config.settings import quiet_libraries
 
 COMMANDS = {
     "demo": (
-        "ops.commands.demo",
+        "ebbtide.ops.commands.demo",
         "Everything on this machine: train, stream, alert, compare with the truth.",
     ),
-    "worker": ("ops.commands.worker", "Run a worker: events in, alerts out, metrics on HTTP."),
-    "train": ("ops.commands.train", "Train a model from a log of events, evaluate it, publish it."),
-    "replay": ("ops.commands.replay", "A real log through the whole service: what would it have said?"),
-    "backfill": ("ops.commands.backfill", "History straight into the store."),
-    "rebuild": ("ops.commands.rebuild", "The state made again under a new prefix, beside the workers."),
-    "drop": ("ops.commands.drop", "Delete the state under a prefix that nobody uses."),
-    "spec": ("ops.commands.spec", "Check a feature spec against a log, draw its record."),
-    "model": ("ops.commands.model", "Show what a published model is."),
-    "dlq": ("ops.commands.dlq", "List the dead letters, send them back."),
-    "stack": ("ops.commands.stack", "Apache Kafka and Valkey on this machine."),
-    "schema": ("ops.commands.schema", "Print the JSON Schema of events or alerts."),
-    "config": ("ops.commands.config", "Show the settings in force."),
+    "worker": ("ebbtide.ops.commands.worker", "Run a worker: events in, alerts out, metrics on HTTP."),
+    "train": ("ebbtide.ops.commands.train", "Train a model from a log of events, evaluate it, publish it."),
+    "replay": (
+        "ebbtide.ops.commands.replay",
+        "A real log through the whole service: what would it have said?",
+    ),
+    "backfill": ("ebbtide.ops.commands.backfill", "History straight into the store."),
+    "rebuild": (
+        "ebbtide.ops.commands.rebuild",
+        "The state made again under a new prefix, beside the workers.",
+    ),
+    "drop": ("ebbtide.ops.commands.drop", "Delete the state under a prefix that nobody uses."),
+    "spec": ("ebbtide.ops.commands.spec", "Check a feature spec against a log, draw its record."),
+    "model": ("ebbtide.ops.commands.model", "Show what a published model is."),
+    "dlq": ("ebbtide.ops.commands.dlq", "List the dead letters, send them back."),
+    "stack": ("ebbtide.ops.commands.stack", "Apache Kafka and Valkey on this machine."),
+    "schema": ("ebbtide.ops.commands.schema", "Print the JSON Schema of events or alerts."),
+    "config": ("ebbtide.ops.commands.config", "Show the settings in force."),
 }
 """Name -> (module with `command`, line of help), in the order of `ebbtide --help`. A new command is a line here."""
 

@@ -21,9 +21,9 @@ from pydantic import SecretStr
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from ops.errors import SettingsError
-from ops.settings import Settings, load_settings
-from stream.clock import SystemClock
+from ebbtide.ops.config.settings import Settings, load_settings
+from ebbtide.ops.errors import SettingsError
+from ebbtide.stream.clock import SystemClock
 
 PIPED_WIDTH = 120
 """Columns of a table in a file, where there is no terminal to ask."""
@@ -174,10 +174,10 @@ def stack(settings: Settings, progress: Callable[[str], None]) -> Iterator[Setti
 
 def _local_stack() -> Any:
     try:
-        import ops.local_stack  # noqa: PLC0415 - an extra that production does without
+        from ebbtide.ops.stack import local  # noqa: PLC0415 - an extra that production does without
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"no URL is configured, and the local servers are not installed ({error.name} is missing)",
             hint="set EBBTIDE_KAFKA_URL and EBBTIDE_REDIS_URL, or install ebbtide[local]",
         ) from None
-    return ops.local_stack
+    return local

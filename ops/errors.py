@@ -12,7 +12,7 @@
 Each says in `hint` which setting or folder the operator can change.
 """
 
-from featurestore.errors import EbbtideError
+from ebbtide.featurestore.errors import EbbtideError
 
 
 class OpsError(EbbtideError):

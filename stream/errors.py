@@ -12,10 +12,10 @@
         │                          says comes next
         └── DeadLetterFlood        most of what arrives is bad              crash: better stopped than buried
 
-A bad input record is a value (`stream/dead_letter.py`), not an exception.
+A bad input record is a value (`stream/outputs/dead_letter.py`), not an exception.
 """
 
-from featurestore.errors import EbbtideError
+from ebbtide.featurestore.errors import EbbtideError
 
 
 class StreamError(EbbtideError):

@@ -6,8 +6,8 @@
     stopped ◀── most of what arrives is bad: this partition only, until a person has looked
 
 A head behind the group's mark is a state to be made again: the same steps from there, which say nothing that was said
-(`stream/muted.py`). So a failover that lost its tail, a store that was lost altogether and a first start on an old
-topic are no cases of their own.
+(`stream/suppression.py`). So a failover that lost its tail, a store that was lost altogether and a first start on an
+old topic are no cases of their own.
 
 One way back for every trouble: drop what is in hand, read the stored head, seek there. It is safe because a step
 changes nothing before it is applied, and what was applied is behind the head; a write whose answer was lost shows as a
@@ -22,21 +22,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from featurestore.errors import Fenced, StoreUnavailable
-from featurestore.store import REBUILD, Head, check_head
-from stream.backoff import Backoff
-from stream.dead_letter import FloodGuard
-from stream.errors import (
+from ebbtide.featurestore.errors import Fenced, StoreUnavailable
+from ebbtide.featurestore.store.protocol import REBUILD, Head, check_head
+from ebbtide.stream.batch import FetchedBatch, Mark, Source
+from ebbtide.stream.errors import (
     BrokerUnavailable,
     DeadLetterFlood,
     HeadOutsideLog,
     PartitionRevoked,
     ScorerUnavailable,
 )
-from stream.fetched import FetchedBatch, Mark, Source
-from stream.inbox import Inbox
-from stream.muted import NOTHING, Muted
-from stream.pipeline import Pipeline, Tools
+from ebbtide.stream.outputs.dead_letter import FloodGuard
+from ebbtide.stream.pipeline import Pipeline, Tools
+from ebbtide.stream.queue import Inbox
+from ebbtide.stream.retry import Backoff
+from ebbtide.stream.suppression import NOTHING, Muted
 
 log = logging.getLogger(__name__)
 

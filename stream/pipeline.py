@@ -8,9 +8,9 @@ A crash before 5 changes nothing; after 5 the next owner finds the outbox and se
 bytes. Dead letters and scores are sent and acknowledged before 5, so that what the partition moves past is never
 lost; after a crash they may be there twice, with the same position.
 
-What was sent before is not sent again (`stream/muted.py`): a state that is made a second time, by a replay of the log,
-takes every step but speaks only from the group's mark on. A row that the model cannot score loses its decision, not its
-events: a dead letter `unscored` says so.
+What was sent before is not sent again (`stream/suppression.py`): a state that is made a second time, by a replay of the
+log, takes every step but speaks only from the group's mark on. A row that the model cannot score loses its decision,
+not its events: a dead letter `unscored` says so.
 
 The pipeline knows no Faust, Redis or TensorFlow: it is given a store, a batcher and a sink that wait out outages by
 themselves. It belongs to one partition, and batch n + 1 of it is folded after batch n was decided; the overlap is
@@ -26,24 +26,24 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from featurestore.cache import Cache, load_through
-from featurestore.errors import Fenced
-from featurestore.event import TOMBSTONE, EventBatch
-from featurestore.fold import Folder, Points
-from featurestore.layout import Layout, Rows
-from featurestore.parse import Parsed, Parser
-from featurestore.store import Head, Step, Store
-from stream.alert import customer_key
-from stream.batching import Batcher, Scored
-from stream.clock import Clock
-from stream.compose import CAUSES, Composer, Serving
-from stream.dead_letter import UNSCORED, FloodGuard
-from stream.decisions import Transition, decide
-from stream.effects import Outputs, ahead, unscored
-from stream.fetched import FetchedBatch, Mark
-from stream.message import Message, Sink
-from stream.muted import Muted
-from stream.telemetry import Stage, Stepped, Telemetry
+from ebbtide.featurestore.errors import Fenced
+from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
+from ebbtide.featurestore.events.parse import Parsed, Parser
+from ebbtide.featurestore.record.fold import Folder, Points
+from ebbtide.featurestore.record.layout import Layout, Rows
+from ebbtide.featurestore.store.cache import Cache, load_through
+from ebbtide.featurestore.store.protocol import Head, Step, Store
+from ebbtide.stream.batch import FetchedBatch, Mark
+from ebbtide.stream.clock import Clock
+from ebbtide.stream.outputs.alert import customer_key
+from ebbtide.stream.outputs.compose import CAUSES, Composer, Serving
+from ebbtide.stream.outputs.dead_letter import UNSCORED, FloodGuard
+from ebbtide.stream.outputs.message import Message, Sink
+from ebbtide.stream.outputs.pre_commit import Outputs, ahead, unscored
+from ebbtide.stream.policy import Transition, decide
+from ebbtide.stream.scoring.batcher import Batcher, Scored
+from ebbtide.stream.suppression import Muted
+from ebbtide.stream.telemetry import Stage, Stepped, Telemetry
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from featurestore.errors import EbbtideError
-from featurestore.store import Store
-from stream.errors import PartitionRevoked
-from stream.fetched import Source
+from ebbtide.featurestore.errors import EbbtideError
+from ebbtide.featurestore.store.protocol import Store
+from ebbtide.stream.batch import Source
+from ebbtide.stream.errors import PartitionRevoked
 
 EVERY_S = 2.0
 ANSWER_S_MAX = 5.0

@@ -2,17 +2,18 @@
 
 It takes note of what the source says (assigned, revoked, a batch) without waiting, and keeps a task a partition. A task
 that ends with an error no retry can mend ends the worker: `run` raises it, and the process exits with a message that
-says what to do. It knows neither Faust nor TensorFlow; `stream/app.py` and `ops/serve.py` put the real ones in.
+says what to do. It knows neither Faust nor TensorFlow; `stream/consumer/app.py` and `ops/worker/run.py` put the real
+ones in.
 """
 
 import asyncio
 import logging
 from typing import Literal
 
-from stream.fetched import FetchedBatch, Source
-from stream.partition import Limits, Partition
-from stream.pipeline import Tools
-from stream.pulse import Pulse
+from ebbtide.stream.batch import FetchedBatch, Source
+from ebbtide.stream.partition import Limits, Partition
+from ebbtide.stream.pipeline import Tools
+from ebbtide.stream.pulse import Pulse
 
 log = logging.getLogger(__name__)
 

@@ -1,3 +1,3 @@
 """Fixtures that every test may ask for."""
 
-pytest_plugins = ["tests.support.services"]
+pytest_plugins = ["tests.support.servers.services"]

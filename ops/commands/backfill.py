@@ -5,16 +5,16 @@ from pathlib import Path
 
 import click
 
-from featurestore.files import read_events
-from featurestore.layout import Layout
-from featurestore.spec import load_spec
-from ops.backfill import Backfilled, backfill
-from ops.commands.dates import DATE
-from ops.connect import open_store, topic_specs
-from ops.console import Steps, config_option, console, settings_of, stack, steps
-from ops.settings import Settings
-from stream.kafka import ensure_topics
-from stream.topic_log import log_ranges
+from ebbtide.featurestore.files.reader import read_events
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.commands.dates import DATE
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.console import Steps, config_option, console, settings_of, stack, steps
+from ebbtide.ops.state.backfill import Backfilled, backfill
+from ebbtide.ops.worker.connect import open_store, topic_specs
+from ebbtide.stream.kafka.client import ensure_topics
+from ebbtide.stream.kafka.reader import log_ranges
 
 
 @click.command()

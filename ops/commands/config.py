@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 import yaml
 
-from ops.console import config_option, json_option, settings_of, table_and_json
-from ops.settings import shown
+from ebbtide.ops.config.settings import shown
+from ebbtide.ops.console import config_option, json_option, settings_of, table_and_json
 
 
 @click.group()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from ops.console import config_option, json_option, settings_of
-from ops.demo.run import demo
-from ops.demo.scene import Plan
+from ebbtide.ops.console import config_option, json_option, settings_of
+from ebbtide.ops.demo.run import demo
+from ebbtide.ops.demo.scene import Plan
 
 
 @click.command()

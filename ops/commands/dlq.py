@@ -9,13 +9,13 @@ from typing import Any
 import click
 from rich.table import Table
 
-from featurestore.contract import TIME_MS_MAX
-from ops.console import config_option, console, json_option, settings_of, steps, table_and_json
-from ops.errors import SettingsError
-from ops.settings import Settings
-from stream.alert import instant
-from stream.dead_letter_replay import Letter, Replayed, letters, replay
-from stream.kafka import KafkaSink
+from ebbtide.featurestore.events.contract import TIME_MS_MAX
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.console import config_option, console, json_option, settings_of, steps, table_and_json
+from ebbtide.ops.errors import SettingsError
+from ebbtide.stream.dlq.replay import Letter, Replayed, letters, replay
+from ebbtide.stream.kafka.client import KafkaSink
+from ebbtide.stream.outputs.alert import instant
 
 reason_option = click.option(
     "--reason", "reasons", multiple=True, metavar="NAME", help="Only of this reason; repeatable."

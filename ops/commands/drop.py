@@ -5,16 +5,16 @@ from pathlib import Path
 
 import click
 
-from featurestore.errors import LayoutError
-from featurestore.layout import Layout
-from featurestore.redis_store import RedisStore
-from featurestore.spec import load_spec
-from ops.commands.rebuild import check
-from ops.connect import open_store
-from ops.console import Steps, config_option, console, settings_of, steps
-from ops.errors import OpsError
-from ops.settings import Settings
-from stream.topic_log import log_ranges
+from ebbtide.featurestore.errors import LayoutError
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.ops.commands.rebuild import check
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.console import Steps, config_option, console, settings_of, steps
+from ebbtide.ops.errors import OpsError
+from ebbtide.ops.worker.connect import open_store
+from ebbtide.stream.kafka.reader import log_ranges
 
 
 @click.command()

@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from featurestore.durations import duration_words
-from ops.console import console, json_option, steps, table_and_json
-from ops.quiet import load_tensorflow
+from ebbtide.featurestore.times.durations import duration_words
+from ebbtide.ops.console import console, json_option, steps, table_and_json
+from ebbtide.ops.tensorflow import load_tensorflow
 
 
 @click.group()
@@ -26,7 +26,7 @@ def show(directory: Path, json_path: Path | None) -> None:
     with steps() as progress:
         progress("loading TensorFlow")
         load_tensorflow()
-        from model.artifact import locate, verify  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.serving.artifact import locate, verify  # noqa: PLC0415 - loaded quietly above
 
         progress("checking the files")
         path = locate(directory)

@@ -8,17 +8,17 @@ from typing import Any
 import click
 from rich.table import Table
 
-from featurestore.layout import Layout
-from featurestore.spec import load_spec
-from ops.connect import open_store
-from ops.console import Steps, config_option, console, json_option, settings_of, steps, table_and_json
-from ops.errors import SettingsError
-from ops.quiet import load_tensorflow
-from ops.rebuild import Counts, Rebuild, Rebuilt, Silence
-from ops.rebuild_plan import plan
-from ops.settings import Settings
-from stream.clock import SystemClock
-from stream.settled_log import open_settled
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.console import Steps, config_option, console, json_option, settings_of, steps, table_and_json
+from ebbtide.ops.errors import SettingsError
+from ebbtide.ops.state.plan import plan
+from ebbtide.ops.state.rebuild import Counts, Rebuild, Rebuilt, Silence
+from ebbtide.ops.tensorflow import load_tensorflow
+from ebbtide.ops.worker.connect import open_store
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.kafka.committed_log import open_settled
 
 
 @click.command()
@@ -90,8 +90,8 @@ async def _plan(settings: Settings, layout: Layout) -> None:
 async def _run(
     settings: Settings, layout: Layout, follow: bool, progress: Steps
 ) -> tuple[list[Rebuilt], dict[int, int], int, float]:
-    from model.scorer import Scorer, ScorerSlot  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
-    from ops.serve import tools_of  # noqa: PLC0415 - as above
+    from ebbtide.model.serving.scorer import Scorer, ScorerSlot  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
+    from ebbtide.ops.worker.run import tools_of  # noqa: PLC0415 - as above
 
     slot, clock = ScorerSlot(await asyncio.to_thread(Scorer.load, settings.model, layout)), SystemClock()
     counts = Counts()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from featurestore.spec import load_spec
-from ops import logs
-from ops.commands.dates import DATE, dates
-from ops.console import config_option, json_option, settings_of, stack, steps, table_and_json
-from ops.quiet import load_tensorflow
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.commands.dates import DATE, dates
+from ebbtide.ops.console import config_option, json_option, settings_of, stack, steps, table_and_json
+from ebbtide.ops.observe import logs
+from ebbtide.ops.tensorflow import load_tensorflow
 
 
 @click.command()
@@ -46,7 +46,7 @@ def command(
     loaded = load_spec(spec)
     settings.check_spec(loaded)
     load_tensorflow()
-    from ops.replay_command import run  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
+    from ebbtide.ops.replay.command import run  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
 
     with steps() as progress, stack(settings, progress) as complete, tempfile.TemporaryDirectory() as folder:
         table, data = run(complete, loaded, events, from_ms, snapshots, Path(folder), progress)

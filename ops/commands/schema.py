@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 import orjson
 
-from featurestore.contract import event_schema
-from featurestore.spec import load_spec
-from stream.alert import alert_schema
+from ebbtide.featurestore.events.contract import event_schema
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.stream.outputs.alert import alert_schema
 
 
 @click.group()

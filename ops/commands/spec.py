@@ -10,12 +10,12 @@ import click
 import numpy as np
 from rich.table import Table
 
-from featurestore.check import check as find
-from featurestore.durations import DAY_MS
-from featurestore.layout import BOOKKEEPING_FIELDS, EPISODE_FIELDS, Layout
-from featurestore.spec import load_spec
-from featurestore.vector import features
-from ops.console import console, json_option, steps, table_and_json
+from ebbtide.featurestore.check.events import check as find
+from ebbtide.featurestore.record.features import features
+from ebbtide.featurestore.record.layout import BOOKKEEPING_FIELDS, EPISODE_FIELDS, Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.ops.console import console, json_option, steps, table_and_json
 
 spec_option = click.option(
     "--spec",

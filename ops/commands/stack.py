@@ -1,10 +1,10 @@
-"""`ebbtide stack up`: the local servers for other commands to use. What is printed stands in `ops/stack_up.py`."""
+"""`ebbtide stack up`: the local servers for other commands to use. What is printed stands in `ops/stack/up.py`."""
 
 from pathlib import Path
 
 import click
 
-from ops.console import steps
+from ebbtide.ops.console import steps
 
 
 @click.group()
@@ -25,7 +25,7 @@ def up(keep: bool, directory: Path | None, brokers: str) -> None:
     \b
       ebbtide stack up > stack.env &     then, in this or any other shell:     source stack.env
     """
-    from ops.stack_up import up as run  # noqa: PLC0415 - an extra that production does without
+    from ebbtide.ops.stack.up import up as run  # noqa: PLC0415 - an extra that production does without
 
     with steps() as progress:
         run(keep=keep, directory=directory, brokers=int(brokers), progress=progress)

@@ -1,4 +1,4 @@
-"""`ebbtide train`: a log of events in, a published model and its evaluation out. The work is in `model/train.py`."""
+"""`ebbtide train`: a log of events in, a published model and its evaluation out. See `model/training/`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import click
 from rich.table import Table
 
-from featurestore.durations import duration_words, parse_duration
-from featurestore.spec import load_spec
-from ops.commands.dates import DATE
-from ops.console import console, json_option, steps, table_and_json
-from ops.quiet import load_tensorflow
-from stream.alert import instant
-from stream.clock import SystemClock
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.times.durations import duration_words, parse_duration
+from ebbtide.ops.commands.dates import DATE
+from ebbtide.ops.console import console, json_option, steps, table_and_json
+from ebbtide.ops.tensorflow import load_tensorflow
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.outputs.alert import instant
 
 METRICS = {
     "auroc": "AUROC",
@@ -113,8 +113,8 @@ def command(
     with steps() as progress:
         progress("loading TensorFlow")
         load_tensorflow()
-        from model.config import TrainConfig  # noqa: PLC0415 - loaded quietly above
-        from model.train import train_model  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.config import TrainConfig  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.training.train import train_model  # noqa: PLC0415 - loaded quietly above
 
         clock = SystemClock()
         config = TrainConfig(**{key: value for key, value in choices.items() if value is not None})

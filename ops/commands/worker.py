@@ -1,18 +1,18 @@
-"""`ebbtide worker`: one worker until it is told to stop. What it is made of stands in `ops/serve.py`."""
+"""`ebbtide worker`: one worker until it is told to stop. What it is made of stands in `ops/worker/run.py`."""
 
 import asyncio
 from pathlib import Path
 
 import click
 
-from featurestore.layout import Layout
-from featurestore.spec import load_spec
-from ops import logs
-from ops.connect import check_servers
-from ops.console import config_option, settings_of, stack, steps
-from ops.quiet import load_tensorflow
-from ops.secrets import secrets_of
-from ops.settings import shown
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.config.secrets import secrets_of
+from ebbtide.ops.config.settings import shown
+from ebbtide.ops.console import config_option, settings_of, stack, steps
+from ebbtide.ops.observe import logs
+from ebbtide.ops.tensorflow import load_tensorflow
+from ebbtide.ops.worker.connect import check_servers
 
 
 @click.command()
@@ -54,6 +54,6 @@ def command(
         progress.end()
         asyncio.run(check_servers(complete, layout))  # a wrong URL need not wait for TensorFlow
         load_tensorflow()
-        from ops.serve import work  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
+        from ebbtide.ops.worker.run import work  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
 
         asyncio.run(work(complete))

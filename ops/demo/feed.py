@@ -13,11 +13,11 @@ import asyncio
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.demo.scene import Scene
-from ops.simulated import records
-from stream.clock import Clock
-from stream.message import Message, Sink
-from stream.topic_log import partition_for
+from ebbtide.ops.demo.scene import Scene
+from ebbtide.ops.demo.shop.events import records
+from ebbtide.stream.clock import Clock
+from ebbtide.stream.kafka.reader import partition_for
+from ebbtide.stream.outputs.message import Message, Sink
 
 TICK_S = 0.02
 """Short against the latencies that are measured, long against what sending costs."""

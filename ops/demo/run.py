@@ -21,23 +21,23 @@ from typing import Any
 import orjson
 from rich.table import Table
 
-from featurestore.durations import DAY_MS
-from featurestore.layout import Layout
-from featurestore.spec import Spec, load_spec
-from ops.backfill import backfill
-from ops.connect import open_store, topic_specs
-from ops.console import console, stack, steps, table_and_json
-from ops.demo.feed import Feed
-from ops.demo.scene import Plan, Scene, build_scene, columns, write_history
-from ops.demo.training import Training
-from ops.demo.verdict import Episode, Verdict, asked, judge
-from ops.demo.view import Moment, View, footnotes, verdict_table
-from ops.demo.watch import Alerts, Gauge, Seen
-from ops.settings import DEFAULT_SPEC, Settings
-from ops.worker_process import WorkerProcess
-from stream.alert import instant
-from stream.clock import SystemClock
-from stream.kafka import KafkaSink, ensure_topics
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import Spec, load_spec
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
+from ebbtide.ops.console import console, stack, steps, table_and_json
+from ebbtide.ops.demo.feed import Feed
+from ebbtide.ops.demo.scene import Plan, Scene, build_scene, columns, write_history
+from ebbtide.ops.demo.training import Training
+from ebbtide.ops.demo.verdict import Episode, Verdict, asked, judge
+from ebbtide.ops.demo.view import Moment, View, footnotes, verdict_table
+from ebbtide.ops.demo.watch import Alerts, Gauge, Seen
+from ebbtide.ops.state.backfill import backfill
+from ebbtide.ops.worker.connect import open_store, topic_specs
+from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.kafka.client import KafkaSink, ensure_topics
+from ebbtide.stream.outputs.alert import instant
 
 FRAME_S = 0.25
 SETTLE_S_MAX = 10.0

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from featurestore.durations import DAY_MS
-from featurestore.event import EventBatch
-from featurestore.hashing import hash_texts
-from featurestore.spec import Spec
-from ops.simulate import Scenario, simulate
-from ops.simulated import PLAN_CHANGED, TYPES, Simulated, write_jsonl
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.hashing import hash_texts
+from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.ops.demo.shop.behaviour import Scenario, simulate
+from ebbtide.ops.demo.shop.events import PLAN_CHANGED, TYPES, Simulated, write_jsonl
 
 OPENS_MS = round(datetime(2025, 3, 3, tzinfo=UTC).timestamp() * 1000)
 """A Monday in the past: a broker refuses records whose time is an hour ahead of its own clock."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ops.demo.scene import Plan
-from ops.errors import OpsError
-from ops.settings import child_environment
-from ops.stack_watchdog import die_with
+from ebbtide.ops.config.settings import child_environment
+from ebbtide.ops.demo.scene import Plan
+from ebbtide.ops.errors import OpsError
+from ebbtide.ops.stack.watchdog import die_with
 
 # Two epochs over 30,000 rows come within 0.02 AUROC of all there is to learn here, in a third of the time; intervals
 # are for the card alone. Of a hundred customers in two weeks, seven get an alert: what a small team can call.
@@ -35,7 +35,7 @@ class Training:
         self.log = folder / "train.log"
         choices = [word for option in {**CHOICES, "--seed": str(plan.seed)}.items() for word in option]
         self._command = [
-            sys.executable, "-m", "ops.cli", "train", "--events", str(events), "--spec", str(spec),
+            sys.executable, "-m", "ebbtide.ops.cli", "train", "--events", str(events), "--spec", str(spec),
             "--out", str(folder / "models"), "--json", str(folder / "train.json"), "--no-refit", *choices,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None

@@ -11,7 +11,7 @@
                           "so long" is chosen so that there are as many alerts as ours
 
 Pure: columns in, figures out. The decision points are those of the very fold the worker uses; the truth is
-`ops.simulated.Activity`.
+`ops.demo.shop.events.Activity`.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.durations import DAY_MS
-from featurestore.event import EventBatch
-from featurestore.layout import Layout
-from featurestore.replay import replay
-from ops.demo.scene import Scene
-from ops.simulated import ACCOUNT_CLOSED, Activity
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.record.replay import replay
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.ops.demo.scene import Scene
+from ebbtide.ops.demo.shop.events import ACCOUNT_CLOSED, Activity
 
 I8 = NDArray[np.int64]
 

@@ -16,8 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ops.demo.verdict import Verdict
-from ops.demo.watch import Seen
+from ebbtide.ops.demo.verdict import Verdict
+from ebbtide.ops.demo.watch import Seen
 
 ALERTS_SHOWN = 9
 LINE_EVERY_S = 5.0

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from stream.alert import Alert
-from stream.clock import Clock
-from stream.kafka import KafkaSettings
-from stream.topic_log import read_topic
+from ebbtide.stream.clock import Clock
+from ebbtide.stream.kafka.client import KafkaSettings
+from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.outputs.alert import Alert
 
 SCRAPE_EVERY_S = 0.5
 

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ops.console import Steps, console, steps, table_and_json
-from ops.local_stack import LocalStack
+from ebbtide.ops.console import Steps, console, steps, table_and_json
+from ebbtide.ops.stack.local import LocalStack
 from tests.bench.report import table
 from tests.bench.run import Figures, Run, python
 from tests.bench.services import VARIANTS, Place

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from featurestore.durations import DAY_MS
-from featurestore.event import EventBatch
-from featurestore.fold import Folder
-from featurestore.fold_memory import copied
-from featurestore.layout import Layout
-from featurestore.spec import Spec, parse_spec
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.record.arrays import copied
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import Spec, parse_spec
+from ebbtide.featurestore.times.durations import DAY_MS
 
 EVENTS, CUSTOMERS, BATCHES, ROUNDS = 1_024, 600, 100, 5
 START = 20_000 * DAY_MS

@@ -19,13 +19,13 @@ import orjson
 import pyarrow as pa
 from pyarrow import parquet
 
-from featurestore.columns import ColumnReader
-from featurestore.contract import event_adapter
-from featurestore.files import read_events, records_of
-from featurestore.parse import Parser
-from featurestore.spec import Spec, parse_spec
+from ebbtide.featurestore.events.columns import ColumnReader
+from ebbtide.featurestore.events.contract import event_adapter
+from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.files.reader import read_events, records_of
+from ebbtide.featurestore.spec import Spec, parse_spec
 from tests.support.fuzz import NOW_MS
-from tests.support.streams import LogRecord
+from tests.support.seams.streams import LogRecord
 
 RECORDS, ROUNDS, PASSES = 1024, 15, 10
 KINDS: list[dict[str, Any]] = [

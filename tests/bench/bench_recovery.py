@@ -34,19 +34,26 @@ from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 from pydantic import SecretStr
 from redis import Redis
 
-from featurestore.fold import Folder
-from featurestore.layout import Layout
-from featurestore.spec import dump_spec
-from featurestore.store import CUSTOMERS_MAX, Head, Step
-from ops.connect import open_store, topic_specs
-from ops.local_stack import LocalStack
-from ops.settings import PolicySettings, RedisSettings, Settings, TopicSettings, child_environment, for_child
-from ops.worker_process import WorkerProcess
-from stream.kafka import KafkaSettings, ensure_topics
-from stream.topic_log import log_ranges, partition_for
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import dump_spec
+from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Head, Step
+from ebbtide.ops.config.settings import (
+    PolicySettings,
+    RedisSettings,
+    Settings,
+    TopicSettings,
+    child_environment,
+    for_child,
+)
+from ebbtide.ops.stack.local import LocalStack
+from ebbtide.ops.worker.connect import open_store, topic_specs
+from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.kafka.client import KafkaSettings, ensure_topics
+from ebbtide.stream.kafka.reader import log_ranges, partition_for
 from tests.bench.producer import PARTITIONS
 from tests.bench.traffic import BEGINS_BEFORE_MS, SPEC, batch_of, clicks
-from tests.support.proxy import Proxy
+from tests.support.servers.proxy import Proxy
 
 POLL_S = 0.01
 SAMPLE_EVERY_S = 1.0
@@ -87,7 +94,7 @@ class Bench:
         self.layout = Layout(SPEC)
         self.redis = Redis.from_url(stack.redis_url)
         if quick:
-            from tests.support.models import publish
+            from tests.support.seams.models import publish
 
             self._model, self._enter = publish(directory / "models", spec=SPEC, sizes=(8, 128)), 0.9
         else:
@@ -230,7 +237,16 @@ def rebuild(bench: Bench, sizes: Sizes) -> dict[str, Any]:
     config, out = bench.directory / "rebuild.yaml", bench.directory / "rebuild.json"
     data, secrets = for_child(settings)
     config.write_text(yaml.safe_dump(data))
-    command = [sys.executable, "-m", "ops.cli", "rebuild", "--config", str(config), "--prefix", "rebuilt:"]
+    command = [
+        sys.executable,
+        "-m",
+        "ebbtide.ops.cli",
+        "rebuild",
+        "--config",
+        str(config),
+        "--prefix",
+        "rebuilt:",
+    ]
     began_s = time.monotonic()
     subprocess.run(
         [*command, "--json", str(out)], check=True, capture_output=True, env=child_environment(**secrets)

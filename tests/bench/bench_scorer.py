@@ -25,14 +25,14 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from featurestore.layout import Layout
-from featurestore.spec import Sequence, Spec
-from model import runtime
-from model.manifest import read_manifest
-from model.program import Program
-from model.scorer import Scorer
-from model.served import input_specs
-from tests.support.models import SPEC, Sample, publish, sample
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import Sequence, Spec
+from ebbtide.model.graph.served import input_specs
+from ebbtide.model.serving import runtime
+from ebbtide.model.serving.manifest import read_manifest
+from ebbtide.model.serving.program import Program
+from ebbtide.model.serving.scorer import Scorer
+from tests.support.seams.models import SPEC, Sample, publish, sample
 
 ROWS = 2_048
 ROUNDS = 40

@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 from redis.asyncio import Redis
 
-from featurestore.cache import Cache, load_through
-from featurestore.redis_store import RedisStore
-from featurestore.store import CUSTOMERS_MAX, Head, Step
-from ops.local_stack import LocalValkey
+from ebbtide.featurestore.store.cache import Cache, load_through
+from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Head, Step
+from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.ops.stack.local import LocalValkey
 
 CUSTOMERS = 50_000
 ROUNDS = 60

@@ -19,10 +19,10 @@ from pathlib import Path
 import orjson
 from aiokafka import AIOKafkaProducer
 
-from ops.local_stack import LocalKafka
-from stream.app import FaustSource
-from stream.fetched import FetchedBatch
-from stream.kafka import KafkaSettings, TopicSpec, ensure_topics
+from ebbtide.ops.stack.local import LocalKafka
+from ebbtide.stream.batch import FetchedBatch
+from ebbtide.stream.consumer.app import FaustSource
+from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, ensure_topics
 
 PARTITIONS = 8
 PADDING = "x" * 100  # makes a value about 180 bytes, as a small clickstream event is

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.fold import Folder, Points
-from featurestore.layout import Layout
-from ops.quiet import load_tensorflow
+from ebbtide.featurestore.record.fold import Folder, Points
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.ops.tensorflow import load_tensorflow
 from tests.bench.idiomatic import filled_columns
 from tests.bench.traffic import SPEC, batch_of, clicks
 
@@ -36,10 +36,10 @@ def main(directory: Path, start_ms: int) -> None:
     load_tensorflow()
     import tensorflow as tf
 
-    from model.artifact import Facts, export
-    from model.calibrator import Calibrator
-    from model.features import FeatureLayer
-    from model.network import NetworkConfig, adapt, build_network
+    from ebbtide.model.graph.calibrator import Calibrator
+    from ebbtide.model.graph.features import FeatureLayer
+    from ebbtide.model.graph.network import NetworkConfig, adapt, build_network
+    from ebbtide.model.serving.artifact import Facts, export
 
     layout, points = Layout(SPEC), _points(start_ms)
     layer = FeatureLayer(SPEC)

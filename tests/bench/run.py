@@ -19,9 +19,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 from redis.asyncio import Redis
 
-from featurestore.layout import Layout
-from featurestore.redis_store import RedisStore
-from stream.kafka import KafkaSettings, TopicSpec, admin, ensure_topics
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, admin, ensure_topics
 from tests.bench.logs import Alerts, Input, latencies, read_alerts, read_input, throughput
 from tests.bench.producer import PARTITIONS
 from tests.bench.publish import ALERT_SHARE

@@ -22,8 +22,8 @@ from typing import Self
 import psutil
 import yaml
 
-from featurestore.spec import dump_spec
-from ops.settings import child_environment
+from ebbtide.featurestore.spec import dump_spec
+from ebbtide.ops.config.settings import child_environment
 from tests.bench.traffic import SPEC
 
 SAMPLE_EVERY_S = 0.25
@@ -86,7 +86,7 @@ def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tupl
     spec = scratch / "spec.yaml"
     spec.write_text(yaml.safe_dump(dump_spec(SPEC)))
     enter = str(place.enter["ours"])
-    return [sys.executable, "-m", "ops.cli", "worker"], child_environment(
+    return [sys.executable, "-m", "ebbtide.ops.cli", "worker"], child_environment(
         EBBTIDE_SPEC=str(spec), EBBTIDE_MODEL=str(place.directory / "models" / SPEC.name),
         EBBTIDE_KAFKA_URL=f"kafka://{place.kafka_url}", EBBTIDE_REDIS_URL=place.redis_url,
         EBBTIDE_KAFKA__TOPIC=variant.topic, EBBTIDE_KAFKA__GROUP=variant.topic,

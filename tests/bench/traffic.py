@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.durations import DAY_MS
-from featurestore.event import EventBatch
-from featurestore.spec import Spec, parse_spec
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.spec import Spec, parse_spec
+from ebbtide.featurestore.times.durations import DAY_MS
 
 CUSTOMERS = 20_000
 LIVELINESS = 1.0  # sigma of the logarithm of a customer's rate

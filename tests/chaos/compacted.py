@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.settings import Settings
-from stream.kafka import ensure_topics
-from stream.topic_log import log_ranges, read_topic
+from ebbtide.ops.config.settings import Settings
+from ebbtide.stream.kafka.client import ensure_topics
+from ebbtide.stream.kafka.reader import log_ranges, read_topic
 from tests.chaos.config import FETCH_BYTES, RUN_RECORDS, proxied, topics
 from tests.chaos.feed import Acknowledged, Orders
 from tests.chaos.monitor import Monitor

@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from ops.connect import topic_specs
-from ops.settings import Settings
-from stream.kafka import TopicSpec
-from stream.kafka_settings import KafkaSettings
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.worker.connect import topic_specs
+from ebbtide.stream.kafka.client import TopicSpec
+from ebbtide.stream.kafka.settings import KafkaSettings
 from tests.chaos.scene import Scene
 from tests.chaos.shape import Shape
 

@@ -15,22 +15,22 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.event import TOMBSTONE
-from featurestore.fold import Folder
-from featurestore.layout import Layout
-from featurestore.parse import ParseLimits, Parser
-from featurestore.spec import load_spec
-from model.runtime import configure
-from model.scorer import Scorer
-from ops.serve import Serving, serving
-from ops.settings import Settings
-from stream.batching import Batcher, Scored
-from stream.clock import SystemClock
-from stream.compose import Composer
-from stream.decisions import decide
-from stream.fetched import FetchedBatch, Record
-from stream.telemetry import Silent
-from stream.topic_log import read_topic
+from ebbtide.featurestore.events.event import TOMBSTONE
+from ebbtide.featurestore.events.parse import ParseLimits, Parser
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.model.serving.runtime import configure
+from ebbtide.model.serving.scorer import Scorer
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.worker.run import Serving, serving
+from ebbtide.stream.batch import FetchedBatch, Record
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.outputs.compose import Composer
+from ebbtide.stream.policy import decide
+from ebbtide.stream.scoring.batcher import Batcher, Scored
+from ebbtide.stream.telemetry import Silent
 from tests.chaos.feed import checksum
 
 CHUNK = 1_000

@@ -25,7 +25,7 @@ from tests.chaos.scene import BROKERS, Scene
 from tests.chaos.shape import LOSES_ALL, NETWORK, Shape
 from tests.chaos.workers import Crew, Worker, until
 
-MANIFEST = "manifest.json"  # model.manifest says so, and imports TensorFlow
+MANIFEST = "manifest.json"  # model.serving.manifest says so, and imports TensorFlow
 SERVING = 0.7  # of the killed are workers that have partitions; the others as they come, starting or not
 TAKE_S_MAX = 30.0  # a deadline: it takes seconds, and far more on a machine that is busy
 LOSSES_UNTIL = 0.35

@@ -20,8 +20,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from numpy.typing import NDArray
 
-from featurestore.errors import EbbtideError
-from featurestore.redis_store import RedisStore
+from ebbtide.featurestore.errors import EbbtideError
+from ebbtide.featurestore.store.redis.store import RedisStore
 
 LOOK_S = 0.2
 ANSWER_S = 2.0

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from ops.stack_watchdog import die_with
+from ebbtide.ops.stack.watchdog import die_with
 from tests.chaos.feed import Acknowledged, Orders, write_orders
 
 MODULE = "tests.chaos.feed"

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from featurestore.layout import Layout
-from featurestore.spec import load_spec
-from ops.connect import open_store
-from ops.quiet import load_tensorflow
-from ops.settings import Settings, quiet_libraries
-from stream.kafka import ensure_topics
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.config.settings import Settings, quiet_libraries
+from ebbtide.ops.tensorflow import load_tensorflow
+from ebbtide.ops.worker.connect import open_store
+from ebbtide.stream.kafka.client import ensure_topics
 from tests.chaos.compacted import Holes
 from tests.chaos.config import (
     FETCH_BYTES,

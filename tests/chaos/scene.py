@@ -18,9 +18,9 @@ from pathlib import Path
 
 from redis import Redis
 
-from ops.local_stack import LocalKafka, LocalValkey
-from ops.stack_keeper import free_ports
-from tests.support.proxy import Proxy
+from ebbtide.ops.stack.local import LocalKafka, LocalValkey
+from ebbtide.ops.stack.server import free_ports
+from tests.support.servers.proxy import Proxy
 
 BROKERS = 3
 REWRITE_S_MAX, LOOK_S = 20.0, 0.02

@@ -11,13 +11,13 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
-from featurestore.layout import Layout
-from featurestore.redis_store import RedisStore
-from featurestore.spec import load_spec
-from ops.connect import open_store
-from ops.settings import Settings
-from stream.dead_letter import read
-from stream.topic_log import log_ranges, read_topic
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.worker.connect import open_store
+from ebbtide.stream.kafka.reader import log_ranges, read_topic
+from ebbtide.stream.outputs.dead_letter import read
 from tests.chaos.expected import Expected, same_version
 from tests.chaos.feed import Acknowledged, checksum
 from tests.chaos.monitor import marks_of

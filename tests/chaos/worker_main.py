@@ -1,4 +1,4 @@
-"""What a worker process of a chaos run is: the real `ops.serve.work`, in a fork of a process that has imported it.
+"""What a worker process of a chaos run is: the real `ops.worker.run.work`, in a fork of a process that has imported it.
 
 TensorFlow takes ten seconds of a core to import; a hundred kills in ten minutes leave no room for that. So a fork
 server imports this module once, and each worker is forked from it. TensorFlow's runtime, its threads and every client
@@ -13,19 +13,20 @@ import sys
 import threading
 from pathlib import Path
 
-from featurestore.errors import EbbtideError, StoreUnavailable
-from featurestore.event import EventBatch
-from featurestore.fold import Folder
-from featurestore.hashing import hash_texts
-from featurestore.layout import Layout
-from featurestore.spec import load_spec
-from model.runtime import configure
-from model.scorer import Scorer
-from ops import logs, serve
-from ops.quiet import load_tensorflow
-from ops.settings import Settings
-from ops.stack_watchdog import die_with
-from stream.errors import BrokerUnavailable
+from ebbtide.featurestore.errors import EbbtideError, StoreUnavailable
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.hashing import hash_texts
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.model.serving.runtime import configure
+from ebbtide.model.serving.scorer import Scorer
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.observe import logs
+from ebbtide.ops.stack.watchdog import die_with
+from ebbtide.ops.tensorflow import load_tensorflow
+from ebbtide.ops.worker import run as serve
+from ebbtide.stream.errors import BrokerUnavailable
 from tests.chaos.config import SPEC
 from tests.chaos.workers import AWAY, FATAL
 
@@ -76,7 +77,7 @@ async def _compile_in_order() -> None:
 
 def publish_model(directory: str, spec: str, log: str) -> None:
     """Publish the model of `spec` below `directory`."""
-    from tests.support.models import publish
+    from tests.support.seams.models import publish
 
     _write_to(log)
     configure()

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 import numpy as np
 import pytest
 
-from ops.local_stack import LocalValkey
-from tests.support.stores import Backend, memory_backend, redis_backend
+from ebbtide.ops.stack.local import LocalValkey
+from tests.support.seams.stores import Backend, memory_backend, redis_backend
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ import jsonschema
 import orjson
 import pytest
 
-from featurestore.contract import Reason, event_schema
-from featurestore.parse import Parser
-from featurestore.spec import parse_spec
+from ebbtide.featurestore.events.contract import Reason, event_schema
+from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.spec import parse_spec
 from tests.support.fuzz import NOW_MS, ODD, good
-from tests.support.streams import LogRecord
+from tests.support.seams.streams import LogRecord
 
 SPEC = parse_spec(
     {

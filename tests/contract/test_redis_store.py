@@ -14,11 +14,11 @@ import pytest
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
-from featurestore.errors import Fenced, LayoutError, StoreMisconfigured, StoreUnavailable
-from featurestore.redis_store import RedisStore
-from featurestore.store import CUSTOMERS_MAX, RESETTING, Head
-from ops.local_stack import LocalValkey
-from tests.support.stores import DTYPE, PARTITIONS, State, random_step, state_of, step_of
+from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured, StoreUnavailable
+from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, RESETTING, Head
+from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.ops.stack.local import LocalValkey
+from tests.support.seams.stores import DTYPE, PARTITIONS, State, random_step, state_of, step_of
 
 pytestmark = pytest.mark.redis
 RNG = np.random.default_rng(0)

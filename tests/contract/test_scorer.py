@@ -12,11 +12,11 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from featurestore.layout import Layout
-from model.artifact import SIZES
-from model.program import BLOCK, Program
-from model.scorer import Scorer, ScorerSlot
-from tests.support.models import LAYOUT, TINY, Sample, publish, sample
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.model.serving.artifact import SIZES
+from ebbtide.model.serving.program import BLOCK, Program
+from ebbtide.model.serving.scorer import Scorer, ScorerSlot
+from tests.support.seams.models import LAYOUT, TINY, Sample, publish, sample
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featurestore.errors import Fenced, LayoutError, StoreUnavailable
-from featurestore.memory_store import MemoryStore
-from featurestore.store import CUSTOMERS_MAX, DUE_MS_MAX, STEP_BYTES_MAX, Head, Step, check_head
-from tests.support.stores import (
+from ebbtide.featurestore.errors import Fenced, LayoutError, StoreUnavailable
+from ebbtide.featurestore.store.memory import MemoryStore
+from ebbtide.featurestore.store.protocol import (
+    CUSTOMERS_MAX,
+    DUE_MS_MAX,
+    STEP_BYTES_MAX,
+    Head,
+    Step,
+    check_head,
+)
+from tests.support.seams.stores import (
     DTYPE,
     LAYOUT,
     PARTITIONS,

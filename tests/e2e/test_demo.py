@@ -21,7 +21,7 @@ NAMES = {
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EBBTIDE_")}
-    command = [sys.executable, "-m", "ops.cli", "demo", "--out", str(folder / "run"), *arguments]
+    command = [sys.executable, "-m", "ebbtide.ops.cli", "demo", "--out", str(folder / "run"), *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )  # fmt: skip

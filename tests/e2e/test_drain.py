@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.layout import Layout
-from ops.connect import open_store, topic_specs
-from ops.settings import Settings
-from ops.worker_process import WorkerProcess
-from stream.kafka import ensure_topics
-from tests.support.models import TINY, publish
-from tests.support.outages import (
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.worker.connect import open_store, topic_specs
+from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.kafka.client import ensure_topics
+from tests.support.seams.models import TINY, publish
+from tests.support.workers.outages import (
     PARTITIONS,
     Outage,
     applied,

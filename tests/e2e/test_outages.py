@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.layout import Layout
-from ops.connect import open_store, topic_specs
-from ops.worker_process import WorkerProcess
-from stream.clock import SystemClock
-from stream.fetch_thread import COMMIT_S, STOP_S
-from stream.kafka import ensure_topics
-from stream.kafka_sink import FLUSH_S
-from tests.support.models import TINY
-from tests.support.outages import (
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.ops.worker.connect import open_store, topic_specs
+from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.consumer.thread import COMMIT_S, STOP_S
+from ebbtide.stream.kafka.client import ensure_topics
+from ebbtide.stream.kafka.producer import FLUSH_S
+from tests.support.seams.models import TINY
+from tests.support.workers.outages import (
     PARTITIONS,
     Feed,
     Outage,

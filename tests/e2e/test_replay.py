@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.spec import load_spec
-from ops.settings import DEFAULT_SPEC
-from ops.simulate import Scenario, simulate
-from ops.simulated import write_jsonl
-from tests.support.models import publish
-from tests.support.services import Services
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.config.settings import DEFAULT_SPEC
+from ebbtide.ops.demo.shop.behaviour import Scenario, simulate
+from ebbtide.ops.demo.shop.events import write_jsonl
+from tests.support.seams.models import publish
+from tests.support.servers.services import Services
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -25,7 +25,7 @@ def day(n: int) -> str:
 
 def ebbtide(*arguments: str, stack: Services) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "EBBTIDE_KAFKA_URL": stack.kafka_url, "EBBTIDE_REDIS_URL": stack.redis_url}
-    command = [sys.executable, "-m", "ops.cli", *arguments]
+    command = [sys.executable, "-m", "ebbtide.ops.cli", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 

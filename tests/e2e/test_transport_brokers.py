@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from ops.local_stack import LocalKafka
-from stream.kafka import KafkaSettings, TopicSpec, ensure_topics
-from stream.topic_log import read_topic
+from ebbtide.ops.stack.local import LocalKafka
+from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, ensure_topics
+from ebbtide.stream.kafka.reader import read_topic
 from tests.support.receiver import MemoryChain, Receiver, check_chain, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

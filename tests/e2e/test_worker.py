@@ -11,19 +11,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from featurestore.spec import load_spec
-from ops.connect import topic_specs
-from ops.settings import DEFAULT_SPEC, Settings
-from ops.worker_process import WorkerProcess
-from stream.alert import Alert
-from stream.clock import SystemClock
-from stream.dead_letter import read
-from stream.kafka import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
-from stream.message import Message
-from stream.topic_log import read_topic
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
+from ebbtide.ops.worker.connect import topic_specs
+from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
+from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.outputs.alert import Alert
+from ebbtide.stream.outputs.dead_letter import read
+from ebbtide.stream.outputs.message import Message
 from tests.support.fuzz import NOW_MS, fuzzed
-from tests.support.models import publish
-from tests.support.services import Services
+from tests.support.seams.models import publish
+from tests.support.servers.services import Services
 
 RECORDS = 8_000
 HUGE = b'{"user_id": "c1", "type": "page_view", "ts": 1, "properties": {"x": "' + b"x" * 10_000_000 + b'"}}'

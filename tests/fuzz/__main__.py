@@ -18,9 +18,9 @@ from pathlib import Path
 
 import click
 
-from ops.console import json_option, steps, table_and_json
-from ops.settings import quiet_libraries
-from stream.clock import SystemClock
+from ebbtide.ops.config.settings import quiet_libraries
+from ebbtide.ops.console import json_option, steps, table_and_json
+from ebbtide.stream.clock import SystemClock
 from tests.fuzz.figures import Serving, figures, table_of
 from tests.fuzz.parsing import fuzz_parser
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from featurestore.contract import Reason
-from featurestore.parse import Parsed, Parser
-from featurestore.spec import Spec, load_spec, parse_spec
-from ops.settings import DEFAULT_SPEC
+from ebbtide.featurestore.events.contract import Reason
+from ebbtide.featurestore.events.parse import Parsed, Parser
+from ebbtide.featurestore.spec import Spec, load_spec, parse_spec
+from ebbtide.ops.config.settings import DEFAULT_SPEC
 from tests.support.fuzz import fuzzed
-from tests.support.streams import LogRecord
+from tests.support.seams.streams import LogRecord
 
 CHUNK = 5_000
 """Records made at once: few enough that memory says nothing of them."""

@@ -16,23 +16,23 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from featurestore.parse import Parser
-from featurestore.spec import load_spec
-from ops.connect import topic_specs
-from ops.local_stack import LocalStack
-from ops.settings import DEFAULT_SPEC, Settings
-from ops.worker_process import WorkerProcess
-from stream.clock import SystemClock
-from stream.dead_letter import read
-from stream.kafka import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
-from stream.message import Message
-from stream.topic_log import read_topic
+from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
+from ebbtide.ops.stack.local import LocalStack
+from ebbtide.ops.worker.connect import topic_specs
+from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
+from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.outputs.dead_letter import read
+from ebbtide.stream.outputs.message import Message
 from tests.fuzz.figures import Serving
 from tests.fuzz.parsing import CHUNK
 from tests.fuzz.requesting import fuzz_face
 from tests.support.fuzz import NOW_MS, fuzzed
-from tests.support.models import publish
-from tests.support.streams import LogRecord
+from tests.support.seams.models import publish
+from tests.support.seams.streams import LogRecord
 
 TOPIC, TOKEN = "fuzzed", "fuzz-token"
 GROWTH_BYTES_MAX = 512 << 20

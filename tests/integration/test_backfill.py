@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from featurestore.errors import LayoutError, StoreUnavailable
-from featurestore.memory_store import MemoryStore
-from featurestore.store import Step, check_head
-from ops.backfill import StateExists, backfill
-from tests.support.histories import columns, random_history
-from tests.support.scoring import LAYOUT, SPEC
+from ebbtide.featurestore.errors import LayoutError, StoreUnavailable
+from ebbtide.featurestore.store.memory import MemoryStore
+from ebbtide.featurestore.store.protocol import Step, check_head
+from ebbtide.ops.state.backfill import StateExists, backfill
+from tests.support.oracle.histories import columns, random_history
+from tests.support.seams.scoring import LAYOUT, SPEC
 
 PARTITIONS = 3
 NOW_MS = 4_000_000_000_000

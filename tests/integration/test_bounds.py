@@ -12,18 +12,20 @@ from pathlib import Path
 import orjson
 import pytest
 
-from featurestore.layout import Layout
-from ops.connect import open_store, topic_specs
-from ops.worker_process import WorkerProcess
-from stream.dead_letter import FLOOD_RECORDS, read
-from stream.kafka import ensure_topics
-from stream.kafka_sink import KafkaSink
-from stream.message import Message
-from stream.topic_log import read_topic
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.ops.worker.connect import open_store, topic_specs
+from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.kafka.client import ensure_topics
+from ebbtide.stream.kafka.producer import KafkaSink
+from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.outputs.dead_letter import FLOOD_RECORDS, read
+from ebbtide.stream.outputs.message import Message
 from tests.integration.test_pipeline import LIMITS, World, logs_of
 from tests.integration.test_pipeline import PARTITIONS as WORLD_PARTITIONS
-from tests.support.models import TINY
-from tests.support.outages import (
+from tests.support.seams.models import TINY
+from tests.support.seams.scoring import ArithmeticModel
+from tests.support.seams.streams import LogSource
+from tests.support.workers.outages import (
     PARTITIONS,
     Outage,
     Watch,
@@ -38,8 +40,6 @@ from tests.support.outages import (
     sigterm,
     until,
 )
-from tests.support.scoring import ArithmeticModel
-from tests.support.streams import LogSource
 
 WARM, BACKLOG = 10_000, 200_000
 SLOW_S, SLOW_BYTES_PER_S, SLOW_FOR_S = 1.0, 1e6, 8.0

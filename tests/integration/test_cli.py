@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.spec import load_spec
-from ops.cli import COMMANDS
-from ops.local_stack import LocalValkey
-from ops.settings import DEFAULT_SPEC
-from tests.support.models import SPEC, publish
-from tests.support.services import Services
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.cli import COMMANDS
+from ebbtide.ops.config.settings import DEFAULT_SPEC
+from ebbtide.ops.stack.local import LocalValkey
+from tests.support.seams.models import SPEC, publish
+from tests.support.servers.services import Services
 
 NOWHERE = "127.0.0.1:9"
 """The discard port: nobody listens there."""
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "ops.cli", *arguments]
+    return [sys.executable, "-m", "ebbtide.ops.cli", *arguments]
 
 
 def environment(**settings: str) -> dict[str, str]:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ops.commands.dlq import command
-from stream.dead_letter import Position, letter, passed_on
-from stream.dead_letter_replay import CHUNK_LETTERS, replay
-from stream.kafka import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
-from stream.message import Message
-from stream.topic_log import LogRecord, read_topic
-from tests.support.services import Services
+from ebbtide.ops.commands.dlq import command
+from ebbtide.stream.dlq.replay import CHUNK_LETTERS, replay
+from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
+from ebbtide.stream.kafka.reader import LogRecord, read_topic
+from ebbtide.stream.outputs.dead_letter import Position, letter, passed_on
+from ebbtide.stream.outputs.message import Message
+from tests.support.servers.services import Services
 
 pytestmark = pytest.mark.kafka
 

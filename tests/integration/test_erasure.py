@@ -21,20 +21,20 @@ import pytest
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 
-from featurestore.layout import Rows
-from featurestore.store import Store
-from ops.http import Face
-from ops.logs import capture_logs
-from ops.metrics import Metrics
-from ops.rebuild import Counts, Rebuild, Silence
-from ops.rebuild_plan import plan
-from ops.settings import HttpSettings
-from stream.dead_letter_replay import replay
-from stream.kafka import KafkaSink
-from stream.message import Message
-from stream.settled_log import open_settled
-from tests.support.services import Services
-from tests.support.worlds import NEW, OLD, PARTITIONS, T0, WAIT_S, Clicks, World, commit
+from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.protocol import Store
+from ebbtide.ops.config.settings import HttpSettings
+from ebbtide.ops.http.server import Face
+from ebbtide.ops.observe.logs import capture_logs
+from ebbtide.ops.observe.metrics import Metrics
+from ebbtide.ops.state.plan import plan
+from ebbtide.ops.state.rebuild import Counts, Rebuild, Silence
+from ebbtide.stream.dlq.replay import replay
+from ebbtide.stream.kafka.client import KafkaSink
+from ebbtide.stream.kafka.committed_log import open_settled
+from ebbtide.stream.outputs.message import Message
+from tests.support.servers.services import Services
+from tests.support.workers.worlds import NEW, OLD, PARTITIONS, T0, WAIT_S, Clicks, World, commit
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 

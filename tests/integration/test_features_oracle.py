@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurestore.durations import DAY_MS
-from featurestore.fold import Folder
-from featurestore.layout import Layout, Rows
-from featurestore.spec import Spec, load_spec
-from featurestore.vector import features
-from model.features import FeatureLayer
-from tests.support.histories import columns, of, random_history, random_spec
-from tests.support.oracle import Life, walk
-from tests.support.oracle import features as oracle_features
+from ebbtide.featurestore.record.features import features
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Layout, Rows
+from ebbtide.featurestore.spec import Spec, load_spec
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.model.graph.features import FeatureLayer
+from tests.support.oracle.histories import columns, of, random_history, random_spec
+from tests.support.oracle.oracle import Life, walk
+from tests.support.oracle.oracle import features as oracle_features
 
 SEEDS = range(12)
 SPECS = Path(__file__).resolve().parents[2] / "ops" / "specs"

@@ -11,14 +11,14 @@ from typing import Any
 
 from aiohttp import web
 
-from featurestore.memory_store import MemoryStore
-from featurestore.parse import Parsed, Parser
-from featurestore.spec import load_spec
-from ops.settings import DEFAULT_SPEC
+from ebbtide.featurestore.events.parse import Parsed, Parser
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.store.memory import MemoryStore
+from ebbtide.ops.config.settings import DEFAULT_SPEC
 from tests.fuzz.parsing import REASONS, fuzz_parser
 from tests.fuzz.requesting import CLIENTS, fuzz_face
 from tests.integration.test_http import face, filled, get
-from tests.support.scoring import LAYOUT
+from tests.support.seams.scoring import LAYOUT
 
 SEED = 20_261
 

@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from featurestore.errors import StoreMisconfigured, StoreUnavailable
-from featurestore.event import EventBatch
-from featurestore.fold import Folder
-from featurestore.layout import Rows
-from featurestore.memory_store import MemoryStore
-from featurestore.store import Head, Step
-from ops.http import Face
-from ops.http_door import Bounds
-from ops.logs import capture_logs
-from ops.metrics import Metrics
-from ops.settings import HttpSettings
-from stream.clock import ManualClock, SystemClock
-from stream.errors import ScorerUnavailable
-from stream.telemetry import Dispatched, Stepped
-from tests.support.scoring import LAYOUT, ArithmeticModel
+from ebbtide.featurestore.errors import StoreMisconfigured, StoreUnavailable
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.memory import MemoryStore
+from ebbtide.featurestore.store.protocol import Head, Step
+from ebbtide.ops.config.settings import HttpSettings
+from ebbtide.ops.http.limits import Bounds
+from ebbtide.ops.http.server import Face
+from ebbtide.ops.observe.logs import capture_logs
+from ebbtide.ops.observe.metrics import Metrics
+from ebbtide.stream.clock import ManualClock, SystemClock
+from ebbtide.stream.errors import ScorerUnavailable
+from ebbtide.stream.telemetry import Dispatched, Stepped
+from tests.support.seams.scoring import LAYOUT, ArithmeticModel
 
 DAY_MS = 86_400_000
 T0 = 1_700_000_000_000
@@ -351,7 +351,8 @@ async def test_what_is_away_is_503_and_says_when_to_come_again() -> None:
                 assert ("Retry-After: 5" in head) == (status == 503)
                 assert (await get(address + "/healthz"))[0] == 200
     assert "c-4711" not in str([vars(record) for record in logs])
-    assert [r.reason for r in logs if r.name == "ops.http"] == ["KeyError", "StoreMisconfigured"]  # type: ignore[attr-defined]  # from extra
+    ours = [record for record in logs if record.name == "ebbtide.ops.http.server"]
+    assert [vars(record)["reason"] for record in ours] == ["KeyError", "StoreMisconfigured"]
 
 
 async def test_nobody_keeps_a_connection_by_being_slow() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.layout import Layout, Rows
-from model.scorer import Scorer
-from stream.isolate import Guarded, stand_in
-from tests.support.models import TINY, publish, sample
+from ebbtide.featurestore.record.layout import Layout, Rows
+from ebbtide.model.serving.scorer import Scorer
+from ebbtide.stream.scoring.guard import Guarded, stand_in
+from tests.support.seams.models import TINY, publish, sample
 
 MARK = 2**32 - 1
 

@@ -16,23 +16,23 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
-from ops.local_stack import LocalKafka
-from ops.logs import capture_logs
-from ops.stack_keeper import free_ports
-from stream.errors import BrokerMisconfigured, BrokerUnavailable, RecordTooLarge
-from stream.kafka import (
+from ebbtide.ops.observe.logs import capture_logs
+from ebbtide.ops.stack.local import LocalKafka
+from ebbtide.ops.stack.server import free_ports
+from ebbtide.stream.errors import BrokerMisconfigured, BrokerUnavailable, RecordTooLarge
+from ebbtide.stream.kafka.client import (
     KafkaSettings,
     KafkaSink,
     TopicSpec,
     check_connection,
     ensure_topics,
 )
-from stream.kafka_security import _warn_of_plaintext
-from stream.kafka_sink import PRODUCE_BATCH_BYTES
-from stream.message import Message
-from stream.topic_log import log_ranges, partition_for, read_topic
+from ebbtide.stream.kafka.producer import PRODUCE_BATCH_BYTES
+from ebbtide.stream.kafka.reader import log_ranges, partition_for, read_topic
+from ebbtide.stream.kafka.security import _warn_of_plaintext
+from ebbtide.stream.outputs.message import Message
 from tests.support.receiver import until
-from tests.support.services import Services
+from tests.support.servers.services import Services
 
 pytestmark = pytest.mark.kafka
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from ops.logs import capture_logs
-from stream.bookmarks import Bookmarks
-from stream.errors import BrokerMisconfigured, BrokerUnavailable, StreamError
-from stream.kafka import KafkaSettings, KafkaSink, TopicSpec, check_connection, ensure_topics
-from stream.message import Message
-from stream.topic_log import log_ranges, read_topic
-from tests.support.kafka_servers import ASKED, PASSWORD, SHORT_S, SecureKafka, allow, secure_kafka, token
+from ebbtide.ops.observe.logs import capture_logs
+from ebbtide.stream.errors import BrokerMisconfigured, BrokerUnavailable, StreamError
+from ebbtide.stream.kafka.bookmarks import Bookmarks
+from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, check_connection, ensure_topics
+from ebbtide.stream.kafka.reader import log_ranges, read_topic
+from ebbtide.stream.outputs.message import Message
 from tests.support.receiver import MemoryChain, Receiver, until
+from tests.support.servers.kafka import ASKED, PASSWORD, SHORT_S, SecureKafka, allow, secure_kafka, token
 
 pytestmark = pytest.mark.kafka
 PROMPTLY_S = 8.0

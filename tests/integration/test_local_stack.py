@@ -16,13 +16,13 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from ops.errors import RegistryUnreachable, ServerFailed, StackError, StackGone
-from ops.local_stack import LocalKafka, LocalStack, LocalValkey
-from ops.stack_jars import KafkaJars, Recording
-from ops.stack_keeper import Keeper, Server, free_ports
-from ops.stack_probe import kafka_nodes, redis_pid
-from ops.stack_up import up
-from tests.support.services import Services
+from ebbtide.ops.errors import RegistryUnreachable, ServerFailed, StackError, StackGone
+from ebbtide.ops.stack.jars import KafkaJars, Recording
+from ebbtide.ops.stack.local import LocalKafka, LocalStack, LocalValkey
+from ebbtide.ops.stack.probe import kafka_nodes, redis_pid
+from ebbtide.ops.stack.server import Keeper, Server, free_ports
+from ebbtide.ops.stack.up import up
+from tests.support.servers.services import Services
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,7 +179,7 @@ async def test_three_brokers_serve_on_while_one_is_killed(
 PARENT = """
 import os, signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
-from ops.local_stack import LocalStack, LocalValkey
+from ebbtide.ops.stack.local import LocalStack, LocalValkey
 stack = LocalStack() if sys.argv[1] == "stack" else LocalValkey()
 starter = threading.Thread(target=stack.start)  # the thread that starts the servers ends at once: nothing may follow it
 starter.start(); starter.join()
@@ -235,7 +235,7 @@ def test_servers_end_with_their_watchdog() -> None:
 
 def test_stack_up_prints_its_urls_and_ends_with_ctrl_c() -> None:
     """What it prints is for a shell; after SIGINT nothing is left and the exit code is 0."""
-    code = "from ops.stack_up import up; up()"
+    code = "from ops.stack.up import up; up()"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline().decode().strip() for _ in range(3)]

@@ -16,23 +16,23 @@ import numpy as np
 import orjson
 import pytest
 
-from featurestore.cache import Cache
-from featurestore.fold import Folder
-from featurestore.layout import EPISODE_FIELDS
-from featurestore.parse import Parser
-from ops.logs import capture_logs
-from stream.alert import Alert
-from stream.batching import Batcher
-from stream.clock import Clock, SystemClock
-from stream.dead_letter import read
-from stream.effects import Outputs
-from stream.errors import HeadOutsideLog
-from stream.partition import Limits
-from stream.pipeline import Tools
-from stream.telemetry import Silent, Telemetry
-from stream.worker import Worker
-from tests.support.scoring import LAYOUT, SPEC, ArithmeticModel, FussyModel
-from tests.support.streams import Faults, FaultyStore, ListSink, LogRecord, LogSource, MuteSink
+from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import EPISODE_FIELDS
+from ebbtide.featurestore.store.cache import Cache
+from ebbtide.ops.observe.logs import capture_logs
+from ebbtide.stream.clock import Clock, SystemClock
+from ebbtide.stream.errors import HeadOutsideLog
+from ebbtide.stream.outputs.alert import Alert
+from ebbtide.stream.outputs.dead_letter import read
+from ebbtide.stream.outputs.pre_commit import Outputs
+from ebbtide.stream.partition import Limits
+from ebbtide.stream.pipeline import Tools
+from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.telemetry import Silent, Telemetry
+from ebbtide.stream.worker import Worker
+from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel, FussyModel
+from tests.support.seams.streams import Faults, FaultyStore, ListSink, LogRecord, LogSource, MuteSink
 
 TOPIC, PARTITIONS = "clickstream", 3
 DAY_MS = 86_400_000

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.proxy import Proxy
+from tests.support.servers.proxy import Proxy
 
 BLOB = bytes(range(256)) * 20_000
 

@@ -24,19 +24,19 @@ from aiokafka.admin import RecordsToDelete
 from click.testing import CliRunner
 from pydantic import SecretStr
 
-from featurestore.errors import EbbtideError
-from featurestore.spec import dump_spec
-from ops.commands import drop, rebuild
-from ops.rebuild import Counts, Rebuild, Rebuilt, Silence
-from ops.rebuild_plan import NothingToRebuild, NotOurs, plan
-from stream.errors import HeadOutsideLog
-from stream.kafka import admin
-from stream.message import Message
-from stream.settled_log import open_settled
-from tests.support.models import TINY, publish
-from tests.support.proxy import Proxy
-from tests.support.services import Services
-from tests.support.worlds import NEW, OLD, Clicks, Kind, Said, World, commit, eventually
+from ebbtide.featurestore.errors import EbbtideError
+from ebbtide.featurestore.spec import dump_spec
+from ebbtide.ops.commands import drop, rebuild
+from ebbtide.ops.state.plan import NothingToRebuild, NotOurs, plan
+from ebbtide.ops.state.rebuild import Counts, Rebuild, Rebuilt, Silence
+from ebbtide.stream.errors import HeadOutsideLog
+from ebbtide.stream.kafka.client import admin
+from ebbtide.stream.kafka.committed_log import open_settled
+from ebbtide.stream.outputs.message import Message
+from tests.support.seams.models import TINY, publish
+from tests.support.servers.proxy import Proxy
+from tests.support.servers.services import Services
+from tests.support.workers.worlds import NEW, OLD, Clicks, Kind, Said, World, commit, eventually
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 SEED = 41

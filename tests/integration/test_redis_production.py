@@ -18,15 +18,17 @@ from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from featurestore.errors import EbbtideError, Fenced, StoreMisconfigured, StoreUnavailable
-from featurestore.memory_store import MemoryStore
-from featurestore.redis_store import RedisStore
-from featurestore.redis_url import read_url
-from featurestore.store import Head, Step
-from ops.local_stack import LocalValkey
-from ops.stack_keeper import Keeper, free_ports
+from ebbtide.featurestore.errors import EbbtideError, Fenced, StoreMisconfigured, StoreUnavailable
+from ebbtide.featurestore.store.memory import MemoryStore
+from ebbtide.featurestore.store.protocol import Head, Step
+from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.featurestore.store.redis.url import read_url
+from ebbtide.ops.stack.local import LocalValkey
+from ebbtide.ops.stack.server import Keeper, free_ports
 from tests.integration.test_pipeline import World, assert_same_end, clean_run, logs_of
-from tests.support.redis_servers import (
+from tests.support.seams.scoring import LAYOUT
+from tests.support.seams.stores import DTYPE, State, random_step, state_of, step_of
+from tests.support.servers.redis import (
     SERVICE,
     Certificates,
     LocalCluster,
@@ -38,8 +40,6 @@ from tests.support.redis_servers import (
     sentinel,
     tls_server,
 )
-from tests.support.scoring import LAYOUT
-from tests.support.stores import DTYPE, State, random_step, state_of, step_of
 
 pytestmark = pytest.mark.redis
 N = 12  # partitions: every node of three has some

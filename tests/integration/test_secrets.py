@@ -13,20 +13,20 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from featurestore.spec import dump_spec
-from ops.connect import topic_specs
-from ops.errors import WorkerFailed
-from ops.local_stack import LocalValkey
-from ops.secrets import texts_of
-from ops.settings import Settings, child_environment, for_child
-from ops.worker_process import WorkerProcess
-from stream.dead_letter import read
-from stream.kafka import KafkaSettings, KafkaSink, ensure_topics
-from stream.message import Message
-from stream.topic_log import read_topic
+from ebbtide.featurestore.spec import dump_spec
+from ebbtide.ops.config.secrets import texts_of
+from ebbtide.ops.config.settings import Settings, child_environment, for_child
+from ebbtide.ops.errors import WorkerFailed
+from ebbtide.ops.stack.local import LocalValkey
+from ebbtide.ops.worker.connect import topic_specs
+from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, ensure_topics
+from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.outputs.dead_letter import read
+from ebbtide.stream.outputs.message import Message
 from tests.integration.test_http import asking, raw
-from tests.support.models import TINY, publish
-from tests.support.services import Services
+from tests.support.seams.models import TINY, publish
+from tests.support.servers.services import Services
 
 PASSWORD, TOKEN = "valkey-hunter2", "http-t0ken-4711"
 CUSTOMER = "c-4711-of-whom-no-log-knows"
@@ -63,7 +63,7 @@ def shows(settings: Settings, folder: Path) -> str:
     for more in ({}, {"EBBTIDE_HTTP__PORT": "x"}):
         file.write_text(yaml.safe_dump(data))
         done = subprocess.run(
-            [sys.executable, "-m", "ops.cli", "config", "show", "--config", str(file)],
+            [sys.executable, "-m", "ebbtide.ops.cli", "config", "show", "--config", str(file)],
             env=child_environment(**secrets, **more), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == (1 if more else 0), done.stderr

@@ -14,24 +14,24 @@ import pytest
 import tensorflow as tf
 from scipy.special import expit
 
-from featurestore.durations import DAY_MS
-from featurestore.errors import SpecError
-from featurestore.event import EventBatch
-from featurestore.fold import Folder
-from featurestore.layout import Layout
-from featurestore.replay import only, state_at
-from featurestore.spec import Spec, load_spec
-from model.config import TrainConfig
-from model.dataset import draw
-from model.examples import CAUSES
-from model.fit import Trainer, logits
-from model.metrics import log_loss
-from model.network import NetworkConfig
-from model.report import TrainReport
-from model.scorer import Scorer
-from model.train import train_model
-from ops.simulate import Scenario, simulate
-from ops.simulated import TYPES
+from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.record.replay import only, state_at
+from ebbtide.featurestore.spec import Spec, load_spec
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.model.config import TrainConfig
+from ebbtide.model.examples.dataset import draw
+from ebbtide.model.examples.examples import CAUSES
+from ebbtide.model.graph.network import NetworkConfig
+from ebbtide.model.judging.metrics import log_loss
+from ebbtide.model.serving.scorer import Scorer
+from ebbtide.model.training.fit import Trainer, logits
+from ebbtide.model.training.report import TrainReport
+from ebbtide.model.training.train import train_model
+from ebbtide.ops.demo.shop.behaviour import Scenario, simulate
+from ebbtide.ops.demo.shop.events import TYPES
 
 ROOT = Path(__file__).resolve().parents[2]
 START = 1_700_000_000_000

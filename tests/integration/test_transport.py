@@ -18,11 +18,11 @@ from aiokafka.admin import RecordsToDelete
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError
 from redis.asyncio import Redis
 
-from stream.errors import BrokerMisconfigured, HeadOutsideLog, PartitionRevoked
-from stream.fetched import FetchedBatch
-from stream.kafka import KafkaSettings, TopicSpec, admin, ensure_topics
+from ebbtide.stream.batch import FetchedBatch
+from ebbtide.stream.errors import BrokerMisconfigured, HeadOutsideLog, PartitionRevoked
+from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, admin, ensure_topics
 from tests.support.receiver import MemoryChain, Receiver, RedisChain, check_chain, until
-from tests.support.services import Services
+from tests.support.servers.services import Services
 
 pytestmark = pytest.mark.kafka
 ROOT = Path(__file__).resolve().parents[2]

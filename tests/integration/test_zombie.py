@@ -15,25 +15,25 @@ import orjson
 import pytest
 from numpy.typing import NDArray
 
-from featurestore.cache import Cache
-from featurestore.errors import Fenced, StoreUnavailable
-from featurestore.fold import Folder
-from featurestore.layout import Rows
-from featurestore.memory_store import MemoryStore
-from featurestore.parse import Parser
-from featurestore.store import Head, Step
-from stream.batching import Batcher
-from stream.clock import SystemClock
-from stream.dead_letter import FloodGuard, Position, forgotten_at, read
-from stream.effects import Outputs
-from stream.fetched import FetchedBatch
-from stream.muted import NOTHING
-from stream.pipeline import Pipeline, Tools
-from stream.telemetry import Silent
-from stream.worker import Worker
-from tests.support.scoring import LAYOUT, SPEC, ArithmeticModel
-from tests.support.streams import Faults, ListSink, LogRecord, LogSource
-from tests.support.worlds import eventually
+from ebbtide.featurestore.errors import Fenced, StoreUnavailable
+from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.cache import Cache
+from ebbtide.featurestore.store.memory import MemoryStore
+from ebbtide.featurestore.store.protocol import Head, Step
+from ebbtide.stream.batch import FetchedBatch
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.outputs.dead_letter import FloodGuard, Position, forgotten_at, read
+from ebbtide.stream.outputs.pre_commit import Outputs
+from ebbtide.stream.pipeline import Pipeline, Tools
+from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.suppression import NOTHING
+from ebbtide.stream.telemetry import Silent
+from ebbtide.stream.worker import Worker
+from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel
+from tests.support.seams.streams import Faults, ListSink, LogRecord, LogSource
+from tests.support.workers.worlds import eventually
 
 TOPIC, ANN = "clickstream", b"ann"
 OUTPUTS = Outputs("alerts", "dead", "scores")

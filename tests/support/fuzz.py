@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from featurestore.spec import Kind, Spec
-from tests.support.streams import LogRecord
+from ebbtide.featurestore.spec import Kind, Spec
+from tests.support.seams.streams import LogRecord
 
 NOW_MS = 1_767_225_600_000
 """2026-01-01: the Kafka timestamp around which the records arrive."""

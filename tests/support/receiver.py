@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
-from stream.app import FaustSource
-from stream.errors import PartitionRevoked
-from stream.fetched import FetchedBatch, Source
-from stream.kafka import KafkaSettings
+from ebbtide.stream.batch import FetchedBatch, Source
+from ebbtide.stream.consumer.app import FaustSource
+from ebbtide.stream.errors import PartitionRevoked
+from ebbtide.stream.kafka.client import KafkaSettings
 
 Entry = tuple[int, int, list[tuple[int, str]]]
 

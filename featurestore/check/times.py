@@ -1,0 +1,179 @@
+"""What of a log's times does not fit a spec: unit, order, resolution, span, and the rhythm of its customers.
+
+The half of `events.py` that is about time. It knows the traps: seconds read as milliseconds, a coupon stamped at
+midnight, before the basket that it belongs to, a horizon that nothing in the log can confirm, or that most customers
+outlive. It refuses to know files, and to choose a horizon: it says what each would mean.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.check.finding import Finding, count, date, days, error, note, percent, warning
+from ebbtide.featurestore.files.event_log import EventLog
+from ebbtide.featurestore.spec import Role, Spec
+from ebbtide.featurestore.times.durations import DAY_MS, duration_words
+
+_YEAR_MS = 365 * DAY_MS
+_LAST_YEAR = 2105
+LONG_GAPS_MAX = 0.1
+"""More returns than this after the horizon: silence of that length is how these customers live."""
+HORIZONS_MIN = 4
+"""Training, calibration and test follow each other in time, a horizon apart; the last one waits for its labels."""
+SEEN_MIN = 100
+"""Fewer events or gaps than this say nothing about a habit."""
+
+
+def time_findings(log: EventLog, spec: Spec) -> list[Finding]:
+    """Findings about the times of a log of at least one event. After a wrong unit, no other time makes sense."""
+    units = list(_units(log))
+    if any(finding.severity == "error" for finding in units):
+        return units
+    return [*units, *_order(log, spec), *_resolution(log, spec), *_span(log, spec), *_rhythm(log, spec)]
+
+
+def roles(spec: Spec, role: Role) -> list[int]:
+    """Indices of the kinds with a role."""
+    return [code for code, kind in enumerate(spec.kinds) if kind.role == role]
+
+
+def _units(log: EventLog) -> Iterator[Finding]:
+    first, last = int(log.events.time.min()), int(log.events.time.max())
+    size = f"{count(len(log), 'event')} of {count(len(log.events.customers), 'customer')}"
+    yield note("size", f"{size}, {date(first)} to {date(last)}.")
+    if last < _YEAR_MS:
+        yield error(
+            "unit", "All events lie in 1970: seconds, read as milliseconds? Then mapping: {ts_format: s}."
+        )
+    elif last > (_LAST_YEAR - 1970) * _YEAR_MS:
+        yield error("unit", f"The last event is of {date(last)}: is mapping.ts_format right?")
+    elif first < _YEAR_MS:
+        yield warning("unit", f"The first event is of {date(first)}: a stand-in for an unknown time?")
+
+
+def _order(log: EventLog, spec: Spec) -> Iterator[Finding]:
+    if spec.mapping.arrival is None:
+        back = int((np.diff(log.events.position) < 0).sum())
+        if back:
+            steps = count(back, "step")
+            text = f"The file is not in the order of time ({steps} back); it is read as if all had arrived on time."
+            yield note("order", text)
+        return
+    late = log.arrival - log.events.time
+    middle, most = np.quantile(late, (0.5, 0.99))
+    shares = f"{days(middle)} in the median, {days(most)} at 99 %"
+    behind = percent(float((late > DAY_MS).mean()))
+    yield note("lateness", f"Events arrive {shares} after they happen; {behind} are more than a day late.")
+
+
+def _resolution(log: EventLog, spec: Spec) -> Iterator[Finding]:
+    events = log.events
+    end = np.array([kind.stamp == "day_end" for kind in spec.kinds])
+    timed = np.bincount(events.kind, (events.time + end[events.kind]) % DAY_MS != 0, len(spec.kinds)) > 0
+    if not timed.any():
+        yield note("day_resolution", "All events are at midnight: the log knows days, not hours.")
+        if short := [window.words for window in spec.windows if window.hop_ms < DAY_MS]:
+            text = f"The tiles of window {', '.join(short)} are shorter than the day that the log resolves."
+            yield warning("window_short", text)
+        if spec.silence.first_ms < DAY_MS:
+            first = duration_words(spec.silence.first_ms)
+            text = f"silence.first, {first}, is shorter than the day that the log resolves."
+            yield warning("silence_short", text)
+        return
+    of_day = events.customer.astype(np.int64) * (1 << 32) + events.time // DAY_MS
+    lively = np.isin(events.kind, [code for code in roles(spec, "activity") if timed[code]])
+    for code, kind in enumerate(spec.kinds):
+        own = events.kind == code
+        if timed[code] or kind.stamp == "day_end" or own.sum() < SEEN_MIN:
+            continue
+        shared = float(np.isin(of_day[own], of_day[lively]).mean())
+        text = f"Kind {kind.name} is always at midnight, other kinds are not"
+        if shared > 0.5:
+            trap = (
+                f"and in {percent(shared)} of the cases the customer is active later that day. Dated at the day's "
+                f"start it lies before what caused it, and gives the answer away: stamp: day_end?"
+            )
+            yield warning("midnight", f"{text}, {trap}")
+        else:
+            yield note("midnight", f"{text}: its days are known, not its hours.")
+
+
+def _span(log: EventLog, spec: Spec) -> Iterator[Finding]:
+    first, last = int(log.events.time.min()), int(log.events.time.max())
+    span, horizon = last - first, duration_words(spec.horizon_ms)
+    if span <= spec.horizon_ms:
+        text = f"The log spans {days(span)}, the horizon is {horizon}: no silence is confirmed, nothing has a label."
+        yield error("span", text)
+        return
+    until = date(last - spec.horizon_ms)
+    yield note(
+        "labels_until", f"Labels are known until {until}: the log's end less the horizon of {horizon}."
+    )
+    if span < HORIZONS_MIN * spec.horizon_ms:
+        text = f"The log spans {days(span)}, less than {HORIZONS_MIN} horizons of {horizon}"
+        yield warning("span", f"{text}: training, calibration and test slices need a horizon between them.")
+    if long := [window.words for window in spec.windows if window.length_ms > span]:
+        yield warning("window_long", f"Window {', '.join(long)} is longer than the log ({days(span)}).")
+
+
+def _rhythm(log: EventLog, spec: Spec) -> Iterator[Finding]:
+    """How long customers stay away who come back, and how many of the last ones did."""
+    events = log.events
+    active = np.isin(events.kind, roles(spec, "activity"))
+    customer, time = events.customer[active], events.time[active]
+    yield from _gaps(customer, time, spec)
+    if len(time):
+        yield from _base_rate(customer, time, int(events.time.max()), spec)
+
+
+def _gaps(customer: NDArray[np.int32], time: NDArray[np.int64], spec: Spec) -> Iterator[Finding]:
+    order = np.lexsort((time, customer))
+    gaps = np.diff(time[order])[np.diff(customer[order]) == 0]
+    gaps = gaps[gaps > spec.sequence.coalesce_ms]
+    if len(gaps) < SEEN_MIN:
+        return
+    horizon, memory = duration_words(spec.horizon_ms), duration_words(spec.memory_ms)
+    middle, most, nearly_all = np.quantile(gaps, (0.5, 0.95, 0.99))
+    longer = float((gaps > spec.horizon_ms).mean())
+    text = (
+        f"Who comes back does so after {days(middle)} in the median, {days(most)} at 95 %; "
+        f"{percent(longer)} come back after more than the horizon of {horizon}"
+    )
+    if longer > LONG_GAPS_MAX:
+        yield warning("horizon_short", f"{text}: many whom the label counts as lost are not.")
+    else:
+        yield note("rhythm", f"{text}.")
+    if spec.eligibility.max_silence_ms is None:
+        limit = -(-int(nearly_all) // DAY_MS)
+        text = f"Customers are scored however long silent, until memory ends ({memory}). 99 % of the returns come"
+        cure = (
+            f"eligibility: {{max_silence: {limit}d}} would give up the others"
+            if limit * DAY_MS < spec.memory_ms
+            else ""
+        )
+        yield note(
+            "max_silence", f"{text} within {limit} days: {cure}." if cure else f"{text} within {limit} days."
+        )
+    if forgotten := int((gaps > spec.memory_ms).sum()):
+        text = f"{count(forgotten, 'return')} after more than memory ({memory}) will begin a fresh record."
+        yield note("memory", text)
+
+
+def _base_rate(
+    customer: NDArray[np.int32], time: NDArray[np.int64], end: int, spec: Spec
+) -> Iterator[Finding]:
+    as_of = end - spec.horizon_ms
+    since = as_of - (spec.eligibility.max_silence_ms or spec.memory_ms)
+    before = np.unique(customer[(time > since) & (time <= as_of)])
+    if len(before) < SEEN_MIN:
+        return
+    rate = 1 - float(np.isin(before, customer[time > as_of]).mean())
+    text = (
+        f"Of {count(len(before), 'customer')} who could have been scored at {date(as_of)}, {percent(rate)} did nothing "
+        f"in the {duration_words(spec.horizon_ms)} after: about the base rate."
+    )
+    if 0.02 <= rate <= 0.98:
+        yield note("base_rate", text)
+    else:
+        yield warning("base_rate", f"{text} So one-sided a label teaches little: another horizon?")

@@ -1,0 +1,73 @@
+"""A log as the stream that would have brought it: the contract's own JSON, one record an event.
+
+It knows how to say a column's number in the contract's words (an attribute's code as its category, say); it refuses to
+know Kafka. The invariant: nothing is lost. Parsed again under `contract_spec`, the records are the log's columns bit
+for bit, so what is streamed from a file is what training read from it.
+"""
+
+from collections.abc import Callable, Iterator
+from math import isnan
+from typing import Any
+
+import numpy as np
+import orjson
+
+from ebbtide.featurestore.files.event_log import EventLog
+from ebbtide.featurestore.spec import Kind, Mapping, Spec
+from ebbtide.featurestore.times.durations import DAY_MS
+
+
+def contract_spec(spec: Spec) -> Spec:
+    """The same spec for events in the contract's own form: whoever parses `records_of` needs it. Its state is the
+    same, since a mapping is no part of a record."""
+    return spec.model_copy(update={"mapping": Mapping()})
+
+
+def records_of(log: EventLog, spec: Spec, start: int = 0) -> Iterator[tuple[bytes, bytes, int]]:
+    """Key, value and Kafka timestamp (ms) of each event from index `start` of the log on, in arrival order."""
+    events = log.events
+    keys = [customer.encode() for customer in events.customers]
+    put = [_putter(kind) for kind in spec.kinds]
+    # An event of a day without a time may be dated after its arrival; the record's timestamp allows for that.
+    stamps = np.maximum(log.arrival, events.time - spec.future_max_ms)
+    columns = zip(
+        events.customer[start:].tolist(), events.kind[start:].tolist(), events.time[start:].tolist(),
+        events.value[start:].tolist(), stamps[start:].tolist(), strict=True,
+    )  # fmt: skip
+    for i, (customer, kind, time, value, stamp) in enumerate(columns, start):
+        event: dict[str, Any] = {
+            "user_id": events.customers[customer],
+            "type": spec.kinds[kind].types[0],
+            "ts": time,
+        }
+        if not isnan(value):
+            put[kind](event, value)
+        if log.ids is not None and log.ids[i]:
+            event["event_id"] = log.ids[i]
+        yield keys[customer], orjson.dumps(event), stamp
+
+
+def _putter(kind: Kind) -> Callable[[dict[str, Any], float], None]:
+    """Writes a value to where the kind reads it from, in the form it reads."""
+    say = {"category": _category, "date": _date}.get(kind.attribute or "")
+    *outer, last = (kind.value or "value").split(".")
+
+    def put(event: dict[str, Any], value: float) -> None:
+        for key in outer:
+            event = event.setdefault(key, {})
+        event[last] = say(kind, value) if say else value
+
+    return put
+
+
+def _category(kind: Kind, code: float) -> str:
+    """The category; for one that the spec does not list (code 0), some text that it does not list."""
+    if code >= 1:
+        return kind.categories[int(code) - 1]
+    return "-" * (1 + max(map(len, kind.categories)))
+
+
+def _date(_: Kind, days: float) -> float:
+    """Epoch milliseconds that are so many days, to the bit: in doubles, too, x / day * day / day is x / day."""
+    ms = days * DAY_MS
+    return round(ms) if round(ms) / DAY_MS == days else ms

@@ -1,0 +1,84 @@
+"""A whole log of events as columns, and what of its file did not fit.
+
+It knows what was read; it refuses to know from which format, and what is done with it. A log is arrival order: the
+order in which a stream would have brought the same events.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.events.contract import Reason
+from ebbtide.featurestore.events.event import EventBatch
+
+PROBLEMS_SHOWN_MAX = 20
+"""Rows that are kept as examples; the others are counted by reason."""
+UNKNOWN_TYPES_MAX = 1_000
+"""Distinct unknown event types that are counted by name; a column of ids, mapped as the type, has millions."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """A row that does not fit, by its line (or row) number."""
+
+    line: int
+    reason: Reason
+    detail: str
+
+
+@dataclass(slots=True)
+class Problems:
+    """Every row that does not fit: all counted, the first ones shown. `unit`: what `line` numbers, 'line' or 'row'.
+
+    `unknown_types`: rows by event type that no kind covers, whether that is a problem or ignored."""
+
+    unit: str = "line"
+    counts: Counter[Reason] = field(default_factory=Counter)
+    first: list[Problem] = field(default_factory=list)
+    unknown_types: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            self.counts[problem.reason] += 1
+            if len(self.first) < PROBLEMS_SHOWN_MAX:
+                self.first.append(problem)
+
+    def add_unknown(self, types: Iterable[str]) -> None:
+        for event_type, count in Counter(types).items():
+            if event_type in self.unknown_types or len(self.unknown_types) < UNKNOWN_TYPES_MAX:
+                self.unknown_types[event_type] += count
+
+    def words(self, shown: int = 5) -> str:
+        """The first ones, each with its place: `line 7: ts: expected ... [wrong_type]; ...`."""
+        examples = [f"{self.unit} {p.line}: {p.detail} [{p.reason}]" for p in self.first[:shown]]
+        return "; ".join([*examples, "..."] if self.total > len(examples) else examples)
+
+
+@dataclass(frozen=True, slots=True)
+class EventLog:
+    """A whole log in arrival order.
+
+    events:   its columns; `position` is the row's number in the file, from 0
+    ids:      the producers' event ids, '' where there is none; None when the log has none
+    arrival:  int64[n], ms UTC, never decreasing: when each event arrived; its time where no arrival is mapped
+    rows:     how many rows the file has; len(log) + ignored + problems.total of them
+    ignored:  how many were of types that the spec ignores
+    problems: the rows that did not fit
+    """
+
+    events: EventBatch
+    ids: list[str] | None
+    arrival: NDArray[np.int64]
+    rows: int
+    ignored: int
+    problems: Problems
+
+    def __len__(self) -> int:
+        return len(self.events)

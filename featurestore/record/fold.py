@@ -1,0 +1,129 @@
+"""The fold: events into records, and the points at which a customer is scored.
+
+    fold(rows, events) -> rows', points
+
+It is pure and deterministic: a function of the events in offset order and of nothing else. No clock, no randomness, no
+dependence on how the log was cut into batches; so a replay, a catch-up and live traffic all end in the same bytes and
+decide at the same points. It does no I/O and knows no model; what a decision *is* belongs to `stream/policy.py`.
+
+One event of a customer, in the order of the steps in `fold_events`:
+
+    time ──●────────────●──────┬─────────┬───────────────────────────●──▶
+         event        event   silence   silence  (schedule after      next event: 1. the silences that lie before it
+                               point     point    the last activity)               2. a fresh row after `memory`
+                                                                                   3. counters, tiles, decays, rhythm
+                                                                                   4. its own decision point
+
+`clock` is the latest time the row has been looked at (an event folded, or a silence taken). Decision points of a row
+never move back: an event that comes late is folded where it belongs (its tiles, its counts), and decided as of `clock`.
+
+The loop itself is in `loop.py`, the arrays it works on in `arrays.py`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.record.arrays import Room, column, copied, more_room, plan_of, room_for
+from ebbtide.featurestore.record.layout import Layout, Rows
+from ebbtide.featurestore.record.loop import (
+    EVENT,
+    RESET,
+    SILENCE,
+    TERMINAL,
+    elapse_rows,
+    eligible,
+    fold_events,
+)
+from ebbtide.featurestore.times.durations import DAY_MS
+
+__all__ = ["EVENT", "EXPIRY_GRACE_MS", "RESET", "SILENCE", "TERMINAL", "Folder", "Points"]
+
+EXPIRY_GRACE_MS = 7 * DAY_MS
+"""A record outlives `memory` by a week, so that an event that comes late finds its row rather than a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """m points of the batch, in the order in which they are to be decided.
+
+    rows:     records[m], a copy of the customer's record as it was at the point (RESET: the last time before it
+              was forgotten)
+    customer: int32[m], index into the batch's customers (or into the rows that were elapsed)
+    as_of:    int64[m], ms UTC, the row's `clock`; never decreasing for one customer, but where a tombstone lies between
+    cause:    uint8[m], EVENT, SILENCE, TERMINAL or RESET
+    event:    int32[m], index of the event that brought the point about, -1 when time alone did
+    """
+
+    rows: Rows
+    customer: NDArray[np.int32]
+    as_of: NDArray[np.int64]
+    cause: NDArray[np.uint8]
+    event: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.as_of)
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """bool[m]: the points that a model is asked about."""
+        return self.cause <= SILENCE
+
+
+class Folder:
+    """The fold of one layout. Instances are cheap, hold no state and may be shared between threads."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._plan = plan_of(layout)
+
+    def fold(self, rows: Rows, events: EventBatch) -> tuple[Rows, Points]:
+        """Fold n events into the m rows of `events.customers`. `rows` is left as it was; a new array is returned."""
+        folded, fields, words = copied(self.layout, rows)
+        columns = (
+            column(events.customer, np.int32), column(events.kind, np.uint8), column(events.time, np.int64),
+            column(events.value, np.float64), column(events.event_id, np.uint64),
+        )  # fmt: skip
+        # One event may bring every silence of the schedule, a reset and its own point.
+        n, most = len(events), len(self._plan.silence) + 2
+        room, done = room_for(self.layout, 2 * n + most), 0
+        while (done := fold_events(fields, self._plan, words, room, most, done, *columns)) < n:
+            room = more_room(self.layout, room)
+        return folded, self._points(room)
+
+    def elapse(self, rows: Rows, until_ms: NDArray[np.int64] | int) -> tuple[Rows, Points]:
+        """Take every silence that is due before `until_ms` (one time, or int64[n], one a row)."""
+        elapsed, fields, words = copied(self.layout, rows)
+        n, most = len(rows), len(self._plan.silence)
+        until = np.broadcast_to(np.asarray(until_ms, np.int64), n).copy()
+        room, done = room_for(self.layout, n + most), 0
+        while (done := elapse_rows(fields, self._plan, words, room, most, done, until)) < n:
+            room = more_room(self.layout, room)
+        return elapsed, self._points(room)
+
+    def due(self, rows: Rows) -> NDArray[np.int64]:
+        """int64[n], ms UTC: each row's next silence, or at last its expiry, when the record is to be deleted."""
+        last_seen = rows["last_seen"]
+        expiry = np.where(last_seen != 0, last_seen, rows["event_time"]) + (
+            self._plan.memory + EXPIRY_GRACE_MS
+        )
+        silences = last_seen[:, None] + self._plan.silence
+        armed = (last_seen != 0) & (rows["terminated_at"] == 0)
+        ahead = armed[:, None] & (silences > rows["clock"][:, None])
+        # The last silence is the horizon, and the horizon lies within memory: a silence always comes before expiry.
+        due: NDArray[np.int64] = np.where(ahead, silences, expiry[:, None]).min(axis=1)
+        return due
+
+    def eligible(self, rows: Rows, as_of: NDArray[np.int64] | int) -> NDArray[np.bool_]:
+        """bool[n]: would this row be scored as of then? The rule of the spec's `eligibility`."""
+        fields = ("terminated_at", "activity_count", "first_seen", "last_seen")
+        # The very rule of the loop, run by NumPy on columns.
+        chosen: NDArray[np.bool_] = eligible.py_func(self._plan, *(rows[name] for name in fields), as_of)
+        return chosen
+
+    def _points(self, room: Room) -> Points:
+        m = int(room.used[0])
+        rows = room.words[:m].reshape(-1).view(self.layout.dtype)
+        return Points(rows, room.customer[:m], room.as_of[:m], room.cause[:m], room.event[:m])

@@ -1,0 +1,109 @@
+"""The store in plain dictionaries: the same promises without a server, for trials and tests.
+
+It knows what `Store` promises and keeps it by the simplest means: everything runs on one event loop, so a stretch of
+code without `await` is alone, and a step that was checked first cannot fail while it is written. It refuses to know
+Redis; that the two agree, errors included, is the contract suite's business.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.errors import Fenced, StoreUnavailable
+from ebbtide.featurestore.store.protocol import Head, Rows, Step, check_count, join_records, pages
+
+
+@dataclass(slots=True)
+class _Partition:
+    head: Head | None = None
+    records: dict[str, bytes] = field(default_factory=dict)
+    due: dict[str, int] = field(default_factory=dict)
+    out: dict[bytes, bytes] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """A `Store` in this process. Every call gives way to other tasks once before it acts, as a round trip would.
+
+    `bytes_max` bounds records and outbox: a step that could take them beyond it is refused with StoreUnavailable and
+    changes nothing, as a full server does.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], partitions: int, *, bytes_max: int = 2**30) -> None:
+        self.dtype = dtype
+        self.bytes_max = bytes_max
+        self._partitions = [_Partition() for _ in range(partitions)]
+
+    async def start(self) -> None:
+        """Nothing here can be set up wrongly."""
+
+    async def head(self, partition: int) -> Head | None:
+        return (await self._at(partition)).head
+
+    async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
+        check_count(customers)
+        records = (await self._at(partition)).records
+        return join_records([records.get(customer) for customer in customers], self.dtype, partition)
+
+    async def apply(self, step: Step) -> None:
+        step.check(self.dtype)
+        state = await self._at(step.partition)
+        if state.head != step.expected:
+            raise Fenced(f"partition {step.partition} is at {state.head}, not at {step.expected}")
+        if self._bytes() + step.nbytes > self.bytes_max:
+            raise StoreUnavailable("the memory store is full", hint="raise its `bytes_max`")
+        # From here on nothing fails and nothing waits.
+        size = self.dtype.itemsize
+        blob = step.rows.tobytes()
+        for i, (customer, due) in enumerate(zip(step.customers, step.due.tolist(), strict=True)):
+            state.records[customer] = blob[i * size : (i + 1) * size]
+            state.due[customer] = due
+        for customer in step.forgotten:
+            state.records.pop(customer, None)
+            state.due.pop(customer, None)
+        state.out.update(step.alerts)
+        for alert in step.acked:
+            state.out.pop(alert, None)
+        state.head = step.head
+
+    async def outbox(self, partition: int) -> dict[bytes, bytes]:
+        return dict((await self._at(partition)).out)
+
+    async def due(
+        self, partition: int, until_ms: int, customers_max: int
+    ) -> tuple[list[str], NDArray[np.int64]]:
+        due = (await self._at(partition)).due
+        order = sorted((time, name.encode(), name) for name, time in due.items() if time < until_ms)
+        first = order[:customers_max]
+        return [name for _, _, name in first], np.array([time for time, _, _ in first], np.int64)
+
+    async def find(self, customer: str) -> tuple[int, np.void] | None:
+        for partition in range(len(self._partitions)):
+            rows, found = await self.load(partition, [customer])
+            if found[0]:
+                return partition, rows[0]
+        return None
+
+    async def scan(self, partition: int) -> AsyncIterator[tuple[list[str], Rows]]:
+        # The names as of the first page: a dictionary may not change while it is walked.
+        for names in pages(list((await self._at(partition)).records)):
+            rows, found = await self.load(partition, names)
+            yield [name for name, there in zip(names, found, strict=True) if there], rows[found]
+
+    async def reset(self, partition: int) -> None:
+        await self._at(partition)
+        self._partitions[partition] = _Partition()
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    async def _at(self, partition: int) -> _Partition:
+        await asyncio.sleep(0)
+        return self._partitions[partition]
+
+    def _bytes(self) -> int:
+        outbox = sum(len(key) + len(value) for state in self._partitions for key, value in state.out.items())
+        return outbox + self.dtype.itemsize * sum(len(state.records) for state in self._partitions)

@@ -1,0 +1,173 @@
+"""Asking Redis: connections, scripts, and who is to be asked, be it one server, a Cluster or a master with Sentinels.
+
+This module knows how a command reaches a server. It refuses to know keys, beyond that a command's first one says where
+it goes. `redis_url` reads the URL, `redis_cluster` finds the node, `redis_sentinel` the master, `redis_errors` says
+what a refusal means; these five are the only importers of `redis`. No error quotes a key or the URL, since they hold
+customers and the password.
+
+Nothing here retries: an owner who gets StoreUnavailable backs off by itself, and knows that it did.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, NamedTuple, Self
+
+import hiredis
+from redis import exceptions as refused
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from ebbtide.featurestore.store.redis.cluster import Cluster
+from ebbtide.featurestore.store.redis.errors import close_all, explain
+from ebbtide.featurestore.store.redis.sentinel import watched_pool
+from ebbtide.featurestore.store.redis.url import Address, Place, read_url
+
+LONG_COMMAND = 32  # arguments from which packing in C pays
+
+
+class Script(NamedTuple):
+    """A Lua script and its SHA-1, the name under which the server keeps it."""
+
+    source: str
+    sha: str
+
+    @classmethod
+    def read(cls, name: str) -> Self:
+        """The script in this package's file `name`."""
+        source = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+        return cls(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+class _PackInC:
+    """Beside a connection class: long commands, of thousands of keys and records, are packed by hiredis.
+
+    redis-py does that in its synchronous client only; in the asynchronous one it takes three times as long.
+    """
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        if len(args) < LONG_COMMAND:
+            packed: list[bytes] = super().pack_command(*args)  # type: ignore[misc]  # of the class beside this one
+            return packed
+        return [hiredis.pack_command(args)]
+
+
+def _packing(kind: type[Any]) -> type[Any]:
+    return type(kind.__name__, (_PackInC, kind), {})
+
+
+class _Master:
+    """One server: the URL's, or the one that the Sentinels call the master. The same questions as a `Cluster`."""
+
+    def __init__(self, place: Place) -> None:
+        if place.topology == "sentinel":
+            pool, self._sentinel = watched_pool(place, _packing)
+        else:
+            kind = _packing(place.connection)
+            pool, self._sentinel = BlockingConnectionPool(connection_class=kind, **place.options), None
+        # redis-py's own types describe its synchronous and asynchronous clients at once: no help here.
+        self._client: Any = Redis.from_pool(pool)
+        self._where = place.where
+
+    async def ask(self, _key: str | bytes, command: Sequence[Any]) -> Any:
+        return await self._client.execute_command(*command)
+
+    async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        # Not raised by the pipeline, whose message would quote the key, and with it the customer.
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
+
+    async def infos(self) -> list[tuple[str, Any]]:
+        return [(self._where, await self._client.execute_command("INFO"))]
+
+    async def close(self) -> None:
+        await close_all(self._client, *([self._sentinel] if self._sentinel is not None else []))
+
+
+class RedisClient:
+    """At most `connections_max` connections to each server, opened as needed. `where` is for messages;
+    `cluster` says whether it is a Cluster.
+
+    `timeout_s` bounds each wait for one server; with a Cluster or Sentinels, a question as a whole, redirections and
+    the search for the server included. Raises StoreMisconfigured for a URL that cannot be understood. Every question
+    raises StoreUnavailable or StoreMisconfigured.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, connections_max: int) -> None:
+        ours: dict[str, Any] = {
+            "max_connections": connections_max,
+            "timeout": timeout_s,  # for a free connection
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+        }
+        # Under protocol 3 redis-py (8.1) doesn't notice that the server has closed an idle connection.
+        always = {"decode_responses": False, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
+        place = read_url(url, ours, always)
+        self.where = place.where
+        self.cluster = place.topology == "cluster"
+        self._limit_s = None if place.topology == "server" else timeout_s
+        self._servers: _Master | Cluster
+        if self.cluster:
+            kind = _packing(place.connection)
+
+            def open_node(address: Address) -> Any:
+                options = {**place.options, "host": address[0], "port": address[1]}
+                return Redis.from_pool(BlockingConnectionPool(connection_class=kind, **options))
+
+            self._servers = Cluster(place.hosts, open_node, timeout_s, self.where)
+        else:
+            self._servers = _Master(place)
+
+    async def ask(self, *command: Any) -> Any:
+        """The reply to one command, whose second word is its first key."""
+        return await self._ask(command[1], command)
+
+    async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The replies to all commands, in one round trip to each server, not as a transaction.
+
+        Each has one key, as its second word. The first refusal is raised.
+        """
+        try:
+            async with asyncio.timeout(self._limit_s):
+                replies = await self._servers.ask_all(commands)
+        except (refused.RedisError, OSError) as error:
+            raise explain(error, self.where) from error
+        for reply in replies:
+            if isinstance(reply, refused.RedisError):
+                raise explain(reply, self.where) from reply
+        return replies
+
+    async def run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Any]) -> Any:
+        """The reply of `script`. All keys lie in one slot."""
+        call = (len(keys), *keys, *args)
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await self._servers.ask(keys[0], ("EVALSHA", script.sha, *call))
+        except refused.NoScriptError:  # a new server, or one whose script cache was flushed; nothing has run
+            return await self._ask(keys[0], ("EVAL", script.source, *call))
+        except (refused.RedisError, OSError) as error:
+            raise explain(error, self.where) from error
+
+    async def infos(self) -> list[tuple[str, dict[str, Any]]]:
+        """Address and INFO of every server that takes writes."""
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await self._servers.infos()
+        except (refused.RedisError, OSError) as error:
+            raise explain(error, self.where) from error
+
+    async def close(self) -> None:
+        """Give the connections up. Raises nothing, and takes one timeout at most when a server hangs."""
+        await self._servers.close()
+
+    async def _ask(self, key: str | bytes, command: Sequence[Any]) -> Any:
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await self._servers.ask(key, command)
+        except (refused.RedisError, OSError) as error:
+            raise explain(error, self.where) from error

@@ -1,0 +1,212 @@
+"""The store in Redis or Valkey: four kinds of keys a partition, and one script that moves them together.
+
+    {prefix}{topic}:{p7}:head           string  where the partition is, in words (`Head.text`)
+    {prefix}{topic}:{p7}:c:<customer>   string  the record, its bytes as they lie in memory
+    {prefix}{topic}:{p7}:due            zset    customer → ms UTC, one entry for each record
+    {prefix}{topic}:{p7}:out            hash    alert id → alert bytes, until Kafka has acknowledged them
+
+The braces are a hash tag: all keys of a partition live in one slot, so one script may change them together on a
+Cluster, too. `apply.lua` holds the atomicity argument, `redis_client` says what the server's refusals mean. This module
+knows keys and commands; it refuses to know what the bytes mean, and which server holds a key.
+
+No key has a TTL, and a server that evicts is refused, since either would change state behind the fence. Needs Redis 7.0
+or Valkey, and of an ACL user `~{prefix}{topic}:* +@read +@write -@dangerous +eval +evalsha +info` (`+memory` for
+reports, `+select` for another database than 0); on a Cluster also `+cluster|slots +asking`; with Sentinels, of a
+Sentinel's user `+sentinel|get-master-addr-by-name`. `-@dangerous`: `+@write` alone would include FLUSHALL.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured
+from ebbtide.featurestore.store.protocol import (
+    CUSTOMERS_MAX,
+    RESETTING,
+    Head,
+    Rows,
+    Step,
+    check_count,
+    join_records,
+    pages,
+)
+from ebbtide.featurestore.store.redis.client import RedisClient, Script
+from ebbtide.featurestore.store.redis.errors import CLUSTER_HINT
+from ebbtide.featurestore.store.redis.url import SETTING
+
+VERSION_MIN = (7, 0)  # the first whose scripts declare flags and are refused as a whole
+# Each partition has one command under way at a time; 16 let as many partitions of a worker wait at once.
+CONNECTIONS_MAX = 16
+# A script of CUSTOMERS_MAX customers takes about 10 ms; behind 16 others still well below a second.
+TIMEOUT_S = 5.0
+DUE_SAMPLES = 100  # entries of the sorted set that a memory report looks at
+APPLY, RESET = Script.read("apply.lua"), Script.read("reset.lua")
+
+
+class MemoryUsage(NamedTuple):
+    """Bytes that the server spends. `records`: int64[n], key, value and table entry of each customer asked for (0 when
+    absent). `due`: an estimated entry of the sorted set, the same for everyone."""
+
+    records: NDArray[np.int64]
+    due: float
+
+
+class RedisStore:
+    """A `Store` (see there for each method) for the partitions of one topic. `dtype` is that of a record.
+
+    Raises StoreMisconfigured for a URL that cannot be understood; connects on the first question.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        dtype: np.dtype[Any],
+        topic: str,
+        partitions: int,
+        *,
+        prefix: str = "",
+        timeout_s: float = TIMEOUT_S,
+        connections_max: int = CONNECTIONS_MAX,
+    ) -> None:
+        if {"{", "}"} & {*prefix, *topic}:
+            raise StoreMisconfigured(f"prefix {prefix!r} and topic {topic!r} must not contain braces")
+        self.dtype = dtype
+        self.partitions = partitions
+        self._client = RedisClient(url, timeout_s=timeout_s, connections_max=connections_max)
+        self.where = self._client.where
+        self._tags = [f"{prefix}{topic}:{{p{partition}}}:" for partition in range(partitions)]
+
+    async def start(self) -> None:
+        for where, info in await self._client.infos():
+            version = str(info.get("redis_version", "0"))
+            if tuple(map(int, version.split(".")[:2])) < VERSION_MIN:
+                raise StoreMisconfigured(f"{where} is Redis {version}", hint="7.0 or later, or Valkey")
+            if info.get("redis_mode") == "sentinel":
+                raise StoreMisconfigured(
+                    f"{where} is a Sentinel",
+                    hint=f"let {SETTING} begin with redis+sentinel:// and end with the master's name there",
+                )
+            if info.get("cluster_enabled") and not self._client.cluster:
+                raise StoreMisconfigured(f"{where} holds a part of the keys only", hint=CLUSTER_HINT)
+            policy = info.get("maxmemory_policy", "unknown")
+            if policy != "noeviction":
+                raise StoreMisconfigured(
+                    f"{where} has maxmemory-policy {policy} and would drop customers' state when memory is full",
+                    hint="set `maxmemory-policy noeviction`, or give us a server of our own",
+                )
+
+    async def head(self, partition: int) -> Head | None:
+        text = await self._client.ask("GET", self._tags[partition] + "head")
+        if text is None:
+            return None
+        try:
+            return Head.parse(text.decode(errors="replace"))
+        except LayoutError as error:
+            said = f"partition {partition} at {self.where}: {error.args[0]}"
+            raise LayoutError(said, hint=error.hint) from error
+
+    async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
+        check_count(customers)
+        record = self._tags[partition] + "c:"
+        keys = [record + customer for customer in customers]
+        return join_records(await self._client.ask("MGET", *keys) if keys else [], self.dtype, partition)
+
+    async def apply(self, step: Step) -> None:
+        step.check(self.dtype)
+        record = self._tags[step.partition] + "c:"
+        size = self.dtype.itemsize
+        blob = step.rows.tobytes()
+        found = await self._run(
+            APPLY,
+            step.partition,
+            [record + customer for names in (step.customers, step.forgotten) for customer in names],
+            [
+                step.expected.text() if step.expected else "",
+                step.head.text(),
+                len(record.encode()) + 1,  # Lua counts bytes, from 1
+                len(step.customers),
+                len(step.alerts),
+                len(step.acked),
+                *step.due.tolist(),
+                *(blob[at : at + size] for at in range(0, len(blob), size)),
+                *(part for alert in step.alerts for part in alert),
+                *step.acked,
+            ],
+        )
+        if found:
+            expected = step.expected.text() if step.expected else "not begun"
+            at = found[0].decode(errors="replace") or "not begun"
+            raise Fenced(f"partition {step.partition} is at [{at}], this owner expected [{expected}]")
+
+    async def outbox(self, partition: int) -> dict[bytes, bytes]:
+        alerts: dict[bytes, bytes] = await self._client.ask("HGETALL", self._tags[partition] + "out")
+        return alerts
+
+    async def due(
+        self, partition: int, until_ms: int, customers_max: int
+    ) -> tuple[list[str], NDArray[np.int64]]:
+        order = ("BYSCORE", "LIMIT", 0, customers_max, "WITHSCORES")
+        reply = await self._client.ask(
+            "ZRANGE", self._tags[partition] + "due", "-inf", f"({until_ms}", *order
+        )
+        times = np.fromiter(map(float, reply[1::2]), np.float64, len(reply) // 2)
+        return [name.decode() for name in reply[::2]], times.astype(np.int64)
+
+    async def find(self, customer: str) -> tuple[int, np.void] | None:
+        values = await self._client.ask_all([("GET", f"{tag}c:{customer}") for tag in self._tags])
+        for partition, value in enumerate(values):
+            if value is not None:
+                rows, _ = join_records([value], self.dtype, partition)
+                return partition, rows[0]
+        return None
+
+    async def scan(self, partition: int) -> AsyncIterator[tuple[list[str], Rows]]:
+        # ZSCAN returns at least once whoever stays; `seen` makes it exactly once.
+        seen: set[str] = set()
+        cursor = -1
+        while cursor:
+            due = self._tags[partition] + "due"
+            cursor, entries = await self._client.ask("ZSCAN", due, max(cursor, 0), "COUNT", CUSTOMERS_MAX)
+            names = {name.decode() for name, _ in entries} - seen
+            seen |= names
+            for page in pages(names):
+                rows, found = await self.load(partition, page)
+                yield [name for name, there in zip(page, found, strict=True) if there], rows[found]
+
+    async def reset(self, partition: int) -> None:
+        tag = self._tags[partition]
+        await self._run(RESET, partition, [], [RESETTING, "begin"])
+        while names := await self._client.ask("ZRANGE", tag + "due", 0, CUSTOMERS_MAX - 1):
+            keys = [tag.encode() + b"c:" + name for name in names]
+            await self._reset_page(partition, keys, ["page", *names])
+        await self._reset_page(partition, [], ["end"])
+
+    async def _reset_page(self, partition: int, keys: list[bytes], args: list[str | bytes]) -> None:
+        if await self._run(RESET, partition, keys, [RESETTING, *args]):
+            raise Fenced(f"partition {partition}: somebody else finished this reset")
+
+    async def memory_usage(self, partition: int, customers: Sequence[str]) -> MemoryUsage:
+        """What these customers (at most CUSTOMERS_MAX) cost the server, for reports. Not part of `Store`."""
+        check_count(customers)
+        tag = self._tags[partition]
+        of_records = [("MEMORY USAGE", f"{tag}c:{customer}") for customer in customers]
+        of_due = [("MEMORY USAGE", tag + "due", "SAMPLES", DUE_SAMPLES), ("ZCARD", tag + "due")]
+        *records, due, entries = await self._client.ask_all([*of_records, *of_due])
+        return MemoryUsage(np.array([used or 0 for used in records], np.int64), (due or 0) / max(entries, 1))
+
+    async def customers(self, partition: int) -> int:
+        """How many customers it holds, for reports. Not part of `Store`."""
+        return int(await self._client.ask("ZCARD", self._tags[partition] + "due"))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _run(
+        self, script: Script, partition: int, records: Sequence[str | bytes], args: Sequence[Any]
+    ) -> list[bytes]:
+        tag = self._tags[partition]
+        fixed = (tag + "head", tag + "due", tag + "out")
+        reply: list[bytes] = await self._client.run(script, [*fixed, *records], args)
+        return reply

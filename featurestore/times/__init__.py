@@ -1,0 +1,1 @@
+"""Durations and instants: one parser and one printer each."""

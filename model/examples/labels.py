@@ -1,0 +1,82 @@
+"""What happened next: the label of a point, from the events that followed it.
+
+The question is one of *silence*: did any `activity` follow in `(as_of, as_of + H]`? What we sent, or an attribute that
+changed, is no life. An explicit leave is a different end: a row whose customer left in so many words within the
+horizon, before being active again, is neither churn by silence nor a stay. It is marked LEFT and takes no part in
+training or evaluation; it is not counted as churn, since what leads to a cancelled contract would then be learned as
+the way into silence, and not as a stay, since nobody stayed. A probability therefore reads "falls silent, given that
+no leave is stated", and the leaves stay countable in the rows.
+
+A row is labelled only when its whole horizon lies before the end of what is known, whatever was seen by then: to
+keep an early return and drop the silence beside it would teach that recent customers always return.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
+from ebbtide.featurestore.spec import Spec
+
+STAYED, CHURNED, UNKNOWN, LEFT = 0, 1, -1, 2
+NEVER = np.iinfo(np.int64).max
+"""Time of an event that does not come in the log."""
+
+
+class Following:
+    """The events of some kinds by customer, searchable by time.
+
+    Keys are `customer * times + rank of the time`, which orders by customer, then time, in one int64 that cannot
+    overflow (customers x distinct times < 2^63), so one searchsorted answers for all rows at once.
+    """
+
+    def __init__(self, log: EventBatch, kinds: NDArray[np.bool_]) -> None:
+        chosen = kinds[log.kind]
+        self._times = np.unique(log.time[chosen])
+        keys = self._key(log.customer[chosen], np.searchsorted(self._times, log.time[chosen]))
+        self._keys = np.sort(keys)
+
+    def after(self, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[n], ms UTC: the customer's first such event strictly later than `as_of`, or NEVER."""
+        if not len(self._keys):
+            return np.full(len(customer), NEVER, np.int64)
+        wanted = self._key(customer, np.searchsorted(self._times, as_of, side="right"))
+        at = np.searchsorted(self._keys, wanted)
+        found = self._keys[np.minimum(at, len(self._keys) - 1)]
+        same = (at < len(self._keys)) & (found // self._step == customer)
+        return np.where(same, self._times[found % self._step % len(self._times)], NEVER)
+
+    @property
+    def _step(self) -> int:
+        return len(self._times) + 1
+
+    def _key(self, customer: NDArray[np.int32], rank: NDArray[np.int64]) -> NDArray[np.int64]:
+        return customer.astype(np.int64) * self._step + rank
+
+
+class Labeller:
+    """Labels of a log whose events are known up to, not including, `known_until_ms`."""
+
+    def __init__(self, spec: Spec, log: EventBatch, known_until_ms: int) -> None:
+        self.horizon_ms, self.known_until_ms = spec.horizon_ms, known_until_ms
+        self.activity = Following(log, _kinds_of(spec, "activity"))
+        self._leave = Following(log, _kinds_of(spec, "terminal"))
+
+    def known(self, as_of: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool[n]: does the whole horizon of the row lie in what is known?"""
+        return as_of + self.horizon_ms < self.known_until_ms
+
+    def label(self, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int8]:
+        """int8[n]: CHURNED 1, STAYED 0, UNKNOWN -1 (horizon not over), LEFT 2 (an explicit leave came first)."""
+        end = as_of + self.horizon_ms
+        activity = self.activity.after(customer, as_of)
+        leave = self._leave.after(customer, as_of)
+        label = np.where(activity <= end, STAYED, CHURNED)
+        label = np.where((leave <= end) & (leave < activity), LEFT, label)
+        return np.where(self.known(as_of), label, UNKNOWN).astype(np.int8)
+
+
+def _kinds_of(spec: Spec, role: str) -> NDArray[np.bool_]:
+    """bool[256] over kinds: those of a role; TOMBSTONE is none of them."""
+    chosen = np.zeros(TOMBSTONE + 1, np.bool_)
+    chosen[: len(spec.kinds)] = [kind.role == role for kind in spec.kinds]
+    return chosen

@@ -1,0 +1,1 @@
+"""What is published: the layers from a record's fields to a calibrated probability, in one TensorFlow graph."""

@@ -1,0 +1,198 @@
+"""The network: what the features and the sequence of a customer say about churn, as one logit.
+
+        features f4[n, F] ──▶ standardise ──▶ x ────────────────────────┬──▶ wide: linear ────┐
+                                                                        ▼                     ▼
+        kind count value gap [n, L] ──▶ recurrent: embed, GRU ──▶ s ──▶ deep: [s, x] ──▶ + ──▶ logit f4[n]
+
+It knows shapes and weights; it knows nothing of records, files or how it is trained. Three parts, each to be
+had by name (`network.get_layer("standardise")`, `"recurrent"`, `"head"`), because the explanation takes them
+apart.
+
+The invariant that shapes it: *the recurrent part reads the ring and nothing else*. Elapsed time (silence, its
+ratio to the usual gap, days since each kind) is among the features and enters after it, so while a customer
+is silent only the head's answer moves, and what the GRU made of the history holds.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from ebbtide.featurestore.record.features import features
+from ebbtide.featurestore.spec import Spec
+from ebbtide.model.graph.features import SEQUENCE_FIELDS
+
+STANDARD_MAX = 8.0
+"""Standardised figures are clipped here: beyond eight deviations nothing was learned, and a figure that training never
+saw must not throw the logit to infinity."""
+
+
+class NetworkConfig(BaseModel):
+    """Sizes of the network. `mixed_precision` (bfloat16) is for training on a GPU; what is served is float32."""
+
+    units: Annotated[int, Field(ge=1, le=512)] = 48
+    embed: Annotated[int, Field(ge=1, le=64)] = 8
+    dense: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (64, 32)
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    wide_l2: Annotated[float, Field(ge=0.0)] = 1e-5
+    seed: int = 0
+    mixed_precision: bool = False
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@keras.saving.register_keras_serializable("ebbtide")
+class Standardise(keras.layers.Layer):
+    """[..., C] -> [..., C]: sign(x) * log1p|x| where `log[c]`, then to mean 0, deviation 1, clipped to ±STANDARD_MAX.
+
+    A column that never varied in training says nothing: its scale is 0, so it stays 0 whatever comes later.
+    """
+
+    def __init__(self, log: Iterable[bool], **kwargs: Any) -> None:
+        super().__init__(trainable=False, **{"dtype": "float32", **kwargs})
+        self.log = [bool(flag) for flag in log]
+
+    def build(self, shape: Any) -> None:
+        self.mean = self.add_weight(shape=(shape[-1],), initializer="zeros", name="mean")
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+
+    def call(self, x: Any) -> Any:
+        x = keras.ops.where(self.log, keras.ops.sign(x) * keras.ops.log1p(keras.ops.abs(x)), x)
+        return keras.ops.clip((x - self.mean) * self.scale, -STANDARD_MAX, STANDARD_MAX)
+
+    def squash(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What is averaged to adapt the layer: the figures after the logarithm, before the scale."""
+        wide = np.asarray(x, np.float64)
+        return np.where(self.log, np.sign(wide) * np.log1p(np.abs(wide)), wide)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "log": self.log}
+
+
+def build_network(spec: Spec, config: NetworkConfig | None = None) -> keras.Model:
+    """The network of a spec, weights drawn from `config.seed`.
+
+    Inputs, a dict as `FeatureLayer` makes it: features f4[n, F], kind i4[n, L], count, value, gap f4[n, L].
+    Output: logit f4[n], not calibrated. Call `adapt` on training data before the first fit.
+    """
+    config = config or NetworkConfig()
+    precision = "mixed_bfloat16" if config.mixed_precision else "float32"
+    listed, length = features(spec), spec.sequence.length
+    dense = keras.Input((len(listed),), name="features", dtype="float32")
+    ring = {
+        name: keras.Input((length,), name=name, dtype="int32" if name == "kind" else "float32")
+        for name in SEQUENCE_FIELDS
+    }
+    recurrent = _recurrent(len(spec.kinds), length, config, precision)
+    standardise = Standardise((f.transform == "log" for f in listed), name="standardise")
+    logit = _head(len(listed), config, precision)([recurrent(ring), standardise(dense)])
+    return keras.Model({"features": dense, **ring}, logit, name=spec.name)
+
+
+def _recurrent(kinds: int, length: int, config: NetworkConfig, precision: str) -> keras.Model:
+    """kind, count, value, gap [n, L] -> state [n, units]. Entries of kind 0 are padding: the state passes over them."""
+    ring = {
+        name: keras.Input((length,), name=name, dtype="int32" if name == "kind" else "float32")
+        for name in SEQUENCE_FIELDS
+    }
+    numbers = keras.ops.stack([ring["count"], ring["value"], ring["gap"]], axis=-1)
+    numbers = Standardise([True] * 3, name="standardise_ring")(numbers)
+    embedding = keras.layers.Embedding(
+        kinds + 1,
+        config.embed,
+        embeddings_initializer=keras.initializers.RandomUniform(seed=config.seed),
+        dtype=precision,
+        name="kind_embedding",
+    )
+    entries = keras.layers.Concatenate(dtype=precision)([embedding(ring["kind"]), numbers])
+    gru = keras.layers.GRU(
+        config.units,
+        kernel_initializer=keras.initializers.GlorotUniform(seed=config.seed + 1),
+        recurrent_initializer=keras.initializers.Orthogonal(seed=config.seed + 2),
+        use_cudnn=False,  # cuDNN's kernels are opaque to XLA, and want the padding last
+        dtype=precision,
+        name="gru",
+    )
+    return keras.Model(ring, gru(entries, mask=ring["kind"] > 0), name="recurrent")
+
+
+def _head(width: int, config: NetworkConfig, precision: str) -> keras.Model:
+    """state [n, units], standardised features [n, F] -> logit f4[n]: deep over both, wide over the features."""
+    state = keras.Input((config.units,), name="state", dtype="float32")
+    x = keras.Input((width,), name="x", dtype="float32")
+    deep = keras.layers.Concatenate(dtype=precision)([state, x])
+    for i, units in enumerate(config.dense):
+        # Smooth, so that the integrated gradients of `explain` need few steps.
+        deep = keras.layers.Dense(
+            units,
+            activation="silu",
+            kernel_initializer=keras.initializers.GlorotUniform(seed=config.seed + 10 + i),
+            dtype=precision,
+            name=f"deep_{i}",
+        )(deep)
+        deep = keras.layers.Dropout(config.dropout, seed=config.seed + 20 + i, dtype=precision)(deep)
+    out = keras.layers.Dense(
+        1,
+        kernel_initializer=keras.initializers.GlorotUniform(seed=config.seed + 30),
+        dtype="float32",
+        name="deep",
+    )
+    wide = keras.layers.Dense(
+        1,
+        use_bias=False,
+        kernel_initializer="zeros",
+        kernel_regularizer=keras.regularizers.L2(config.wide_l2),
+        dtype="float32",
+        name="wide",
+    )
+    return keras.Model([state, x], (out(deep) + wide(x))[:, 0], name="head")
+
+
+def adapt(network: keras.Model, batches: Iterable[Mapping[str, Any]]) -> None:
+    """Set means and scales from training data, one pass. `batches`: dicts as `FeatureLayer` makes them (arrays or
+    tensors). The ring's figures are averaged over its real entries, not over padding."""
+    dense = network.get_layer("standardise")
+    ring = network.get_layer("recurrent").get_layer("standardise_ring")
+    moments, ring_moments = _Moments(), _Moments()
+    for batch in batches:
+        moments.add(dense.squash(np.asarray(batch["features"])))
+        numbers = np.stack([np.asarray(batch[name]) for name in ("count", "value", "gap")], axis=-1)
+        ring_moments.add(ring.squash(numbers[np.asarray(batch["kind"]) > 0]))
+    for layer, found in ((dense, moments), (ring, ring_moments)):
+        if found.n:
+            layer.mean.assign(found.mean)
+            layer.scale.assign(found.scale())
+
+
+class _Moments:
+    """Mean and variance of columns, batch by batch (Chan, Golub & LeVeque 1979), so nothing is held in memory."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean: NDArray[np.float64] = np.zeros(1)
+        self.m2: NDArray[np.float64] = np.zeros(1)
+
+    def add(self, x: NDArray[np.float64]) -> None:
+        """x: float64[m, C]."""
+        if not len(x):
+            return
+        mean = x.mean(axis=0)
+        delta, total = mean - self.mean, self.n + len(x)
+        self.m2 = self.m2 + ((x - mean) ** 2).sum(axis=0) + delta**2 * (self.n * len(x) / total)
+        self.mean = self.mean + delta * (len(x) / total)
+        self.n = total
+
+    def scale(self) -> NDArray[np.float64]:
+        """1 / deviation; 0 where a column never varied (to within what float32 can tell apart)."""
+        deviation = np.sqrt(self.m2 / self.n)
+        varied = deviation > 1e-5 * np.maximum(1.0, np.abs(self.mean))
+        return np.where(varied, 1.0 / np.where(varied, deviation, 1.0), 0.0)
+
+
+def in_float32(network: keras.Model, spec: Spec, config: NetworkConfig) -> keras.Model:
+    """The network to be served: the same weights, float32 throughout, no dropout left to chance."""
+    served = build_network(spec, config.model_copy(update={"mixed_precision": False, "dropout": 0.0}))
+    served.set_weights(network.get_weights())
+    return served

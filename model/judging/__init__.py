@@ -1,0 +1,1 @@
+"""How a model is judged: metrics, intervals by bootstrap over customers, moments, thresholds."""

@@ -1,0 +1,171 @@
+"""A model beside its baselines on the same rows: figures, intervals, differences, and the gate of publication.
+
+The main question is asked of *snapshots*, every eligible customer as of stated dates. Beside it stands a table by
+moment, since a model that ranks snapshots well may be no good where alerts are decided. It knows labels and
+probabilities; it refuses to know where they come from, so served scores are judged by the same lines as offline ones.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.record.fold import EVENT, SILENCE
+from ebbtide.model.errors import ModelRefused
+from ebbtide.model.examples.examples import Examples
+from ebbtide.model.judging.metrics import (
+    METRICS,
+    Ranking,
+    ece,
+    ece_bound,
+    interval,
+    lift,
+    log_loss,
+    resamplings,
+)
+
+MODEL = "model"
+WORST_DIFFERENCE = -0.005
+"""AUROC below the best baseline that is still published: less than anyone would see in service."""
+LIFT_SHARE = 0.10
+MOMENT_ROWS_MIN = 30
+"""Below this, figures of a moment are noise and are left out."""
+
+Interval = tuple[float, float]
+Scores = Mapping[str, NDArray[np.floating[Any]]]
+"""Probabilities float[n] by name; `model` is one of the names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures of some scores on n rows of m customers.
+
+    values:      metric -> name -> value; metrics are auroc, auprc, log_loss, ece, lift_at_10
+    intervals:   metric -> name -> 95 % interval, for auroc, auprc, log_loss
+    differences: metric -> baseline -> 95 % interval of model minus baseline, paired
+    ece_bound:   name -> what a perfectly calibrated model with these probabilities stays below in 95 % of samples
+    """
+
+    rows: int
+    customers: int
+    base_rate: float
+    values: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, Interval]]
+    differences: dict[str, dict[str, Interval]]
+    ece_bound: dict[str, float]
+
+    @property
+    def best_baseline(self) -> str:
+        """Name of the baseline with the highest AUROC."""
+        others = {name: value for name, value in self.values["auroc"].items() if name != MODEL}
+        return max(others, key=lambda name: (np.nan_to_num(others[name], nan=-1.0), name))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON, stable names: `auroc` {name: value}, `auroc_interval`, `auroc_difference` and so on."""
+        out: dict[str, Any] = {"rows": self.rows, "customers": self.customers, "base_rate": self.base_rate}
+        out |= self.values
+        out |= {f"{metric}_interval": _lists(by_name) for metric, by_name in self.intervals.items()}
+        out |= {f"{metric}_difference": _lists(by_name) for metric, by_name in self.differences.items()}
+        out |= {"ece_bound": self.ece_bound, "best_baseline": self.best_baseline}
+        return dict(_no_nan(out))
+
+
+def evaluate(
+    scores: Scores,
+    churned: NDArray[Any],
+    customer: NDArray[np.integer[Any]],
+    *,
+    bootstrap: int = 400,
+    seed: int = 0,
+) -> Evaluation:
+    """scores: float[n] by name, among them `model`; churned: [n] of 0 and 1; customer: int[n], whose row it is.
+
+    Figures that need both classes are NaN when there is but one. Raises ValueError on no rows.
+    """
+    if not len(churned):
+        raise ValueError("no rows to evaluate")
+    y = np.asarray(churned, np.float64)
+    measures = {
+        metric: {name: make(np.asarray(p, np.float64), y) for name, p in scores.items()}
+        for metric, make in METRICS.items()
+    }
+    values = {
+        metric: {name: measure(None) for name, measure in named.items()} for metric, named in measures.items()
+    }
+    drawn: dict[str, dict[str, list[float]]] = {metric: {name: [] for name in scores} for metric in METRICS}
+    for weight in resamplings(customer, bootstrap, seed):
+        for metric, named in measures.items():
+            for name, measure in named.items():
+                drawn[metric][name].append(measure(weight))
+    arrays = {metric: {name: np.array(v) for name, v in named.items()} for metric, named in drawn.items()}
+    return Evaluation(
+        rows=len(y),
+        customers=len(np.unique(customer)),
+        base_rate=float(y.mean()),
+        values={
+            **values,
+            "ece": {name: ece(p, y) for name, p in scores.items()},
+            "lift_at_10": {name: lift(p, y, LIFT_SHARE) for name, p in scores.items()},
+        },
+        intervals={
+            metric: {name: interval(v) for name, v in named.items()} for metric, named in arrays.items()
+        },
+        differences={
+            metric: {name: interval(named[MODEL] - v) for name, v in named.items() if name != MODEL}
+            for metric, named in arrays.items()
+        },
+        ece_bound={name: ece_bound(p, seed) for name, p in scores.items()},
+    )
+
+
+def by_moment(examples: Examples, scores: Scores, enter: float) -> list[dict[str, Any]]:
+    """The table by moment: rows of plain figures for decisions just after an event, in silences of three lengths, and
+    for all decisions with p >= enter. Moments with too few rows to rank have no AUROC."""
+    decision, silence = ~examples.snapshot, examples.silence_days
+    in_silence = examples.cause == SILENCE
+    moments: dict[str, NDArray[np.bool_]] = {
+        "just after an event": examples.cause == EVENT,
+        "silent under 1 day": in_silence & (silence < 1),
+        "silent 1 to 7 days": in_silence & (silence >= 1) & (silence <= 7),
+        "silent over 7 days": in_silence & (silence > 7),
+        "p >= enter": decision & (np.asarray(scores[MODEL]) >= enter),
+    }
+    return [_moment(name, rows, examples.churned, scores) for name, rows in moments.items()]
+
+
+def check_gate(evaluation: Evaluation, title: str) -> None:
+    """Raises ModelRefused when the paired AUROC interval lies wholly below the best baseline - 0.005."""
+    best = evaluation.best_baseline
+    low, high = evaluation.differences["auroc"][best]
+    if high < WORST_DIFFERENCE:
+        auroc = evaluation.values["auroc"]
+        raise ModelRefused(
+            f"model {title} is not published: AUROC {auroc[MODEL]:.3f} against {auroc[best]:.3f} of {best}, "
+            f"difference {low:+.3f} to {high:+.3f}",
+            hint="give it more history or examples, or serve the simpler model's insight: a rule",
+        )
+
+
+def _moment(name: str, rows: NDArray[np.bool_], churned: NDArray[Any], scores: Scores) -> dict[str, Any]:
+    n, y = int(rows.sum()), churned[rows]
+    out: dict[str, Any] = {"moment": name, "rows": n, "base_rate": float(y.mean()) if n else None}
+    if n >= MOMENT_ROWS_MIN:
+        out["predicted"] = float(np.mean(scores[MODEL][rows]))
+        out["auroc"] = {key: Ranking(p[rows], y).auroc() for key, p in scores.items()}
+        out["log_loss"] = {key: log_loss(p[rows], y) for key, p in scores.items()}
+    return dict(_no_nan(out))
+
+
+def _lists(intervals: Mapping[str, Iterable[float]]) -> dict[str, list[float]]:
+    return {name: list(bounds) for name, bounds in intervals.items()}
+
+
+def _no_nan(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, dict):
+        return {key: _no_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_no_nan(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,0 +1,1 @@
+"""A published version on disk, verified, loaded, compiled by XLA and swapped while it serves."""

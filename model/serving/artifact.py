@@ -1,0 +1,168 @@
+"""A published model: a SavedModel in TF Serving's directory form, and a manifest that says what it is.
+
+    models/<name>/<version>/            versions are ascending integers; what has appeared there never changes
+        manifest.json                   what it is, what it was made from, sha256 of every other file
+        saved_model.pb  variables/      the graph (`model/graph/served.py`) and its weights
+        assets.extra/                   warm-up records
+        model_card.md, plots            whatever the trainer attached
+
+It knows files and names; it knows neither training nor scoring. The invariant: *a version is there
+whole or not at all*. It is written beside its place, synced to disk and renamed; whoever watches the folder
+never sees half of one. What is loaded is what was published: `verify` reads every byte again and refuses by
+name.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.record.features import features
+from ebbtide.featurestore.record.layout import Layout, Rows
+from ebbtide.featurestore.spec import Spec, dump_spec
+from ebbtide.model.errors import ModelMissing, ModelUnwritable
+from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.graph.served import Served
+from ebbtide.model.serving import warmup
+from ebbtide.model.serving.manifest import MANIFEST, Facts, Manifest, sha256_of, verify
+
+__all__ = [
+    "SIZES",
+    "Facts",
+    "Manifest",
+    "export",
+    "latest_version",
+    "locate",
+    "verify",
+    "versions",
+]
+
+SIZES = (8, 32, 128, 512)
+"""Padded sizes, ascending: 8 for the lone event, 512 where throughput has flattened out."""
+LIBRARIES = ("ebbtide", "tensorflow", "keras", "numpy")
+
+
+def export(
+    directory: Path,
+    spec: Spec,
+    network: keras.Model,
+    calibrator: Calibrator,
+    facts: Facts,
+    warm_up: tuple[Rows, NDArray[np.int64]],
+    *,
+    version: int | None = None,
+    sizes: tuple[int, ...] = SIZES,
+    attach: Callable[[Path], None] | None = None,
+) -> Path:
+    """Publish `network` (float32) as `directory/<spec.name>/<version>` and return that path.
+
+    warm_up: a few rows[n >= 1] and as_of[n], real or made up, that are played at load. version: default one
+    above the latest. attach: called with the unpublished folder, to add a model card and plots; they are
+    checksummed like the rest.
+
+    Raises ModelUnwritable when it cannot be written or the version is there already.
+    """
+    home = directory / spec.name
+    layout, served = Layout(spec), Served(spec, network, calibrator)
+    staging = None
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        number = version or max(versions(home), default=0) + 1
+        # A dot and no digits: neither TF Serving nor `versions` takes it for a version.
+        staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=home))
+        tf.saved_model.save(served, str(staging), signatures=served.signatures())
+        warmup.write(staging, spec.name, layout, *warm_up)
+        if attach is not None:
+            attach(staging)
+        manifest = Manifest(
+            name=spec.name,
+            version=number,
+            **facts.model_dump(),
+            layout_id=layout.id,
+            horizon_ms=spec.horizon_ms,
+            sizes=sizes,
+            features=tuple(feature.name for feature in features(spec)),
+            calibrator=calibrator,
+            libraries={name: _library(name) for name in LIBRARIES},
+            spec=dump_spec(spec),
+            files={path: sha256_of(staging / path) for path in _files(staging)},
+        )
+        (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        staging.chmod(0o755)
+        _sync(staging)
+        target = home / str(number)
+        if target.exists():
+            raise FileExistsError(f"version {number} is there already")
+        staging.rename(target)
+        _sync_one(home)
+    except (OSError, tf.errors.OpError) as error:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise ModelUnwritable(
+            f"model {spec.name} cannot be published in {home}: {error}",
+            hint="free space or choose another --out; versions are never overwritten",
+        ) from error
+    return target
+
+
+def versions(home: Path) -> list[int]:
+    """Versions in a model's folder, ascending. Empty when there is no such folder."""
+    if not home.is_dir():
+        return []
+    return sorted(int(path.name) for path in home.iterdir() if path.name.isdigit() and path.is_dir())
+
+
+def latest_version(home: Path) -> Path | None:
+    """The folder of the highest version below a model's folder, or None."""
+    found = versions(home)
+    return home / str(found[-1]) if found else None
+
+
+def locate(path: Path) -> Path:
+    """The version's folder that `path` means: itself, the latest below a model's folder, or below the one model of a
+    folder of models. Raises ModelMissing otherwise."""
+    if (path / MANIFEST).is_file() or (path.name.isdigit() and path.is_dir()):
+        return path
+    if (latest := latest_version(path)) is not None:
+        return latest
+    models = [child for child in path.iterdir() if versions(child)] if path.is_dir() else []
+    if len(models) == 1:
+        return models[0] / str(versions(models[0])[-1])
+    if models:
+        names = ", ".join(sorted(model.name for model in models))
+        raise ModelMissing(f"{path} holds several models: {names}", hint="name one of them")
+    raise ModelMissing(f"no model at {path}", hint="make one with `ebbtide train`, or correct the path")
+
+
+def _library(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _files(folder: Path) -> list[str]:
+    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def _sync(folder: Path) -> None:
+    """Everything below `folder` is on disk before its name is: a power cut leaves no empty files behind."""
+    for path in folder.rglob("*"):
+        _sync_one(path)
+    _sync_one(folder)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

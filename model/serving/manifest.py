@@ -1,0 +1,137 @@
+"""The manifest of a model: what a published version is, and whether what lies there is still that.
+
+It knows names, numbers and checksums; it runs no model and writes no file. Whoever loads a version asks
+`verify` first, which reads every byte again and refuses by name: what is served is what was published, for
+the layout it was made for.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ebbtide.featurestore.errors import EbbtideError
+from ebbtide.featurestore.record.features import features
+from ebbtide.featurestore.spec import Spec, parse_spec
+from ebbtide.model.errors import ModelDamaged, ModelForeign, ModelMissing
+from ebbtide.model.graph.calibrator import Calibrator
+
+MANIFEST = "manifest.json"
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Facts(BaseModel):
+    """What only the trainer knows about a model.
+
+    p >= enter opens an episode, p < exit ends it; `alert_rate`: the share of customers that `enter` was chosen to
+    alert, on the calibration slice. `data_hash`: of the examples it learned from. `metrics`: plain JSON.
+    """
+
+    created: AwareDatetime
+    enter: Probability
+    exit: Probability
+    alert_rate: Probability
+    data_hash: str
+    metrics: dict[str, Any] = {}
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.exit > self.enter:
+            raise ValueError("exit must not lie above enter: an episode would end as it begins")
+        return self
+
+
+class Manifest(Facts):
+    """What a version is. `files`: path below the version's folder -> sha256, hex; every file but the manifest."""
+
+    name: str
+    version: Annotated[int, Field(ge=1)]
+    layout_id: str
+    horizon_ms: int
+    sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    features: tuple[str, ...]
+    calibrator: Calibrator
+    libraries: dict[str, str]
+    spec: dict[str, Any]
+    files: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        """How messages call it: name/version."""
+        return f"{self.name}/{self.version}"
+
+    def parsed_spec(self) -> Spec:
+        """The spec the model was trained with."""
+        return parse_spec(self.spec, source=f"the spec of model {self.title}")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a version's folder. Raises ModelMissing or ModelDamaged; checks no other file."""
+    title = _title(path)
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ModelMissing(
+            f"model {title} has no {MANIFEST}", hint="publish it again with `ebbtide train`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelDamaged(
+            f"the manifest of model {title} cannot be read: {error}", hint="publish it again"
+        ) from None
+    try:
+        return Manifest.model_validate(json.loads(text))
+    except (ValidationError, json.JSONDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelDamaged(
+            f"the manifest of model {title} is no manifest: {first}", hint="publish it again"
+        ) from None
+
+
+def verify(path: Path, layout_id: str | None = None) -> Manifest:
+    """Check that a version's folder is what was published, byte for byte, and for this layout. Returns its manifest.
+
+    Raises ModelMissing (a file is gone), ModelDamaged (a checksum or its number differs), ModelForeign (other layout).
+    """
+    manifest = read_manifest(path)
+    if layout_id is not None and manifest.layout_id != layout_id:
+        raise ModelForeign(
+            f"model {manifest.title} was trained for record layout {manifest.layout_id}, not for {layout_id}",
+            hint="serve it with the spec it was trained with, or train one with this spec",
+        )
+    if path.name.isdigit() and int(path.name) != manifest.version:
+        raise ModelDamaged(
+            f"model {_title(path)} calls itself {manifest.title}",
+            hint="versions are not renamed: publish it again, or copy it under its own number",
+        )
+    for name, expected in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise ModelMissing(f"model {manifest.title} lacks its file {name}", hint="publish it again")
+        if sha256_of(file) != expected:
+            raise ModelDamaged(
+                f"model {manifest.title}: {name} is not what was published", hint="publish it again"
+            )
+    try:
+        listed = tuple(feature.name for feature in features(manifest.parsed_spec()))
+    except EbbtideError as error:
+        raise ModelDamaged(
+            f"model {manifest.title}: {error}", hint="publish it again with this release"
+        ) from None
+    if listed != manifest.features:
+        raise ModelForeign(
+            f"model {manifest.title} lists other features than this release computes", hint="train it again"
+        )
+    return manifest
+
+
+def _title(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,82 @@
+"""A signature of a model, compiled for one number of rows.
+
+    uint8[size, itemsize], as_of ─▶ cut into fields ─▶ blocks of at most 32 rows ─▶ signature ─▶ float32 arrays
+
+It knows XLA and the record's bytes; it knows nothing of versions or of what the numbers mean. Two measurements
+shaped it:
+
+  * *One copy in.* A record is one run of bytes, so a batch is one uint8 tensor that the graph cuts into fields:
+    24 tensors less to make for every dispatch, which at 8 rows was more than half of the time.
+  * *No matrix product has more than BLOCK rows.* From 64 rows on the library chooses another kernel, which adds
+    in another order: 22 to 27 % of rows then differed in their last bits (by up to 1.8e-7) between 32 and 128
+    rows. So a larger size is a loop over blocks inside the program, and a row's bits don't depend on how many
+    travel with it. It costs nothing: a block's intermediate results stay in cache, so 512 rows take no longer than
+    in one piece.
+
+On a GPU a dispatch costs much and a row nearly nothing, and its libraries choose kernels by shape: there a
+program has one block of its whole size, and one size serves all (see `scorer.py`).
+"""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.model.graph.features import Tensor
+
+BLOCK = 32
+"""Rows a matrix product, on the CPU: the largest size at which the library still adds as it does for 8 rows."""
+
+
+class Program:
+    """`program(raw, as_of)` -> {output: float32[size, …]}, for exactly `size` rows; compiled at the first call.
+
+    signature: a SavedModel's function over any number of rows. device: "/CPU:0" or "/GPU:0". block: rows a matrix
+    product, which divides any larger size. Not for two threads at once.
+    """
+
+    def __init__(self, signature: Any, layout: Layout, size: int, device: str, block: int = BLOCK) -> None:
+        if size > block and size % block:
+            raise ValueError(f"size {size} is not a multiple of {block}")
+        self.traces = 0
+        self._device = device
+        block = min(size, block)
+
+        def whole(raw: Tensor, as_of: Tensor) -> dict[str, Tensor]:
+            out: dict[str, Tensor] = signature(**fields(layout, raw), as_of=as_of)
+            return out
+
+        def program(raw: Tensor, as_of: Tensor) -> dict[str, Tensor]:
+            self.traces += 1  # Python runs here while tracing, and never again
+            if size == block:
+                return whole(raw, as_of)
+            outputs = signature.structured_outputs.items()
+            blocked = {name: tf.TensorSpec((block, *spec.shape[1:]), spec.dtype) for name, spec in outputs}
+            pieces = tf.reshape(raw, (-1, block, layout.itemsize)), tf.reshape(as_of, (-1, block))
+            out = tf.map_fn(lambda piece: whole(*piece), pieces, fn_output_signature=blocked)
+            return {name: tf.reshape(value, (size, *value.shape[2:])) for name, value in out.items()}
+
+        inputs = [tf.TensorSpec((size, layout.itemsize), tf.uint8), tf.TensorSpec((size,), tf.int64)]
+        with tf.device(device):
+            self._traced = tf.function(
+                program, input_signature=inputs, jit_compile=True
+            ).get_concrete_function()
+
+    def __call__(self, raw: NDArray[np.uint8], as_of: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+        with tf.device(self._device):
+            out = self._traced(tf.constant(raw), tf.constant(as_of))
+        return {name: value.numpy() for name, value in out.items()}
+
+
+def fields(layout: Layout, raw: Tensor) -> dict[str, Tensor]:
+    """uint8[n, itemsize] -> {field: tensor[n, …]} for `layout.model_fields`: the bytes, cut where the layout says."""
+    out = {}
+    for name in layout.model_fields:
+        kind, offset = layout.dtype.fields[name][:2]  # type: ignore[index]  # a structured dtype has fields
+        cut, width = raw[:, offset : offset + kind.itemsize], kind.base.itemsize
+        if width > 1:
+            cut = tf.bitcast(tf.reshape(cut, (-1, kind.itemsize // width, width)), tf.as_dtype(kind.base))
+        out[name] = tf.reshape(cut, (-1, *kind.shape))
+    return out

@@ -1,0 +1,39 @@
+"""TensorFlow's settings for a process that serves: which device, how many threads, how much GPU memory.
+
+It is the only module that touches TensorFlow's global state, and must be called before the first tensor is
+made, for TensorFlow freezes these settings then. It knows nothing of models.
+
+One thread for the operators is the default because it won: the rows of a dispatch are scored in blocks too
+small to be worth splitting (see `program.py`), a second thread gains nothing, and the other core belongs to
+the event loop, which parses, folds and stores while TensorFlow computes (it releases the GIL).
+"""
+
+import tensorflow as tf
+
+from ebbtide.model.errors import ModelError
+
+SERVING_THREADS = 1
+
+
+def configure(threads: int = SERVING_THREADS) -> str:
+    """Set `threads` for the operators (intra-op) and one for the graph; let the GPU's memory grow as needed, so that
+    other processes keep theirs. Returns the device that models are placed on, "/GPU:0" or "/CPU:0".
+
+    Raises ModelError when TensorFlow is already running with other settings.
+    """
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"TensorFlow was already running when {threads} threads were asked for: {error}",
+            hint="call model.serving.runtime.configure() before any tensor is made",
+        ) from None
+    return device()
+
+
+def device() -> str:
+    """Where models live: "/GPU:0" when there is one, else "/CPU:0"."""
+    return "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"

@@ -1,0 +1,1 @@
+"""The factory: from an event log to an evaluated, published version."""

@@ -1,0 +1,214 @@
+"""Secrets among the settings: which they are, how they come from files, and how they are never shown.
+
+    redis.url, http.token, …      every field of type SecretStr, found by walking the settings' types: no list to forget
+    <name>_file                   beside each of them, in the file or as a variable: the secret is what that file holds
+
+It knows types, files and URLs, and refuses to know what a setting is for and where it was said. The invariant: what
+`masked` returns and what `hidden` lets through holds no secret, also where it cannot make sense of what it is given.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import parse_qsl, unquote, urlencode
+
+from pydantic import BaseModel, SecretStr
+
+from ebbtide.ops.errors import SettingsError
+
+Place = tuple[str, ...]
+"""A setting's path, as in ("redis", "url")."""
+
+FILE = "_file"
+SECRET_BYTES_MAX = 64 << 10
+"""A password is dozens of bytes, a token with claims a few thousand; what is more is the wrong file, or /dev/zero."""
+HIDDEN_CHARS_MIN = 4
+"""A shorter secret is in every other word of a log: to hide it would hide the log, and it protects nothing."""
+STARS = "***"
+_TELLING = re.compile("pass|pwd|secret|token|cred|auth|key$", re.IGNORECASE)
+"""Names in a URL's query whose values are nobody's business. `ssl_keyfile` is a path and may be shown."""
+# Hosts with ports, one or several, in front of them perhaps a user: what a URL's authority looks like when it is one.
+_HOSTS = re.compile(r"(?:[\w.-]*|\[[0-9a-fA-F:.]+\])(?::\d*)?(?:,(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d*)?)*")
+
+
+def secret_places(model: type[BaseModel]) -> list[Place]:
+    """Where a model, or a model within it, holds a SecretStr."""
+    return list(_walk(model, ()))
+
+
+def _walk(model: type[BaseModel], at: Place) -> Iterator[Place]:
+    for name, field in model.model_fields.items():
+        for kind in _kinds(field.annotation):
+            if issubclass(kind, SecretStr):
+                yield (*at, name)
+            elif issubclass(kind, BaseModel):
+                yield from _walk(kind, (*at, name))
+
+
+def _kinds(annotation: Any) -> Iterator[type]:
+    """The classes that an annotation names, through unions and the like."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _kinds(inner)
+
+
+def by_file(model: type[BaseModel], places: Iterable[Place]) -> list[Place]:
+    """Those of the places whose `_file` is free: where a field has that very name, it is a setting of its own."""
+    return [place for place in places if place[-1] + FILE not in _group(model, place).model_fields]
+
+
+def _group(model: type[BaseModel], place: Place) -> type[BaseModel]:
+    for name in place[:-1]:
+        model = next(
+            kind for kind in _kinds(model.model_fields[name].annotation) if issubclass(kind, BaseModel)
+        )
+    return model
+
+
+def secrets_of(settings: BaseModel) -> dict[Place, str]:
+    """The secrets that are set."""
+    found = {}
+    for place in secret_places(type(settings)):
+        value: Any = settings
+        for name in place:
+            value = getattr(value, name, None)
+        if isinstance(value, SecretStr):
+            found[place] = value.get_secret_value()
+    return found
+
+
+def read_secret(file: str) -> str:
+    """What the file holds, without the newline at its end. Raises SettingsError, which says nothing of its content, and
+    repeats the file's name only where that cannot be the secret itself, given in the wrong place."""
+    if "://" in file:
+        raise SettingsError("this is a URL: give the name of a file that holds it")
+    try:
+        with Path(file).open("rb") as opened:
+            data = opened.read(SECRET_BYTES_MAX + 1)
+    except OSError as error:
+        raise SettingsError(f"cannot read {_named(file)}: {error.strerror}") from None
+    except ValueError:
+        raise SettingsError("this is no file's name") from None
+    try:
+        secret = data.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file} is not text in UTF-8") from None
+    if not secret or len(data) > SECRET_BYTES_MAX or "\0" in secret:
+        wrong = "is empty" if not secret else f"holds a NUL, or more than {SECRET_BYTES_MAX} bytes"
+        raise SettingsError(f"{file} {wrong}")
+    return secret
+
+
+def _named(file: str) -> str:
+    """A name that led to no file, for a message. In base64 there are slashes, too, so the first folder has to exist."""
+    folders = Path(file).parents  # of a/b/c: a/b, a, the root or the current folder
+    with suppress(OSError):  # too long a name
+        if "@" not in file and len(folders) > 1 and folders[-2].is_dir():
+            return file
+    return "the file that it names"
+
+
+def fill_from_files(data: dict[str, Any], in_files: Iterable[Place], names: Mapping[Place, str]) -> list[str]:
+    """Put the secrets of files in their places. Returns what is wrong, by the name a person can change."""
+    problems = []
+    for secret in in_files:
+        group = group_at(data, secret)
+        if group is None or secret[-1] + FILE not in group:
+            continue
+        file = group.pop(secret[-1] + FILE)
+        place = (*secret[:-1], secret[-1] + FILE)
+        said = names.get(place, ".".join(place))
+        if group.get(secret[-1]) is not None:
+            problems.append(f"{'.'.join(secret)} and {said} are both given: keep one")
+            continue
+        try:
+            group[secret[-1]] = read_secret(str(file))
+        except SettingsError as error:
+            problems.append(f"{said}: {error.args[0]}")
+    return problems
+
+
+def drop(data: dict[str, Any], secret: Place) -> None:
+    """Forget a secret, and the file that holds it."""
+    group = group_at(data, secret)
+    if group is not None:
+        group.pop(secret[-1], None)
+        group.pop(secret[-1] + FILE, None)
+
+
+def group_at(data: dict[str, Any], place: Place) -> dict[str, Any] | None:
+    """What holds a setting; None where nothing does."""
+    group: Any = data
+    for name in place[:-1]:
+        group = group.get(name) if isinstance(group, dict) else None
+    return group if isinstance(group, dict) else None
+
+
+def masked(secret: str) -> str:
+    """A secret for people. Of a URL everything but passwords and the like; of one that is ambiguous its scheme."""
+    scheme, found, rest = secret.partition("://")
+    if not found or not scheme.replace("+", "").isalnum():
+        return STARS
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, hosts = authority.rpartition("@")
+    # An @ further on, or a host that is none: a password with a slash in it, and no way to tell where it ends.
+    name, colon, _ = user.partition(":")
+    if "@" in rest[len(authority) :] or "@" in name or not _HOSTS.fullmatch(hosts) or "://" in rest:
+        return f"{scheme}://{STARS}"
+    path, _, asked = rest[len(authority) :].partition("#")[0].partition("?")
+    query = [
+        (key, STARS if _TELLING.search(key) else value)
+        for key, value in parse_qsl(asked, keep_blank_values=True)
+    ]
+    shown = f"{scheme}://{name}{':' + STARS if colon else ''}{at}{hosts}{path}"
+    return shown + (f"?{urlencode(query, safe='*/')}" if query else "")
+
+
+def is_masked(secret: str) -> bool:
+    """It is what `masked` makes of one, so none itself."""
+    return bool(re.fullmatch(r"\*{3,}", secret)) or f":{STARS}@" in secret or f"={STARS}" in secret
+
+
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def texts_of(secrets: Iterable[str]) -> list[str]:
+    """What must not be seen of secrets: each whole, of a URL its passwords, as written and as meant; longest first."""
+    found = set()
+    for secret in secrets:
+        found.add(secret)
+        _, is_url, rest = secret.partition("://")
+        if is_url:
+            # A password with a slash or an @ in it may end at either of two places.
+            users = {re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[0], rest.rpartition("@")[0]}
+            found |= {user.partition(":")[2] for user in users}
+            _, _, query = rest.partition("?")
+            found |= {value for key, value in parse_qsl(query) if _TELLING.search(key)}
+    found |= {unquote(text) for text in found}
+    # As it stands in a line of JSON, with other letters than ASCII or without, and in an error's own words.
+    found |= {write(text)[1:-1] for text in found for write in (json.dumps, _json, repr)}
+    return sorted((text for text in found if len(text) >= HIDDEN_CHARS_MIN), key=len, reverse=True)
+
+
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """The text with stars for each of `secrets` (of `texts_of`) in it."""
+    for secret in secrets:
+        text = text.replace(secret, STARS)
+    return text
+
+
+def strings_at(data: Mapping[str, Any], places: Iterable[Place]) -> dict[Place, str]:
+    """The texts that plain data holds at the places."""
+    found = {}
+    for place in places:
+        value: Any = data
+        for name in place:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if isinstance(value, str):
+            found[place] = value
+    return found

@@ -1,0 +1,1 @@
+"""The simulated shop: customers whose future is known, and the events that their lives make."""

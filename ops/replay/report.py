@@ -1,0 +1,188 @@
+"""The figures of a replay: live snapshots beside baselines, alerts against what followed, streamed against offline.
+
+It is given what came out (`ops/replay/run.py`) and the log, and knows what followed each point; it talks to no server.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.files.event_log import EventLog
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.record.replay import replay
+from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.model.config import TrainConfig
+from ebbtide.model.examples.dataset import Inputs, draw
+from ebbtide.model.examples.labels import CHURNED, STAYED, Labeller
+from ebbtide.model.examples.slices import held_out
+from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
+from ebbtide.model.serving.scorer import Scorer
+from ebbtide.model.training.baselines import Baselines
+from ebbtide.ops.errors import OpsError
+from ebbtide.ops.replay.run import Replayed, Snapshot
+from ebbtide.stream.outputs.compose import CAUSES
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A snapshot with its figures; `customers`: eligible, `evaluation.rows`: those of them whose horizon is known."""
+
+    as_of: int
+    customers: int
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Streamed scores against offline ones: points of both, of one alone, and the largest difference of p."""
+
+    points: int
+    missing: int
+    extra: int
+    difference_max: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alerting:
+    """Opened episodes: how many, how many of those with a known outcome were right, and the lead of the right ones."""
+
+    opened: int
+    known: int
+    right: int
+    lead_days_p50: float
+
+    @property
+    def precision(self) -> float:
+        return self.right / self.known if self.known else float("nan")
+
+
+def fit_baselines(spec: Spec, log: EventLog, labels_until_ms: int, config: TrainConfig) -> Baselines:
+    """The baselines on all that training may know: they are fitted again, never stored."""
+    examples = draw(
+        spec, log.events, labels_until_ms, examples_max=config.examples_max, every_ms=config.snapshot_every_ms,
+        seed=config.seed,
+    )  # fmt: skip
+    usable = examples.usable()
+    held = held_out(log.events.customers)[usable.customer]
+    return Baselines(spec, usable.take(~held), usable.take(held), config.seed)
+
+
+def known_until(log: EventLog) -> int:
+    """ms UTC: the log is taken as complete up to, not including, this time: just after its last event."""
+    return int(log.events.time.max()) + 1
+
+
+def judge(
+    snapshot: Snapshot, spec: Spec, log: EventLog, scorer: Scorer, baselines: Baselines, bootstrap: int
+) -> Judged:
+    """Score a snapshot's records with the served model and hold it against what followed. Raises OpsError when the
+    log ends before the snapshot's horizon does."""
+    as_of = np.full(len(snapshot.rows), snapshot.as_of, np.int64)
+    label = Labeller(spec, log.events, known_until(log)).label(snapshot.customer, as_of)
+    usable = (label == CHURNED) | (label == STAYED)
+    if not usable.any():
+        raise OpsError(
+            "a snapshot's horizon ends after the log: nobody knows who churned",
+            hint=f"take --snapshot at least {spec.horizon_ms / DAY_MS:.0f} days before the last event",
+        )
+    rows, times = snapshot.rows[usable], as_of[usable]
+    features = Inputs(spec)(rows, times)["features"]
+    scores: dict[str, NDArray[Any]] = {MODEL: scorer.score(rows, times), **baselines.probabilities(features)}
+    evaluation = evaluate(scores, label[usable] == CHURNED, snapshot.customer[usable], bootstrap=bootstrap)
+    return Judged(snapshot.as_of, len(snapshot.rows), evaluation)
+
+
+def compare(replayed: Replayed, spec: Spec, log: EventLog, scorer: Scorer) -> Agreement:
+    """Every decision point of the streamed part, scored again offline from the log alone."""
+    streamed = {
+        (s.partition, s.offset, s.as_of, s.cause): s.p for s in replayed.scores
+    }  # an at-least-once duplicate has the same key, and must have the same p
+    if len(streamed) != len(replayed.scores):
+        raise OpsError("one decision point was streamed with two different scores", hint="this is a defect")
+    missing, same, difference = 0, 0, 0.0
+    for points in replay(Layout(spec), log.events, known_until(log)):
+        # What was due before the stream began is history: the backfill took it and nobody was asked to score it.
+        own = points.scored & (points.event >= replayed.start) & (points.as_of >= replayed.from_ms)
+        if not own.any():
+            continue
+        p = scorer.score(points.rows[own], points.as_of[own])
+        at = points.event[own] - replayed.start
+        keys = zip(
+            replayed.partition[at].tolist(), replayed.offset[at].tolist(), points.as_of[own].tolist(),
+            (CAUSES[cause] for cause in points.cause[own].tolist()), strict=True,
+        )  # fmt: skip
+        for key, offline in zip(keys, p.tolist(), strict=True):
+            live = streamed.pop(key, None)
+            if live is None:
+                missing += 1
+                continue
+            same += 1
+            difference = max(difference, abs(live - offline))
+    return Agreement(same, missing, len(streamed), difference)
+
+
+def alerting(replayed: Replayed, spec: Spec, log: EventLog) -> Alerting:
+    """One episode is one alert; it was right if no activity followed within the horizon. Its lead is last activity +
+    horizon - decision: how long before the customer counts as lost it was said."""
+    opened = [alert for alert in replayed.alerts if alert.transition == "opened"]
+    index = {name: i for i, name in enumerate(log.events.customers)}
+    customer = np.array([index[alert.customer] for alert in opened], np.int32)
+    as_of = np.array([round(alert.decision.as_of.timestamp() * 1000) for alert in opened], np.int64)
+    if not opened:
+        return Alerting(0, 0, 0, float("nan"))
+    label = Labeller(spec, log.events, known_until(log)).label(customer, as_of)
+    right = label == CHURNED
+    known = right | (label == STAYED)
+    lead = _last_activity(spec, log, customer[right], as_of[right]) + spec.horizon_ms - as_of[right]
+    p50 = float(np.median(lead)) / DAY_MS if right.any() else float("nan")
+    return Alerting(len(opened), int(known.sum()), int(right.sum()), p50)
+
+
+def _last_activity(
+    spec: Spec, log: EventLog, customer: NDArray[np.int32], as_of: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """int64[n]: each customer's latest activity at or before `as_of`."""
+    roles = np.array([kind.role == "activity" for kind in spec.kinds])
+    active = roles[log.events.kind]
+    who, when = log.events.customer[active], log.events.time[active]
+    order = np.lexsort((when, who))
+    who, when = who[order], when[order]
+    first, last = np.searchsorted(who, customer, "left"), np.searchsorted(who, customer, "right")
+    return np.array(
+        [
+            when[a + np.searchsorted(when[a:b], t, "right") - 1]
+            for a, b, t in zip(first, last, as_of, strict=True)
+        ],
+        np.int64,
+    )
+
+
+def as_json(
+    replayed: Replayed, log: EventLog, judged: list[Judged], agreement: Agreement, alerts: Alerting
+) -> dict[str, Any]:
+    """The report under stable names."""
+    return {
+        "events": len(log) - replayed.start,
+        "events_backfilled": replayed.start,
+        "customers": len(log.events.customers),
+        "dead_letters": replayed.dead_letters,
+        "snapshots": [
+            {**j.evaluation.as_json(), "as_of": _date(j.as_of), "customers": j.customers} for j in judged
+        ],
+        "alerts": alerts.opened,
+        "alert_precision": None if np.isnan(alerts.precision) else alerts.precision,
+        "lead_time_days_p50": None if np.isnan(alerts.lead_days_p50) else alerts.lead_days_p50,
+        "score_difference_max": agreement.difference_max,
+        "decision_points": agreement.points,
+        "decision_points_missing": agreement.missing,
+        "decision_points_extra": agreement.extra,
+        "events_per_s": (len(log) - replayed.start) / max(replayed.seconds, 1e-9),
+        "worker_peak_rss_bytes": replayed.peak_rss_bytes,
+    }
+
+
+def _date(ms: int) -> str:
+    return str(np.datetime64(ms, "ms").astype("datetime64[s]")) + "Z"

@@ -1,0 +1,263 @@
+"""A state made again beside the worker that has one: the retained log through the same pipeline, up to the mark.
+
+    log     begin ══════════════════ mark ── ─ ─▶
+            │  this command, silent  │   the old worker goes on, and the mark with it
+    then    redis.prefix is switched: the new workers catch up silently to the mark, and speak from there
+
+It knows rounds: each reads the marks and brings every partition there; a round that is over before its marks are a
+second old is the last. It refuses to know what a step does (`stream/pipeline.py`), what a mark means
+(`stream/suppression.py`) and whether there is anything to do (`ops/state/plan.py`). The invariant: nothing is sent, and
+no record beyond the mark is folded, since what lies there has not been decided by anyone yet, and whoever decides it
+has to say so. What was applied is kept: a rebuild that was interrupted goes on from the heads it finds.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ebbtide.featurestore.errors import Fenced, StoreUnavailable
+from ebbtide.featurestore.store.protocol import Head
+from ebbtide.ops.state.plan import NotOurs, Plan, head_of
+from ebbtide.stream.batch import Mark
+from ebbtide.stream.errors import BrokerUnavailable, ScorerUnavailable
+from ebbtide.stream.kafka.committed_log import SettledLog
+from ebbtide.stream.outputs.dead_letter import FloodGuard
+from ebbtide.stream.outputs.message import Message
+from ebbtide.stream.pipeline import Pipeline, Tools
+from ebbtide.stream.retry import Backoff
+from ebbtide.stream.suppression import ALL
+from ebbtide.stream.telemetry import Silent, Stepped
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 1.0
+"""A worker commits its mark every second: closer than this nobody can be."""
+FOLLOW_EVERY_S = 0.5
+OUTAGE_S_MAX = 120.0
+"""For so long a server may be away. A rebuild that is given up is begun again where it ended."""
+LOG_EVERY_S = 10.0
+AWAY = (StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
+
+Progress = Callable[[float, float, str], None]
+
+
+class Silence:
+    """A sink that is given nothing. What it is given all the same would be said a second time."""
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        if messages:
+            raise RuntimeError(f"a rebuild was about to send {len(messages)} messages")
+
+
+@dataclass(slots=True)
+class Rebuilt:
+    """One partition: offsets [start, end) took `seconds`; `rejected` of the `records` are bad under this spec."""
+
+    partition: int
+    start: int
+    end: int
+    records: int = 0
+    rejected: int = 0
+    seconds: float = 0.0
+
+
+class Counts(Silent):
+    """Records and bad records by partition, as the pipelines tell them."""
+
+    def __init__(self) -> None:
+        self.records: dict[int, int] = {}
+        self.rejected: dict[int, int] = {}
+
+    def stepped(self, step: Stepped) -> None:
+        self.records[step.partition] = self.records.get(step.partition, 0) + step.records
+        bad = sum(step.rejected.values())
+        self.rejected[step.partition] = self.rejected.get(step.partition, 0) + bad
+
+
+class Rebuild:
+    """All partitions of a plan, sharing one batcher. `run` brings them to the mark, `stop` ends it in good order."""
+
+    def __init__(
+        self, settled: SettledLog, tools: Tools, counts: Counts, begun: Plan, *, dead_letter_share_max: float
+    ) -> None:
+        self._settled, self._tools, self._counts = settled, tools, counts
+        self._clock = tools.clock
+        self._stop = asyncio.Event()
+        self._parts = {
+            number: _Part(number, settled, tools, begun, dead_letter_share_max, self._stop)
+            for number in begun.start
+        }
+        self._marks: dict[int, Mark] = {}
+
+    def stop(self) -> None:
+        """Finish the steps in hand, and no more."""
+        self._stop.set()
+
+    async def run(self, progress: Progress = lambda *_: None, *, follow: bool = False) -> list[Rebuilt]:
+        """Until every partition is at a mark that is less than FRESH_S old; with `follow` until `stop`.
+
+        Raises NotOurs, HeadOutsideLog, DeadLetterFlood, and what AWAY names when it lasts longer than OUTAGE_S_MAX.
+        """
+        helpers = [
+            asyncio.create_task(self._tools.batcher.run(), name="batcher"),
+            asyncio.create_task(self._tell(progress), name="progress"),
+        ]
+        try:
+            while True:
+                read_s = self._clock.monotonic_s()
+                self._marks = await self._read_marks()
+                await _all(
+                    part.reach(self._marks[n].offset) for n, part in self._parts.items() if n in self._marks
+                )
+                if self._stop.is_set() or (not follow and self._clock.monotonic_s() - read_s < FRESH_S):
+                    return self.done()
+                if follow:
+                    await _wait(self._stop, FOLLOW_EVERY_S)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    def done(self) -> list[Rebuilt]:
+        """What was done so far, by partition."""
+        records, rejected = self._counts.records, self._counts.rejected
+        return [
+            Rebuilt(n, part.start, part.position, records.get(n, 0), rejected.get(n, 0), part.seconds)
+            for n, part in self._parts.items()
+        ]
+
+    async def _read_marks(self) -> dict[int, Mark]:
+        """The marks, asked for until Kafka answers."""
+        outage = _Outage(self._clock.monotonic_s)
+        while True:
+            try:
+                return await self._settled.marks()
+            except AWAY as error:
+                await outage.wait(error, self._stop)
+
+    async def _tell(self, progress: Progress) -> None:
+        told_s = self._clock.monotonic_s()
+        while True:
+            done = sum(part.position - part.start for part in self._parts.values())
+            known = [(self._marks[n].offset, part) for n, part in self._parts.items() if n in self._marks]
+            left = sum(max(0, mark - part.position) for mark, part in known)
+            progress(done, done + left, f"{done:,} offsets, {left:,} to the mark")
+            if self._clock.monotonic_s() - told_s >= LOG_EVERY_S:
+                told_s = self._clock.monotonic_s()
+                log.info("rebuilding", extra={"done": done, "left": left})
+            await asyncio.sleep(0.25)
+
+
+class _Part:
+    """One partition of a rebuild."""
+
+    def __init__(
+        self,
+        number: int,
+        settled: SettledLog,
+        tools: Tools,
+        begun: Plan,
+        share_max: float,
+        stop: asyncio.Event,
+    ) -> None:
+        self.start = self.position = begun.start[number]
+        self._begin = begun.begin[number]
+        self.seconds = 0.0
+        self._number, self._settled, self._tools, self._stop = number, settled, tools, stop
+        self._flood = FloodGuard(share_max)
+        self._pipeline: Pipeline | None = None
+        self._outage = _Outage(tools.clock.monotonic_s)
+
+    async def reach(self, until: int) -> None:
+        """Fold up to `until`, or until told to stop."""
+        began_s = self._tools.clock.monotonic_s()
+        try:
+            while not self._stop.is_set():
+                try:
+                    await self._fold(until)
+                    return
+                except AWAY as error:
+                    self._pipeline = None
+                    await self._outage.wait(error, self._stop)
+                except Fenced as error:
+                    # A step whose answer was lost may still arrive after we asked where we are. Once.
+                    self._pipeline = None
+                    if not self._outage.recent:
+                        raise NotOurs(
+                            f"somebody else moves the state under this prefix: {error}",
+                            hint="a worker uses it, or another rebuild: end that, or choose another prefix",
+                        ) from error
+                    self._outage.over()
+        finally:
+            self.seconds += self._tools.clock.monotonic_s() - began_s
+
+    async def _fold(self, until: int) -> None:
+        pipeline = self._pipeline or await self._open()
+        while not self._stop.is_set():
+            batch = await self._settled.next(self._number, until)
+            if batch is None:
+                return
+            if batch.start != pipeline.position:
+                raise RuntimeError(f"a batch begins at {batch.start}, expected {pipeline.position}")
+            for piece in batch.cut_before_tombstones():
+                await pipeline.step(piece)
+                self.position = pipeline.position
+            self._outage.over()
+
+    async def _open(self) -> Pipeline:
+        tools, number = self._tools, self._number
+        stored = await head_of(tools.store, number, tools.layout.id, self._settled.partitions)
+        # None also when the store has lost what was there: then all of it is made once more.
+        begun = stored or Head(self._begin, 0, 0, tools.layout.id, self._settled.partitions)
+        self._pipeline = Pipeline(tools, number, stored, begun, ALL, self._flood)
+        self.position = begun.offset
+        self._settled.seek(number, begun.offset)
+        return self._pipeline
+
+
+class _Outage:
+    """Waits between tries, longer and longer, and not for ever."""
+
+    def __init__(self, monotonic_s: Callable[[], float]) -> None:
+        self._monotonic_s = monotonic_s
+        self._since_s: float | None = None
+        self._backoff = Backoff()
+
+    @property
+    def recent(self) -> bool:
+        return self._since_s is not None
+
+    def over(self) -> None:
+        self._since_s = None
+        self._backoff.over()
+
+    async def wait(self, error: Exception, stop: asyncio.Event) -> None:
+        """Before the next try. Raises `error` when it has been like this for OUTAGE_S_MAX."""
+        now_s = self._monotonic_s()
+        if self._since_s is None:
+            self._since_s = now_s
+        if now_s - self._since_s > OUTAGE_S_MAX:
+            raise error
+        log.warning("waiting", extra={"reason": str(error)})
+        await _wait(stop, self._backoff.next_s())
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All at once; the first error ends the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,41 @@
+"""TensorFlow loaded without what it tells its own developers.
+
+Some of its lines are written to standard error before any setting of its log counts, so for the length of the import
+that descriptor leads into a file; should the import fail, what was written is shown.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """What is written to descriptor 2 within the block is shown only if the block raises."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            caught.seek(0)
+            os.write(kept, caught.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def load_tensorflow() -> str:
+    """Import it and have it look for devices. Returns where models will live, "/GPU:0" or "/CPU:0"."""
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module="keras")
+    with hushed():
+        from ebbtide.model.serving import runtime  # noqa: PLC0415 - the import is what is hushed
+
+        return runtime.device()

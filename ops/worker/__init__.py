@@ -1,0 +1,1 @@
+"""The worker process, put together and taken apart again in order."""

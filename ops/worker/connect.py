@@ -1,0 +1,61 @@
+"""The way to a worker's topics and store, for whoever works on them: the worker itself, and commands beside it.
+
+It knows settings and addresses, and no model: a command that only reads or fills need not wait for TensorFlow.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.ops.config.settings import Settings
+from ebbtide.stream.kafka.client import TopicSpec, check_connection
+
+
+def topic_specs(settings: Settings) -> list[TopicSpec]:
+    """The topics a worker needs; the score topic is compacted, since it holds the latest score of everyone."""
+    topics = settings.topics
+    specs = [
+        TopicSpec(settings.kafka.topic, topics.partitions, "topics.partitions"),
+        TopicSpec(topics.alerts, topics.partitions, "topics.partitions"),
+        # It has to take whatever the input took, with headers on top.
+        TopicSpec(
+            topics.dead_letters,
+            topics.partitions,
+            "topics.partitions",
+            {"max.message.bytes": str(settings.kafka.produce_bytes_max)},
+        ),
+    ]
+    if topics.scores is not None:
+        specs.append(
+            TopicSpec(topics.scores, topics.partitions, "topics.partitions", {"cleanup.policy": "compact"})
+        )
+    return specs
+
+
+@asynccontextmanager
+async def open_store(settings: Settings, layout: Layout, partitions: int) -> AsyncIterator[RedisStore]:
+    """The store, checked: it answers, and is not set up to lose state."""
+    if settings.redis.url is None:
+        raise ValueError("no Redis URL: start the local stack first")
+    store = RedisStore(
+        settings.redis.url.get_secret_value(),
+        layout.dtype,
+        settings.kafka.topic,
+        partitions,
+        prefix=settings.redis.prefix,
+        timeout_s=settings.redis.timeout_s,
+        connections_max=settings.redis.connections_max,
+    )
+    try:
+        await store.start()
+        yield store
+    finally:
+        await store.close()
+
+
+async def check_servers(settings: Settings, layout: Layout) -> None:
+    """Return when Kafka and Redis answer and will have us; raises what a worker would raise, in a moment."""
+    await check_connection(settings.kafka)
+    async with open_store(settings, layout, settings.topics.partitions):
+        return

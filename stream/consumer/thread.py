@@ -1,0 +1,299 @@
+"""Faust's consumer thread, ours: it alone touches aiokafka's consumer, and says for each fetch from where to where.
+
+aiokafka keeps a *position* for each partition and moves it when records are taken out of its fetcher. Everything that
+can go wrong with a batch transport goes wrong between those two facts: a fetch that is dropped after its position has
+moved (a rebalance, a stopped loop), a position that moved without records (an aborted transaction), one that was reset
+behind our back. So here each open partition has a *place*, which says where the next batch begins, whatever aiokafka
+does; and the invariants are
+
+- A batch begins where the last one of its place ended; a place begins with a seek, under a new epoch.
+- Taking records out of the fetcher and moving the place on is one step of the thread's loop: no await between.
+- A rebalance empties all places before anything else happens in it, so nothing is fetched until the next seek.
+- The position is never reset for us: a place that the log no longer has is an error.
+
+It refuses to know what becomes of a batch. Most of what it needs of aiokafka is private there, as it is to Faust's own
+driver, and pinned by `tests/integration/test_transport.py`.
+"""
+
+# ruff: noqa: SLF001 -- positions and fetched pieces are private to aiokafka; Faust's driver reaches for the same names
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.consumer.fetcher import Fetcher, FetchError
+from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
+
+from ebbtide.stream.batch import FetchedBatch, Mark
+from ebbtide.stream.consumer import offsets
+from ebbtide.stream.consumer.membership import Membership, group_consumer
+from ebbtide.stream.errors import BrokerMisconfigured, HeadOutsideLog, PartitionRevoked
+from ebbtide.stream.kafka.diagnose import check_admitted, unreachable
+from ebbtide.stream.kafka.errors import failure
+from ebbtide.stream.kafka.settings import KafkaSettings
+
+POLL_S = 1.0  # how long a fetch waits for data before it reports that there is none
+COMMIT_S = 3.0  # how long a commit may take before it is given up and tried again with newer marks
+LAST_COMMIT_S = 1.0  # a revocation commits what is marked; but the whole group waits for it
+STOP_S = 5.0
+
+
+class Owner(Protocol):
+    """The event loop's side of it (stream.consumer.transport). All three only take note."""
+
+    def revoked(self, partitions: frozenset[TopicPartition]) -> None: ...  # on the loop
+    def assigned(self, partitions: frozenset[TopicPartition]) -> None: ...  # on the loop
+    def uncommitted(self) -> dict[TopicPartition, Mark]: ...  # in the thread
+
+
+@dataclass(slots=True)
+class Place:
+    """Where an open partition stands: the next batch begins at `position`, under `epoch`."""
+
+    epoch: int
+    position: int
+
+
+class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka publishes no types
+    """Called by aiokafka in the consumer thread. Everything waits for it, so it waits for nothing of ours."""
+
+    def __init__(self, thread: "BatchThread") -> None:
+        self._thread = thread
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:  # noqa: ARG002 -- it is all we own
+        last = self._thread.close_all()  # before the first await: from here on nothing is fetched
+        if last:
+            await self._thread.commit_last(last)
+        await self._thread.keep_membership()
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._thread.own(frozenset(assigned))
+
+
+class BatchThread(AIOKafkaConsumerThread):
+    """Owns aiokafka's consumer. Methods without a note run in the thread; the loop asks through `call_thread`."""
+
+    def __init__(self, consumer: Any, settings: KafkaSettings, owner: Owner, **kwargs: Any) -> None:
+        self._settings, self._owner = settings, owner
+        super().__init__(consumer, **kwargs)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._owned: frozenset[TopicPartition] = frozenset()
+        self._places: dict[TopicPartition, Place] = {}
+        self._epochs = itertools.count(1)
+        self._waiter: asyncio.Future[None] | None = None
+        self._committing: asyncio.Task[Any] | None = None
+        self._membership = Membership(self._settings)
+
+    def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> AIOKafkaConsumer:  # noqa: ARG002 -- it runs on this one
+        return group_consumer(self._settings)
+
+    async def call_thread(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """From the loop: run `fun` in the thread.
+
+        Not through Faust's queue, whose two workers a long fetch and a slow commit would fill: a seek would wait for
+        them. A call that the end of the thread cut short says PartitionRevoked, since nothing is ours any more.
+        """
+
+        async def call() -> Any:
+            result = fun(*args, **kwargs)
+            return await result if isinstance(result, Awaitable) else result
+
+        coroutine = call()
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.thread_loop)
+        except RuntimeError as error:  # the loop is closed
+            coroutine.close()
+            raise PartitionRevoked("the consumer has stopped") from error
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise PartitionRevoked("the consumer has stopped") from None
+
+    # -- fetching
+
+    async def fetch(self, paused: Set[TopicPartition]) -> list[FetchedBatch]:
+        """What has arrived of open partitions that are not paused, waiting up to a second for it."""
+        consumer = self._ensure_consumer()
+        fetcher, coordinator = consumer._fetcher, consumer._coordinator
+        self._membership.look(consumer)
+        try:
+            if fetcher.error_future.done():
+                fetcher.error_future.result()
+            coordinator.check_errors()
+            batches = self._take(fetcher, paused)
+            if not batches:
+                await self._wait_for_data(fetcher)
+                batches = self._take(fetcher, paused)
+        except KafkaError as error:
+            problem = await self._membership.check(consumer) or failure(
+                self._settings, "our membership of the group", error
+            )
+            over = fetcher.error_future.done() or coordinator._coordination_task.done()
+            if over or isinstance(problem, BrokerMisconfigured):
+                raise problem from error
+            # aiokafka leaves the group for good here, unless the error is taken from it and it is told to join again.
+            self.log.warning("joining the group again after %r", error)
+            coordinator.request_rejoin()
+            await asyncio.sleep(POLL_S)
+            return []
+        return batches
+
+    async def _wait_for_data(self, fetcher: Fetcher) -> None:
+        with fetcher._subscriptions.fetch_context():  # a consumer that waits here is alive, paused or not
+            self._waiter = waiter = fetcher._create_fetch_waiter()
+            await asyncio.wait([waiter], timeout=POLL_S)
+            self._waiter = None
+        if not waiter.cancel():
+            waiter.result()  # a critical error of the coordinator comes this way, too
+
+    def _take(self, fetcher: Fetcher, paused: Set[TopicPartition]) -> list[FetchedBatch]:
+        """Take fetched records and move their places on: one step, in which nothing else can happen."""
+        batches: list[FetchedBatch] = []
+        left = self._settings.fetch_records_max
+        for tp in list(fetcher._records):
+            place = self._places.get(tp)
+            if place is None or tp in paused:
+                continue
+            held = fetcher._records[tp]
+            if isinstance(held, FetchError):
+                self._drop(fetcher, tp)
+                self._refuse(tp, place, held._error)
+                continue
+            records = held.getall(left)
+            if held.has_more():
+                fetcher._records.move_to_end(tp)  # what was cut short goes behind the others
+            else:
+                self._drop(fetcher, tp)
+            state = held._assignment.state_value(tp)
+            if state.position != place.position:
+                start, place.position = place.position, state.position
+                log_end = -1 if state.lso is None else state.lso
+                batch = FetchedBatch(
+                    tp.topic, tp.partition, place.epoch, start, place.position, records, log_end
+                )
+                batches.append(batch)
+                left -= len(records)
+                if left <= 0:
+                    break
+        return batches
+
+    @staticmethod
+    def _drop(fetcher: Fetcher, tp: TopicPartition) -> None:
+        del fetcher._records[tp]
+        fetcher._notify(fetcher._wait_consume_future)  # so that its next piece is asked for
+
+    def _refuse(self, tp: TopicPartition, place: Place, error: Exception) -> None:
+        where = f"{tp.topic}[{tp.partition}] at offset {place.position}"
+        if isinstance(error, OffsetOutOfRangeError):
+            raise HeadOutsideLog(
+                f"{where}: Kafka no longer has it", hint="the state has to be rebuilt from what is retained"
+            ) from error
+        problem = failure(self._settings, f"to read {where}", error)
+        if isinstance(problem, BrokerMisconfigured):
+            raise problem from error
+        raise BrokerMisconfigured(f"{where} cannot be read: {error!r}") from error
+
+    def wake(self) -> None:
+        """End a fetch that waits: what it may take has changed."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # -- places
+
+    def open(self, tp: TopicPartition, offset: int) -> int:
+        """Seek, and let the partition be fetched. Returns the epoch."""
+        consumer = self._own_consumer(tp)
+        try:
+            consumer.seek(tp, offset)
+            consumer.resume(tp)
+        except IllegalStateError as error:
+            raise PartitionRevoked(f"{tp.topic}[{tp.partition}] is not ours") from error
+        epoch = next(self._epochs)
+        self._places[tp] = Place(epoch, offset)
+        return epoch
+
+    def close_all(self) -> dict[TopicPartition, Mark]:
+        """The group is about to change: nothing is fetched, and no seek succeeds. Returns what is to commit."""
+        self._places.clear()
+        revoked, self._owned = self._owned, frozenset()
+        if self._committing is not None:
+            self._committing.cancel()
+        last = self._owner.uncommitted()
+        # Not awaited: however busy the loop is, the group does not wait for it. The order of notes is kept.
+        self.parent_loop.call_soon_threadsafe(self._owner.revoked, revoked)
+        return last
+
+    async def commit_last(self, marks: Mapping[TopicPartition, Mark]) -> None:
+        await offsets.commit(self._settings, self._ensure_consumer(), marks, LAST_COMMIT_S)
+
+    async def keep_membership(self) -> None:
+        """Before the next generation is joined."""
+        await self._membership.keep(self._ensure_consumer())
+
+    def own(self, assigned: frozenset[TopicPartition]) -> None:
+        """These are ours now. aiokafka pauses them, so that it fetches nothing before `open` said from where."""
+        consumer = self._ensure_consumer()
+        consumer.pause(*assigned)
+        self._membership.joined(consumer)
+        self._owned = assigned
+        self.parent_loop.call_soon_threadsafe(self._owner.assigned, assigned)
+
+    def _own_consumer(self, tp: TopicPartition) -> AIOKafkaConsumer:
+        if tp not in self._owned:
+            raise PartitionRevoked(f"{tp.topic}[{tp.partition}] is not ours")
+        return self._ensure_consumer()
+
+    # -- what the broker knows
+
+    async def log_range(self, tp: TopicPartition) -> tuple[int, int]:
+        return await offsets.log_range(self._settings, self._own_consumer(tp), tp)
+
+    async def committed(self, tp: TopicPartition) -> Mark | None:
+        return await offsets.committed(self._settings, self._own_consumer(tp), tp)
+
+    async def commit_marks(
+        self, marks: Mapping[TopicPartition, Mark], owned: frozenset[TopicPartition]
+    ) -> bool:
+        """Commit `marks`, made while `owned` was ours. False if Kafka may not have them: they stay to be committed.
+
+        A commit does not outlive its assignment: delayed past two rebalances, it could take a mark back.
+        """
+        if owned is not self._owned:
+            return False
+        self._committing = asyncio.current_task()
+        try:
+            return await offsets.commit(self._settings, self._ensure_consumer(), marks, COMMIT_S)
+        finally:
+            self._committing = None
+
+    # -- start and stop
+
+    async def on_start(self) -> None:
+        try:
+            await super().on_start()
+            check_admitted(self._ensure_consumer()._client)
+        except (KafkaError, OSError) as error:
+            raise await unreachable(self._settings, error) from error
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group, if that goes quickly: a worker must end without a broker, too."""
+        try:
+            async with asyncio.timeout(STOP_S):
+                await super().on_thread_stop()
+        except (KafkaError, TimeoutError, asyncio.CancelledError) as error:
+            # aiokafka's fetcher lets the cancellation of its own pending fetch out; Faust waits a minute for us then.
+            self.log.warning("the consumer did not close properly: %r", error)
+            await self._ensure_consumer()._client.close()
+
+    def on_crash(self, msg: str, *fmt: Any, **kwargs: Any) -> None:
+        """Faust prints a traceback. The error is raised where the worker was started, or in `failed`."""

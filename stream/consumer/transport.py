@@ -1,0 +1,221 @@
+"""The transport: one Faust message for each fetched partition batch, and never a record skipped.
+
+         consumer thread                               event loop
+    broker ─▶ BatchThread.fetch ─▶ BatchConsumer._drain_messages ─▶ Faust's conductor ─▶ agent ─▶ on_batch
+                (stream.consumer.thread)        ▲ pause, mark, seek: the pipeline
+
+Faust hands on a record at a time, at 200 µs each, and counts acknowledgements to know what may be committed. Here a
+batch states the consumer's position before and after it, and whoever folds it checks that it begins where the last
+one ended. So nothing on the way has to be trusted: a batch lost anywhere shows with the next one, and is sought back.
+
+What may be committed is what the pipeline *marked*, no more. Faust's own count can pass an unfinished message (its
+issue 606), counts a raising agent as done and is blocked by gaps (378, 596); its way through a rebalance waits for
+agents, pauses, seeks to committed offsets and resumes (175, 532, 640). None of that runs here: a rebalance is two
+notes, taken on the loop.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+from aiokafka import TopicPartition
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, AppT, ConsumerMessage
+from mode import Service, ServiceT
+from mode.threads import ServiceThread, WorkerThread
+from yarl import URL
+
+from ebbtide.stream.batch import FetchedBatch, Mark, OnPartitions
+from ebbtide.stream.consumer.thread import BatchThread, Listener
+from ebbtide.stream.errors import PartitionRevoked
+from ebbtide.stream.kafka.client import KafkaSettings
+
+NEVER = Mark(-1, "")  # what Kafka holds for a partition that was never committed
+
+
+class DyingThread(WorkerThread):
+    """Dies with the process: a worker that failed halfway must not live on as a member of the group."""
+
+    def __init__(self, service: ServiceThread, **kwargs: Any) -> None:
+        super().__init__(service, **kwargs)
+        self.daemon = True
+
+    def run(self) -> None:
+        with suppress(Exception):  # the service has been told already, and through it the app
+            super().run()
+
+
+class BatchConsumer(driver.Consumer):
+    """The loop's side: hands batches to Faust's conductor, remembers marks and pauses, commits."""
+
+    RebalanceListener = Listener
+    _thread: BatchThread
+
+    def __init__(self, transport: "BatchTransport", *args: Any, **kwargs: Any) -> None:
+        self._settings = transport.settings
+        self._on_assigned, self._on_revoked = transport.on_assigned, transport.on_revoked
+        self.owned: frozenset[TopicPartition] = frozenset()
+        self.changes = 0  # of what is ours
+        # Written by the loop alone; the thread reads them, one atomic look at a time.
+        self._paused: set[TopicPartition] = set()
+        self._marks: dict[TopicPartition, Mark] = {}
+        self._in_kafka: dict[TopicPartition, Mark] = {}
+        super().__init__(transport, *args, **kwargs)  # makes the thread, which reads the above
+
+    def _new_consumer_thread(self) -> BatchThread:
+        return BatchThread(self, self._settings, self, loop=self.loop, beacon=self.beacon, Worker=DyingThread)
+
+    async def _drain_messages(self, fetcher: ServiceT) -> None:
+        """Run by Faust as long as the worker lives: from the thread to the conductor, a message a batch.
+
+        The conductor's queue is bounded; when it is full this waits, and fetches nothing meanwhile.
+        """
+        size, indexed = self._settings.records_per_message, -1
+        while not (self.should_stop or fetcher.should_stop):
+            batches = await self._thread.call_thread(self._thread.fetch, self._paused)
+            if indexed != self.changes:  # the conductor keeps an index of who gets which partition
+                indexed = self.changes
+                await self.app.topics.on_partitions_assigned(set(self.owned))
+            for batch in batches:
+                for piece in batch.pieces(size) if size else (batch,):
+                    await self.callback(self._message(piece))
+
+    def _message(self, batch: FetchedBatch) -> ConsumerMessage:
+        # Faust drops what carries another generation than the app's. Ours never changes: epochs do that work.
+        return ConsumerMessage(
+            batch.topic,
+            batch.partition,
+            offset=batch.start,
+            timestamp=0.0,  # of a batch there is no one time
+            timestamp_type=0,
+            headers=None,
+            key=None,
+            value=batch,  # type: ignore[arg-type]  # Faust only carries it
+            checksum=None,
+            serialized_key_size=0,
+            serialized_value_size=0,
+            tp=TP(batch.topic, batch.partition),
+            generation_id=self.app.consumer_generation_id,
+        )
+
+    # -- the group
+
+    def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        """Nothing is ours until the next assignment: forget all, so that nothing old leaks into what comes."""
+        self.owned = frozenset()
+        self.changes += 1
+        self._paused.clear()
+        self._marks.clear()
+        self._in_kafka.clear()
+        self._on_revoked(frozenset(tp.partition for tp in partitions))
+
+    def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        """These are ours, and silent until they are sought."""
+        self.owned = partitions
+        self.changes += 1
+        self._on_assigned(frozenset(tp.partition for tp in partitions))
+
+    # -- what the pipeline asks for (stream.consumer.app.FaustSource)
+
+    def topic_partitions(self, topic: str) -> int | None:
+        """As the cluster says. Faust asks the group's coordinator, which tells a follower nothing for minutes."""
+        consumer = self._thread._consumer  # noqa: SLF001 -- a look from outside its thread, which changes nothing
+        found = consumer.partitions_for_topic(topic) if consumer is not None else None
+        return len(found) if found else None
+
+    async def open(self, tp: TopicPartition, offset: int) -> int:
+        """Open `tp` at `offset`; returns the epoch."""
+        await self.committed(tp)  # the mark never moves back: know where it stands before anyone moves it
+        epoch: int = await self._thread.call_thread(self._thread.open, tp, offset)
+        return epoch
+
+    async def committed(self, tp: TopicPartition) -> Mark | None:
+        """The group's mark, as Kafka holds it."""
+        if tp not in self._in_kafka:
+            changes = self.changes
+            found = await self._thread.call_thread(self._thread.committed, tp)
+            if changes != self.changes:
+                raise PartitionRevoked(f"{tp.topic}[{tp.partition}] changed hands")
+            self._marks[tp] = self._in_kafka[tp] = found or NEVER
+        found = self._in_kafka[tp]
+        return None if found is NEVER else found
+
+    async def log_range(self, tp: TopicPartition) -> tuple[int, int]:
+        """First retained offset, and the one after the last that may be read."""
+        begin, end = await self._thread.call_thread(self._thread.log_range, tp)
+        return begin, end
+
+    def pause(self, tp: TopicPartition) -> None:
+        """Fetch nothing more of it; what is on its way arrives."""
+        if tp in self.owned:
+            self._paused.add(tp)
+
+    def resume(self, tp: TopicPartition) -> None:
+        """Undo `pause`, at once."""
+        self._paused.discard(tp)
+        with suppress(RuntimeError):  # the thread has ended: there is no fetch to wake
+            self._thread.thread_loop.call_soon_threadsafe(self._thread.wake)
+
+    def mark(self, tp: TopicPartition, mark: Mark) -> None:
+        """Let the committed offset advance to `mark`, if it is an advance; and only of what we opened."""
+        known = self._marks.get(tp)
+        if known is not None and mark.offset >= known.offset:
+            self._marks[tp] = mark
+
+    # -- committing: Faust calls `commit` on its timer and when it stops
+
+    def uncommitted(self) -> dict[TopicPartition, Mark]:
+        """Marks that Kafka does not have yet."""
+        in_kafka = self._in_kafka
+        return {tp: mark for tp, mark in self._marks.copy().items() if mark != in_kafka.get(tp)}
+
+    async def commit_and_end_transactions(self) -> None:
+        """The last commit, on leaving. Faust would be content with one under way, which knows nothing of what was
+        marked since it began."""
+        await self.maybe_wait_for_commit_to_finish()
+        await self.commit()
+
+    @Service.task
+    async def _commit_handler(self) -> None:
+        """Faust's, less a warning on its timer for every commit that an outage delays."""
+        while not self.should_stop:
+            await self.sleep(self.commit_interval)
+            await self.commit()
+
+    async def force_commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002 -- Faust's signature
+        """In place of Faust's acknowledgement lists, which can pass an unfinished message: commit the marks."""
+        marks, owned = self.uncommitted(), self.owned
+        if not marks:
+            return False
+        try:
+            done = await self._thread.call_thread(self._thread.commit_marks, marks, owned)
+        except PartitionRevoked:
+            return False
+        if done and owned is self.owned:
+            self._in_kafka.update(marks)
+        return bool(done)
+
+    # -- what Faust would do, and must not
+
+    async def verify_all_partitions_active(self) -> None:
+        """Faust's livelock detector looks for acknowledgements, of which we have none: it would cry all day."""
+
+    def on_buffer_full(self, tp: TopicPartition) -> None:
+        """Faust would pause and resume by the length of its queue; ours waits for it, and pausing is `pause`."""
+
+    def on_buffer_drop(self, tp: TopicPartition) -> None:
+        """See `on_buffer_full`."""
+
+    def close(self) -> None:
+        """Faust would close the consumer from the wrong loop; `stop` does it in the thread."""
+
+
+class BatchTransport(driver.Transport):
+    """What `app.transport` is set to. Both callbacks run on the event loop and may only take note."""
+
+    Consumer = BatchConsumer
+
+    def __init__(
+        self, settings: KafkaSettings, app: AppT, on_assigned: OnPartitions, on_revoked: OnPartitions
+    ) -> None:
+        super().__init__([URL(f"kafka://{host}") for host in settings.url.split(",")], app)
+        self.settings, self.on_assigned, self.on_revoked = settings, on_assigned, on_revoked

@@ -1,0 +1,1 @@
+"""Dead letters sent back once their cause is mended."""

@@ -1,0 +1,201 @@
+"""Dead letters read again, and sent back where they came from.
+
+    dead-letter topic ─▶ letters ─▶ due: not replayed before, not of somebody forgotten since, ─▶ the input topic
+                                         not folded already                       └▶ bookmarks, by reason
+
+A letter goes back with its own bytes, key, headers and timestamp. What has been sent back is remembered by Kafka
+(`stream/kafka/bookmarks.py`), after it was acknowledged: a second replay sends only what came since, and a replay that
+died half-way sends a few letters twice, which their event ids make harmless. A letter `unscored` stays where it is: its
+event has been folded, and without an event id would be counted twice. It refuses to mend a letter, and to send one to a
+topic that is not the configured input, whatever its header says.
+
+A letter of somebody forgotten since must not go back: it would lie in the input after the word that forgets them.
+
+    dead-letter topic   a tombstone there forgets its customer's letters that lie before it, and those that came
+                        from before it: a worker that was stopped for long may send a letter late
+    input topic         a tombstone that the workers have not come to, from the group's mark on, forgets what came
+                        from before it
+
+Both are looked at before anything is sent, and on from there before each chunk, so an erasure while a replay runs
+counts. What remains is a tombstone produced in the milliseconds between such a look and the sending: whoever erases
+while a replay runs produces it once more when that has ended.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, field
+
+from ebbtide.stream.batch import Record
+from ebbtide.stream.kafka.bookmarks import Bookmarks, Marks
+from ebbtide.stream.kafka.client import KafkaSettings
+from ebbtide.stream.kafka.committed_log import SettledLog, open_settled
+from ebbtide.stream.kafka.reader import LogRecord, read_topic
+from ebbtide.stream.outputs.dead_letter import UNSCORED, Position, forgotten_at, original_headers, read
+from ebbtide.stream.outputs.message import Message, Sink
+
+CHUNK_LETTERS = 500
+"""Sent and remembered together: what a crash may send twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter: the record as it lies in the dead-letter topic, and what its headers say."""
+
+    record: LogRecord
+    reason: str
+    detail: str
+    source: Position
+    timestamp: int
+    has_value: bool
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What a replay did: letters sent (or, in a dry run, to be sent) by reason, and those passed over.
+
+    forgotten: letters older than a tombstone of their customer, which the workers have obeyed or will obey.
+    folded_already: letters `unscored`, whose events are in the state; only their decisions are missing.
+    """
+
+    sent: Counter[str] = field(default_factory=Counter)
+    done_before: int = 0
+    forgotten: int = 0
+    of_another_topic: int = 0
+    empty: int = 0
+    folded_already: int = 0
+
+
+async def letters(
+    settings: KafkaSettings, topic: str, reasons: Collection[str] = ()
+) -> AsyncIterator[Letter]:
+    """The letters there are now, of these reasons or of any; in order within a partition."""
+    async for record in read_topic(settings, topic):
+        said = read(record.headers)
+        if said is not None and (not reasons or said[0] in reasons):
+            yield Letter(record, *said)
+
+
+class Forgotten:
+    """Who has been forgotten, as far as the last look saw. `dead`, `events`: the dead-letter and the input topic."""
+
+    def __init__(self, dead: SettledLog, events: SettledLog, topic: str) -> None:
+        self._dead, self._events, self._topic = dead, events, topic
+        self._dead_at: dict[int, int] = {}
+        self._events_at: dict[int, int] | None = None
+        # (partition, key) -> offset of the last tombstone: where it lies among the letters, where it lay in the input.
+        self._lies: dict[tuple[int, bytes], int] = {}
+        self._lay: dict[tuple[int, bytes], int] = {}
+
+    async def look(self) -> None:
+        """Read both topics from where the last look ended to where they end now. Raises StreamError."""
+        if self._events_at is None:
+            # Before the letters: a tombstone below the mark has been passed on, so it is found there.
+            marks = await self._events.marks()
+            self._events_at = {partition: mark.offset for partition, mark in marks.items()}
+        async for partition, record in _news(self._dead, self._dead_at):
+            if record.value is None and record.key is not None and read(record.headers) is None:
+                self._lies[partition, record.key] = record.offset
+                source = forgotten_at(record.headers)
+                if source is not None and source.topic == self._topic:
+                    self._forget(source.partition, record.key, source.offset)
+        async for partition, record in _news(self._events, self._events_at):
+            if record.value is None and record.key is not None:
+                self._forget(partition, record.key, record.offset)
+
+    def __contains__(self, letter: Letter) -> bool:
+        record, source = letter.record, letter.source
+        if record.key is None:
+            return False
+        lies = self._lies.get((record.partition, record.key), -1)
+        return record.offset < lies or source.offset < self._lay.get((source.partition, record.key), -1)
+
+    def _forget(self, partition: int, key: bytes, offset: int) -> None:
+        self._lay[partition, key] = max(offset, self._lay.get((partition, key), -1))
+
+
+async def _news(log: SettledLog, positions: dict[int, int]) -> AsyncIterator[tuple[int, Record]]:
+    """(partition, record) from `positions`, or the log's begin, up to its end as of now; moves `positions` there."""
+    for partition, (begin, end) in (await log.ranges()).items():
+        position = positions.get(partition, begin)
+        # Outside of the log it is of no use: retention has passed it, or the topic was made anew.
+        log.seek(partition, position if begin <= position <= end else begin)
+        while (batch := await log.next(partition, end)) is not None:
+            for record in batch.records:
+                yield partition, record
+        positions[partition] = end
+
+
+async def replay(
+    settings: KafkaSettings,
+    topic: str,
+    sink: Sink,
+    *,
+    reasons: Collection[str] = (),
+    dry_run: bool = False,
+) -> Replayed:
+    """Send the letters of `topic` that are due back to `settings.topic`. Raises StreamError."""
+    result = Replayed()
+    async with (
+        open_settled(settings.model_copy(update={"topic": topic})) as dead,
+        open_settled(settings) as events,
+        Bookmarks(settings, f"{settings.group}-dlq-replay", topic) as bookmarks,
+    ):
+        forgotten = Forgotten(dead, events, settings.topic)
+        await forgotten.look()
+        marks = await bookmarks.read(dead.partitions)
+
+        async def take(chunk: list[Letter]) -> None:
+            await forgotten.look()  # it may be long since the last one
+            due = [letter for letter in chunk if letter not in forgotten]
+            result.forgotten += len(chunk) - len(due)
+            result.sent.update(letter.reason for letter in due)
+            if due and not dry_run:
+                await _send(due, sink, bookmarks, marks)
+
+        chunk: list[Letter] = []
+        async for letter in letters(settings, topic, reasons):
+            if _is_due(letter, settings.topic, marks, forgotten, result):
+                chunk.append(letter)
+            if len(chunk) >= CHUNK_LETTERS:
+                await take(chunk)
+                chunk = []
+        if chunk:
+            await take(chunk)
+    return result
+
+
+def _is_due(letter: Letter, topic: str, marks: Marks, forgotten: Forgotten, result: Replayed) -> bool:
+    partition, offset = letter.record.partition, letter.record.offset
+    if letter.source.topic != topic:
+        result.of_another_topic += 1
+    elif letter.reason == UNSCORED:
+        result.folded_already += 1
+    elif not letter.has_value:
+        result.empty += 1  # neither key nor value: the client cannot send it, and there is nothing to mend
+    elif letter in forgotten:
+        result.forgotten += 1
+    elif offset < marks.get(partition, {}).get(letter.reason, 0):
+        result.done_before += 1
+    else:
+        return True
+    return False
+
+
+async def _send(chunk: list[Letter], sink: Sink, bookmarks: Bookmarks, marks: Marks) -> None:
+    await sink.send_all(
+        [
+            Message(
+                letter.source.topic,
+                letter.record.key,
+                letter.record.value,
+                original_headers(letter.record.headers),
+                max(letter.timestamp, 0),
+                letter.source.partition,  # whatever partitioner its producer has, its customer's state is there
+            )
+            for letter in chunk
+        ]
+    )
+    done: Marks = {}
+    for letter in chunk:  # ascending within a partition, so the last one stands
+        done.setdefault(letter.record.partition, {})[letter.reason] = letter.record.offset + 1
+    await bookmarks.write(done, marks)

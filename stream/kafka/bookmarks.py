@@ -1,0 +1,85 @@
+"""How far a command has got in a topic, remembered by Kafka itself: a consumer group nobody ever joins.
+
+A mark is kept for each partition and *label*, because what is read selectively is finished selectively: letters of one
+reason may have been replayed to the end while others wait. All labels of a partition travel as the metadata of one
+committed offset, the highest of them, so that Kafka's own tools show something true. It knows no letters and sends
+nothing. The invariant: a mark never moves back.
+"""
+
+import json
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
+from aiokafka.errors import KafkaError
+
+from ebbtide.stream.kafka.diagnose import check_admitted, unreachable
+from ebbtide.stream.kafka.errors import failure
+from ebbtide.stream.kafka.settings import KafkaSettings
+
+Marks = dict[int, dict[str, int]]
+"""Partition -> label -> the offset after the last one that is done."""
+
+
+class Bookmarks:
+    """The marks of `group` in `topic`. An async context manager."""
+
+    def __init__(self, settings: KafkaSettings, group: str, topic: str) -> None:
+        self._settings, self._topic, self._group = settings, topic, group
+        self._consumer = AIOKafkaConsumer(
+            **settings.client(), group_id=group, enable_auto_commit=False, auto_offset_reset="earliest"
+        )
+
+    async def read(self, partitions: int) -> Marks:
+        """What was remembered of partitions 0 … partitions - 1. Raises BrokerUnavailable or BrokerMisconfigured."""
+        marks: Marks = {}
+        tps = [TopicPartition(self._topic, number) for number in range(partitions)]
+        self._consumer.assign(tps)
+        try:
+            for tp in tps:
+                # Asked of the group's coordinator, not of the consumer's memory.
+                found = await self._consumer._coordinator.fetch_committed_offsets([tp])  # noqa: SLF001 -- committed() hides metadata
+                if tp in found and found[tp].offset >= 0:
+                    marks[tp.partition] = _labels(found[tp].metadata)
+        except KafkaError as error:
+            raise failure(self._settings, f"to tell what {self._group!r} has done", error) from error
+        return marks
+
+    async def write(self, done: Mapping[int, Mapping[str, int]], known: Marks) -> None:
+        """Remember `done` on top of what is `known`, which is changed, too."""
+        offsets = {}
+        for partition, labels in done.items():
+            marks = known.setdefault(partition, {})
+            for label, offset in labels.items():
+                marks[label] = max(offset, marks.get(label, 0))
+            metadata = json.dumps(marks, sort_keys=True, separators=(",", ":"))
+            offsets[TopicPartition(self._topic, partition)] = OffsetAndMetadata(max(marks.values()), metadata)
+        if not offsets:
+            return
+        try:
+            await self._consumer.commit(offsets)
+        except KafkaError as error:
+            raise failure(self._settings, f"to remember what {self._group!r} has done", error) from error
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._consumer.start()
+            check_admitted(self._consumer._client)  # noqa: SLF001 -- its cluster is private
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise await unreachable(self._settings, error) from error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._consumer.stop()
+
+
+def _labels(metadata: str) -> dict[str, int]:
+    """What was written; nothing when somebody else's tool has moved the offset."""
+    try:
+        labels = json.loads(metadata)
+    except ValueError:
+        return {}
+    return {str(label): int(offset) for label, offset in labels.items()} if isinstance(labels, dict) else {}

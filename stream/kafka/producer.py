@@ -1,0 +1,158 @@
+"""The way out: messages acknowledged by all replicas, each of them once, whatever the network does meanwhile.
+
+It knows aiokafka's producer, which sends again by itself for as long as a broker is away, and which cannot be told to
+stop doing so; it refuses to know what a message says. The invariant: whatever happens, a call ends in time with an
+answer, and what is held for sending stays within a batch or two a partition. A producer that was refused something is
+given up, since a refusal leaves a gap in its sequence numbers, and given up it ends, also when no broker is there.
+"""
+
+# ruff: noqa: SLF001 -- a producer cannot be ended by anything that is public while it has messages to send
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from typing import Self
+
+from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka_errors
+from aiokafka.errors import KafkaConnectionError, KafkaError
+
+from ebbtide.stream.errors import RecordTooLarge
+from ebbtide.stream.kafka.diagnose import check_admitted, unreachable
+from ebbtide.stream.kafka.errors import failure
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.outputs.message import Message
+
+TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+FLUSH_S = 1.0  # what a producer that is given up may still get out; who waited for it sends it again
+PRODUCE_BATCH_BYTES = 64 << 10  # far below a broker's megabyte: only a single record can be too large
+
+
+class KafkaSink:
+    """What goes out: acknowledged by all replicas, each message once whatever the network does. A context manager.
+
+    Bounded by aiokafka: one unsent batch a partition, and whoever has more to send waits.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+        self._opening: asyncio.Task[AIOKafkaProducer] | None = None
+        self._given_up: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._connected()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _flush(producer, FLUSH_S)
+            self._give_up(producer)
+        if self._given_up:
+            _, late = await asyncio.wait(self._given_up, timeout=FLUSH_S)
+            for task in late:
+                task.cancel()
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        """Return when all of `messages` are acknowledged.
+
+        Raises RecordTooLarge when one of them never can be, and BrokerUnavailable when it is not known of some:
+        sending them all again is safe, since nobody reads an alert or a letter by its offset.
+        """
+        producer = await self._connected()
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                acks = [await _send(producer, message) for message in messages]
+                outcomes = await asyncio.gather(*acks, return_exceptions=True)
+        except (KafkaError, TimeoutError) as error:
+            outcomes = [error]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if not errors:
+            return
+        if not isinstance(errors[0], TimeoutError):
+            await self._renew(producer)  # a refusal leaves a gap in its sequence numbers
+        first = next((error for error in errors if isinstance(error, TOO_LARGE)), errors[0])
+        if isinstance(first, TOO_LARGE):
+            raise RecordTooLarge(
+                f"a record exceeds what its topic accepts: {first!r}",
+                hint="raise max.message.bytes of the topic and kafka.produce_bytes_max to what the input's topic takes",
+            ) from first
+        raise failure(self._settings, "to take what we sent", first, "WRITE") from first
+
+    async def _connected(self) -> AIOKafkaProducer:
+        if self._producer is not None:
+            return self._producer
+        # One for all who wait: tried by each in turn, an outage would make the last of them wait for all tries.
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+            self._opening.add_done_callback(self._opened)
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            **self._settings.client(),
+            acks="all",
+            enable_idempotence=True,
+            max_request_size=self._settings.produce_bytes_max,
+            max_batch_size=PRODUCE_BATCH_BYTES,
+        )
+        try:
+            # Bounded by us: for the number that makes its sends idempotent, a producer waits without end.
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                await producer.client.bootstrap()
+                check_admitted(producer.client)
+                await producer.start()
+        except BaseException as error:
+            await producer.stop()
+            if isinstance(error, KafkaError | OSError | TimeoutError):
+                raise await unreachable(self._settings, error) from error
+            raise
+        self._producer = producer
+        return producer
+
+    def _opened(self, opening: "asyncio.Task[AIOKafkaProducer]") -> None:
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # whoever waited has it; if nobody waits any more, nobody needs it
+
+    async def _renew(self, broken: AIOKafkaProducer) -> None:
+        if self._producer is broken:
+            self._producer = None
+            await _flush(broken, FLUSH_S)
+            self._give_up(broken)
+
+    def _give_up(self, producer: AIOKafkaProducer) -> None:
+        """In the background: a request to a broker that hangs ends with its timeout, and nobody has to wait for it."""
+        task = asyncio.create_task(_end(producer))
+        self._given_up.add(task)
+        task.add_done_callback(self._given_up.discard)
+
+
+async def _send(producer: AIOKafkaProducer, message: Message) -> Awaitable[object]:
+    topic, key, value, headers, timestamp_ms, partition = message
+    ack: Awaitable[object] = await producer.send(topic, value, key, partition, timestamp_ms, list(headers))
+    return ack
+
+
+async def _flush(producer: AIOKafkaProducer, timeout_s: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await producer.flush()
+
+
+async def _end(producer: AIOKafkaProducer) -> None:
+    """Stop a producer, whatever it has not sent: its own `stop` would wait for that, and cut short it would leave
+    its sender and its connections behind, trying for ever."""
+    try:
+        await producer._sender.close()
+    finally:
+        producer._closed = True  # it is, and need not warn that it was not
+        # Whoever waits for an acknowledgement need not wait for a timeout to hear that none comes.
+        held = producer._message_accumulator
+        held._pending_batches.update(batch for batches in held._batches.values() for batch in batches)
+        held.fail_all(KafkaConnectionError("the producer was given up"))
+        await producer.client.close()

@@ -1,0 +1,1 @@
+"""Naive implementations, written apart, and the random histories they are tried on."""

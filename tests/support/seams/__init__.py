@@ -1,0 +1,1 @@
+"""Second real implementations of the protocols: sources, scorers, stores."""

@@ -1,0 +1,208 @@
+"""Second, real implementations of the stream's seams, in memory, with faults as inputs.
+
+`LogSource` hands out pieces of a list of records by the rules of `Source`, and can lose a piece on its way as a
+rebalance does. `ListSink` keeps what was produced. `Faults` says, by a seeded draw, what fails next; the faulty store
+and sink fail before or after they acted, which from outside look the same.
+"""
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.errors import StoreUnavailable
+from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.memory import MemoryStore
+from ebbtide.featurestore.store.protocol import Step
+from ebbtide.stream.batch import FetchedBatch, Mark
+from ebbtide.stream.errors import BrokerUnavailable
+from ebbtide.stream.outputs.message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A Kafka record."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+IDLE_S = 0.001
+
+
+class Faults:
+    """Draws "does this fail?" from a seed; `rate` 0 is a world without faults, and `calm()` makes it one."""
+
+    def __init__(self, seed: int, rate: float) -> None:
+        self._rng, self._rate = np.random.default_rng(seed), rate
+        self.drawn = 0
+
+    def strike(self) -> bool:
+        """Now?"""
+        hit = bool(self._rng.random() < self._rate)
+        self.drawn += hit
+        return hit
+
+    def some(self, n: int) -> int:
+        """How many of n got through, 0 to n: lost acknowledgements may be of all that arrived."""
+        return int(self._rng.integers(n + 1))
+
+    def calm(self) -> None:
+        """No faults from now on."""
+        self._rate = 0.0
+
+
+class FaultyStore(MemoryStore):
+    """A store whose answers get lost: before it acted, or after."""
+
+    def __init__(self, dtype: np.dtype[np.void], partitions: int, faults: Faults) -> None:
+        super().__init__(dtype, partitions)
+        self._faults = faults
+        self.applied = 0
+        self.lost_before_outbox = False
+        """Lost altogether just before the next outbox is read, when its head has been read already."""
+
+    def saved(self) -> "FaultyStore":
+        """What a disk or a replica holds of it by now."""
+        return copy.deepcopy(self)
+
+    def fall_back(self, saved: "FaultyStore | None") -> None:
+        """Lose what came after `saved`, or everything: a failover, a restart from an old file, FLUSHALL."""
+        lost = MemoryStore(self.dtype, len(self._partitions))
+        self._partitions = copy.deepcopy((saved or lost)._partitions)
+
+    async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
+        if self._faults.strike():
+            raise StoreUnavailable("lost on the way")
+        return await super().load(partition, customers)
+
+    async def outbox(self, partition: int) -> dict[bytes, bytes]:
+        if self.lost_before_outbox:
+            self.lost_before_outbox = False
+            self.fall_back(None)
+        return await super().outbox(partition)
+
+    async def apply(self, step: Step) -> None:
+        if self._faults.strike():
+            raise StoreUnavailable("lost on the way there")
+        await super().apply(step)
+        self.applied += 1
+        if self._faults.strike():
+            raise StoreUnavailable("lost on the way back")
+
+
+@dataclass(slots=True)
+class ListSink:
+    """Keeps messages by topic; may fail with some of them already out."""
+
+    faults: Faults = field(default_factory=lambda: Faults(0, 0.0))
+    sent: dict[str, list[Message]] = field(default_factory=dict)
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        await asyncio.sleep(0)
+        lost = self.faults.strike() if messages else False
+        out = messages[: self.faults.some(len(messages))] if lost else messages
+        for message in out:
+            self.sent.setdefault(message.topic, []).append(message)
+        if lost:
+            raise BrokerUnavailable("no acknowledgement")
+
+
+class MuteSink(ListSink):
+    """Acknowledges nothing that goes to `topic`, and says nothing of it: whoever sends there waits."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__()
+        self._topic = topic
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        if any(message.topic == self._topic for message in messages):
+            await asyncio.Event().wait()
+        await super().send_all(messages)
+
+
+class LogSource:
+    """A `Source` over lists of records, one list a partition. `pump` delivers until told to stop."""
+
+    def __init__(
+        self,
+        topic: str,
+        logs: Sequence[Sequence[LogRecord]],
+        *,
+        seed: int,
+        faults: Faults,
+        records_max: int = 50,
+    ) -> None:
+        self._topic, self._logs, self._faults, self._records_max = topic, logs, faults, records_max
+        self._rng = np.random.default_rng(seed)
+        self._places: dict[int, tuple[int, int]] = {}
+        self._paused: set[int] = set()
+        self._epoch = 0
+        self.marks: dict[int, Mark] = {}
+
+    def assigned(self) -> frozenset[int]:
+        return frozenset(range(len(self._logs)))
+
+    async def partition_count(self) -> int:
+        return len(self._logs)
+
+    async def log_range(self, partition: int) -> tuple[int, int]:
+        await asyncio.sleep(0)
+        return 0, len(self._logs[partition])
+
+    async def committed(self, partition: int) -> Mark | None:
+        return self.marks.get(partition)
+
+    async def seek(self, partition: int, offset: int) -> int:
+        await asyncio.sleep(0)
+        self._epoch += 1
+        self._places[partition] = (self._epoch, offset)
+        return self._epoch
+
+    def pause(self, partition: int) -> None:
+        self._paused.add(partition)
+
+    def resume(self, partition: int) -> None:
+        self._paused.discard(partition)
+
+    def mark(self, partition: int, offset: int, metadata: str = "") -> None:
+        if offset >= self.marks.get(partition, Mark(0, "")).offset:
+            self.marks[partition] = Mark(offset, metadata)
+
+    def revoke(self) -> None:
+        """Nothing is open any more."""
+        self._places.clear()
+        self._paused.clear()
+
+    async def pump(self, deliver: Callable[[FetchedBatch], Awaitable[None]]) -> None:
+        """Deliver pieces of random size for ever; one in so many is lost after its position has moved."""
+        idle = True
+        while True:
+            # Spinning, it would keep the interpreter from the scorer's thread: 5 ms for each of its calls.
+            await asyncio.sleep(IDLE_S if idle else 0)
+            idle = True
+            for partition, (epoch, start) in list(self._places.items()):
+                end = min(start + int(self._rng.integers(1, self._records_max)), len(self._logs[partition]))
+                if partition in self._paused or start == end:
+                    continue
+                idle = False
+                self._places[partition] = (epoch, end)
+                batch = FetchedBatch(
+                    self._topic, partition, epoch, start, end, self._logs[partition][start:end]
+                )
+                # The last piece arrives: a loss is noticed by the next one, or by the rebalance that caused it.
+                if end == len(self._logs[partition]) or not self._faults.strike():
+                    await deliver(batch)
+
+    def done(self) -> bool:
+        """Everything is marked as applied and sent."""
+        return all(
+            self.marks.get(partition, Mark(0, "")).offset == len(log)
+            for partition, log in enumerate(self._logs)
+        )

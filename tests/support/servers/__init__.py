@@ -1,0 +1,1 @@
+"""Real servers for tests, started once a session, and a proxy that breaks the way to them."""

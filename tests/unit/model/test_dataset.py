@@ -1,0 +1,179 @@
+"""Examples: which points are drawn, how they are weighed and split, and what a data scientist gets."""
+
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.record.features import features
+from ebbtide.featurestore.record.fold import EVENT, SILENCE, Points
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.record.replay import SNAPSHOT, replay
+from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.model.examples.dataset import Inputs, Sample, draw, snapshot_dates
+from ebbtide.model.examples.examples import Examples, write_rows
+from ebbtide.model.examples.labels import CHURNED, LEFT, STAYED, Labeller
+from ebbtide.model.examples.slices import HELD_OUT_PERCENT, held_out, plan_slices
+from tests.support.oracle.histories import START, columns
+from tests.support.oracle.oracle import Event
+from tests.support.seams.models import SPEC, TINY
+
+H = TINY.horizon_ms
+
+
+def visits(customers: int = 40, days: int = 60, seed: int = 0) -> list[tuple[str, Event]]:
+    """Customers who come every other day and stop one after the other, in order of time."""
+    rng = np.random.default_rng(seed)
+    times = sorted(
+        (START + int((day + rng.random()) * DAY_MS), f"c{customer}")
+        for customer in range(customers)
+        for day in range(0, int(rng.integers(2, days)), 2)
+    )
+    return [(customer, Event(0, time)) for time, customer in times]
+
+
+LOG = columns(visits())
+UNTIL = int(LOG.time.max()) + 1
+
+
+def drawn(examples_max: int = 100_000, spec: Spec = TINY) -> Examples:
+    return draw(spec, LOG, UNTIL, examples_max=examples_max)
+
+
+def test_every_labelled_point_is_an_example_when_there_is_room() -> None:
+    examples = drawn()
+    dates = snapshot_dates(TINY, LOG, UNTIL - H)
+    labeller, expected = Labeller(TINY, LOG, UNTIL), 0
+    for points in replay(Layout(TINY), LOG, UNTIL, snapshots=dates):
+        expected += int(labeller.known(points.as_of).sum())
+    assert len(examples) == expected
+    assert set(examples.cause) == {EVENT, SILENCE, SNAPSHOT}
+    assert set(examples.label) == {STAYED, CHURNED}
+    assert examples.as_of.max() + H < UNTIL
+    assert set(examples.as_of[examples.snapshot]) <= set(dates)
+    snapshots = list(
+        zip(examples.customer[examples.snapshot], examples.as_of[examples.snapshot], strict=True)
+    )
+    assert len(set(snapshots)) == len(snapshots), "each customer once as of a date"
+
+
+def test_examples_see_what_the_record_says() -> None:
+    examples = drawn()
+    seen = [(f.name, i) for i, f in enumerate(features(TINY)) if f.name in ("silence", "activity_total")]
+    for row in range(0, len(examples), 37):
+        mine = (LOG.customer == examples.customer[row]) & (LOG.time <= examples.as_of[row])
+        truth = {
+            "activity_total": mine.sum(),
+            "silence": (examples.as_of[row] - LOG.time[mine].max()) / DAY_MS,
+        }
+        for name, column in seen:
+            assert examples.features[row, column] == pytest.approx(truth[name], rel=1e-5)
+
+
+def test_a_sample_is_bounded_half_of_each_sort_and_the_same_however_it_is_cut() -> None:
+    small = drawn(400)
+    assert len(small) == 400
+    assert small.snapshot.sum() == 200
+    keys = {(c, t, k) for c, t, k in zip(small.customer, small.as_of, small.cause, strict=True)}
+    everything = drawn()
+    assert keys <= {
+        (c, t, k) for c, t, k in zip(everything.customer, everything.as_of, everything.cause, strict=True)
+    }
+    layout = Layout(TINY)
+    for chunk in (5, 1_000):
+        sample = Sample(layout, 50, seed=3)
+        for points in replay(layout, LOG, UNTIL, chunk=chunk):
+            sample.offer(points, points.scored)
+        found = sample.points()
+        assert len(found) == 50
+        assert sample.offered > 500
+        if chunk == 5:
+            first = found
+    for f in fields(Points):
+        if f.name != "event":
+            assert getattr(first, f.name).tobytes() == getattr(found, f.name).tobytes()
+
+
+def test_weights_even_out_customers_and_sorts() -> None:
+    examples = drawn()
+    weight = examples.weights()
+    assert weight.mean() == pytest.approx(1.0, abs=1e-5)
+    assert weight[examples.snapshot].sum() == pytest.approx(weight[~examples.snapshot].sum(), rel=1e-4)
+    decisions = ~examples.snapshot
+    rows = np.bincount(examples.customer[decisions])
+    busy, idle = int(rows.argmax()), int(np.where(rows > 0, rows, 10**9).argmin())
+    total = [float(weight[decisions & (examples.customer == c)].sum()) for c in (busy, idle)]
+    assert total[0] / total[1] == pytest.approx(np.sqrt(rows[busy] / rows[idle]), rel=1e-4)
+
+
+@pytest.mark.parametrize("horizons", [1.8, 2.0, 3.9, 4.0, 9.0])
+def test_each_slice_ends_a_horizon_before_the_next(horizons: float) -> None:
+    end = START + round(horizons * H)
+    slices = plan_slices(TINY, START, end + H)
+    bounds = [slices.train, *([slices.calibration] if slices.calibration else []), slices.test]
+    assert (slices.calibration is None) == (horizons < 4)
+    assert bounds[0][0] == START
+    assert bounds[-1][1] == end, "the last labelled rows are judged"
+    for before, after in pairwise(bounds):
+        assert after[0] - before[1] >= H
+    assert all(start < stop for start, stop in bounds)
+
+
+def test_a_history_too_short_says_what_it_needs() -> None:
+    with pytest.raises(SpecError, match=r"needs at least 19\.2"):
+        plan_slices(TINY, START, START + 15 * DAY_MS)
+
+
+def test_calibration_by_customers_when_time_is_short() -> None:
+    examples, held = drawn(), held_out(LOG.customers)
+    slices = plan_slices(TINY, START, START + 4 * H)
+    slice_of = slices.of(examples, held)
+    assert set(slice_of) == {"train", "calibration", "test", "gap"}
+    assert held[examples.customer[slice_of == "calibration"]].all()
+    assert not held[examples.customer[slice_of == "train"]].any()
+    gap = examples.as_of[slice_of == "gap"]
+    assert ((gap >= slices.train[1]) & (gap < slices.test[0]) | (gap >= slices.test[1])).all()
+
+
+def test_who_is_held_out_depends_on_the_id_alone() -> None:
+    names = [f"customer-{i}" for i in range(5_000)]
+    held = held_out(names)
+    assert abs(held.mean() * 100 - HELD_OUT_PERCENT) < 2
+    assert (held_out(names[::-1])[::-1] == held).all()
+
+
+def test_snapshot_dates_are_whole_days_for_long_horizons_and_follow_short_ones() -> None:
+    week = snapshot_dates(SPEC, LOG, UNTIL)  # 14 d / 8, rounded down
+    assert set(np.diff(week)) == {DAY_MS}
+    assert all(date % DAY_MS == 0 for date in week)
+    quick = TINY.model_copy(update={"horizon_ms": 8 * 60_000})
+    assert set(np.diff(snapshot_dates(quick, LOG, START + DAY_MS))) == {60_000}
+    assert snapshot_dates(TINY, LOG, START) == []
+
+
+def test_inputs_do_not_depend_on_how_many_rows_come_together() -> None:
+    layout = Layout(TINY)
+    points = next(iter(replay(layout, LOG, UNTIL)))
+    inputs = Inputs(TINY)
+    whole, alone = inputs(points.rows, points.as_of), inputs(points.rows[3:4], points.as_of[3:4])
+    for name, column in whole.items():
+        assert len(column) == len(points)
+        assert column[3:4].tobytes() == alone[name].tobytes()
+    assert len(inputs(points.rows[:0], points.as_of[:0])["features"]) == 0
+
+
+def test_rows_for_other_tools(tmp_path: Path) -> None:
+    examples = drawn(60)
+    examples.label[:3] = LEFT
+    write_rows(tmp_path / "rows.parquet", examples, LOG.customers, np.full(60, "train"), TINY)
+    table = pq.read_table(tmp_path / "rows.parquet")
+    fixed = ["customer", "as_of", "cause", "label", "weight", "slice"]
+    assert table.column_names == [*fixed, *(f.name for f in features(TINY))]
+    assert table["customer"].to_pylist() == [LOG.customers[c] for c in examples.customer]
+    assert set(table["label"].to_pylist()) == {"left", "stayed", "churned"}
+    assert np.array_equal(table["silence"].to_numpy(), examples.silence_days)

@@ -1,0 +1,205 @@
+"""Figures beside scikit-learn and beside their definitions; intervals and the gate beside what must come of them."""
+
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import log_loss as sklearn_log_loss
+
+from ebbtide.featurestore.record.fold import EVENT, SILENCE
+from ebbtide.featurestore.record.replay import SNAPSHOT
+from ebbtide.model.errors import ModelRefused
+from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.labels import CHURNED, LEFT, STAYED, UNKNOWN
+from ebbtide.model.judging.evaluate import by_moment, check_gate, evaluate
+from ebbtide.model.judging.metrics import (
+    Ranking,
+    ece,
+    ece_bound,
+    interval,
+    lift,
+    log_loss,
+    reliability,
+    resamplings,
+)
+from ebbtide.model.judging.operating import Peaks, fit_calibrator
+
+F8 = NDArray[np.float64]
+
+
+def outcomes(n: int = 400, seed: int = 0, ties: bool = True) -> tuple[F8, F8, F8]:
+    """Probabilities, outcomes drawn from them, and weights; rounded so that many are equal."""
+    rng = np.random.default_rng(seed)
+    p = rng.beta(0.7, 2.0, n)
+    y = (rng.random(n) < p).astype(np.float64)
+    return (np.round(p, 1) if ties else p), y, rng.integers(0, 4, n).astype(np.float64)
+
+
+@pytest.mark.parametrize("ties", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_ranking_and_log_loss_are_scikit_learns(ties: bool, weighted: bool) -> None:
+    p, y, drawn = outcomes(ties=ties)
+    weight = drawn if weighted else None
+    assert Ranking(p, y).auroc(weight) == pytest.approx(roc_auc_score(y, p, sample_weight=weight))
+    assert Ranking(p, y).auprc(weight) == pytest.approx(average_precision_score(y, p, sample_weight=weight))
+    inside = np.clip(p, 0.01, 0.99)
+    assert log_loss(inside, y, weight) == pytest.approx(sklearn_log_loss(y, inside, sample_weight=weight))
+
+
+def test_auroc_is_the_share_of_pairs_in_order() -> None:
+    p, y, _ = outcomes(60)
+    pairs = [(a > b) + (a == b) / 2 for a in p[y == 1] for b in p[y == 0]]
+    assert Ranking(p, y).auroc() == pytest.approx(np.mean(pairs))
+
+
+def test_one_class_has_no_ranking() -> None:
+    ranking = Ranking(np.array([0.1, 0.2]), np.array([0, 0]))
+    assert np.isnan(ranking.auroc())
+    assert np.isnan(ranking.auprc())
+    assert np.isfinite(log_loss(np.array([0.0, 1.0]), np.array([1, 0])))
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins of two rows: |0.15 - 0.5| and |0.85 - 1|, halved."""
+    p, y = np.array([0.9, 0.1, 0.8, 0.2]), np.array([1.0, 0.0, 1.0, 1.0])
+    assert ece(p, y, bins=2) == pytest.approx((0.35 + 0.15) / 2)
+    predicted, seen = reliability(p, y, bins=2)
+    assert predicted.tolist() == pytest.approx([0.15, 0.85])
+    assert seen.tolist() == [0.5, 1.0]
+
+
+def test_a_calibrated_model_stays_below_its_bound_and_a_wrong_one_does_not() -> None:
+    rng = np.random.default_rng(3)
+    p = rng.beta(1, 3, 4_000)
+    bound = ece_bound(p)
+    below = [ece(p, (rng.random(len(p)) < p).astype(float)) <= bound for _ in range(200)]
+    assert 0.90 <= np.mean(below) <= 0.99
+    assert ece(np.sqrt(p), (rng.random(len(p)) < p).astype(float)) > 2 * bound
+    assert ece_bound(p[:400]) > bound, "a smaller sample never gets as near to zero"
+
+
+def test_lift_takes_ties_by_their_part() -> None:
+    p, y = np.array([0.9, 0.5, 0.5, 0.5, 0.1]), np.array([1.0, 1.0, 0.0, 1.0, 0.0])
+    assert lift(p, y, 0.2) == pytest.approx(1 / 0.6)
+    assert lift(p, y, 0.4) == pytest.approx((1 + 2 / 3) / 2 / 0.6)
+    assert lift(np.ones(10), np.arange(10.0) % 2) == pytest.approx(1.0)
+
+
+def test_resampling_draws_customers_not_rows() -> None:
+    customer = np.array([7, 7, 7, 2, 9])
+    for weight in resamplings(customer, 50):
+        assert weight[0] == weight[1] == weight[2]
+        assert weight[[0, 3, 4]].sum() == 3
+
+
+def test_an_interval_over_customers_is_wider_than_one_over_rows() -> None:
+    """Twenty copies of each customer's row are no news."""
+    p, y, _ = outcomes(200, ties=False)
+    many, outcome, customer = np.repeat(p, 20), np.repeat(y, 20), np.repeat(np.arange(200), 20)
+    ours = evaluate({"model": many, "other": many}, outcome, customer, bootstrap=200)
+    naive = evaluate({"model": many, "other": many}, outcome, np.arange(len(many)), bootstrap=200)
+    width = np.diff(ours.intervals["auroc"]["model"])[0]
+    assert width > 3 * np.diff(naive.intervals["auroc"]["model"])[0]
+    assert ours.differences["auroc"]["other"] == (0.0, 0.0), "paired: a model never differs from itself"
+
+
+def test_the_interval_covers() -> None:
+    """Of 60 samples from one truth, about 95 % of the intervals hold the AUROC of a large sample."""
+    p, y, _ = outcomes(200_000, seed=1, ties=False)
+    truth = Ranking(p, y).auroc()
+    held = 0
+    for part in np.split(np.arange(60 * 300), 60):
+        ranking = Ranking(p[part], y[part])
+        low, high = interval(np.array([ranking.auroc(w) for w in resamplings(np.arange(300), 150)]))
+        held += low <= truth <= high
+    assert held >= 52
+
+
+def test_the_report_is_json_without_nan() -> None:
+    p, y, _ = outcomes(50)
+    report = evaluate({"model": p, "recency": p / 2}, y * 0, np.arange(50), bootstrap=20).as_json()
+    assert report["auroc"] == {"model": None, "recency": None}
+    assert report["auroc_interval"]["model"] == [None, None]
+    assert "NaN" not in json.dumps(report)
+    with pytest.raises(ValueError, match="no rows"):
+        evaluate({"model": p[:0]}, y[:0], np.arange(0))
+
+
+def test_the_gate_refuses_what_is_surely_worse_and_only_that() -> None:
+    p, y, _ = outcomes(3_000, ties=False)
+    rng = np.random.default_rng(0)
+    worse, customer = rng.random(len(p)), np.arange(len(p))
+    with pytest.raises(ModelRefused, match="of logistic"):
+        check_gate(
+            evaluate({"model": worse, "logistic": p, "recency": worse}, y, customer, bootstrap=50), "shop"
+        )
+    check_gate(evaluate({"model": p, "logistic": worse}, y, customer, bootstrap=50), "shop")
+    check_gate(evaluate({"model": p, "logistic": p}, y, customer, bootstrap=50), "shop")
+    few, shaken = slice(0, 60), p + rng.normal(0, 0.1, len(p))  # a little worse, on too few rows to be sure
+    unsure = evaluate({"model": shaken[few], "logistic": p[few]}, y[few], customer[few], bootstrap=200)
+    assert unsure.values["auroc"]["model"] < unsure.values["auroc"]["logistic"]
+    check_gate(unsure, "shop")
+
+
+def test_the_table_by_moment() -> None:
+    """Snapshots are no moments of decision; a moment with few rows has no AUROC."""
+    rng = np.random.default_rng(0)
+    cause = np.repeat([EVENT, SILENCE, SILENCE, SILENCE, SNAPSHOT], [40, 40, 40, 10, 100]).astype(np.uint8)
+    silence = np.repeat([0.0, 0.5, 7.0, 8.0, 50.0], [40, 40, 40, 10, 100]).astype(np.float32)
+    n = len(cause)
+    churned = (rng.random(n) < 0.5).astype(np.int8)
+    examples = Examples(
+        np.arange(n, dtype=np.int32), np.ones(n, np.int64), cause, churned, {"features": silence[:, None]}
+    )
+    p = np.where(cause == SNAPSHOT, 0.9, np.linspace(0, 0.8, n))
+    table = {row["moment"]: row for row in by_moment(examples, {"model": p, "recency": silence}, enter=0.3)}
+    assert {name: row["rows"] for name, row in table.items()} == {
+        "just after an event": 40,
+        "silent under 1 day": 40,
+        "silent 1 to 7 days": 40,
+        "silent over 7 days": 10,
+        "p >= enter": int(((p >= 0.3) & (cause != SNAPSHOT)).sum()),
+    }
+    assert "auroc" not in table["silent over 7 days"]
+    assert table["just after an event"]["auroc"]["recency"] == 0.5
+    assert table["silent under 1 day"]["base_rate"] == pytest.approx(churned[40:80].mean())
+
+
+def test_the_calibrator_finds_what_bent_the_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.beta(1, 3, 20_000)
+    y = (rng.random(len(truth)) < truth).astype(float)
+    bent = 1.8 * logit(truth) + 0.7
+    found = fit_calibrator(bent, y, np.ones(len(y)))
+    assert found.a == pytest.approx(1 / 1.8, abs=0.05)
+    assert found.b == pytest.approx(1 / 1.8, abs=0.05)
+    assert ece(found.probability(bent), y) < ece_bound(found.probability(bent)) < ece(expit(bent), y)
+    straight = fit_calibrator(logit(truth), y, np.ones(len(y)))
+    assert (straight.a, straight.b) == pytest.approx((1.0, 1.0), abs=0.05)
+    assert fit_calibrator(bent, np.zeros(len(y)), np.ones(len(y))).a == 1.0, "one class teaches nothing"
+
+
+def test_enter_alerts_the_stated_share_of_customer_horizons() -> None:
+    """Ten customers in two horizons each: the peaks are 0.00, 0.05 ... 0.95, whatever the other decisions say."""
+    peaks = Peaks(start_ms=1_000, horizon_ms=100)
+    for n in range(20):
+        customer, window = n // 2, n % 2
+        as_of = 1_000 + 100 * window + np.array([0, 50, 99])
+        p = np.array([0.0, n / 20, n / 40])
+        peaks.add(
+            np.full(3, customer), as_of, p, np.array([UNKNOWN, CHURNED if n >= 18 else STAYED, LEFT], np.int8)
+        )
+    chosen = peaks.thresholds(0.2)
+    assert chosen.enter == pytest.approx(0.80)
+    assert chosen.alerted == pytest.approx(0.2)
+    assert chosen.customer_horizons == 20
+    assert chosen.precision == pytest.approx(0.5), "of the first decisions at enter, not of all"
+    assert 0 < chosen.exit < chosen.enter
+    assert peaks.at(chosen) == chosen
+    assert Peaks(0, 100).thresholds(0.2).enter > 0.999, "who has seen nobody alerts nobody"
+    nobody = Peaks(0, 100).at(chosen)
+    assert np.isnan(nobody.alerted)
+    assert np.isnan(nobody.precision)

@@ -1,0 +1,97 @@
+"""Labels beside their definition, read off a customer's list of events."""
+
+import numpy as np
+import pytest
+
+from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.model.examples.labels import CHURNED, LEFT, NEVER, STAYED, UNKNOWN, Labeller
+from tests.support.oracle.histories import START, History, columns, of, one, random_history, random_spec
+from tests.support.oracle.oracle import TOMBSTONE, Event
+from tests.support.seams.models import SPEC
+
+VISIT, PURCHASE, MAIL, GOODBYE = range(4)
+H = SPEC.horizon_ms
+FAR = START + 10_000 * DAY_MS
+
+
+def label_of(history: History, as_of: int, known_until: int = FAR) -> int:
+    log = columns(history)
+    return int(Labeller(SPEC, log, known_until).label(np.zeros(1, np.int32), np.array([as_of]))[0])
+
+
+def naive(spec: Spec, events: list[Event], as_of: int, known_until: int) -> int:
+    """The definition: whichever comes first in (as_of, as_of + H], if all of it is known."""
+    if as_of + spec.horizon_ms >= known_until:
+        return UNKNOWN
+    follows = [e for e in events if e.kind != TOMBSTONE and as_of < e.time <= as_of + spec.horizon_ms]
+    activity = [e.time for e in follows if spec.kinds[e.kind].role == "activity"]
+    leaves = [e.time for e in follows if spec.kinds[e.kind].role == "terminal"]
+    if leaves and (not activity or min(leaves) < min(activity)):
+        return LEFT
+    return STAYED if activity else CHURNED
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_labels_are_their_definition(seed: int) -> None:
+    spec = random_spec(seed)
+    history = random_history(spec, seed, 200, customers=4)
+    log = columns(history)
+    rng = np.random.default_rng(seed)
+    customer = rng.integers(0, len(log.customers), 300).astype(np.int32)
+    # At events, a millisecond or a horizon beside them, and anywhere.
+    offset = rng.choice([0, 1, -1, spec.horizon_ms, -spec.horizon_ms, DAY_MS // 3], 300)
+    as_of = rng.choice(log.time, 300) + offset
+    known_until = int(np.quantile(log.time, 0.9))
+    found = Labeller(spec, log, known_until).label(customer, as_of)
+    expected = [
+        naive(spec, of(history, log.customers[c]), int(t), known_until)
+        for c, t in zip(customer, as_of, strict=True)
+    ]
+    assert found.tolist() == expected
+
+
+def test_the_horizon_is_open_at_its_start_and_closed_at_its_end() -> None:
+    assert label_of(one(Event(VISIT, START)), START) == CHURNED
+    assert label_of(one(Event(VISIT, START), Event(VISIT, START + 1)), START) == STAYED
+    assert label_of(one(Event(VISIT, START), Event(VISIT, START + H)), START) == STAYED
+    assert label_of(one(Event(VISIT, START), Event(VISIT, START + H + 1)), START) == CHURNED
+
+
+def test_what_we_send_is_no_life() -> None:
+    assert label_of(one(Event(VISIT, START), Event(MAIL, START + 1)), START) == CHURNED
+
+
+def test_a_leave_in_so_many_words_is_neither_churn_nor_a_stay() -> None:
+    assert label_of(one(Event(VISIT, START), Event(GOODBYE, START + 1)), START) == LEFT
+    back = one(Event(VISIT, START), Event(GOODBYE, START + 1), Event(VISIT, START + 2))
+    assert label_of(back, START) == LEFT
+    first_back = one(Event(VISIT, START), Event(VISIT, START + 1), Event(GOODBYE, START + 2))
+    assert label_of(first_back, START) == STAYED
+
+
+def test_a_row_whose_horizon_is_not_over_has_no_label_whatever_was_seen() -> None:
+    """
+    as of ├──────── H ────────┤
+              ● seen      │ known until: an early return is known, an early silence is not, so neither counts
+    """
+    history = one(Event(VISIT, START), Event(VISIT, START + 1))
+    assert label_of(history, START, known_until=START + H) == UNKNOWN
+    assert label_of(history, START, known_until=START + H + 1) == STAYED
+
+
+def test_the_next_activity_is_its_own_customers() -> None:
+    log = columns(
+        [("a", Event(VISIT, START)), ("b", Event(VISIT, START + 5)), ("a", Event(VISIT, START + 9))]
+    )
+    after = Labeller(SPEC, log, FAR).activity.after
+    customer = np.array([0, 0, 1, 1], np.int32)
+    assert after(customer, np.array([START, START + 9, START, START + 5])).tolist() == [
+        START + 9,
+        NEVER,
+        START + 5,
+        NEVER,
+    ]
+    assert Labeller(SPEC, columns([]), FAR).activity.after(customer[:1], np.array([START])).tolist() == [
+        NEVER
+    ]

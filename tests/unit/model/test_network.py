@@ -1,0 +1,84 @@
+"""What the network keeps whatever its weights: the sequence apart from time, padding without effect, safe figures."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.graph.features import FeatureLayer
+from ebbtide.model.graph.network import STANDARD_MAX, NetworkConfig, adapt, build_network, in_float32
+from tests.support.seams.models import LAYOUT, SPEC, network_of, sample
+
+
+def parts(n: int = 128, later_ms: int = 0) -> dict[str, tf.Tensor]:
+    data = sample(n)
+    record = {name: tf.constant(data.rows[name]) for name in LAYOUT.model_fields}
+    out: dict[str, tf.Tensor] = FeatureLayer(SPEC)(record, tf.constant(data.as_of + later_ms))
+    return out
+
+
+def test_one_logit_a_row_from_the_seed_alone() -> None:
+    inputs = parts()
+    first, again, other = (build_network(SPEC, NetworkConfig(seed=seed))(inputs) for seed in (7, 7, 8))
+    assert first.shape == (128,)
+    assert first.dtype == tf.float32
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+
+
+def test_padding_changes_nothing() -> None:
+    """
+    kind    0 0 V P    the state passes over the zeros: whatever else stands there is never read
+    """
+    network, inputs = network_of(), parts()
+    empty = inputs["kind"] == 0
+    assert empty.numpy().any()
+    noise = {name: tf.where(empty, 99.0, inputs[name]) for name in ("count", "value", "gap")}
+    np.testing.assert_array_equal(network(inputs), network({**inputs, **noise}))
+
+
+def test_adapted_features_have_mean_0_and_deviation_1() -> None:
+    network, inputs = build_network(SPEC), parts(256)
+    halves = [{name: value[s] for name, value in inputs.items()} for s in (slice(0, 100), slice(100, 256))]
+    adapt(network, halves)
+    x = network.get_layer("standardise")(inputs["features"]).numpy().astype(np.float64)
+    varied = x.std(axis=0) > 0
+    unclipped = (np.abs(x) < STANDARD_MAX).all(axis=0)
+    assert varied.sum() > 0.8 * x.shape[1]
+    np.testing.assert_allclose(x.mean(axis=0)[unclipped], 0.0, atol=1e-4)
+    np.testing.assert_allclose(x.std(axis=0)[varied & unclipped], 1.0, atol=1e-3)
+
+
+def test_a_feature_that_never_varied_stays_silent_and_extremes_are_clipped() -> None:
+    network, inputs = build_network(SPEC), parts()
+    constant = tf.concat([tf.ones((128, 1)), inputs["features"][:, 1:]], axis=1)
+    adapt(network, [{**inputs, "features": constant}])
+    standardise = network.get_layer("standardise")
+    extreme = standardise(tf.fill((1, constant.shape[1]), 1e30)).numpy()[0]
+    assert extreme[0] == 0.0
+    assert np.abs(extreme).max() == STANDARD_MAX
+
+
+def test_what_trained_in_bfloat16_is_served_in_float32() -> None:
+    config = NetworkConfig(mixed_precision=True, dropout=0.3)
+    trained, inputs = build_network(SPEC, config), parts()
+    adapt(trained, [inputs])
+    served = in_float32(trained, SPEC, config)
+    assert not [v.path for v in served.variables if v.dtype in ("bfloat16", "float16", "float64")]
+    assert served.get_layer("recurrent").get_layer("gru").compute_dtype == "float32"
+    np.testing.assert_allclose(served(inputs), trained(inputs), atol=0.05)
+    np.testing.assert_array_equal(served(inputs), served(inputs, training=True))
+
+
+@pytest.mark.parametrize(
+    "calibrator", [Calibrator(), Calibrator(a=0.5, b=0.5, c=1.0), Calibrator(a=0.4, b=2.0, c=-1.0)]
+)
+def test_the_calibrator_is_increasing_and_the_same_in_and_out_of_the_graph(calibrator: Calibrator) -> None:
+    logits = np.linspace(-30, 30, 2_001).astype(np.float32)
+    outside, inside = calibrator.logit(logits), calibrator.in_graph(tf.constant(logits)).numpy()
+    assert (np.diff(outside) > 0).all()
+    np.testing.assert_allclose(inside, outside, rtol=1e-5, atol=1e-5)
+    p = calibrator.probability(logits)
+    assert ((p >= 0) & (p <= 1)).all()
+    if calibrator == Calibrator():
+        np.testing.assert_allclose(outside, logits, atol=1e-6)

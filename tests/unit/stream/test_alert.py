@@ -1,0 +1,93 @@
+"""The alert's bytes, its schema, and how reasons are chosen and said."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import ValidationError
+
+from ebbtide.stream.outputs.alert import (
+    Alert,
+    Decision,
+    alert_id,
+    alert_schema,
+    customer_key,
+    encode,
+    instant,
+    top_reasons,
+)
+
+NINE = np.array([9.0], np.float32)
+
+
+def an_alert(**changes: Any) -> Alert:
+    fields: dict[str, Any] = {
+        "alert_id": alert_id("clickstream", "ann", "opened", 7),
+        "customer": "ann",
+        "sequence": 7,
+        "transition": "opened",
+        "probability": 0.8125,
+        "threshold": 0.8,
+        "horizon_days": 14.0,
+        "reasons": top_reasons(["silence"], ["{:.0f} days".format], NINE, NINE, 1),
+        "model": "shop",
+        "model_version": 3,
+        "layout": "0123456789abcdef",
+        "decision": Decision(
+            as_of=instant(1_700_000_000_123), cause="silence", topic="clickstream", partition=1, offset=99
+        ),
+    }
+    return Alert(**{**fields, **changes})
+
+
+def test_bytes_follow_from_the_decision_and_read_back() -> None:
+    assert encode(an_alert()) == encode(an_alert())
+    assert Alert.model_validate_json(encode(an_alert())) == an_alert()
+    assert customer_key(encode(an_alert(customer="käthe"))) == "käthe".encode()
+    assert json.loads(encode(an_alert()))["decision"]["as_of"] == "2023-11-14T22:13:20.123000Z"
+
+
+def test_the_id_tells_everything_apart_that_is_not_the_same() -> None:
+    ids = {
+        alert_id(topic, customer, transition, sequence)
+        for topic in ("a", "b")
+        for customer in ("ann", "ann1")
+        for transition in ("opened", "resolved")
+        for sequence in (1, 11)
+    }
+    assert len(ids) == 16
+    assert all(len(each) == 32 for each in ids)
+
+
+def test_the_schema_takes_what_we_send_and_refuses_what_we_would_not() -> None:
+    schema = alert_schema()
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    for alert in (an_alert(), an_alert(transition="terminated", probability=None, reasons=())):
+        validator.validate(json.loads(encode(alert)))
+    good = json.loads(encode(an_alert()))
+    for bad in (
+        {**good, "probability": 1.5},
+        {**good, "schema_version": 2},
+        {**good, "customer": ""},
+        {**good, "alert_id": "x"},
+        {**good, "more": 1},
+        {name: value for name, value in good.items() if name != "sequence"},
+    ):
+        assert not validator.is_valid(bad)
+        with pytest.raises(ValidationError):
+            Alert.model_validate(bad)
+
+
+def test_reasons_are_the_loudest_in_one_direction_and_rounded() -> None:
+    names = ["a", "b", "c", "d", "e"]
+    say = ["{:.1f}".format] * 5
+    values = np.array([1, 2, 3, 4, 5.123456], np.float32)
+    contributions = np.array([0.5, -2.0, 1.0, 0.0, 0.123456], np.float32)
+    towards_churn = top_reasons(names, say, values, contributions, 1)
+    assert [reason.feature for reason in towards_churn] == ["c", "a", "e"]
+    assert (towards_churn[2].value, towards_churn[2].contribution) == (5.123, 0.1235)
+    assert towards_churn[2].words == "5.1"
+    assert [reason.feature for reason in top_reasons(names, say, values, contributions, -1)] == ["b"]

@@ -1,0 +1,46 @@
+"""A fetched batch and its pieces: the positions join, whatever gaps the log has."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebbtide.stream.batch import FetchedBatch
+from tests.support.seams.streams import LogRecord
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> FetchedBatch:
+    """Any number of records, with gaps before, between and after them."""
+    start = draw(st.integers(0, 1000))
+    offsets, position = [], start
+    for gap in draw(st.lists(st.integers(0, 3), max_size=30)):
+        offsets.append(position + gap)
+        position += gap + 1
+    end = max(position + draw(st.integers(0, 3)), start + 1)
+    return FetchedBatch("t", 3, 7, start, end, [LogRecord(offset, 0, b"k", b"v") for offset in offsets])
+
+
+@given(batches(), st.integers(1, 10))
+def test_pieces_join_and_lose_nothing(batch: FetchedBatch, size: int) -> None:
+    """Each begins where the last one ended, and together they are the batch."""
+    pieces = list(batch.pieces(size))
+    assert pieces[0].start == batch.start
+    assert pieces[-1].end == batch.end
+    assert all(later.follows(batch.epoch, earlier.end) for earlier, later in pairwise(pieces))
+    assert [r for piece in pieces for r in piece.records] == list(batch.records)
+    assert list(pieces[0].joined(pieces[1:]).records) == list(batch.records)
+    assert pieces[0].joined(pieces[1:]).end == batch.end
+    for piece in pieces:
+        assert len(piece.records) <= size
+        assert piece.start < piece.end
+        assert all(piece.start <= r.offset < piece.end for r in piece.records)
+    assert len(pieces) == max(1, -(-len(batch.records) // size))
+
+
+def test_what_follows() -> None:
+    """The epoch and the position, both."""
+    batch = FetchedBatch("t", 3, 7, 10, 20, [])
+    assert batch.follows(7, 10)
+    assert not batch.follows(6, 10)
+    assert not batch.follows(7, 11)

@@ -1,0 +1,92 @@
+"""Alerts in words: which of them the model is asked about, and what an alert says when it has no answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+import orjson
+import pytest
+
+from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.record.fold import SILENCE, Folder
+from ebbtide.featurestore.record.layout import Rows
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.errors import ScorerUnavailable
+from ebbtide.stream.outputs.alert import Alert
+from ebbtide.stream.outputs.compose import Composer
+from ebbtide.stream.policy import decide
+from ebbtide.stream.scoring.batcher import Batcher, Scored
+from ebbtide.stream.telemetry import Silent
+from tests.support.seams.scoring import LAYOUT, SPEC, FussyModel
+from tests.support.seams.streams import LogRecord
+
+T0, HOUR_MS, DAY_MS, CUSTOMERS = 1_700_000_000_000, 3_600_000, 86_400_000, 5
+
+
+def said(offset: int, customer: int, kind: str, ts: int) -> LogRecord:
+    event = {"user_id": f"customer-{customer}", "type": kind, "ts": ts}
+    return LogRecord(offset, ts, b"customer-%d" % customer, orjson.dumps(event))
+
+
+def silences() -> list[LogRecord]:
+    """Customer k visits k + 1 times and then no more, which shows when they are sent a mail."""
+    visits = [(k, "visit", T0 + n * HOUR_MS) for n in range(CUSTOMERS) for k in range(n, CUSTOMERS)]
+    mails = [(k, "mail", T0 + 20 * DAY_MS) for k in range(CUSTOMERS)]
+    return [said(offset, *event) for offset, event in enumerate(visits + mails)]
+
+
+class Desk:
+    """Decides and composes, batch by batch: an episode opens at the first silence, whatever the model would say."""
+
+    def __init__(self, model: FussyModel) -> None:
+        self.model = model
+        self.batcher = Batcher(lambda: model, SystemClock(), Silent(), deadline_s=60.0, linger_s=0.0)
+        self._rows: dict[str, Rows] = {}
+
+    async def alerts(self, records: Sequence[LogRecord]) -> list[Alert]:
+        events = Parser(SPEC).parse(records).events
+        before = np.concatenate([self._rows.get(name, LAYOUT.empty(1)) for name in events.customers])
+        after, points = Folder(LAYOUT).fold(before, events)
+        scored = Scored(
+            np.where(points.cause == SILENCE, 0.9, 0.35).astype(np.float32), np.ones(len(points), np.int64)
+        )
+        transitions = decide(points, scored.p, before, after, self.model.policy)
+        composer = Composer("clicks", 0, LAYOUT, self.batcher)
+        entries = await composer.compose(transitions, points, scored, events, self.model)
+        self._rows = {name: after[i : i + 1] for i, name in enumerate(events.customers)}
+        return [Alert.model_validate_json(value) for _, value in entries]
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    desk = Desk(FussyModel(sizes=(8,)))
+    serving = asyncio.create_task(desk.batcher.run())
+    yield desk
+    serving.cancel()
+    desk.batcher.close()
+
+
+@pytest.mark.parametrize("visits", [1, 3])
+@pytest.mark.parametrize("kind", ["unexplained", "nans"])
+async def test_an_alert_without_reasons_goes_out(desk: Desk, visits: int, kind: str) -> None:
+    """Rows of so many visits cannot be explained: their alert lacks its reasons, and no other alert lacks anything."""
+    whole = await desk.alerts(silences())
+    assert [alert.transition for alert in whole] == ["opened"] * CUSTOMERS
+    assert all(alert.reasons for alert in whole)
+    setattr(desk.model, kind, [visits])
+    desk._rows.clear()
+    lacking = f"customer-{visits - 1}"
+    assert await desk.alerts(silences()) == [
+        alert.model_copy(update={"reasons": ()}) if alert.customer == lacking else alert for alert in whole
+    ]
+
+
+async def test_who_left_needs_no_reasons(desk: Desk) -> None:
+    """So an outage of the model does not hold that alert up; it does hold up one that it should explain."""
+    await desk.alerts(silences())
+    desk.model.broken = True
+    (alert,) = await desk.alerts([said(100, 2, "goodbye", T0 + 21 * DAY_MS)])
+    assert (alert.transition, alert.reasons, alert.probability) == ("terminated", (), None)
+    desk._rows.clear()
+    with pytest.raises(ScorerUnavailable, match="broken on purpose"):
+        await desk.alerts(silences())

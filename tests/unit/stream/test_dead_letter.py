@@ -1,0 +1,109 @@
+"""A letter and back: what the record was, where it lay, and what no client or broker would take otherwise."""
+
+from collections.abc import Callable
+
+import pytest
+
+from ebbtide.stream.errors import DeadLetterFlood
+from ebbtide.stream.outputs.dead_letter import FloodGuard, Position, letter, original_headers, read
+from tests.support.seams.streams import LogRecord
+
+WHERE = Position("clickstream", 3, 42)
+
+
+def records(start: int, count: int) -> list[LogRecord]:
+    return [LogRecord(offset, 0, b"ann", b"{") for offset in range(start, start + count)]
+
+
+def judging(share_max: float) -> Callable[[int, int], None]:
+    """A guard that is given so many records, the next of a log, of which so many are bad."""
+    guard, at = FloodGuard(share_max), 0
+
+    def judge(count: int, bad: int) -> None:
+        nonlocal at
+        guard.admit(records(at, count), range(bad))
+        at += count
+
+    return judge
+
+
+def test_a_letter_keeps_the_record_and_says_where_it_lay() -> None:
+    record = LogRecord(42, 1_700_000_000_000, b"ann", b"{", (("trace", b"1"),))
+    made = letter(record, WHERE, "not_json", "unexpected end", topic="dead")
+    assert (made.topic, made.key, made.value) == ("dead", b"ann", b"{")
+    said = read(made.headers)
+    assert said is not None
+    assert (said.reason, said.detail, said.source) == ("not_json", "unexpected end", WHERE)
+    assert (said.timestamp, said.has_value) == (1_700_000_000_000, True)
+    assert original_headers(made.headers) == [("trace", b"1")]
+
+
+def test_a_letter_is_dated_by_its_sending() -> None:
+    """Else retention deletes the letter of an old record at once, and a broker refuses one from the year 9999."""
+    for timestamp in (-1, 1, 253_402_300_799_999):
+        made = letter(LogRecord(42, timestamp, b"ann", b"{"), WHERE, "future", "", topic="dead")
+        assert made.timestamp_ms is None
+        said = read(made.headers)
+        assert said is not None
+        assert said.timestamp == timestamp
+
+
+def test_a_record_of_nothing_becomes_a_letter_that_can_be_sent() -> None:
+    """Kafka's client sends no record without key and value, but others do."""
+    made = letter(LogRecord(42, 0, None, None), WHERE, "key_mismatch", "", topic="dead")
+    assert made.value == b""
+    said = read(made.headers)
+    assert said is not None
+    assert not said.has_value
+
+
+def test_a_message_that_is_no_letter() -> None:
+    assert read([("trace", b"1")]) is None
+    assert read([("ebbtide-reason", b"x"), ("ebbtide-topic", b"t"), ("ebbtide-partition", b"one")]) is None
+
+
+def test_a_flood_stops_and_a_trickle_does_not() -> None:
+    judge = judging(0.5)
+    for _ in range(100):
+        judge(100, 50)
+    with pytest.raises(DeadLetterFlood, match="of the last"):
+        judge(100, 51)
+
+
+def test_what_is_tried_again_counts_once() -> None:
+    """An outage has a batch tried again and again, cut in other places each time: its few bad records stay few."""
+    guard, log = FloodGuard(0.5), records(0, 12)
+    for tried in range(1_000):
+        guard.admit(log, range(7))
+        guard.admit(log[: tried % 12 + 1], [])
+    assert (guard._recent.of, guard._recent.bad) == (12, 7)
+    guard.admit(records(6, 1_000), range(6))  # half of it is known
+    assert (guard._recent.of, guard._recent.bad) == (1_006, 7)
+    guard.admit([], [])
+    assert len(guard._recent) == 2
+
+
+def test_a_few_bad_records_are_no_flood() -> None:
+    """A topic that begins with a hundred bad records is no reason to stop; the thousandth one is."""
+    judge = judging(0.5)
+    for _ in range(9):
+        judge(100, 100)
+    with pytest.raises(DeadLetterFlood):
+        judge(100, 100)
+
+
+def test_what_is_long_past_is_forgotten() -> None:
+    """A flood is of the last ten thousand records: good years do not excuse a bad hour."""
+    judge = judging(0.5)
+    for _ in range(1_000):
+        judge(1_000, 0)
+    for _ in range(5):
+        judge(1_000, 1_000)
+    with pytest.raises(DeadLetterFlood, match="6,000 of the last 10,000"):
+        judge(1_000, 1_000)
+
+
+def test_a_header_without_a_value_is_no_letter() -> None:
+    """Any producer may send one under our names; Kafka has null values, and the client hands them on."""
+    null: list[tuple[str, bytes]] = [("ebbtide-reason", None)]  # type: ignore[list-item]  # what the client gives
+    assert read(null) is None
