@@ -45,4 +45,4 @@ class StoreMisconfigured(StoreError):
 
 
 class Fenced(StoreError):
-    """The partition's head is not the one this owner last saw: nothing was written."""
+    """The partition's checkpoint is not the one this owner last saw: nothing was written."""

@@ -36,7 +36,7 @@ from ebbtide.featurestore.times.durations import (
     UNITS_MS,
     DurationMs,
     PositiveDurationMs,
-    duration_words,
+    format_duration,
 )
 
 KINDS_MAX = 32
@@ -120,7 +120,7 @@ class Window(_Frozen):
 
     @property
     def words(self) -> str:
-        return duration_words(self.length_ms)
+        return format_duration(self.length_ms)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -216,8 +216,8 @@ class Spec(_Frozen):
         longest = max([window.length_ms for window in self.windows], default=0)
         if self.memory_ms < max(longest, self.horizon_ms):
             problems.append(
-                f"memory {duration_words(self.memory_ms)} must reach the longest window and the horizon "
-                f"({duration_words(max(longest, self.horizon_ms))}): a record forgotten earlier would look new"
+                f"memory {format_duration(self.memory_ms)} must reach the longest window and the horizon "
+                f"({format_duration(max(longest, self.horizon_ms))}): a record forgotten earlier would look new"
             )
         if self.silence.first_ms > self.horizon_ms:
             problems.append("silence.first must not be later than the horizon")

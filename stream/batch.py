@@ -42,15 +42,15 @@ class FetchedBatch:
 
     topic: str
     partition: int
-    epoch: int  # of the seek that this piece descends from
+    seek_id: int  # of the seek that this piece descends from
     start: int
     end: int  # > start
     records: Sequence[Record]  # may be empty
     log_end: int = -1  # where the log ended when this was fetched: end < log_end means we lag; -1 is unknown
 
-    def follows(self, epoch: int, position: int) -> bool:
+    def follows(self, seek_id: int, position: int) -> bool:
         """True when this is the piece that begins at `position` under `epoch`: the continuity rule, whole."""
-        return self.epoch == epoch and self.start == position
+        return self.seek_id == seek_id and self.start == position
 
     def pieces(self, records_max: int) -> Iterator["FetchedBatch"]:
         """The same piece of the log, cut so that none holds more than `records_max` records. Still contiguous."""
@@ -85,7 +85,7 @@ class FetchedBatch:
         yield replace(self, start=start, records=self.records[first:]) if first else self
 
 
-class Mark(NamedTuple):
+class CommittedOffset(NamedTuple):
     """How far a partition's effects have been applied *and* sent: Kafka's committed offset and its
     metadata."""
 
@@ -118,7 +118,7 @@ class Source(Protocol):
         """First retained offset, and the offset the next record will get."""
         ...
 
-    async def committed(self, partition: int) -> Mark | None:
+    async def committed(self, partition: int) -> CommittedOffset | None:
         """The group's mark as Kafka holds it; None if there never was one."""
         ...
 
@@ -139,7 +139,7 @@ class Source(Protocol):
         """Undo `pause`."""
         ...
 
-    def mark(self, partition: int, offset: int, metadata: str = "") -> None:
+    def advance_committed(self, partition: int, offset: int, metadata: str = "") -> None:
         """All before `offset` has been applied and sent: let the committed offset advance to it, soon,
         never back."""
         ...

@@ -36,7 +36,7 @@ class RecordTooLarge(StreamError):
 
 
 class PartitionRevoked(StreamError):
-    """The partition is not ours (any more). Nothing is wrong: its new owner starts from the stored head."""
+    """The partition is not ours (any more). Nothing is wrong: its new owner starts from the stored checkpoint."""
 
 
 class ScorerUnavailable(StreamError):
@@ -44,7 +44,7 @@ class ScorerUnavailable(StreamError):
 
 
 class HeadOutsideLog(StreamError):
-    """The stored head lies outside the retained log (retention passed it, the topic was made anew), or the
+    """The stored checkpoint lies outside the retained log (retention passed it, the topic was made anew), or the
     number of partitions changed. Going on would skip events or fold them into another customer's partition."""
 
 

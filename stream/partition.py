@@ -1,18 +1,18 @@
 """One partition of ours, from its assignment to its end: open, serve, and after any trouble open again.
 
-    assigned ─▶ open: read head, resend outbox, seek ─▶ serve: a batch, a step, a mark ─▶ … ─▶ revoked or drained
+    assigned ─▶ open: read checkpoint, resend outbox, seek ─▶ serve: batch after batch ─▶ … ─▶ revoked or drained
                   ▲                                        │
                   └──── back off ◀── fenced, a gap, the store, Kafka or the model away
     stopped ◀── most of what arrives is bad: this partition only, until a person has looked
 
-A head behind the group's mark is a state to be made again: the same steps from there, which say nothing that was said
-(`stream/suppression.py`). So a failover that lost its tail, a store that was lost altogether and a first start on an
-old topic are no cases of their own.
+A checkpoint behind the group's committed offset is a state to be made again: the same steps from there, which say
+nothing that was said (`stream/suppression.py`). So a failover that lost its tail, a store that was lost altogether and
+a first start on an old topic are no cases of their own.
 
-One way back for every trouble: drop what is in hand, read the stored head, seek there. It is safe because a step
-changes nothing before it is applied, and what was applied is behind the head; a write whose answer was lost shows as a
-head that moved. So nothing is retried in place, and nothing waits for ever but here, where waiting costs one partition
-and no more. It refuses to know what a step does (`stream/pipeline.py`).
+One way back for every trouble: drop what is in hand, read the stored checkpoint, seek there. It is safe because a step
+changes nothing before it is applied, and what was applied is behind the checkpoint; a write whose answer was lost shows
+as a checkpoint that moved. So nothing is retried in place, and nothing waits for ever but here, where waiting costs one
+partition and no more. It refuses to know what a step does (`stream/pipeline.py`).
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
-from ebbtide.featurestore.store.protocol import REBUILD, Head, check_head
-from ebbtide.stream.batch import FetchedBatch, Mark, Source
+from ebbtide.featurestore.store.protocol import REBUILD, Checkpoint, check_checkpoint
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch, Source
 from ebbtide.stream.errors import (
     BrokerUnavailable,
     DeadLetterFlood,
@@ -36,7 +36,7 @@ from ebbtide.stream.outputs.dead_letter import FloodGuard
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.queue import Inbox
 from ebbtide.stream.retry import Backoff
-from ebbtide.stream.suppression import NOTHING, Muted
+from ebbtide.stream.suppression import NO_SUPPRESSION, Suppression
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Limits:
     queued_batches_max: int = 4
     step_records_max: int = 1000
     dead_letter_share_max: float = 1.0
-    look_s: float = 5.0
+    idle_check_s: float = 5.0
 
 
 class Partition:
@@ -104,8 +104,8 @@ class Partition:
         """Until revoked (PartitionRevoked ends it quietly), drained or cancelled. Raises what asks for a crash."""
         while True:
             try:
-                pipeline, epoch = await self._open()
-                await self._serve(pipeline, epoch)
+                pipeline, seek_id = await self._open()
+                await self._serve(pipeline, seek_id)
                 self.finished = not self._backoff.troubles
                 return
             except PartitionRevoked:
@@ -146,29 +146,30 @@ class Partition:
         """Read where the partition is, finish what an earlier owner left, and have it fetched from there."""
         tools, source, number = self._tools, self._source, self.number
         partitions = await source.partition_count()
-        stored = await tools.store.head(number)
-        check_head(stored, tools.layout.id, partitions)
+        stored = await tools.store.checkpoint(number)
+        check_checkpoint(stored, tools.layout.id, partitions)
         begin, end = await source.log_range(number)
-        mark = await source.committed(number)
-        self._check_log(stored, mark, begin, end)
-        if mark is None and stored is None:
+        committed = await source.committed(number)
+        self._check_log(stored, committed, begin, end)
+        if committed is None and stored is None:
             muted = await self._begin(begin, end)
         else:
-            muted = NOTHING if mark is None else Muted.by(mark)
-        start = stored or Head(begin, 0, 0, tools.layout.id, partitions)
+            muted = NO_SUPPRESSION if committed is None else Suppression.by(committed)
+        start = stored or Checkpoint(begin, 0, 0, tools.layout.id, partitions)
         pipeline = Pipeline(tools, number, stored, start, muted, self._flood)
         await pipeline.send_outbox()
         if stored is not None:
             # Applied and, just now, sent: the owner that applied it may not have lived to say so. Unless the outbox was
-            # lost after the head was read, and what is empty is another one: marked, its alerts would stay unsaid.
-            await pipeline.check_ours()
-            source.mark(number, *pipeline.mark)
+            # lost after the checkpoint was read, and what is empty is another one: marked, its alerts would stay
+            # unsaid.
+            await pipeline.verify_fence()
+            source.advance_committed(number, *pipeline.committed)
         self._inbox.clear()
-        epoch = await source.seek(number, start.offset)
+        seek_id = await source.seek(number, start.offset)
         self._inbox.resume()
         log.info(
             "partition opened",
-            extra={"partition": number, "offset": start.offset, "end": end, "mark": muted.everything},
+            extra={"partition": number, "offset": start.offset, "end": end, "mark": muted.outputs_from},
         )
         self._said_s = tools.clock.monotonic_s()
         if pipeline.rebuilding and stored is None:
@@ -177,8 +178,8 @@ class Partition:
                 extra={
                     "partition": number,
                     "from": start.offset,
-                    "until": muted.alerts,
-                    "sent": muted.everything,
+                    "until": muted.alerts_from,
+                    "sent": muted.outputs_from,
                 },
             )
         if start.offset == end:
@@ -186,27 +187,30 @@ class Partition:
         if not self._backoff.troubles:
             self._tell_progress(pipeline)
         # else the next step has to show that it is over: to open takes neither the scorer nor a way out
-        return pipeline, epoch
+        return pipeline, seek_id
 
-    def _check_log(self, stored: Head | None, mark: Mark | None, begin: int, end: int) -> None:
+    def _check_log(
+        self, stored: Checkpoint | None, committed: CommittedOffset | None, begin: int, end: int
+    ) -> None:
         """Raises HeadOutsideLog when state or mark belong to a log that is no longer there."""
         if stored is not None and not begin <= stored.offset <= end:
             raise HeadOutsideLog(
                 f"partition {self.number} is at offset {stored.offset}, the log holds [{begin}, {end})",
                 hint=f"what is missing cannot be folded: {REBUILD}",
             )
-        if mark is not None and mark.offset > end:
+        if committed is not None and committed.offset > end:
             raise HeadOutsideLog(
-                f"partition {self.number} was sent up to offset {mark.offset}, the log ends at {end}",
+                f"partition {self.number} was sent up to offset {committed.offset}, the log ends at {end}",
                 hint="the topic was made anew: use another kafka.group, and another redis.prefix",
             )
 
-    async def _begin(self, begin: int, end: int) -> Muted:
-        """The mark of a partition that nobody has worked on: an old topic must not flood the consumers of alerts."""
+    async def _begin(self, begin: int, end: int) -> Suppression:
+        """The committed offset of a partition that nobody has worked on: an old topic must not flood the consumers of
+        alerts."""
         if self._alerts_from == "start":
-            return NOTHING
-        muted = Muted(begin, end)
-        self._source.mark(self.number, *muted.mark(begin, 0))
+            return NO_SUPPRESSION
+        muted = Suppression(begin, end)
+        self._source.advance_committed(self.number, *muted.committed_at(begin, 0))
         # Kafka has to know before anything is applied: else whoever opens next would take the past for news.
         while await self._source.committed(self.number) is None:  # noqa: ASYNC110 - no event tells it; it is once
             await asyncio.sleep(MARK_POLL_S)
@@ -229,18 +233,18 @@ class Partition:
             self._said_s = now_s
             log.info("rebuilding", extra={"partition": self.number, "offset": position, "until": until})
 
-    async def _serve(self, pipeline: Pipeline, epoch: int) -> None:
+    async def _serve(self, pipeline: Pipeline, seek_id: int) -> None:
         while True:
             batch = await self._next(pipeline)
             if batch is None:
                 return
-            if batch.epoch < epoch:
+            if batch.seek_id < seek_id:
                 continue  # left over from a position that was given up
-            if not batch.follows(epoch, pipeline.position):
+            if not batch.follows(seek_id, pipeline.position):
                 # A gap; or a later epoch, when somebody else sought. Whose batches would never be ours again.
                 raise Fenced(f"a batch begins at {batch.start}, expected {pipeline.position}: seeking back")
             for piece in batch.cut_before_tombstones():
-                self._source.mark(self.number, *await pipeline.step(piece))
+                self._source.advance_committed(self.number, *await pipeline.process(piece))
                 self._backoff.over()
                 if self.trouble:
                     self._tell_progress(pipeline)
@@ -249,13 +253,13 @@ class Partition:
         """The next batch, with those that have queued behind it; None when draining and all is done."""
         while not self._inbox:
             self._inbox.resume()
-            if pipeline.has_acked:
+            if pipeline.has_unacked_outbox:
                 if self._inbox.closed or not await self._inbox.arrives(TIDY_AFTER_S):
-                    await pipeline.tidy()
+                    await pipeline.ack_outbox()
             elif self._inbox.closed:
                 return None
-            elif not await self._inbox.arrives(random.uniform(0.5, 1.0) * self._limits.look_s):
-                await pipeline.check_ours()  # no step would tell us that the state has been lost
+            elif not await self._inbox.arrives(random.uniform(0.5, 1.0) * self._limits.idle_check_s):
+                await pipeline.verify_fence()  # no step would tell us that the state has been lost
         return self._inbox.take()
 
     def _pause(self) -> None:

@@ -5,12 +5,12 @@
                                 one atomic step in the store  └ the outbox, until Kafka has acknowledged it
 
 A crash before 5 changes nothing; after 5 the next owner finds the outbox and sends it again, the same ids, the same
-bytes. Dead letters and scores are sent and acknowledged before 5, so that what the partition moves past is never
+bytes. Dead dead letters and scores are sent and acknowledged before 5, so that what the partition moves past is never
 lost; after a crash they may be there twice, with the same position.
 
 What was sent before is not sent again (`stream/suppression.py`): a state that is made a second time, by a replay of the
-log, takes every step but speaks only from the group's mark on. A row that the model cannot score loses its decision,
-not its events: a dead letter `unscored` says so.
+log, takes every step but speaks only from the group's committed offset on. A row that the model cannot score loses its
+decision, not its events: a dead letter `unscored` says so.
 
 The pipeline knows no Faust, Redis or TensorFlow: it is given a store, a batcher and a sink that wait out outages by
 themselves. It belongs to one partition, and batch n + 1 of it is folded after batch n was decided; the overlap is
@@ -32,18 +32,18 @@ from ebbtide.featurestore.events.parse import Parsed, Parser
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.store.cache import Cache, load_through
-from ebbtide.featurestore.store.protocol import Head, Step, Store
-from ebbtide.stream.batch import FetchedBatch, Mark
+from ebbtide.featurestore.store.protocol import Checkpoint, Commit, Store
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.outputs.alert import customer_key
 from ebbtide.stream.outputs.compose import CAUSES, Composer, Serving
 from ebbtide.stream.outputs.dead_letter import UNSCORED, FloodGuard
 from ebbtide.stream.outputs.message import Message, Sink
-from ebbtide.stream.outputs.pre_commit import Outputs, ahead, unscored
+from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages, unscored
 from ebbtide.stream.policy import Transition, decide
 from ebbtide.stream.scoring.batcher import Batcher, Scored
-from ebbtide.stream.suppression import Muted
-from ebbtide.stream.telemetry import Stage, Stepped, Telemetry
+from ebbtide.stream.suppression import Suppression
+from ebbtide.stream.telemetry import BatchDone, Stage, Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +78,20 @@ class _Stopwatch:
 
 
 class Pipeline:
-    """One partition, from the head it was opened at; `muted` says what of it has been sent already."""
+    """One partition, from the checkpoint it was opened at; `suppressed` says what of it has been sent already."""
 
     def __init__(
         self,
         tools: Tools,
         partition: int,
-        stored: Head | None,
-        start: Head,
-        muted: Muted,
+        stored: Checkpoint | None,
+        start: Checkpoint,
+        muted: Suppression,
         flood: FloodGuard,
     ) -> None:
         self._tools, self._partition, self._muted = tools, partition, muted
         self._stored = stored  # what the fence compares with: None when the partition never began
-        self._head = start
+        self._checkpoint = start
         self._acked: list[bytes] = []
         self._flood = flood
         self._composer = Composer(tools.topic, partition, tools.layout, tools.batcher)
@@ -99,40 +99,42 @@ class Pipeline:
     @property
     def position(self) -> int:
         """The offset that the next batch has to start at."""
-        return self._head.offset
+        return self._checkpoint.offset
 
     @property
-    def has_acked(self) -> bool:
+    def has_unacked_outbox(self) -> bool:
         """Alerts that Kafka has, and that the outbox does not know of yet."""
         return bool(self._acked)
 
-    async def check_ours(self) -> None:
+    async def verify_fence(self) -> None:
         """Raises Fenced when the partition is not where we left it: moved by another owner, fallen back, or lost.
 
         For whoever speaks, or waits, without a step, whose own fence comes after we have spoken. A process that was
         stopped for a while would say what it had in hand of somebody whom the other owner has forgotten since, and
         nobody would forget them again.
         """
-        stored = await self._tools.store.head(self._partition)
+        stored = await self._tools.store.checkpoint(self._partition)
         if stored != self._stored:
             raise Fenced(f"partition {self._partition} is at {stored}, not at {self._stored}")
 
     async def send_outbox(self) -> None:
         """Send again what an earlier owner left in the outbox: same ids, same bytes.
 
-        But not what the mark says was sent. In an outbox that is older than the mark there may be an alert of a
-        customer who has been forgotten since, and nobody would forget it a second time.
+        But not what the committed offset says was sent. In an outbox that is older than the committed offset there may
+        be an alert of a customer who has been forgotten since, and nobody would forget it a second time.
         """
         outbox = await self._tools.store.outbox(self._partition)
         decided_at = {key: orjson.loads(value)["decision"]["offset"] for key, value in outbox.items()}
-        await self._send_alerts([v for key, v in outbox.items() if decided_at[key] >= self._muted.everything])
+        await self._send_alerts(
+            [v for key, v in outbox.items() if decided_at[key] >= self._muted.outputs_from]
+        )
         self._acked = list(outbox)
 
-    async def tidy(self) -> None:
+    async def ack_outbox(self) -> None:
         """Take acknowledged alerts out of the outbox when no batch comes that could do it on its way."""
-        await self._apply(self._step(self._head.offset, [], self._tools.layout.empty(0), [], []))
+        await self._apply(self._step(self._checkpoint.offset, [], self._tools.layout.empty(0), [], []))
 
-    async def step(self, batch: FetchedBatch) -> Mark:
+    async def process(self, batch: FetchedBatch) -> CommittedOffset:
         """Take the partition over one batch that continues it (and holds no tombstone of a customer it has records
         of: `cut_before_tombstones`). Raises Fenced when another owner has moved the partition."""
         tools, watch = self._tools, _Stopwatch(self._tools.clock)
@@ -157,13 +159,15 @@ class Pipeline:
 
         # 4. decide
         serving = tools.serving()
-        transitions = self._audible(decide(points, scored.p, before, after, serving.policy), points, events)
+        transitions = self._not_suppressed(
+            decide(points, scored.p, before, after, serving.policy), points, events
+        )
         alerts = await self._composer.compose(transitions, points, scored, events, serving)
         watch.lap("decide")
 
         # 5. apply, once the dead letters are safe
-        if messages := ahead(tools.outputs, self._muted, batch, parsed, points, scored):
-            await self.check_ours()
+        if messages := pre_commit_messages(tools.outputs, self._muted, batch, parsed, points, scored):
+            await self.verify_fence()
             watch.lap("store")
             await tools.sink.send_all(messages)
             watch.lap("emit")
@@ -179,17 +183,17 @@ class Pipeline:
             # It is applied, so it counts, also when its alerts have to be sent again.
             self._tell(batch, parsed, points, scored, transitions, watch)
         # 7. the caller lets the commit advance to here
-        return self.mark
+        return self.committed
 
     @property
-    def mark(self) -> Mark:
+    def committed(self) -> CommittedOffset:
         """How far this partition is, as Kafka is to remember it."""
-        return self._muted.mark(self._head.offset, self._head.timer_ms)
+        return self._muted.committed_at(self._checkpoint.offset, self._checkpoint.timer_ms)
 
     @property
     def rebuilding(self) -> tuple[int, int] | None:
         """(position, until) while it makes a state again of which all was sent already; None when it does not."""
-        position, until = self._head.offset, self._muted.alerts
+        position, until = self._checkpoint.offset, self._muted.alerts_from
         return (position, until) if position < until else None
 
     async def _score(self, points: Points, batch: FetchedBatch) -> Scored:
@@ -205,9 +209,12 @@ class Pipeline:
             p[chosen], version[chosen] = scored.p, scored.version
         return Scored(p, version)
 
-    def _audible(self, transitions: list[Transition], points: Points, events: EventBatch) -> list[Transition]:
-        """The transitions to alert about: what was decided below the mark has been sent, or was never to be."""
-        return [t for t in transitions if events.position[points.event[t.point]] >= self._muted.alerts]
+    def _not_suppressed(
+        self, transitions: list[Transition], points: Points, events: EventBatch
+    ) -> list[Transition]:
+        """The transitions to alert about: what was decided below the committed offset has been sent, or was never to
+        be."""
+        return [t for t in transitions if events.position[points.event[t.point]] >= self._muted.alerts_from]
 
     async def _store(
         self, end: int, customers: list[str], after: Rows, alerts: list[tuple[bytes, bytes]]
@@ -228,15 +235,17 @@ class Pipeline:
         rows: Rows,
         forgotten: list[str],
         alerts: list[tuple[bytes, bytes]],
-    ) -> Step:
-        head = self._head._replace(offset=end, step=self._head.step + 1)
+    ) -> Commit:
+        checkpoint = self._checkpoint._replace(offset=end, sequence=self._checkpoint.sequence + 1)
         due: NDArray[np.int64] = self._tools.folder.due(rows)
-        return Step(self._partition, self._stored, head, customers, rows, due, forgotten, alerts, self._acked)
+        return Commit(
+            self._partition, self._stored, checkpoint, customers, rows, due, forgotten, alerts, self._acked
+        )
 
-    async def _apply(self, step: Step) -> None:
-        await self._tools.store.apply(step)
-        self._tools.cache.put(step)
-        self._stored = self._head = step.head
+    async def _apply(self, commit: Commit) -> None:
+        await self._tools.store.apply(commit)
+        self._tools.cache.put(commit)
+        self._stored = self._checkpoint = commit.checkpoint
         self._acked = []
 
     async def _send_alerts(self, values: list[bytes]) -> None:
@@ -263,8 +272,8 @@ class Pipeline:
         latency_s = (
             (self._tools.clock.now_ms() - batch.records[0].timestamp) / 1000 if batch.records else None
         )
-        self._tools.telemetry.stepped(
-            Stepped(
+        self._tools.telemetry.batch_done(
+            BatchDone(
                 partition=self._partition, position=batch.end, records=len(batch.records), events=len(parsed.events),
                 rejected=dict(rejected), ignored=parsed.ignored,
                 forgotten=int((parsed.events.kind == TOMBSTONE).sum()), points=dict(causes),

@@ -46,7 +46,7 @@ class Inbox:
         batch = self._batches.popleft()
         following: list[FetchedBatch] = []
         end, records = batch.end, len(batch.records)
-        while self._batches and self._batches[0].follows(batch.epoch, end):
+        while self._batches and self._batches[0].follows(batch.seek_id, end):
             records += len(self._batches[0].records)
             if records > self._records_max:
                 break

@@ -7,7 +7,7 @@ more; what it holds is an entry an addition, none of them empty, so at most `len
 from collections import deque
 
 
-class Recent:
+class SlidingShare:
     """`of` counted lately, `bad` of them."""
 
     def __init__(self, length: int) -> None:

@@ -8,14 +8,60 @@ ones in.
 
 import asyncio
 import logging
-from typing import Literal
+from collections.abc import Coroutine
+from typing import Any, Literal
 
+from ebbtide.featurestore.errors import EbbtideError
+from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.batch import FetchedBatch, Source
+from ebbtide.stream.errors import PartitionRevoked
 from ebbtide.stream.partition import Limits, Partition
 from ebbtide.stream.pipeline import Tools
-from ebbtide.stream.pulse import Pulse
 
 log = logging.getLogger(__name__)
+
+PULSE_EVERY_S = 2.0
+PULSE_ANSWER_S_MAX = 5.0
+"""Longer than a slow answer, shorter than the time-out of a request that may still succeed."""
+
+
+class Pulse:
+    """Do both servers answer? Asked every few seconds, because a partition without traffic would not notice.
+
+    A partition that works finds out by itself that the store or Kafka is away. One that waits for its next event does
+    not: it would be called ready through an outage. So one small question goes to each server, about a partition of
+    ours, and `away` holds what did not answer: server to what is wrong with it. It decides nothing: it is for `/readyz`.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.away: dict[str, str] = {}
+
+    async def run(self, source: Source) -> None:
+        """For ever; cancel it to stop."""
+        while True:
+            if owned := source.assigned():
+                partition = min(owned)
+                await asyncio.gather(
+                    self._ask("Redis", self._store.checkpoint(partition)),
+                    self._ask("Kafka", source.log_range(partition)),
+                )
+            else:
+                self.away.clear()
+            await asyncio.sleep(PULSE_EVERY_S)
+
+    async def _ask(self, server: str, question: Coroutine[Any, Any, object]) -> None:
+        try:
+            async with asyncio.timeout(PULSE_ANSWER_S_MAX):
+                await question
+        except PartitionRevoked:
+            return  # neither here nor there
+        except EbbtideError as error:
+            self.away[server] = str(error)
+        except TimeoutError:
+            self.away[server] = f"no answer within {PULSE_ANSWER_S_MAX:.0f} s"
+        else:
+            self.away.pop(server, None)
 
 
 class Worker:
@@ -50,7 +96,7 @@ class Worker:
         return away + closed
 
     def assigned(self, partitions: frozenset[int]) -> None:
-        """These are ours now. Only takes note: heads are read in each partition's own task."""
+        """These are ours now. Only takes note: checkpoints are read in each partition's own task."""
         if self._source is None:
             raise RuntimeError("attach a source before partitions are assigned")
         if self._draining:
@@ -66,7 +112,7 @@ class Worker:
         self._tools.telemetry.assigned(frozenset(self._partitions))
 
     def revoked(self, partitions: frozenset[int]) -> None:
-        """No longer ours: work before its apply is dropped, not awaited. The next owner starts from the head."""
+        """No longer ours: work before its apply is dropped, not awaited. The next owner starts from the checkpoint."""
         for number in partitions & self._partitions.keys():
             del self._partitions[number]
             self._tasks.pop(number).cancel()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.check.finding import Finding, count, date, days, error, note, percent, warning
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.spec import Role, Spec
-from ebbtide.featurestore.times.durations import DAY_MS, duration_words
+from ebbtide.featurestore.times.durations import DAY_MS, format_duration
 
 _YEAR_MS = 365 * DAY_MS
 _LAST_YEAR = 2105
@@ -77,7 +77,7 @@ def _resolution(log: EventLog, spec: Spec) -> Iterator[Finding]:
             text = f"The tiles of window {', '.join(short)} are shorter than the day that the log resolves."
             yield warning("window_short", text)
         if spec.silence.first_ms < DAY_MS:
-            first = duration_words(spec.silence.first_ms)
+            first = format_duration(spec.silence.first_ms)
             text = f"silence.first, {first}, is shorter than the day that the log resolves."
             yield warning("silence_short", text)
         return
@@ -101,7 +101,7 @@ def _resolution(log: EventLog, spec: Spec) -> Iterator[Finding]:
 
 def _span(log: EventLog, spec: Spec) -> Iterator[Finding]:
     first, last = int(log.events.time.min()), int(log.events.time.max())
-    span, horizon = last - first, duration_words(spec.horizon_ms)
+    span, horizon = last - first, format_duration(spec.horizon_ms)
     if span <= spec.horizon_ms:
         text = f"The log spans {days(span)}, the horizon is {horizon}: no silence is confirmed, nothing has a label."
         yield error("span", text)
@@ -133,7 +133,7 @@ def _gaps(customer: NDArray[np.int32], time: NDArray[np.int64], spec: Spec) -> I
     gaps = gaps[gaps > spec.sequence.coalesce_ms]
     if len(gaps) < SEEN_MIN:
         return
-    horizon, memory = duration_words(spec.horizon_ms), duration_words(spec.memory_ms)
+    horizon, memory = format_duration(spec.horizon_ms), format_duration(spec.memory_ms)
     middle, most, nearly_all = np.quantile(gaps, (0.5, 0.95, 0.99))
     longer = float((gaps > spec.horizon_ms).mean())
     text = (
@@ -171,7 +171,7 @@ def _base_rate(
     rate = 1 - float(np.isin(before, customer[time > as_of]).mean())
     text = (
         f"Of {count(len(before), 'customer')} who could have been scored at {date(as_of)}, {percent(rate)} did nothing "
-        f"in the {duration_words(spec.horizon_ms)} after: about the base rate."
+        f"in the {format_duration(spec.horizon_ms)} after: about the base rate."
     )
     if 0.02 <= rate <= 0.98:
         yield note("base_rate", text)

@@ -27,7 +27,7 @@ from ebbtide.featurestore.events.columns import ColumnReader, Columns
 from ebbtide.featurestore.events.contract import USER_ID_CHARS_MAX, Reason, Rejected
 from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
 from ebbtide.featurestore.spec import Spec
-from ebbtide.featurestore.times.durations import duration_words
+from ebbtide.featurestore.times.durations import format_duration
 
 VALUE_BYTES_MAX = 64 * 1024
 """An event is a few hundred bytes; what is a hundred times that is no event, and 1,024 of them still fit in memory."""
@@ -116,7 +116,7 @@ class Parser:
                 rejected.append(Rejected(int(number[j]), Reason.KEY_MISMATCH, detail))
             elif future[j]:
                 detail = (
-                    f"ts is more than {duration_words(self._future_max_ms)} after the record's own timestamp"
+                    f"ts is more than {format_duration(self._future_max_ms)} after the record's own timestamp"
                 )
                 rejected.append(Rejected(int(number[j]), Reason.FUTURE, detail))
             else:

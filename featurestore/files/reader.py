@@ -22,7 +22,7 @@ from ebbtide.featurestore.files.as_stream import contract_spec, records_of
 from ebbtide.featurestore.files.event_log import EventLog, Problem, Problems
 from ebbtide.featurestore.files.rows import Chunk, CsvRows, JsonRows, RowFile
 from ebbtide.featurestore.spec import Spec
-from ebbtide.featurestore.times.durations import duration_words
+from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.featurestore.times.timestamps import TimeReader
 
 __all__ = ["EventLog", "contract_spec", "open_rows", "read_events", "records_of"]
@@ -125,7 +125,7 @@ class _Gather:
             elif beyond[j]:
                 bad.append(Problem(line, Reason.TIMESTAMP_RANGE, "arrival is not between 1970 and 9999"))
             else:
-                late = duration_words(self._future_max_ms)
+                late = format_duration(self._future_max_ms)
                 bad.append(Problem(line, Reason.FUTURE, f"ts is more than {late} after arrival"))
         keep = np.flatnonzero(~wrong)
         return columns.take(keep), arrival[keep]

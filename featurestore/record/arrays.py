@@ -80,10 +80,10 @@ class Fields(NamedTuple):
     silence_index: Any
 
 
-class Room(NamedTuple):
+class PointBuffer(NamedTuple):
     """Where points are written: words uint64[m, itemsize / 8], the columns of Points [m], and how many are used[0]."""
 
-    words: Any
+    as_u64: Any
     customer: Any
     as_of: Any
     cause: Any
@@ -118,13 +118,13 @@ def plan_of(layout: Layout) -> Plan:
     )
 
 
-def copied(layout: Layout, rows: Rows) -> tuple[Rows, Fields, NDArray[np.uint64]]:
+def writable_fields(layout: Layout, rows: Rows) -> tuple[Rows, Fields, NDArray[np.uint64]]:
     """A copy of the rows, its fields, and the same memory as words uint64[n, itemsize / 8]."""
     n, width = len(rows), layout.itemsize // 8
-    words = np.empty((n + SPARE_ROWS, width), np.uint64)
-    words[:n] = np.ascontiguousarray(rows).view(np.uint64).reshape(n, width)
-    copy = words.reshape(-1).view(layout.dtype)
-    return copy[:n], Fields(*(_field(copy, name) for name in Fields._fields)), words
+    as_u64 = np.empty((n + SPARE_ROWS, width), np.uint64)
+    as_u64[:n] = np.ascontiguousarray(rows).view(np.uint64).reshape(n, width)
+    copy = as_u64.reshape(-1).view(layout.dtype)
+    return copy[:n], Fields(*(_field(copy, name) for name in Fields._fields)), as_u64
 
 
 def column(values: Any, dtype: DTypeLike) -> NDArray[Any]:
@@ -132,18 +132,18 @@ def column(values: Any, dtype: DTypeLike) -> NDArray[Any]:
     return np.require(values, dtype, ["C", "W"])
 
 
-def room_for(layout: Layout, m: int) -> Room:
+def point_buffer(layout: Layout, m: int) -> PointBuffer:
     """Room for m points; memory that is never written to costs nothing."""
-    return Room(
+    return PointBuffer(
         np.empty((m, layout.itemsize // 8), np.uint64), np.empty(m, np.int32), np.empty(m, np.int64),
         np.empty(m, np.uint8), np.empty(m, np.int32), np.zeros(1, np.int64),
     )  # fmt: skip
 
 
-def more_room(layout: Layout, room: Room) -> Room:
+def grow(layout: Layout, room: PointBuffer) -> PointBuffer:
     """Twice the room, with the points there are."""
     m = int(room.used[0])
-    larger = room_for(layout, 2 * len(room.as_of))
+    larger = point_buffer(layout, 2 * len(room.as_of))
     for old, new in zip(room[:-1], larger[:-1], strict=True):
         new[:m] = old[:m]
     larger.used[0] = m

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ebbtide.featurestore.spec import Kind, Spec
-from ebbtide.featurestore.times.durations import duration_words
+from ebbtide.featurestore.times.durations import format_duration
 
 Transform = Literal["log", "linear"]
 DAY_WORDS = "days"
@@ -97,7 +97,7 @@ def features(spec: Spec) -> tuple[Feature, ...]:
         for k in counted_kinds(spec)
     ]
     for kind in (kinds[k] for k in decayed_kinds(spec)):
-        for half_life in map(duration_words, spec.half_lives_ms):
+        for half_life in map(format_duration, spec.half_lives_ms):
             sentence = f"{kind.noun} lately (half-life {half_life}): {{value:.2f}}"
             out.append(Feature(f"{kind.name}_decay_{half_life}", "events", "log", sentence))
     for kind in kinds:

@@ -26,7 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import EventBatch
-from ebbtide.featurestore.record.arrays import Room, column, copied, more_room, plan_of, room_for
+from ebbtide.featurestore.record.arrays import (
+    PointBuffer,
+    column,
+    grow,
+    plan_of,
+    point_buffer,
+    writable_fields,
+)
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.record.loop import (
     EVENT,
@@ -81,26 +88,26 @@ class Folder:
 
     def fold(self, rows: Rows, events: EventBatch) -> tuple[Rows, Points]:
         """Fold n events into the m rows of `events.customers`. `rows` is left as it was; a new array is returned."""
-        folded, fields, words = copied(self.layout, rows)
+        folded, fields, words = writable_fields(self.layout, rows)
         columns = (
             column(events.customer, np.int32), column(events.kind, np.uint8), column(events.time, np.int64),
             column(events.value, np.float64), column(events.event_id, np.uint64),
         )  # fmt: skip
         # One event may bring every silence of the schedule, a reset and its own point.
         n, most = len(events), len(self._plan.silence) + 2
-        room, done = room_for(self.layout, 2 * n + most), 0
+        room, done = point_buffer(self.layout, 2 * n + most), 0
         while (done := fold_events(fields, self._plan, words, room, most, done, *columns)) < n:
-            room = more_room(self.layout, room)
+            room = grow(self.layout, room)
         return folded, self._points(room)
 
     def elapse(self, rows: Rows, until_ms: NDArray[np.int64] | int) -> tuple[Rows, Points]:
         """Take every silence that is due before `until_ms` (one time, or int64[n], one a row)."""
-        elapsed, fields, words = copied(self.layout, rows)
+        elapsed, fields, words = writable_fields(self.layout, rows)
         n, most = len(rows), len(self._plan.silence)
         until = np.broadcast_to(np.asarray(until_ms, np.int64), n).copy()
-        room, done = room_for(self.layout, n + most), 0
+        room, done = point_buffer(self.layout, n + most), 0
         while (done := elapse_rows(fields, self._plan, words, room, most, done, until)) < n:
-            room = more_room(self.layout, room)
+            room = grow(self.layout, room)
         return elapsed, self._points(room)
 
     def due(self, rows: Rows) -> NDArray[np.int64]:
@@ -123,7 +130,7 @@ class Folder:
         chosen: NDArray[np.bool_] = eligible.py_func(self._plan, *(rows[name] for name in fields), as_of)
         return chosen
 
-    def _points(self, room: Room) -> Points:
+    def _points(self, room: PointBuffer) -> Points:
         m = int(room.used[0])
-        rows = room.words[:m].reshape(-1).view(self.layout.dtype)
+        rows = room.as_u64[:m].reshape(-1).view(self.layout.dtype)
         return Points(rows, room.customer[:m], room.as_of[:m], room.cause[:m], room.event[:m])

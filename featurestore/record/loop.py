@@ -33,7 +33,7 @@ _inlined = numba.njit(**_OPTIONS, forceinline=True)
 
 
 @_compiled
-def fold_events(f, plan, words, out, most, start, customer, kind, time, value, event_id):
+def fold_events(f, plan, as_u64, out, most, start, customer, kind, time, value, event_id):
     """Fold the events from `start` on; returns the first that was not folded, since its points might lack room."""
     for e in range(start, len(kind)):
         if out.used[0] + most > len(out.as_of):
@@ -41,19 +41,19 @@ def fold_events(f, plan, words, out, most, start, customer, kind, time, value, e
         i, k, t = customer[e], kind[e], time[e]
         if k == TOMBSTONE:
             if f.event_time[i] != 0:
-                _emit(words, out, i, f.clock[i], RESET, e)
-                words[i, :] = 0
+                _emit(as_u64, out, i, f.clock[i], RESET, e)
+                as_u64[i, :] = 0
             continue
         if event_id[e] != 0 and _is_recent(f, plan, i, event_id[e]):
             continue
         if f.event_time[i] != 0:
             # 1. the silences that lie before this event
-            _take_silences(f, plan, words, out, i, t, e)
+            _take_silences(f, plan, as_u64, out, i, t, e)
             # 2. a fresh row after `memory`; an event older than one already folded ends no gap
             anchor = f.last_seen[i] if f.last_seen[i] != 0 else f.event_time[i]
             if t - anchor > plan.memory and t > f.clock[i]:
-                _emit(words, out, i, f.clock[i], RESET, e)
-                words[i, :] = 0
+                _emit(as_u64, out, i, f.clock[i], RESET, e)
+                as_u64[i, :] = 0
         # 3. counters, tiles, decays, rhythm
         if event_id[e] != 0:
             _remember(f, plan, i, event_id[e])
@@ -61,28 +61,28 @@ def fold_events(f, plan, words, out, most, start, customer, kind, time, value, e
         # 4. its own decision point
         if plan.role[k] == _TERMINAL and t >= f.last_seen[i]:
             f.terminated_at[i] = t
-            _emit(words, out, i, f.clock[i], TERMINAL, e)
+            _emit(as_u64, out, i, f.clock[i], TERMINAL, e)
         elif plan.score[k] == _ALWAYS or (
             plan.score[k] == _AUTO and f.clock[i] - f.decided_at[i] >= plan.score_every
         ):
-            _decide(f, plan, words, out, i, f.clock[i], EVENT, e)
+            _decide(f, plan, as_u64, out, i, f.clock[i], EVENT, e)
     return len(kind)
 
 
 @_compiled
-def elapse_rows(f, plan, words, out, most, start, until):
+def elapse_rows(f, plan, as_u64, out, most, start, until):
     for i in range(start, len(until)):
         if out.used[0] + most > len(out.as_of):
             return i
-        _take_silences(f, plan, words, out, i, until[i], -1)
+        _take_silences(f, plan, as_u64, out, i, until[i], -1)
     return len(until)
 
 
 @_inlined
-def _emit(words, out, i, as_of, cause, event):
+def _emit(as_u64, out, i, as_of, cause, event):
     m = out.used[0]
-    for w in range(words.shape[1]):
-        out.words[m, w] = words[i, w]
+    for w in range(as_u64.shape[1]):
+        out.as_u64[m, w] = as_u64[i, w]
     out.customer[m] = i
     out.as_of[m] = as_of
     out.cause[m] = cause
@@ -102,15 +102,15 @@ def eligible(plan, terminated_at, activity_count, first_seen, last_seen, as_of):
 
 
 @_inlined
-def _decide(f, plan, words, out, i, as_of, cause, event):
+def _decide(f, plan, as_u64, out, i, as_of, cause, event):
     """A decision point, if the customer is eligible then."""
     if eligible(plan, f.terminated_at[i], f.activity_count[i], f.first_seen[i], f.last_seen[i], as_of):
         f.decided_at[i] = as_of
-        _emit(words, out, i, as_of, cause, event)
+        _emit(as_u64, out, i, as_of, cause, event)
 
 
 @_inlined
-def _take_silences(f, plan, words, out, i, until, event):
+def _take_silences(f, plan, as_u64, out, i, until, event):
     """Take the silences of row i due before `until`. One that lies before the row's clock was disproved: skipped."""
     if f.last_seen[i] == 0 or f.terminated_at[i] != 0:
         return
@@ -121,7 +121,7 @@ def _take_silences(f, plan, words, out, i, until, event):
         f.silence_index[i] += 1
         if due > f.clock[i]:
             f.clock[i] = due
-            _decide(f, plan, words, out, i, due, SILENCE, event)
+            _decide(f, plan, as_u64, out, i, due, SILENCE, event)
 
 
 @_inlined

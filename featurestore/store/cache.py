@@ -1,15 +1,15 @@
 """Hot records in memory: the load that need not be made.
 
-This module knows which records this process last wrote, and as of which head. It refuses to know whether that head is
-still the stored one: it cannot, and need not, because every step is fenced. A worker that folds on top of stale
-records expects a stale head, is told `Fenced`, and nothing is written: a stale cache can't win.
+This module knows which records this process last wrote, and as of which checkpoint. It refuses to know whether that
+checkpoint is still the stored one: it cannot, and need not, because every step is fenced. A worker that folds on top of
+stale records expects a stale checkpoint, is told `Fenced`, and nothing is written: a stale cache can't win.
 
-The invariant that makes this true: all cached records of a partition are as of one head, and are only given out for
-that head. A partition that was given away and came back at another head finds nothing here.
+The invariant that makes this true: all cached records of a partition are as of one checkpoint, and are only given out
+for that checkpoint. A partition that was given away and came back at another checkpoint finds nothing here.
 
 One structured array for all partitions, so that the bound is one number whatever this worker owns:
 
-    partition → (head, customer → slot)        found by name, in Python
+    partition → (checkpoint, customer → slot)        found by name, in Python
     records[slot], used[slot], ...             read, written and aged by column, in NumPy
 
 `used` is the round in which a slot was last touched. When no slot is free, a sixteenth of them, the longest untouched,
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Head, Rows, Step, Store
+from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Checkpoint, Commit, Rows, Store
 
 SWEEP_SHARE = (
     16  # a sixteenth: 1/16 of the memory stands empty at worst, and a newcomer pays for 16 slots looked at
@@ -34,7 +34,7 @@ _FREE = np.iinfo(np.int64).max  # the round of a free slot: never the oldest
 
 @dataclass(slots=True)
 class _Partition:
-    head: Head
+    checkpoint: Checkpoint
     slots: dict[str, int] = field(default_factory=dict)
 
 
@@ -64,11 +64,12 @@ class Cache:
         return self.rows_max - self._free_count
 
     def get(
-        self, partition: int, head: Head | None, customers: Sequence[str]
+        self, partition: int, checkpoint: Checkpoint | None, customers: Sequence[str]
     ) -> tuple[Rows, NDArray[np.bool_]]:
-        """What is known of `customers` as of `head`: structured[n] (the caller's own, zeros where absent), found[n]."""
+        """What is known of `customers` as of `checkpoint`: structured[n] (the caller's own, zeros where absent),
+        found[n]."""
         known = self._partitions.get(partition)
-        if known is None or known.head != head:
+        if known is None or known.checkpoint != checkpoint:
             return np.zeros(len(customers), self.dtype), np.zeros(len(customers), np.bool_)
         slots = self._slots_of(known, customers)
         found = slots >= 0
@@ -82,25 +83,25 @@ class Cache:
         self._used[slots] = self._round
         return rows.view(self.dtype), found
 
-    def put(self, step: Step) -> None:
-        """Remember a step that was applied: its rows, as of its head; the forgotten are forgotten here, too.
+    def put(self, commit: Commit) -> None:
+        """Remember a step that was applied: its rows, as of its checkpoint; the forgotten are forgotten here, too.
 
-        What was known of the partition stays, unless it was as of another head than the one the step began from.
+        What was known of the partition stays, unless it was as of another checkpoint than the one the step began from.
         """
         if self.rows_max == 0:
             return
-        known = self._partitions.get(step.partition)
-        if known is None or known.head != step.expected:
-            self.clear(step.partition)
-            known = self._partitions[step.partition] = _Partition(step.head)
-        known.head = step.head
-        self._let_go([known.slots.pop(name) for name in step.forgotten if name in known.slots])
-        slots = self._slots_of(known, step.customers)
+        known = self._partitions.get(commit.partition)
+        if known is None or known.checkpoint != commit.expected:
+            self.clear(commit.partition)
+            known = self._partitions[commit.partition] = _Partition(commit.checkpoint)
+        known.checkpoint = commit.checkpoint
+        self._let_go([known.slots.pop(name) for name in commit.forgotten if name in known.slots])
+        slots = self._slots_of(known, commit.customers)
         self._round += 1
         self._used[slots[slots >= 0]] = self._round  # before the sweep, so that it spares them
         fresh = np.flatnonzero(slots < 0)
-        slots[fresh] = self._move_in(step.partition, [step.customers[i] for i in fresh.tolist()])
-        self._records[slots] = np.ascontiguousarray(step.rows).view(self._records.dtype)
+        slots[fresh] = self._move_in(commit.partition, [commit.customers[i] for i in fresh.tolist()])
+        self._records[slots] = np.ascontiguousarray(commit.rows).view(self._records.dtype)
 
     def clear(self, partition: int) -> None:
         """Forget a partition: it was fenced or given away."""
@@ -145,10 +146,11 @@ class Cache:
 
 
 async def load_through(
-    cache: Cache, store: Store, partition: int, head: Head | None, customers: Sequence[str]
+    cache: Cache, store: Store, partition: int, checkpoint: Checkpoint | None, customers: Sequence[str]
 ) -> tuple[Rows, NDArray[np.bool_]]:
-    """`store.load`, asking only for what the cache does not know as of `head`; the owner's last seen head."""
-    rows, found = cache.get(partition, head, customers)
+    """`store.load`, asking only for what the cache does not know as of `checkpoint`; the owner's last seen
+    checkpoint."""
+    rows, found = cache.get(partition, checkpoint, customers)
     if not found.all():
         missing = np.flatnonzero(~found)
         rows[missing], found[missing] = await store.load(partition, [customers[i] for i in missing.tolist()])

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
-from ebbtide.featurestore.store.protocol import Head, Rows, Step, check_count, join_records, pages
+from ebbtide.featurestore.store.protocol import Checkpoint, Commit, Rows, check_count, join_records, pages
 
 
 @dataclass(slots=True)
 class _Partition:
-    head: Head | None = None
+    checkpoint: Checkpoint | None = None
     records: dict[str, bytes] = field(default_factory=dict)
     due: dict[str, int] = field(default_factory=dict)
     out: dict[bytes, bytes] = field(default_factory=dict)
@@ -40,34 +40,34 @@ class MemoryStore:
     async def start(self) -> None:
         """Nothing here can be set up wrongly."""
 
-    async def head(self, partition: int) -> Head | None:
-        return (await self._at(partition)).head
+    async def checkpoint(self, partition: int) -> Checkpoint | None:
+        return (await self._at(partition)).checkpoint
 
     async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
         check_count(customers)
         records = (await self._at(partition)).records
         return join_records([records.get(customer) for customer in customers], self.dtype, partition)
 
-    async def apply(self, step: Step) -> None:
-        step.check(self.dtype)
-        state = await self._at(step.partition)
-        if state.head != step.expected:
-            raise Fenced(f"partition {step.partition} is at {state.head}, not at {step.expected}")
-        if self._bytes() + step.nbytes > self.bytes_max:
+    async def apply(self, commit: Commit) -> None:
+        commit.check(self.dtype)
+        state = await self._at(commit.partition)
+        if state.checkpoint != commit.expected:
+            raise Fenced(f"partition {commit.partition} is at {state.checkpoint}, not at {commit.expected}")
+        if self._bytes() + commit.nbytes > self.bytes_max:
             raise StoreUnavailable("the memory store is full", hint="raise its `bytes_max`")
         # From here on nothing fails and nothing waits.
         size = self.dtype.itemsize
-        blob = step.rows.tobytes()
-        for i, (customer, due) in enumerate(zip(step.customers, step.due.tolist(), strict=True)):
+        blob = commit.rows.tobytes()
+        for i, (customer, due) in enumerate(zip(commit.customers, commit.due.tolist(), strict=True)):
             state.records[customer] = blob[i * size : (i + 1) * size]
             state.due[customer] = due
-        for customer in step.forgotten:
+        for customer in commit.forgotten:
             state.records.pop(customer, None)
             state.due.pop(customer, None)
-        state.out.update(step.alerts)
-        for alert in step.acked:
+        state.out.update(commit.alerts)
+        for alert in commit.acked:
             state.out.pop(alert, None)
-        state.head = step.head
+        state.checkpoint = commit.checkpoint
 
     async def outbox(self, partition: int) -> dict[bytes, bytes]:
         return dict((await self._at(partition)).out)

@@ -1,14 +1,14 @@
 """What the store promises: a partition moves from one offset to the next in one atomic step.
 
-This module knows what a partition's state consists of (head, records, due times, outbox) and the one way in which it
-changes (`Store.apply`). It refuses to know what a record holds (its dtype is an argument), what an alert says (bytes)
-and where the state lives: `redis_store` is for production, `memory_store` for trials and tests, and one contract suite
-runs over both.
+This module knows what a partition's state consists of (checkpoint, records, due times, outbox) and the one way in which
+it changes (`Store.apply`). It refuses to know what a record holds (its dtype is an argument), what an alert says
+(bytes) and where the state lives: `redis_store` is for production, `memory_store` for trials and tests, and one
+contract suite runs over both.
 
-The invariant: what is stored for a partition is always exactly the state at its head. Whoever writes says which
-head it last saw. When that is no longer the head, somebody else has moved the partition: `Fenced`, and nothing is
-written. So two owners at once, a worker that wakes up late, a write repeated after a timeout and a cache that has
-gone stale are all the same case, and harmless.
+The invariant: what is stored for a partition is always exactly the state at its checkpoint. Whoever writes says which
+checkpoint it last saw. When that is no longer the checkpoint, somebody else has moved the partition: `Fenced`, and
+nothing is written. So two owners at once, a worker that wakes up late, a write repeated after a timeout and a cache
+that has gone stale are all the same case, and harmless.
 """
 
 import re
@@ -25,7 +25,7 @@ from ebbtide.featurestore.errors import LayoutError
 # At 12 to 30 µs a key a script then holds the server for 12 to 30 ms at most; pages of scan and reset are as long.
 CUSTOMERS_MAX = 1_024
 # Records of 1 KiB make 1 MiB of this; the rest is alerts. Far below the 512 MiB that a server takes at once.
-STEP_BYTES_MAX = 32 * 1024 * 1024
+COMMIT_BYTES_MAX = 32 * 1024 * 1024
 # A sorted set keeps its scores as doubles: integers up to here are exact. In milliseconds, the year 287,396.
 DUE_MS_MAX = 2**53
 
@@ -34,67 +34,69 @@ REBUILD = "make the state again from the topic: `ebbtide rebuild --prefix NEW`, 
 Rows = NDArray[np.void]
 
 
-class Head(NamedTuple):
+class Checkpoint(NamedTuple):
     """Where a partition is. The fence compares it whole.
 
-    `offset`: the consumer position to go on from (the next offset to fold). `step`: applies so far, so that no two
-    heads of a history are equal. `timer_ms`: the timer clock, int64 ms UTC, 0 = not started. `layout`: id of the
+    `offset`: the consumer position to go on from (the next offset to fold). `sequence`: commits so far, so that no two
+    checkpoints of a history are equal. `timer_ms`: the timer clock, int64 ms UTC, 0 = not started. `layout`: id of the
     record layout. `partitions`: of the input topic, since a customer's partition depends on their number.
     """
 
     offset: int
-    step: int
+    sequence: int
     timer_ms: int
     layout: str
     partitions: int
 
     def text(self) -> str:
-        """One line, the same for equal heads; an operator can read it with `GET`."""
+        """One line, the same for equal checkpoints; an operator can read it with `GET`."""
         return " ".join(f"{name}={value}" for name, value in zip(self._fields, self, strict=True))
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The head that `text()` wrote. Raises LayoutError for anything else."""
-        match = _HEAD.fullmatch(text)
+        """The checkpoint that `text()` wrote. Raises LayoutError for anything else."""
+        match = _CHECKPOINT.fullmatch(text)
         if match is None:
             hint = REBUILD
             if text == RESETTING:
                 raise LayoutError("a reset of this partition was begun and has not finished", hint=hint)
-            raise LayoutError(f"this head is not one of ours: {text[:120]!r}", hint=hint)
-        offset, step, timer_ms, layout, partitions = match.groups()
-        return cls(int(offset), int(step), int(timer_ms), layout, int(partitions))
+            raise LayoutError(f"this checkpoint is not one of ours: {text[:120]!r}", hint=hint)
+        offset, sequence, timer_ms, layout, partitions = match.groups()
+        return cls(int(offset), int(sequence), int(timer_ms), layout, int(partitions))
 
 
-_HEAD = re.compile(r"offset=(\d+) step=(\d+) timer_ms=(\d+) layout=(\S+) partitions=(\d+)", re.ASCII)
-RESETTING = "resetting"  # stands in the place of a head while a reset deletes what is behind it
+_CHECKPOINT = re.compile(
+    r"offset=(\d+) sequence=(\d+) timer_ms=(\d+) layout=(\S+) partitions=(\d+)", re.ASCII
+)
+RESETTING = "resetting"  # stands in the place of a checkpoint while a reset deletes what is behind it
 
 
 BACKFILLING = "backfilling"  # stands in the place of a layout id until all of a partition's history is stored
 
 
-def check_head(head: Head | None, layout_id: str, partitions: int) -> None:
+def check_checkpoint(checkpoint: Checkpoint | None, layout_id: str, partitions: int) -> None:
     """Refuse a partition whose state this worker could not read or would misplace. Raises LayoutError."""
-    if head is None:
+    if checkpoint is None:
         return
-    if head.layout == BACKFILLING:
+    if checkpoint.layout == BACKFILLING:
         raise LayoutError(
             "a backfill of this partition was begun and has not finished", hint="run it again, with --reset"
         )
-    if head.layout != layout_id:
+    if checkpoint.layout != layout_id:
         raise LayoutError(
-            f"the stored state has record layout {head.layout}, the feature spec makes {layout_id}",
+            f"the stored state has record layout {checkpoint.layout}, the feature spec makes {layout_id}",
             hint=f"go back to the old spec, or {REBUILD}",
         )
-    if head.partitions != partitions:
+    if checkpoint.partitions != partitions:
         raise LayoutError(
-            f"the stored state belongs to a topic of {head.partitions} partitions, this one has {partitions}",
+            f"the stored state belongs to a topic of {checkpoint.partitions} partitions, this one has {partitions}",
             hint="customers moved, with half of their history: send all events anew, by key, to another topic, with"
             " another kafka.group and redis.prefix",
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Commit:
     """One move of one partition. `customers`, `rows` and `due` are columns of the same length, n ≤ CUSTOMERS_MAX.
 
     `rows`: structured[n], whole records of the store's dtype. `due`: int64[n], ms UTC, 0 ≤ due ≤ DUE_MS_MAX, when
@@ -103,8 +105,8 @@ class Step:
     """
 
     partition: int
-    expected: Head | None
-    head: Head
+    expected: Checkpoint | None
+    checkpoint: Checkpoint
     customers: list[str]
     rows: Rows
     due: NDArray[np.int64]
@@ -131,10 +133,16 @@ class Step:
                 (self.due.shape != (n,), f"due times of shape {self.due.shape} for {n} customers"),
                 (self.rows.dtype != dtype, "rows of another layout than the store's"),
                 (self.due.dtype != np.int64, f"due times are {self.due.dtype}, not int64"),
-                (self.nbytes > STEP_BYTES_MAX, f"{self.nbytes} bytes, at most {STEP_BYTES_MAX}"),
+                (self.nbytes > COMMIT_BYTES_MAX, f"{self.nbytes} bytes, at most {COMMIT_BYTES_MAX}"),
                 (n and (self.due.min() < 0 or self.due.max() > DUE_MS_MAX), "a due time is out of range"),
-                (self.expected and self.head.step <= self.expected.step, "the head's step number must grow"),
-                (_HEAD.fullmatch(self.head.text()) is None, f"a head that nobody could read: {self.head}"),
+                (
+                    self.expected and self.checkpoint.sequence <= self.expected.sequence,
+                    "the sequence must grow",
+                ),
+                (
+                    _CHECKPOINT.fullmatch(self.checkpoint.text()) is None,
+                    f"a checkpoint that nobody could read: {self.checkpoint}",
+                ),
             )
             if wrong
         ]
@@ -160,8 +168,8 @@ class Store(Protocol):
     async def start(self) -> None:
         """Raise StoreMisconfigured when the server is set up so that state would be lost."""
 
-    async def head(self, partition: int) -> Head | None:
-        """Where the partition is, None when it never began. Raises LayoutError for a head that cannot be read."""
+    async def checkpoint(self, partition: int) -> Checkpoint | None:
+        """Where the partition is, None when it never began. Raises LayoutError for a checkpoint that cannot be read."""
 
     async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
         """Records in the order asked: structured[n] (writable, the caller's own; zeros where absent), found bool[n].
@@ -169,15 +177,16 @@ class Store(Protocol):
         n ≤ CUSTOMERS_MAX, else ValueError. Raises LayoutError when a record has another length than the dtype.
         """
 
-    async def apply(self, step: Step) -> None:
-        """Move the partition from `step.expected` to `step.head`, with all that the step holds, or change nothing.
+    async def apply(self, commit: Commit) -> None:
+        """Move the partition from `commit.expected` to `commit.checkpoint`, with all that the step holds, or change
+        nothing.
 
-        Readers see the state before or the state after. Raises Fenced, having written nothing, when the stored head
-        is not `expected`. Raises ValueError, having asked nothing, for a malformed step.
+        Readers see the state before or the state after. Raises Fenced, having written nothing, when the stored
+        checkpoint is not `expected`. Raises ValueError, having asked nothing, for a malformed step.
 
         StoreUnavailable means refused (nothing written) or *not known*: the answer was lost, and the step was
         applied, will be, or never is, but always whole. To apply the very same step again is safe: if the first
-        attempt counted the second is Fenced, and the owner starts again from the stored head, as after any fence.
+        attempt counted the second is Fenced, and the owner starts again from the stored checkpoint, as after any fence.
         """
 
     async def outbox(self, partition: int) -> dict[bytes, bytes]:

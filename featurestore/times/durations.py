@@ -21,7 +21,7 @@ def parse_duration(value: object) -> int:
     return round(float(match[1]) * UNITS_MS[match[2]])
 
 
-def duration_words(ms: int) -> str:
+def format_duration(ms: int) -> str:
     """The shortest exact name of a duration: 86400000 -> '1d', 5400000 -> '90m'."""
     for unit in ("w", "d", "h", "m", "s"):
         if ms and ms % UNITS_MS[unit] == 0 and (unit != "w" or ms >= 8 * UNITS_MS["w"]):

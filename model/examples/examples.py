@@ -17,10 +17,10 @@ from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import EVENT, SILENCE
 from ebbtide.featurestore.record.replay import SNAPSHOT
 from ebbtide.featurestore.spec import Spec
-from ebbtide.model.examples.labels import CHURNED, LEFT, STAYED
+from ebbtide.model.examples.labels import CANCELLED, CHURNED, STAYED
 
 CAUSES = {EVENT: "event", SILENCE: "silence", SNAPSHOT: "snapshot"}
-LABELS = {STAYED: "stayed", CHURNED: "churned", LEFT: "left"}
+LABELS = {STAYED: "stayed", CHURNED: "churned", CANCELLED: "left"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Examples:
 
     def usable(self) -> "Examples":
         """Without the rows whose customer left in so many words (see `labels.py`)."""
-        return self.take(self.label != LEFT)
+        return self.take(self.label != CANCELLED)
 
     def weights(self) -> NDArray[np.float32]:
         """float32[n], mean 1. A customer's many rows say much the same, so within each sort (decisions, snapshots) a

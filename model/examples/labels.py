@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
 from ebbtide.featurestore.spec import Spec
 
-STAYED, CHURNED, UNKNOWN, LEFT = 0, 1, -1, 2
+STAYED, CHURNED, UNKNOWN, CANCELLED = 0, 1, -1, 2
 NEVER = np.iinfo(np.int64).max
 """Time of an event that does not come in the log."""
 
@@ -71,7 +71,7 @@ class Labeller:
         activity = self.activity.after(customer, as_of)
         leave = self._leave.after(customer, as_of)
         label = np.where(activity <= end, STAYED, CHURNED)
-        label = np.where((leave <= end) & (leave < activity), LEFT, label)
+        label = np.where((leave <= end) & (leave < activity), CANCELLED, label)
         return np.where(self.known(as_of), label, UNKNOWN).astype(np.int8)
 
 

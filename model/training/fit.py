@@ -32,7 +32,7 @@ from ebbtide.model.training.baselines import fit_logistic
 from ebbtide.model.training.curves import Curves
 
 PREDICT_ROWS = 4_096
-SHARES = tuple(np.linspace(0.0, 1.0, 11).tolist())
+SHRINKAGE_GRID = tuple(np.linspace(0.0, 1.0, 11).tolist())
 """How much of what training added is kept, in steps far below what a validation slice can tell apart."""
 XLA_ROWS_MIN = 100_000
 """Rows times epochs from which compiling pays: 9 s once (two cores), then 0.1 ms a row instead of 0.28."""
@@ -46,7 +46,7 @@ class Fit:
 
     network: keras.Model
     epochs: int
-    share: float
+    shrinkage: float
     loss: list[float]
     validation: list[float]
 
@@ -84,7 +84,7 @@ class Trainer:
         train: Examples,
         validation: Examples | None,
         epochs: int,
-        share: float = 1.0,
+        shrinkage: float = 1.0,
         progress: Callable[[float], None] = lambda _: None,
     ) -> Fit:
         """Train on usable rows for `epochs`. With `validation`, its best epoch and share are kept, and training stops
@@ -97,11 +97,11 @@ class Trainer:
             self._network.fit(data, epochs=epochs, verbose=0, callbacks=[watch], shuffle=False)
         if validation is not None:
             self._network.set_weights(watch.best)
-            epochs, share = watch.best_epoch, watch.best_share
+            epochs, shrinkage = watch.best_epoch, watch.best_share
         for weights, start in zip(self._last_layer(), linear, strict=True):
-            weights.assign(start + share * (np.asarray(weights) - start))
+            weights.assign(start + shrinkage * (np.asarray(weights) - start))
         served = in_float32(self._network, self._spec, self._sizes)
-        return Fit(served, epochs, share, watch.loss, watch.validation)
+        return Fit(served, epochs, shrinkage, watch.loss, watch.validation)
 
     def _last_layer(self) -> list[Any]:
         """The weights in which the logit is linear: wide kernel, then the deep path's last kernel and bias."""
@@ -207,11 +207,15 @@ class _Watch(keras.callbacks.Callback):
         if rows is None:
             return
         trained, y, weight = logits(self.model, rows.inputs).astype(np.float64), rows.churned, rows.weights()
-        mixed = [self._linear + share * (trained - self._linear) for share in SHARES]
+        mixed = [self._linear + shrinkage * (trained - self._linear) for shrinkage in SHRINKAGE_GRID]
         losses = [log_loss(expit(z), y, weight) for z in (mixed if epoch else mixed[:1])]
         best = int(np.argmin(losses))
         if losses[best] < min(self.validation, default=np.inf):
-            self.best, self.best_epoch, self.best_share = self.model.get_weights(), epoch, SHARES[best]
+            self.best, self.best_epoch, self.best_share = (
+                self.model.get_weights(),
+                epoch,
+                SHRINKAGE_GRID[best],
+            )
         elif epoch - self.best_epoch >= self._config.patience:
             self.model.stop_training = True
         self.validation.append(losses[best])

@@ -35,7 +35,7 @@ from ebbtide.model.config import TrainConfig
 from ebbtide.model.errors import ModelUnwritable
 from ebbtide.model.examples.dataset import draw, examples_of, take
 from ebbtide.model.examples.examples import Examples, write_rows
-from ebbtide.model.examples.labels import LEFT
+from ebbtide.model.examples.labels import CANCELLED
 from ebbtide.model.examples.slices import held_out, plan_slices
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.judging.evaluate import MODEL, by_moment, check_gate, evaluate
@@ -108,7 +108,7 @@ def train_model(
     if rows_path is not None:
         _write_rows(rows_path, drawn, log.customers, slice_of, spec)
     usable = drawn.usable()
-    slice_of = slice_of[drawn.label != LEFT]
+    slice_of = slice_of[drawn.label != CANCELLED]
     train, calibration, test = (usable.take(slice_of == each) for each in ("train", "calibration", "test"))
     _check(train, calibration, test)
 
@@ -139,7 +139,7 @@ def train_model(
         ours, others = usable.take(~held[usable.customer]), usable.take(held[usable.customer])
         rows |= {"refit": len(ours), "held_out": len(others)}
         with stages.of("training on all that is labelled", 25) as share:
-            again = trainer.fit(ours, None, judged.fit.epochs, judged.fit.share, progress=share)
+            again = trainer.fit(ours, None, judged.fit.epochs, judged.fit.shrinkage, progress=share)
             published = _trained(again, others)
     with stages.of("choosing the thresholds", 4):
         recent = _peaks(spec, log, until, (until - spec.horizon_ms, until), published, config)
@@ -151,8 +151,8 @@ def train_model(
         report = TrainReport(
             name=spec.name, version=0, path=out_dir, horizon_ms=spec.horizon_ms, labels_until_ms=until,
             customers=len(log.customers), events=len(log), slices=slices, examples=rows,
-            left=int((drawn.label == LEFT).sum()), evaluation=evaluation, moments=moments, thresholds=chosen,
-            tested=tested, epochs=judged.fit.epochs, share=judged.fit.share, refit=config.refit, data_hash=digest,
+            left=int((drawn.label == CANCELLED).sum()), evaluation=evaluation, moments=moments, thresholds=chosen,
+            tested=tested, epochs=judged.fit.epochs, share=judged.fit.shrinkage, refit=config.refit, data_hash=digest,
             seconds={},
         )  # fmt: skip
         facts = Facts(

@@ -66,8 +66,8 @@ def replay_letters(
     """Send dead letters back to their topic as they came, each once.
 
     What was sent is remembered by reason in Kafka, as the consumer group GROUP-dlq-replay, so that a second replay
-    sends only what came since. Passed over are letters of customers who were forgotten since, also where the workers
-    have not come to the tombstone yet, and letters `unscored`: their events are folded already.
+    sends only what came since. Passed over are dead letters of customers who were forgotten since, also where the
+    workers have not come to the tombstone yet, and dead letters `unscored`: their events are folded already.
     """
     settings = _connected(config)
     with steps() as progress:
@@ -89,7 +89,7 @@ def replay_letters(
         f", {result.folded_already:,} unscored, whose events are folded" if result.folded_already else ""
     )
     console().print(
-        f"{sent:,} letters {verb} to {settings.kafka.topic}"
+        f"{sent:,} dead letters {verb} to {settings.kafka.topic}"
         + (f" ({said})" if said else "")
         + f"; passed over: {passed}",
         soft_wrap=True,

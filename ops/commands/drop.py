@@ -58,6 +58,6 @@ async def _run(settings: Settings, yes: bool, progress: Steps) -> int:
 
 async def _begun(store: RedisStore, partition: int) -> bool:
     try:
-        return await store.head(partition) is not None
+        return await store.checkpoint(partition) is not None
     except LayoutError:
         return True  # of another time, or a reset that was interrupted: it goes as well

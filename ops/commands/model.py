@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from ebbtide.featurestore.times.durations import duration_words
+from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.ops.console import console, json_option, steps, table_and_json
 from ebbtide.ops.tensorflow import load_tensorflow
 
@@ -40,7 +40,7 @@ def show(directory: Path, json_path: Path | None) -> None:
         "folder": str(path),
         "made": f"{manifest.created:%Y-%m-%d %H:%M} UTC with "
         + ", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),
-        "answers": f"will there be no activity for {duration_words(manifest.horizon_ms)}?",
+        "answers": f"will there be no activity for {format_duration(manifest.horizon_ms)}?",
         "record layout": manifest.layout_id,
         "features": f"{len(manifest.features)}",
         "alerts": f"open at p ≥ {manifest.enter:.3f}, end below {manifest.exit:.3f}"

@@ -18,7 +18,7 @@ from ebbtide.ops.state.rebuild import Counts, Rebuild, Rebuilt, Silence
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.kafka.committed_log import open_settled
+from ebbtide.stream.kafka.committed_log import open_committed_log
 
 
 @click.command()
@@ -28,7 +28,7 @@ from ebbtide.stream.kafka.committed_log import open_settled
 @click.option(
     "--model", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the new model's versions."
 )
-@click.option("--follow", is_flag=True, help="Stay close to the mark until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Stay close to the committed offset until Ctrl-C.")
 @json_option
 def command(
     config: Path | None,
@@ -57,7 +57,7 @@ def command(
     data = as_json(settings, layout, done, customers, model_version, seconds)
     table_and_json(_table(data), data, json_path)
     console().print(
-        f"The state under {prefix!r} is made up to the group's mark. Now set redis.prefix to {prefix!r}"
+        f"The state under {prefix!r} is made up to the group's committed offset. Now set redis.prefix to {prefix!r}"
         f" (with spec {settings.spec} and model {settings.model}) and roll the workers: they catch up silently.\n"
         f"To go back, set {old.redis.prefix!r} with its spec and model again: that state catches up the same way.\n"
         f"When nobody will: ebbtide drop --prefix {old.redis.prefix!r} --yes",
@@ -81,7 +81,7 @@ def check(settings: Settings, in_use: str) -> None:
 
 async def _plan(settings: Settings, layout: Layout) -> None:
     async with (
-        open_settled(settings.kafka) as settled,
+        open_committed_log(settings.kafka) as settled,
         open_store(settings, layout, settled.partitions) as store,
     ):
         await plan(settled, store, settings.kafka.group, layout.id)
@@ -96,7 +96,7 @@ async def _run(
     slot, clock = ScorerSlot(await asyncio.to_thread(Scorer.load, settings.model, layout)), SystemClock()
     counts = Counts()
     async with (
-        open_settled(settings.kafka) as settled,
+        open_committed_log(settings.kafka) as settled,
         open_store(settings, layout, settled.partitions) as store,
     ):
         begun = await plan(settled, store, settings.kafka.group, layout.id)

@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from ebbtide.featurestore.spec import load_spec
-from ebbtide.featurestore.times.durations import duration_words, parse_duration
+from ebbtide.featurestore.times.durations import format_duration, parse_duration
 from ebbtide.ops.commands.dates import DATE
 from ebbtide.ops.console import console, json_option, steps, table_and_json
 from ebbtide.ops.tensorflow import load_tensorflow
@@ -134,7 +134,7 @@ def show(data: Mapping[str, Any]) -> None:
     to = console()
     to.print(
         f"\n{data['customers']:,} customers, {data['events']:,} events; churn is no activity for "
-        f"{duration_words(data['horizon_ms'])}\n\nOn the test slice, {_span(data['slices']['test'])}: "
+        f"{format_duration(data['horizon_ms'])}\n\nOn the test slice, {_span(data['slices']['test'])}: "
         f"{data['test_rows']:,} snapshots of {data['test_customers']:,} customers, "
         f"{data['base_rate']:.1%} of them followed by churn",
         soft_wrap=True,

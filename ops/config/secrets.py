@@ -19,7 +19,7 @@ from pydantic import BaseModel, SecretStr
 
 from ebbtide.ops.errors import SettingsError
 
-Place = tuple[str, ...]
+SettingPath = tuple[str, ...]
 """A setting's path, as in ("redis", "url")."""
 
 FILE = "_file"
@@ -34,12 +34,12 @@ _TELLING = re.compile("pass|pwd|secret|token|cred|auth|key$", re.IGNORECASE)
 _HOSTS = re.compile(r"(?:[\w.-]*|\[[0-9a-fA-F:.]+\])(?::\d*)?(?:,(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d*)?)*")
 
 
-def secret_places(model: type[BaseModel]) -> list[Place]:
+def secret_places(model: type[BaseModel]) -> list[SettingPath]:
     """Where a model, or a model within it, holds a SecretStr."""
     return list(_walk(model, ()))
 
 
-def _walk(model: type[BaseModel], at: Place) -> Iterator[Place]:
+def _walk(model: type[BaseModel], at: SettingPath) -> Iterator[SettingPath]:
     for name, field in model.model_fields.items():
         for kind in _kinds(field.annotation):
             if issubclass(kind, SecretStr):
@@ -56,12 +56,12 @@ def _kinds(annotation: Any) -> Iterator[type]:
         yield from _kinds(inner)
 
 
-def by_file(model: type[BaseModel], places: Iterable[Place]) -> list[Place]:
+def by_file(model: type[BaseModel], places: Iterable[SettingPath]) -> list[SettingPath]:
     """Those of the places whose `_file` is free: where a field has that very name, it is a setting of its own."""
     return [place for place in places if place[-1] + FILE not in _group(model, place).model_fields]
 
 
-def _group(model: type[BaseModel], place: Place) -> type[BaseModel]:
+def _group(model: type[BaseModel], place: SettingPath) -> type[BaseModel]:
     for name in place[:-1]:
         model = next(
             kind for kind in _kinds(model.model_fields[name].annotation) if issubclass(kind, BaseModel)
@@ -69,7 +69,7 @@ def _group(model: type[BaseModel], place: Place) -> type[BaseModel]:
     return model
 
 
-def secrets_of(settings: BaseModel) -> dict[Place, str]:
+def secrets_of(settings: BaseModel) -> dict[SettingPath, str]:
     """The secrets that are set."""
     found = {}
     for place in secret_places(type(settings)):
@@ -112,7 +112,9 @@ def _named(file: str) -> str:
     return "the file that it names"
 
 
-def fill_from_files(data: dict[str, Any], in_files: Iterable[Place], names: Mapping[Place, str]) -> list[str]:
+def fill_from_files(
+    data: dict[str, Any], in_files: Iterable[SettingPath], names: Mapping[SettingPath, str]
+) -> list[str]:
     """Put the secrets of files in their places. Returns what is wrong, by the name a person can change."""
     problems = []
     for secret in in_files:
@@ -132,7 +134,7 @@ def fill_from_files(data: dict[str, Any], in_files: Iterable[Place], names: Mapp
     return problems
 
 
-def drop(data: dict[str, Any], secret: Place) -> None:
+def drop(data: dict[str, Any], secret: SettingPath) -> None:
     """Forget a secret, and the file that holds it."""
     group = group_at(data, secret)
     if group is not None:
@@ -140,7 +142,7 @@ def drop(data: dict[str, Any], secret: Place) -> None:
         group.pop(secret[-1] + FILE, None)
 
 
-def group_at(data: dict[str, Any], place: Place) -> dict[str, Any] | None:
+def group_at(data: dict[str, Any], place: SettingPath) -> dict[str, Any] | None:
     """What holds a setting; None where nothing does."""
     group: Any = data
     for name in place[:-1]:
@@ -190,7 +192,7 @@ def texts_of(secrets: Iterable[str]) -> list[str]:
             _, _, query = rest.partition("?")
             found |= {value for key, value in parse_qsl(query) if _TELLING.search(key)}
     found |= {unquote(text) for text in found}
-    # As it stands in a line of JSON, with other letters than ASCII or without, and in an error's own words.
+    # As it stands in a line of JSON, with other dead letters than ASCII or without, and in an error's own words.
     found |= {write(text)[1:-1] for text in found for write in (json.dumps, _json, repr)}
     return sorted((text for text in found if len(text) >= HIDDEN_CHARS_MIN), key=len, reverse=True)
 
@@ -202,7 +204,7 @@ def hidden(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
-def strings_at(data: Mapping[str, Any], places: Iterable[Place]) -> dict[Place, str]:
+def strings_at(data: Mapping[str, Any], places: Iterable[SettingPath]) -> dict[SettingPath, str]:
     """The texts that plain data holds at the places."""
     found = {}
     for place in places:

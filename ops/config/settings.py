@@ -27,11 +27,11 @@ from pydantic import (
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, STEP_BYTES_MAX
-from ebbtide.featurestore.times.durations import DurationMs, duration_words
+from ebbtide.featurestore.store.protocol import COMMIT_BYTES_MAX, CUSTOMERS_MAX
+from ebbtide.featurestore.times.durations import DurationMs, format_duration
 from ebbtide.ops.config import variables
 from ebbtide.ops.config.secrets import (
-    Place,
+    SettingPath,
     by_file,
     drop,
     fill_from_files,
@@ -158,15 +158,15 @@ class Settings(_Frozen):
         """Raises SettingsError where the policy and the spec do not fit each other."""
         if self.policy.cooldown_ms > spec.memory_ms:
             raise SettingsError(
-                f"policy.cooldown {duration_words(self.policy.cooldown_ms)} is longer than the spec's memory"
-                f" {duration_words(spec.memory_ms)}: a record would forget it",
+                f"policy.cooldown {format_duration(self.policy.cooldown_ms)} is longer than the spec's memory"
+                f" {format_duration(spec.memory_ms)}: a record would forget it",
                 hint="shorten policy.cooldown or lengthen memory",
             )
         records, record_bytes = self.kafka.fetch_records_max, Layout(spec).itemsize
-        if records * record_bytes > STEP_BYTES_MAX // 2:  # the other half is for the step's alerts
+        if records * record_bytes > COMMIT_BYTES_MAX // 2:  # the other half is for the step's alerts
             raise SettingsError(
                 f"a batch of {records:,} customers with records of {record_bytes:,} bytes is more than one atomic step"
-                f" may hold ({STEP_BYTES_MAX // 2:,} bytes of records)",
+                f" may hold ({COMMIT_BYTES_MAX // 2:,} bytes of records)",
                 hint="fewer tiles or windows in the spec, or a smaller kafka.fetch_records_max",
             )
 
@@ -242,7 +242,7 @@ def shown(settings: Settings) -> dict[str, Any]:
     data["kafka"]["url"] = None if settings.local_kafka else settings.kafka.url
     for place, secret in secrets_of(settings).items():
         _put(data, place, masked(secret))
-    data["policy"] |= {name: duration_words(data["policy"][name]) for name in ("dwell", "cooldown")}
+    data["policy"] |= {name: format_duration(data["policy"][name]) for name in ("dwell", "cooldown")}
     return data
 
 
@@ -291,7 +291,7 @@ def _where(error: Exception) -> str:
     return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
-def _put(data: dict[str, Any], path: Place, value: Any) -> None:
+def _put(data: dict[str, Any], path: SettingPath, value: Any) -> None:
     for name in path[:-1]:
         inner = data.setdefault(name, {})
         if not isinstance(inner, dict):

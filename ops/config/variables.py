@@ -14,10 +14,10 @@ import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from ebbtide.ops.config.secrets import FILE, Place
+from ebbtide.ops.config.secrets import FILE, SettingPath
 
 PREFIX = "EBBTIDE_"
-SHORT: dict[str, Place] = {"EBBTIDE_KAFKA_URL": ("kafka", "url"), "EBBTIDE_REDIS_URL": ("redis", "url")}
+SHORT: dict[str, SettingPath] = {"EBBTIDE_KAFKA_URL": ("kafka", "url"), "EBBTIDE_REDIS_URL": ("redis", "url")}
 
 # What the kubelet puts into a container for each Service of its namespace: for `ebbtide` and `ebbtide-anything`.
 _SERVICE = re.compile(
@@ -37,19 +37,19 @@ class Said(NamedTuple):
     """What a variable says: the place of a setting, or with `_file` at its end that of a secret's file."""
 
     name: str
-    place: Place
+    place: SettingPath
     value: str
 
 
-def variable(place: Place) -> str:
+def variable(place: SettingPath) -> str:
     """The variable that names a setting."""
     return PREFIX + "__".join(place).upper()
 
 
-def read(environment: Mapping[str, str], in_files: Collection[Place]) -> tuple[list[Said], list[str]]:
+def read(environment: Mapping[str, str], in_files: Collection[SettingPath]) -> tuple[list[Said], list[str]]:
     """What the variables say, and in words where two of them speak of one setting. `in_files`: places of the secrets
     that may also be given by file. An empty variable counts as not set, as compose files and unit files leave them."""
-    said: dict[Place, Said] = {}
+    said: dict[SettingPath, Said] = {}
     problems = []
     for name, value in environment.items():
         if not name.startswith(PREFIX) or name == PREFIX + "CONFIG" or not value:
@@ -64,14 +64,14 @@ def read(environment: Mapping[str, str], in_files: Collection[Place]) -> tuple[l
     return list(said.values()), problems
 
 
-def _place(name: str) -> Place:
+def _place(name: str) -> SettingPath:
     if name in SHORT:
         return SHORT[name]
     short = SHORT.get(name.removesuffix(FILE.upper()))
     return (*short[:-1], short[-1] + FILE) if short else tuple(name.removeprefix(PREFIX).lower().split("__"))
 
 
-def secret_of(place: Place, in_files: Collection[Place]) -> Place | None:
+def secret_of(place: SettingPath, in_files: Collection[SettingPath]) -> SettingPath | None:
     """The secret that a place gives by file; None when it is a setting itself."""
     secret = (*place[:-1], place[-1].removesuffix(FILE))
     return secret if place[-1].endswith(FILE) and secret in in_files else None

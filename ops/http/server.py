@@ -52,7 +52,7 @@ Ask = Callable[
 """One row and its time to (p, features, contributions, version), computed where it does not stop the event loop."""
 
 
-class Face:
+class HttpServer:
     """The HTTP server. `why_not_ready` says in words what is missing, or nothing when all is well."""
 
     def __init__(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from ebbtide.stream.telemetry import Dispatched, Stepped
+from ebbtide.stream.telemetry import BatchDone, Dispatched
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 STAGE_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
@@ -84,7 +84,7 @@ class Metrics:
             "ebbtide_partition_paused", "1 while the fetch is paused.", ["partition"], registry=r
         )
         self._reopened = Counter(
-            "ebbtide_partition_reopened_total", "Times a partition went back to its head.", ["reason"], registry=r
+            "ebbtide_partition_reopened_total", "Times a partition went back to its checkpoint.", ["reason"], registry=r
         )  # fmt: skip
         self._rebuild = Gauge(
             "ebbtide_rebuild_remaining_records", "Offsets until a state made again is where it was; 0 when it is.",
@@ -114,24 +114,24 @@ class Metrics:
         self._seconds.labels(str(dispatch.size)).observe(dispatch.actual_s)
         self._predicted.inc(dispatch.predicted_s)
 
-    def stepped(self, step: Stepped) -> None:
-        self._records.inc(step.records)
-        self._events.inc(step.events)
-        self._ignored.inc(step.ignored)
-        self._forgotten.inc(step.forgotten)
-        for reason, n in step.rejected.items():
+    def batch_done(self, commit: BatchDone) -> None:
+        self._records.inc(commit.records)
+        self._events.inc(commit.events)
+        self._ignored.inc(commit.ignored)
+        self._forgotten.inc(commit.forgotten)
+        for reason, n in commit.rejected.items():
             self._rejected.labels(reason).inc(n)
-        for cause, n in step.points.items():
+        for cause, n in commit.points.items():
             self._points.labels(cause).inc(n)
-        for transition, n in step.alerts.items():
+        for transition, n in commit.alerts.items():
             self._alerts.labels(transition).inc(n)
-        for stage, seconds in step.seconds.items():
+        for stage, seconds in commit.seconds.items():
             self._stages.labels(stage).observe(seconds)
-        if step.latency_s is not None:
-            self._latency.observe(max(step.latency_s, 0.0))
-        self._position.labels(str(step.partition)).set(step.position)
-        if step.lag is not None:
-            self._lag.labels(str(step.partition)).set(step.lag)
+        if commit.latency_s is not None:
+            self._latency.observe(max(commit.latency_s, 0.0))
+        self._position.labels(str(commit.partition)).set(commit.position)
+        if commit.lag is not None:
+            self._lag.labels(str(commit.partition)).set(commit.lag)
 
     def assigned(self, partitions: frozenset[int]) -> None:
         for gone in self._partitions - partitions:

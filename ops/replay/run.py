@@ -175,8 +175,8 @@ async def _applied(
     loop = asyncio.get_running_loop()
     before, since_s = np.full(partitions, -1), loop.time()
     while True:
-        heads = [await store.head(p) for p in range(partitions)]
-        reached = np.array([head.offset if head else 0 for head in heads])
+        checkpoints = [await store.checkpoint(p) for p in range(partitions)]
+        reached = np.array([checkpoint.offset if checkpoint else 0 for checkpoint in checkpoints])
         if (reached >= expected).all():
             return
         worker.check()

@@ -1,9 +1,9 @@
 """History straight into the store: the state a worker would have, had it read the events as they came.
 
 The very fold of the worker, over a file, and then one atomic step after another. Silences that were due by then are
-taken, as time would have taken them, and no decision is made: nobody is alerted about the past. The head says "from
-the topic's end on", so that a worker goes on with what comes next. It refuses a store that holds state already: history
-folded over what is there would count twice.
+taken, as time would have taken them, and no decision is made: nobody is alerted about the past. The checkpoint says
+"from the topic's end on", so that a worker goes on with what comes next. It refuses a store that holds state already:
+history folded over what is there would count twice.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.record.replay import arrived_before, state_at
-from ebbtide.featurestore.store.protocol import BACKFILLING, CUSTOMERS_MAX, Head, Step, Store
+from ebbtide.featurestore.store.protocol import BACKFILLING, CUSTOMERS_MAX, Checkpoint, Commit, Store
 from ebbtide.ops.errors import OpsError
 from ebbtide.stream.kafka.reader import partition_for
 
@@ -54,29 +54,31 @@ async def backfill(
     for partition in offsets:
         if reset:
             await store.reset(partition)
-        elif await store.head(partition) is not None:
+        elif await store.checkpoint(partition) is not None:
             raise StateExists(
                 f"the store holds state of partition {partition} already",
                 hint="use --reset to delete it first, or another redis.prefix",
             )
     # From the first step to the last of its partition a worker refuses it: half a history is no state.
-    begun = {p: Head(offset, 1, 0, BACKFILLING, len(offsets)) for p, offset in offsets.items()}
-    for partition, head in begun.items():
-        await store.apply(Step(partition, None, head, [], layout.empty(0), np.empty(0, np.int64)))
+    begun = {p: Checkpoint(offset, 1, 0, BACKFILLING, len(offsets)) for p, offset in offsets.items()}
+    for partition, checkpoint in begun.items():
+        await store.apply(Commit(partition, None, checkpoint, [], layout.empty(0), np.empty(0, np.int64)))
     rows, _ = Folder(layout).elapse(state_at(layout, log, before_ms), before_ms)
     known = np.flatnonzero(rows["event_time"] != 0)
     homes = np.array([partition_for(log.customers[i].encode(), len(offsets)) for i in known], np.int64)
     done = 0
-    for partition, head in begun.items():
+    for partition, checkpoint in begun.items():
         mine: NDArray[np.intp] = known[homes == partition]
-        before = head
+        before = checkpoint
         for first in range(0, max(len(mine), 1), CUSTOMERS_MAX):
             part = mine[first : first + CUSTOMERS_MAX]
             last = first + CUSTOMERS_MAX >= len(mine)
-            after = head._replace(step=before.step + 1, layout=layout.id if last else BACKFILLING)
+            after = checkpoint._replace(
+                sequence=before.sequence + 1, layout=layout.id if last else BACKFILLING
+            )
             own = np.ascontiguousarray(rows[part])
             customers = [log.customers[i] for i in part]
-            await store.apply(Step(partition, before, after, customers, own, Folder(layout).due(own)))
+            await store.apply(Commit(partition, before, after, customers, own, Folder(layout).due(own)))
             before = after
             done += len(part)
             progress(done, len(known), f"{done:,} customers")

@@ -1,14 +1,16 @@
-"""A state made again beside the worker that has one: the retained log through the same pipeline, up to the mark.
+"""A state made again beside the worker that has one: the retained log through the same pipeline, up to the committed
+offset.
 
     log     begin ══════════════════ mark ── ─ ─▶
-            │  this command, silent  │   the old worker goes on, and the mark with it
-    then    redis.prefix is switched: the new workers catch up silently to the mark, and speak from there
+            │  this command, silent  │   the old worker goes on, and the committed offset with it
+    then    redis.prefix is switched: the new workers catch up silently to the committed offset, and speak from there
 
-It knows rounds: each reads the marks and brings every partition there; a round that is over before its marks are a
-second old is the last. It refuses to know what a step does (`stream/pipeline.py`), what a mark means
-(`stream/suppression.py`) and whether there is anything to do (`ops/state/plan.py`). The invariant: nothing is sent, and
-no record beyond the mark is folded, since what lies there has not been decided by anyone yet, and whoever decides it
-has to say so. What was applied is kept: a rebuild that was interrupted goes on from the heads it finds.
+It knows rounds: each reads the committed offsets and brings every partition there; a round that is over before its
+committed offsets are a second old is the last. It refuses to know what a step does (`stream/pipeline.py`), what a
+committed offset means (`stream/suppression.py`) and whether there is anything to do (`ops/state/plan.py`). The
+invariant: nothing is sent, and no record beyond the committed offset is folded, since what lies there has not been
+decided by anyone yet, and whoever decides it has to say so. What was applied is kept: a rebuild that was interrupted
+goes on from the checkpoints it finds.
 """
 
 import asyncio
@@ -18,22 +20,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
-from ebbtide.featurestore.store.protocol import Head
+from ebbtide.featurestore.store.protocol import Checkpoint
 from ebbtide.ops.state.plan import NotOurs, Plan, head_of
-from ebbtide.stream.batch import Mark
+from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.errors import BrokerUnavailable, ScorerUnavailable
-from ebbtide.stream.kafka.committed_log import SettledLog
+from ebbtide.stream.kafka.committed_log import CommittedLog
 from ebbtide.stream.outputs.dead_letter import FloodGuard
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.retry import Backoff
-from ebbtide.stream.suppression import ALL
-from ebbtide.stream.telemetry import Silent, Stepped
+from ebbtide.stream.suppression import SUPPRESS_ALL
+from ebbtide.stream.telemetry import BatchDone, NullTelemetry
 
 log = logging.getLogger(__name__)
 
 FRESH_S = 1.0
-"""A worker commits its mark every second: closer than this nobody can be."""
+"""A worker commits its committed offset every second: closer than this nobody can be."""
 FOLLOW_EVERY_S = 0.5
 OUTAGE_S_MAX = 120.0
 """For so long a server may be away. A rebuild that is given up is begun again where it ended."""
@@ -63,24 +65,31 @@ class Rebuilt:
     seconds: float = 0.0
 
 
-class Counts(Silent):
+class Counts(NullTelemetry):
     """Records and bad records by partition, as the pipelines tell them."""
 
     def __init__(self) -> None:
         self.records: dict[int, int] = {}
         self.rejected: dict[int, int] = {}
 
-    def stepped(self, step: Stepped) -> None:
-        self.records[step.partition] = self.records.get(step.partition, 0) + step.records
-        bad = sum(step.rejected.values())
-        self.rejected[step.partition] = self.rejected.get(step.partition, 0) + bad
+    def batch_done(self, commit: BatchDone) -> None:
+        self.records[commit.partition] = self.records.get(commit.partition, 0) + commit.records
+        bad = sum(commit.rejected.values())
+        self.rejected[commit.partition] = self.rejected.get(commit.partition, 0) + bad
 
 
 class Rebuild:
-    """All partitions of a plan, sharing one batcher. `run` brings them to the mark, `stop` ends it in good order."""
+    """All partitions of a plan, sharing one batcher. `run` brings them to the committed offset, `stop` ends it in
+    good order."""
 
     def __init__(
-        self, settled: SettledLog, tools: Tools, counts: Counts, begun: Plan, *, dead_letter_share_max: float
+        self,
+        settled: CommittedLog,
+        tools: Tools,
+        counts: Counts,
+        begun: Plan,
+        *,
+        dead_letter_share_max: float,
     ) -> None:
         self._settled, self._tools, self._counts = settled, tools, counts
         self._clock = tools.clock
@@ -89,14 +98,14 @@ class Rebuild:
             number: _Part(number, settled, tools, begun, dead_letter_share_max, self._stop)
             for number in begun.start
         }
-        self._marks: dict[int, Mark] = {}
+        self._to_commit: dict[int, CommittedOffset] = {}
 
     def stop(self) -> None:
         """Finish the steps in hand, and no more."""
         self._stop.set()
 
     async def run(self, progress: Progress = lambda *_: None, *, follow: bool = False) -> list[Rebuilt]:
-        """Until every partition is at a mark that is less than FRESH_S old; with `follow` until `stop`.
+        """Until every partition is at a committed offset that is less than FRESH_S old; with `follow` until `stop`.
 
         Raises NotOurs, HeadOutsideLog, DeadLetterFlood, and what AWAY names when it lasts longer than OUTAGE_S_MAX.
         """
@@ -107,9 +116,11 @@ class Rebuild:
         try:
             while True:
                 read_s = self._clock.monotonic_s()
-                self._marks = await self._read_marks()
+                self._to_commit = await self._read_marks()
                 await _all(
-                    part.reach(self._marks[n].offset) for n, part in self._parts.items() if n in self._marks
+                    part.reach(self._to_commit[n].offset)
+                    for n, part in self._parts.items()
+                    if n in self._to_commit
                 )
                 if self._stop.is_set() or (not follow and self._clock.monotonic_s() - read_s < FRESH_S):
                     return self.done()
@@ -128,12 +139,12 @@ class Rebuild:
             for n, part in self._parts.items()
         ]
 
-    async def _read_marks(self) -> dict[int, Mark]:
+    async def _read_marks(self) -> dict[int, CommittedOffset]:
         """The marks, asked for until Kafka answers."""
         outage = _Outage(self._clock.monotonic_s)
         while True:
             try:
-                return await self._settled.marks()
+                return await self._settled.committed()
             except AWAY as error:
                 await outage.wait(error, self._stop)
 
@@ -141,9 +152,11 @@ class Rebuild:
         told_s = self._clock.monotonic_s()
         while True:
             done = sum(part.position - part.start for part in self._parts.values())
-            known = [(self._marks[n].offset, part) for n, part in self._parts.items() if n in self._marks]
-            left = sum(max(0, mark - part.position) for mark, part in known)
-            progress(done, done + left, f"{done:,} offsets, {left:,} to the mark")
+            known = [
+                (self._to_commit[n].offset, part) for n, part in self._parts.items() if n in self._to_commit
+            ]
+            left = sum(max(0, committed - part.position) for committed, part in known)
+            progress(done, done + left, f"{done:,} offsets, {left:,} to the committed offset")
             if self._clock.monotonic_s() - told_s >= LOG_EVERY_S:
                 told_s = self._clock.monotonic_s()
                 log.info("rebuilding", extra={"done": done, "left": left})
@@ -156,7 +169,7 @@ class _Part:
     def __init__(
         self,
         number: int,
-        settled: SettledLog,
+        settled: CommittedLog,
         tools: Tools,
         begun: Plan,
         share_max: float,
@@ -202,7 +215,7 @@ class _Part:
             if batch.start != pipeline.position:
                 raise RuntimeError(f"a batch begins at {batch.start}, expected {pipeline.position}")
             for piece in batch.cut_before_tombstones():
-                await pipeline.step(piece)
+                await pipeline.process(piece)
                 self.position = pipeline.position
             self._outage.over()
 
@@ -210,8 +223,8 @@ class _Part:
         tools, number = self._tools, self._number
         stored = await head_of(tools.store, number, tools.layout.id, self._settled.partitions)
         # None also when the store has lost what was there: then all of it is made once more.
-        begun = stored or Head(self._begin, 0, 0, tools.layout.id, self._settled.partitions)
-        self._pipeline = Pipeline(tools, number, stored, begun, ALL, self._flood)
+        begun = stored or Checkpoint(self._begin, 0, 0, tools.layout.id, self._settled.partitions)
+        self._pipeline = Pipeline(tools, number, stored, begun, SUPPRESS_ALL, self._flood)
         self.position = begun.offset
         self._settled.seek(number, begun.offset)
         return self._pipeline

@@ -28,7 +28,7 @@ from ebbtide.featurestore.store.protocol import Store
 from ebbtide.model.serving.runtime import configure as configure_tensorflow
 from ebbtide.model.serving.scorer import Scorer, ScorerSlot
 from ebbtide.ops.config.settings import PolicySettings, Settings
-from ebbtide.ops.http.server import Face
+from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.stream.clock import SystemClock
@@ -154,7 +154,7 @@ async def _serve(
         values, contributions = await tools.batcher.explain(rows, as_of, scored.version)
         return float(scored.p[0]), values[0], contributions[0], int(scored.version[0])
 
-    face = Face(
+    face = HttpServer(
         settings.http,
         layout=tools.layout,
         store=tools.store,
@@ -196,7 +196,7 @@ async def _serve(
         await face.stop()
 
 
-async def _listen(face: Face, settings: Settings) -> str:
+async def _listen(face: HttpServer, settings: Settings) -> str:
     try:
         return await face.start()
     except OSError as error:

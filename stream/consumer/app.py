@@ -1,7 +1,7 @@
 """The Faust app: one agent that takes a batch a message, and the `Source` that the pipeline drives it by.
 
     FaustSource.start ─▶ joins the group ─▶ on_assigned(partitions) ─▶ the pipeline seeks each ─▶ on_batch(batch) …
-    FaustSource.stop  ─▶ commits the marks ─▶ leaves the group
+    FaustSource.stop  ─▶ commits the committed offsets ─▶ leaves the group
 
 Faust runs inside our own event loop, without its command line, web server, tables, producer or leader topic: it
 brings the consumer thread, the stream and the supervision of both. What it would do of its own at a rebalance or a
@@ -21,7 +21,7 @@ from faust.tables.manager import TableManager
 from faust.types import AgentT, AppT, EventT, StreamT
 from mode import ServiceT
 
-from ebbtide.stream.batch import FetchedBatch, Mark, OnPartitions
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch, OnPartitions
 from ebbtide.stream.consumer.transport import BatchConsumer, BatchTransport
 from ebbtide.stream.errors import BrokerUnavailable
 from ebbtide.stream.kafka.client import KafkaSettings
@@ -120,7 +120,8 @@ class FaustSource:
         await self._app.start()
 
     async def stop(self) -> None:
-        """Commit the marks and leave the group, so that the others need not wait for a session to time out."""
+        """Commit the committed offsets and leave the group, so that the others need not wait for a session to time
+        out."""
         await self._app.stop()
 
     async def failed(self) -> None:
@@ -145,7 +146,7 @@ class FaustSource:
     async def log_range(self, partition: int) -> tuple[int, int]:
         return await self._consumer.log_range(self._tp(partition))
 
-    async def committed(self, partition: int) -> Mark | None:
+    async def committed(self, partition: int) -> CommittedOffset | None:
         return await self._consumer.committed(self._tp(partition))
 
     async def seek(self, partition: int, offset: int) -> int:
@@ -157,5 +158,5 @@ class FaustSource:
     def resume(self, partition: int) -> None:
         self._consumer.resume(self._tp(partition))
 
-    def mark(self, partition: int, offset: int, metadata: str = "") -> None:
-        self._consumer.mark(self._tp(partition), Mark(offset, metadata))
+    def advance_committed(self, partition: int, offset: int, metadata: str = "") -> None:
+        self._consumer.advance_committed(self._tp(partition), CommittedOffset(offset, metadata))

@@ -1,7 +1,8 @@
 """Questions about offsets and the commit, as asked of a consumer that belongs to the group.
 
 They run in the consumer thread (stream.consumer.thread), wait no longer than they are told, and answer in our terms:
-aiokafka itself asks again for as long as an error may pass. What is committed is a mark: an offset with its metadata.
+aiokafka itself asks again for as long as an error may pass. What is committed is a committed offset: an offset with its
+metadata.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
-from ebbtide.stream.batch import Mark
+from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.settings import KafkaSettings
@@ -30,23 +31,25 @@ async def log_range(
     return begin[tp], end[tp]
 
 
-async def committed(settings: KafkaSettings, consumer: AIOKafkaConsumer, tp: TopicPartition) -> Mark | None:
+async def committed(
+    settings: KafkaSettings, consumer: AIOKafkaConsumer, tp: TopicPartition
+) -> CommittedOffset | None:
     """The group's mark; None if there never was one."""
     coordinator = consumer._coordinator  # noqa: SLF001 -- consumer.committed() drops the metadata
     found = (await _answer(settings, coordinator.fetch_committed_offsets([tp]))).get(tp)
-    return None if found is None else Mark(found.offset, found.metadata)
+    return None if found is None else CommittedOffset(found.offset, found.metadata)
 
 
 async def commit(
     settings: KafkaSettings,
     consumer: AIOKafkaConsumer,
-    marks: Mapping[TopicPartition, Mark],
+    committed: Mapping[TopicPartition, CommittedOffset],
     timeout_s: float,
 ) -> bool:
     """True when Kafka has `marks`; False when it may not, and they stay to be committed, by us or the next owner."""
     try:
         async with asyncio.timeout(timeout_s):
-            await consumer.commit({tp: OffsetAndMetadata(*mark) for tp, mark in marks.items()})
+            await consumer.commit({tp: OffsetAndMetadata(*committed) for tp, committed in committed.items()})
     except (CommitFailedError, IllegalStateError):
         return False  # a rebalance is under way
     except (KafkaError, TimeoutError) as error:

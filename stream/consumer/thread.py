@@ -29,11 +29,11 @@ from aiokafka.consumer.fetcher import Fetcher, FetchError
 from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
-from ebbtide.stream.batch import FetchedBatch, Mark
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch
 from ebbtide.stream.consumer import offsets
 from ebbtide.stream.consumer.membership import Membership, group_consumer
 from ebbtide.stream.errors import BrokerMisconfigured, HeadOutsideLog, PartitionRevoked
-from ebbtide.stream.kafka.diagnose import check_admitted, unreachable
+from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.settings import KafkaSettings
 
@@ -48,14 +48,14 @@ class Owner(Protocol):
 
     def revoked(self, partitions: frozenset[TopicPartition]) -> None: ...  # on the loop
     def assigned(self, partitions: frozenset[TopicPartition]) -> None: ...  # on the loop
-    def uncommitted(self) -> dict[TopicPartition, Mark]: ...  # in the thread
+    def uncommitted(self) -> dict[TopicPartition, CommittedOffset]: ...  # in the thread
 
 
 @dataclass(slots=True)
-class Place:
+class FetchPosition:
     """Where an open partition stands: the next batch begins at `position`, under `epoch`."""
 
-    epoch: int
+    seek_id: int
     position: int
 
 
@@ -85,7 +85,7 @@ class BatchThread(AIOKafkaConsumerThread):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._owned: frozenset[TopicPartition] = frozenset()
-        self._places: dict[TopicPartition, Place] = {}
+        self._places: dict[TopicPartition, FetchPosition] = {}
         self._epochs = itertools.count(1)
         self._waiter: asyncio.Future[None] | None = None
         self._committing: asyncio.Task[Any] | None = None
@@ -161,13 +161,13 @@ class BatchThread(AIOKafkaConsumerThread):
         batches: list[FetchedBatch] = []
         left = self._settings.fetch_records_max
         for tp in list(fetcher._records):
-            place = self._places.get(tp)
-            if place is None or tp in paused:
+            fetch_position = self._places.get(tp)
+            if fetch_position is None or tp in paused:
                 continue
             held = fetcher._records[tp]
             if isinstance(held, FetchError):
                 self._drop(fetcher, tp)
-                self._refuse(tp, place, held._error)
+                self._refuse(tp, fetch_position, held._error)
                 continue
             records = held.getall(left)
             if held.has_more():
@@ -175,11 +175,17 @@ class BatchThread(AIOKafkaConsumerThread):
             else:
                 self._drop(fetcher, tp)
             state = held._assignment.state_value(tp)
-            if state.position != place.position:
-                start, place.position = place.position, state.position
+            if state.position != fetch_position.position:
+                start, fetch_position.position = fetch_position.position, state.position
                 log_end = -1 if state.lso is None else state.lso
                 batch = FetchedBatch(
-                    tp.topic, tp.partition, place.epoch, start, place.position, records, log_end
+                    tp.topic,
+                    tp.partition,
+                    fetch_position.seek_id,
+                    start,
+                    fetch_position.position,
+                    records,
+                    log_end,
                 )
                 batches.append(batch)
                 left -= len(records)
@@ -192,8 +198,8 @@ class BatchThread(AIOKafkaConsumerThread):
         del fetcher._records[tp]
         fetcher._notify(fetcher._wait_consume_future)  # so that its next piece is asked for
 
-    def _refuse(self, tp: TopicPartition, place: Place, error: Exception) -> None:
-        where = f"{tp.topic}[{tp.partition}] at offset {place.position}"
+    def _refuse(self, tp: TopicPartition, fetch_position: FetchPosition, error: Exception) -> None:
+        where = f"{tp.topic}[{tp.partition}] at offset {fetch_position.position}"
         if isinstance(error, OffsetOutOfRangeError):
             raise HeadOutsideLog(
                 f"{where}: Kafka no longer has it", hint="the state has to be rebuilt from what is retained"
@@ -218,11 +224,11 @@ class BatchThread(AIOKafkaConsumerThread):
             consumer.resume(tp)
         except IllegalStateError as error:
             raise PartitionRevoked(f"{tp.topic}[{tp.partition}] is not ours") from error
-        epoch = next(self._epochs)
-        self._places[tp] = Place(epoch, offset)
-        return epoch
+        seek_id = next(self._epochs)
+        self._places[tp] = FetchPosition(seek_id, offset)
+        return seek_id
 
-    def close_all(self) -> dict[TopicPartition, Mark]:
+    def close_all(self) -> dict[TopicPartition, CommittedOffset]:
         """The group is about to change: nothing is fetched, and no seek succeeds. Returns what is to commit."""
         self._places.clear()
         revoked, self._owned = self._owned, frozenset()
@@ -233,8 +239,8 @@ class BatchThread(AIOKafkaConsumerThread):
         self.parent_loop.call_soon_threadsafe(self._owner.revoked, revoked)
         return last
 
-    async def commit_last(self, marks: Mapping[TopicPartition, Mark]) -> None:
-        await offsets.commit(self._settings, self._ensure_consumer(), marks, LAST_COMMIT_S)
+    async def commit_last(self, committed: Mapping[TopicPartition, CommittedOffset]) -> None:
+        await offsets.commit(self._settings, self._ensure_consumer(), committed, LAST_COMMIT_S)
 
     async def keep_membership(self) -> None:
         """Before the next generation is joined."""
@@ -258,21 +264,21 @@ class BatchThread(AIOKafkaConsumerThread):
     async def log_range(self, tp: TopicPartition) -> tuple[int, int]:
         return await offsets.log_range(self._settings, self._own_consumer(tp), tp)
 
-    async def committed(self, tp: TopicPartition) -> Mark | None:
+    async def committed(self, tp: TopicPartition) -> CommittedOffset | None:
         return await offsets.committed(self._settings, self._own_consumer(tp), tp)
 
     async def commit_marks(
-        self, marks: Mapping[TopicPartition, Mark], owned: frozenset[TopicPartition]
+        self, committed: Mapping[TopicPartition, CommittedOffset], owned: frozenset[TopicPartition]
     ) -> bool:
         """Commit `marks`, made while `owned` was ours. False if Kafka may not have them: they stay to be committed.
 
-        A commit does not outlive its assignment: delayed past two rebalances, it could take a mark back.
+        A commit does not outlive its assignment: delayed past two rebalances, it could take a committed offset back.
         """
         if owned is not self._owned:
             return False
         self._committing = asyncio.current_task()
         try:
-            return await offsets.commit(self._settings, self._ensure_consumer(), marks, COMMIT_S)
+            return await offsets.commit(self._settings, self._ensure_consumer(), committed, COMMIT_S)
         finally:
             self._committing = None
 
@@ -281,7 +287,7 @@ class BatchThread(AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         try:
             await super().on_start()
-            check_admitted(self._ensure_consumer()._client)
+            require_metadata(self._ensure_consumer()._client)
         except (KafkaError, OSError) as error:
             raise await unreachable(self._settings, error) from error
 

@@ -24,12 +24,12 @@ from mode import Service, ServiceT
 from mode.threads import ServiceThread, WorkerThread
 from yarl import URL
 
-from ebbtide.stream.batch import FetchedBatch, Mark, OnPartitions
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch, OnPartitions
 from ebbtide.stream.consumer.thread import BatchThread, Listener
 from ebbtide.stream.errors import PartitionRevoked
 from ebbtide.stream.kafka.client import KafkaSettings
 
-NEVER = Mark(-1, "")  # what Kafka holds for a partition that was never committed
+NEVER = CommittedOffset(-1, "")  # what Kafka holds for a partition that was never committed
 
 
 class DyingThread(WorkerThread):
@@ -57,8 +57,8 @@ class BatchConsumer(driver.Consumer):
         self.changes = 0  # of what is ours
         # Written by the loop alone; the thread reads them, one atomic look at a time.
         self._paused: set[TopicPartition] = set()
-        self._marks: dict[TopicPartition, Mark] = {}
-        self._in_kafka: dict[TopicPartition, Mark] = {}
+        self._to_commit: dict[TopicPartition, CommittedOffset] = {}
+        self._in_kafka: dict[TopicPartition, CommittedOffset] = {}
         super().__init__(transport, *args, **kwargs)  # makes the thread, which reads the above
 
     def _new_consumer_thread(self) -> BatchThread:
@@ -104,7 +104,7 @@ class BatchConsumer(driver.Consumer):
         self.owned = frozenset()
         self.changes += 1
         self._paused.clear()
-        self._marks.clear()
+        self._to_commit.clear()
         self._in_kafka.clear()
         self._on_revoked(frozenset(tp.partition for tp in partitions))
 
@@ -124,18 +124,20 @@ class BatchConsumer(driver.Consumer):
 
     async def open(self, tp: TopicPartition, offset: int) -> int:
         """Open `tp` at `offset`; returns the epoch."""
-        await self.committed(tp)  # the mark never moves back: know where it stands before anyone moves it
-        epoch: int = await self._thread.call_thread(self._thread.open, tp, offset)
-        return epoch
+        await self.committed(
+            tp
+        )  # the committed offset never moves back: know where it stands before anyone moves it
+        seek_id: int = await self._thread.call_thread(self._thread.open, tp, offset)
+        return seek_id
 
-    async def committed(self, tp: TopicPartition) -> Mark | None:
+    async def committed(self, tp: TopicPartition) -> CommittedOffset | None:
         """The group's mark, as Kafka holds it."""
         if tp not in self._in_kafka:
             changes = self.changes
             found = await self._thread.call_thread(self._thread.committed, tp)
             if changes != self.changes:
                 raise PartitionRevoked(f"{tp.topic}[{tp.partition}] changed hands")
-            self._marks[tp] = self._in_kafka[tp] = found or NEVER
+            self._to_commit[tp] = self._in_kafka[tp] = found or NEVER
         found = self._in_kafka[tp]
         return None if found is NEVER else found
 
@@ -155,18 +157,20 @@ class BatchConsumer(driver.Consumer):
         with suppress(RuntimeError):  # the thread has ended: there is no fetch to wake
             self._thread.thread_loop.call_soon_threadsafe(self._thread.wake)
 
-    def mark(self, tp: TopicPartition, mark: Mark) -> None:
+    def advance_committed(self, tp: TopicPartition, committed: CommittedOffset) -> None:
         """Let the committed offset advance to `mark`, if it is an advance; and only of what we opened."""
-        known = self._marks.get(tp)
-        if known is not None and mark.offset >= known.offset:
-            self._marks[tp] = mark
+        known = self._to_commit.get(tp)
+        if known is not None and committed.offset >= known.offset:
+            self._to_commit[tp] = committed
 
     # -- committing: Faust calls `commit` on its timer and when it stops
 
-    def uncommitted(self) -> dict[TopicPartition, Mark]:
+    def uncommitted(self) -> dict[TopicPartition, CommittedOffset]:
         """Marks that Kafka does not have yet."""
         in_kafka = self._in_kafka
-        return {tp: mark for tp, mark in self._marks.copy().items() if mark != in_kafka.get(tp)}
+        return {
+            tp: committed for tp, committed in self._to_commit.copy().items() if committed != in_kafka.get(tp)
+        }
 
     async def commit_and_end_transactions(self) -> None:
         """The last commit, on leaving. Faust would be content with one under way, which knows nothing of what was
@@ -182,16 +186,17 @@ class BatchConsumer(driver.Consumer):
             await self.commit()
 
     async def force_commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002 -- Faust's signature
-        """In place of Faust's acknowledgement lists, which can pass an unfinished message: commit the marks."""
-        marks, owned = self.uncommitted(), self.owned
-        if not marks:
+        """In place of Faust's acknowledgement lists, which can pass an unfinished message: commit the committed
+        offsets."""
+        committed, owned = self.uncommitted(), self.owned
+        if not committed:
             return False
         try:
-            done = await self._thread.call_thread(self._thread.commit_marks, marks, owned)
+            done = await self._thread.call_thread(self._thread.commit_marks, committed, owned)
         except PartitionRevoked:
             return False
         if done and owned is self.owned:
-            self._in_kafka.update(marks)
+            self._in_kafka.update(committed)
         return bool(done)
 
     # -- what Faust would do, and must not

@@ -1,1 +1,1 @@
-"""Dead letters sent back once their cause is mended."""
+"""Dead dead letters sent back once their cause is mended."""

@@ -1,19 +1,20 @@
-"""Dead letters read again, and sent back where they came from.
+"""Dead dead letters read again, and sent back where they came from.
 
-    dead-letter topic ─▶ letters ─▶ due: not replayed before, not of somebody forgotten since, ─▶ the input topic
+    dead-letter topic ─▶ dead letters ─▶ due: not replayed before, not of somebody forgotten since, ─▶ the input topic
                                          not folded already                       └▶ bookmarks, by reason
 
-A letter goes back with its own bytes, key, headers and timestamp. What has been sent back is remembered by Kafka
+A dead letter goes back with its own bytes, key, headers and timestamp. What has been sent back is remembered by Kafka
 (`stream/kafka/bookmarks.py`), after it was acknowledged: a second replay sends only what came since, and a replay that
-died half-way sends a few letters twice, which their event ids make harmless. A letter `unscored` stays where it is: its
-event has been folded, and without an event id would be counted twice. It refuses to mend a letter, and to send one to a
-topic that is not the configured input, whatever its header says.
+died half-way sends a few dead letters twice, which their event ids make harmless. A dead letter `unscored` stays where
+it is: its event has been folded, and without an event id would be counted twice. It refuses to mend a dead letter, and
+to send one to a topic that is not the configured input, whatever its header says.
 
-A letter of somebody forgotten since must not go back: it would lie in the input after the word that forgets them.
+A dead letter of somebody forgotten since must not go back: it would lie in the input after the word that forgets them.
 
-    dead-letter topic   a tombstone there forgets its customer's letters that lie before it, and those that came
-                        from before it: a worker that was stopped for long may send a letter late
-    input topic         a tombstone that the workers have not come to, from the group's mark on, forgets what came
+    dead-letter topic   a tombstone there forgets its customer's dead letters that lie before it, and those that came
+                        from before it: a worker that was stopped for long may send a dead letter late
+    input topic         a tombstone that the workers have not come to, from the group's committed offset on, forgets
+    what came
                         from before it
 
 Both are looked at before anything is sent, and on from there before each chunk, so an erasure while a replay runs
@@ -26,11 +27,17 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 
 from ebbtide.stream.batch import Record
-from ebbtide.stream.kafka.bookmarks import Bookmarks, Marks
+from ebbtide.stream.kafka.bookmarks import Bookmarks, Progress
 from ebbtide.stream.kafka.client import KafkaSettings
-from ebbtide.stream.kafka.committed_log import SettledLog, open_settled
+from ebbtide.stream.kafka.committed_log import CommittedLog, open_committed_log
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
-from ebbtide.stream.outputs.dead_letter import UNSCORED, Position, forgotten_at, original_headers, read
+from ebbtide.stream.outputs.dead_letter import (
+    UNSCORED,
+    Position,
+    original_headers,
+    parse_headers,
+    tombstone_origin,
+)
 from ebbtide.stream.outputs.message import Message, Sink
 
 CHUNK_LETTERS = 500
@@ -51,10 +58,10 @@ class Letter:
 
 @dataclass(slots=True)
 class Replayed:
-    """What a replay did: letters sent (or, in a dry run, to be sent) by reason, and those passed over.
+    """What a replay did: dead letters sent (or, in a dry run, to be sent) by reason, and those passed over.
 
-    forgotten: letters older than a tombstone of their customer, which the workers have obeyed or will obey.
-    folded_already: letters `unscored`, whose events are in the state; only their decisions are missing.
+    forgotten: dead letters older than a tombstone of their customer, which the workers have obeyed or will obey.
+    folded_already: dead letters `unscored`, whose events are in the state; only their decisions are missing.
     """
 
     sent: Counter[str] = field(default_factory=Counter)
@@ -68,9 +75,9 @@ class Replayed:
 async def letters(
     settings: KafkaSettings, topic: str, reasons: Collection[str] = ()
 ) -> AsyncIterator[Letter]:
-    """The letters there are now, of these reasons or of any; in order within a partition."""
+    """The dead letters there are now, of these reasons or of any; in order within a partition."""
     async for record in read_topic(settings, topic):
-        said = read(record.headers)
+        said = parse_headers(record.headers)
         if said is not None and (not reasons or said[0] in reasons):
             yield Letter(record, *said)
 
@@ -78,24 +85,25 @@ async def letters(
 class Forgotten:
     """Who has been forgotten, as far as the last look saw. `dead`, `events`: the dead-letter and the input topic."""
 
-    def __init__(self, dead: SettledLog, events: SettledLog, topic: str) -> None:
+    def __init__(self, dead: CommittedLog, events: CommittedLog, topic: str) -> None:
         self._dead, self._events, self._topic = dead, events, topic
         self._dead_at: dict[int, int] = {}
         self._events_at: dict[int, int] | None = None
-        # (partition, key) -> offset of the last tombstone: where it lies among the letters, where it lay in the input.
-        self._lies: dict[tuple[int, bytes], int] = {}
-        self._lay: dict[tuple[int, bytes], int] = {}
+        # (partition, key) -> offset of the last tombstone: where it lies among the dead letters, where it lay in the
+        # input.
+        self._tombstone_in_dlq: dict[tuple[int, bytes], int] = {}
+        self._tombstone_in_input: dict[tuple[int, bytes], int] = {}
 
     async def look(self) -> None:
         """Read both topics from where the last look ended to where they end now. Raises StreamError."""
         if self._events_at is None:
-            # Before the letters: a tombstone below the mark has been passed on, so it is found there.
-            marks = await self._events.marks()
-            self._events_at = {partition: mark.offset for partition, mark in marks.items()}
+            # Before the dead letters: a tombstone below the committed offset has been passed on, so it is found there.
+            committed = await self._events.committed()
+            self._events_at = {partition: each.offset for partition, each in committed.items()}
         async for partition, record in _news(self._dead, self._dead_at):
-            if record.value is None and record.key is not None and read(record.headers) is None:
-                self._lies[partition, record.key] = record.offset
-                source = forgotten_at(record.headers)
+            if record.value is None and record.key is not None and parse_headers(record.headers) is None:
+                self._tombstone_in_dlq[partition, record.key] = record.offset
+                source = tombstone_origin(record.headers)
                 if source is not None and source.topic == self._topic:
                     self._forget(source.partition, record.key, source.offset)
         async for partition, record in _news(self._events, self._events_at):
@@ -106,14 +114,18 @@ class Forgotten:
         record, source = letter.record, letter.source
         if record.key is None:
             return False
-        lies = self._lies.get((record.partition, record.key), -1)
-        return record.offset < lies or source.offset < self._lay.get((source.partition, record.key), -1)
+        lies = self._tombstone_in_dlq.get((record.partition, record.key), -1)
+        return record.offset < lies or source.offset < self._tombstone_in_input.get(
+            (source.partition, record.key), -1
+        )
 
     def _forget(self, partition: int, key: bytes, offset: int) -> None:
-        self._lay[partition, key] = max(offset, self._lay.get((partition, key), -1))
+        self._tombstone_in_input[partition, key] = max(
+            offset, self._tombstone_in_input.get((partition, key), -1)
+        )
 
 
-async def _news(log: SettledLog, positions: dict[int, int]) -> AsyncIterator[tuple[int, Record]]:
+async def _news(log: CommittedLog, positions: dict[int, int]) -> AsyncIterator[tuple[int, Record]]:
     """(partition, record) from `positions`, or the log's begin, up to its end as of now; moves `positions` there."""
     for partition, (begin, end) in (await log.ranges()).items():
         position = positions.get(partition, begin)
@@ -133,16 +145,16 @@ async def replay(
     reasons: Collection[str] = (),
     dry_run: bool = False,
 ) -> Replayed:
-    """Send the letters of `topic` that are due back to `settings.topic`. Raises StreamError."""
+    """Send the dead letters of `topic` that are due back to `settings.topic`. Raises StreamError."""
     result = Replayed()
     async with (
-        open_settled(settings.model_copy(update={"topic": topic})) as dead,
-        open_settled(settings) as events,
+        open_committed_log(settings.model_copy(update={"topic": topic})) as dead,
+        open_committed_log(settings) as events,
         Bookmarks(settings, f"{settings.group}-dlq-replay", topic) as bookmarks,
     ):
         forgotten = Forgotten(dead, events, settings.topic)
         await forgotten.look()
-        marks = await bookmarks.read(dead.partitions)
+        progress = await bookmarks.read(dead.partitions)
 
         async def take(chunk: list[Letter]) -> None:
             await forgotten.look()  # it may be long since the last one
@@ -150,11 +162,11 @@ async def replay(
             result.forgotten += len(chunk) - len(due)
             result.sent.update(letter.reason for letter in due)
             if due and not dry_run:
-                await _send(due, sink, bookmarks, marks)
+                await _send(due, sink, bookmarks, progress)
 
         chunk: list[Letter] = []
         async for letter in letters(settings, topic, reasons):
-            if _is_due(letter, settings.topic, marks, forgotten, result):
+            if _is_due(letter, settings.topic, progress, forgotten, result):
                 chunk.append(letter)
             if len(chunk) >= CHUNK_LETTERS:
                 await take(chunk)
@@ -164,7 +176,7 @@ async def replay(
     return result
 
 
-def _is_due(letter: Letter, topic: str, marks: Marks, forgotten: Forgotten, result: Replayed) -> bool:
+def _is_due(letter: Letter, topic: str, progress: Progress, forgotten: Forgotten, result: Replayed) -> bool:
     partition, offset = letter.record.partition, letter.record.offset
     if letter.source.topic != topic:
         result.of_another_topic += 1
@@ -174,14 +186,14 @@ def _is_due(letter: Letter, topic: str, marks: Marks, forgotten: Forgotten, resu
         result.empty += 1  # neither key nor value: the client cannot send it, and there is nothing to mend
     elif letter in forgotten:
         result.forgotten += 1
-    elif offset < marks.get(partition, {}).get(letter.reason, 0):
+    elif offset < progress.get(partition, {}).get(letter.reason, 0):
         result.done_before += 1
     else:
         return True
     return False
 
 
-async def _send(chunk: list[Letter], sink: Sink, bookmarks: Bookmarks, marks: Marks) -> None:
+async def _send(chunk: list[Letter], sink: Sink, bookmarks: Bookmarks, progress: Progress) -> None:
     await sink.send_all(
         [
             Message(
@@ -195,7 +207,7 @@ async def _send(chunk: list[Letter], sink: Sink, bookmarks: Bookmarks, marks: Ma
             for letter in chunk
         ]
     )
-    done: Marks = {}
+    done: Progress = {}
     for letter in chunk:  # ascending within a partition, so the last one stands
         done.setdefault(letter.record.partition, {})[letter.reason] = letter.record.offset + 1
-    await bookmarks.write(done, marks)
+    await bookmarks.write(done, progress)

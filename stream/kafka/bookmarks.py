@@ -1,9 +1,9 @@
 """How far a command has got in a topic, remembered by Kafka itself: a consumer group nobody ever joins.
 
-A mark is kept for each partition and *label*, because what is read selectively is finished selectively: letters of one
-reason may have been replayed to the end while others wait. All labels of a partition travel as the metadata of one
-committed offset, the highest of them, so that Kafka's own tools show something true. It knows no letters and sends
-nothing. The invariant: a mark never moves back.
+A committed offset is kept for each partition and *label*, because what is read selectively is finished selectively:
+dead letters of one reason may have been replayed to the end while others wait. All labels of a partition travel as the
+metadata of one committed offset, the highest of them, so that Kafka's own tools show something true. It knows no dead
+letters and sends nothing. The invariant: a committed offset never moves back.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Self
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
-from ebbtide.stream.kafka.diagnose import check_admitted, unreachable
+from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.settings import KafkaSettings
 
-Marks = dict[int, dict[str, int]]
+Progress = dict[int, dict[str, int]]
 """Partition -> label -> the offset after the last one that is done."""
 
 
@@ -31,9 +31,9 @@ class Bookmarks:
             **settings.client(), group_id=group, enable_auto_commit=False, auto_offset_reset="earliest"
         )
 
-    async def read(self, partitions: int) -> Marks:
+    async def read(self, partitions: int) -> Progress:
         """What was remembered of partitions 0 … partitions - 1. Raises BrokerUnavailable or BrokerMisconfigured."""
-        marks: Marks = {}
+        progress: Progress = {}
         tps = [TopicPartition(self._topic, number) for number in range(partitions)]
         self._consumer.assign(tps)
         try:
@@ -41,20 +41,22 @@ class Bookmarks:
                 # Asked of the group's coordinator, not of the consumer's memory.
                 found = await self._consumer._coordinator.fetch_committed_offsets([tp])  # noqa: SLF001 -- committed() hides metadata
                 if tp in found and found[tp].offset >= 0:
-                    marks[tp.partition] = _labels(found[tp].metadata)
+                    progress[tp.partition] = _labels(found[tp].metadata)
         except KafkaError as error:
             raise failure(self._settings, f"to tell what {self._group!r} has done", error) from error
-        return marks
+        return progress
 
-    async def write(self, done: Mapping[int, Mapping[str, int]], known: Marks) -> None:
+    async def write(self, done: Mapping[int, Mapping[str, int]], known: Progress) -> None:
         """Remember `done` on top of what is `known`, which is changed, too."""
         offsets = {}
         for partition, labels in done.items():
-            marks = known.setdefault(partition, {})
+            progress = known.setdefault(partition, {})
             for label, offset in labels.items():
-                marks[label] = max(offset, marks.get(label, 0))
-            metadata = json.dumps(marks, sort_keys=True, separators=(",", ":"))
-            offsets[TopicPartition(self._topic, partition)] = OffsetAndMetadata(max(marks.values()), metadata)
+                progress[label] = max(offset, progress.get(label, 0))
+            metadata = json.dumps(progress, sort_keys=True, separators=(",", ":"))
+            offsets[TopicPartition(self._topic, partition)] = OffsetAndMetadata(
+                max(progress.values()), metadata
+            )
         if not offsets:
             return
         try:
@@ -65,7 +67,7 @@ class Bookmarks:
     async def __aenter__(self) -> Self:
         try:
             await self._consumer.start()
-            check_admitted(self._consumer._client)  # noqa: SLF001 -- its cluster is private
+            require_metadata(self._consumer._client)  # noqa: SLF001 -- its cluster is private
         except (KafkaError, OSError, TimeoutError) as error:
             raise await unreachable(self._settings, error) from error
         return self

@@ -18,7 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
 from ebbtide.stream.errors import BrokerMisconfigured
-from ebbtide.stream.kafka.diagnose import check_admitted, unreachable
+from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import RIGHTS, forbidden
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.rights import Described, Operation, describe
@@ -47,7 +47,7 @@ async def admin(settings: KafkaSettings, timeout_s: float = 10.0) -> AsyncIterat
         try:
             async with asyncio.timeout(timeout_s):
                 await client.start()
-            check_admitted(client._client)  # noqa: SLF001 -- its cluster is private
+            require_metadata(client._client)  # noqa: SLF001 -- its cluster is private
         except (KafkaError, OSError, TimeoutError) as error:
             raise await unreachable(settings, error) from error
         yield client

@@ -5,8 +5,9 @@
           follow each other          │ by whoever the group's worker is then
 
 It reads outside of any group and commits nothing, so the group does not notice. A batch states the consumer's position
-before and after its fetch, as the worker's own do (`stream/batch.py`), so gaps of compaction and transactions belong
-to the batch they lie in; one that straddles the mark is cut there. It refuses to know what a batch is folded into.
+before and after its fetch, as the worker's own do (`stream/batch.py`), so gaps of compaction and transactions belong to
+the batch they lie in; one that straddles the committed offset is cut there. It refuses to know what a batch is folded
+into.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from ebbtide.stream.batch import FetchedBatch, Mark
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch
 from ebbtide.stream.errors import BrokerUnavailable, HeadOutsideLog, StreamError
 from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.errors import failure
@@ -28,8 +29,9 @@ POLL_S = 1.0
 RETRY_S = 0.25
 
 
-class SettledLog:
-    """The partitions of `settings.topic` up to the marks of `settings.group`. Open it with `open_settled`."""
+class CommittedLog:
+    """The partitions of `settings.topic` up to the committed offsets of `settings.group`. Open it with
+    `open_settled`."""
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class SettledLog:
         """How many the topic has."""
         return len(self._tps)
 
-    async def marks(self) -> dict[int, Mark]:
+    async def committed(self) -> dict[int, CommittedOffset]:
         """The group's marks as Kafka holds them now; a partition that was never committed has none."""
         problem: Exception = TimeoutError()
         try:
@@ -70,9 +72,13 @@ class SettledLog:
         except (KafkaError, TimeoutError) as error:
             problem = problem if isinstance(error, TimeoutError) else error
             raise failure(
-                self._settings, f"to tell the marks of {self._settings.group!r}", problem
+                self._settings, f"to tell the committed offsets of {self._settings.group!r}", problem
             ) from error
-        return {tp.partition: Mark(at.offset, at.metadata) for tp, at in found.items() if at.offset >= 0}
+        return {
+            tp.partition: CommittedOffset(at.offset, at.metadata)
+            for tp, at in found.items()
+            if at.offset >= 0
+        }
 
     async def ranges(self) -> dict[int, tuple[int, int]]:
         """By partition: the first retained offset, and the one after the last that may be read."""
@@ -128,7 +134,7 @@ class SettledLog:
 
 
 @asynccontextmanager
-async def open_settled(settings: KafkaSettings) -> AsyncIterator[SettledLog]:
-    """The log below the marks of `settings.group`. Raises BrokerUnavailable, BrokerMisconfigured."""
+async def open_committed_log(settings: KafkaSettings) -> AsyncIterator[CommittedLog]:
+    """The log below the committed offsets of `settings.group`. Raises BrokerUnavailable, BrokerMisconfigured."""
     async with admin(settings) as client, reader(settings, settings.topic, reset=False) as (consumer, tps):
-        yield SettledLog(settings, consumer, client, tps)
+        yield CommittedLog(settings, consumer, client, tps)

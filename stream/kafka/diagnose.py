@@ -143,7 +143,7 @@ def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def check_admitted(client: AIOKafkaClient) -> None:
+def require_metadata(client: AIOKafkaClient) -> None:
     """Raises KafkaConnectionError when a client that aiokafka calls started was in fact shown the door: with a token
     that it does not accept, Kafka answers the next question with nothing, and aiokafka takes that for an answer."""
     if not client.cluster.brokers():

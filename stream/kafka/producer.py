@@ -18,7 +18,7 @@ from aiokafka import errors as kafka_errors
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from ebbtide.stream.errors import RecordTooLarge
-from ebbtide.stream.kafka.diagnose import check_admitted, unreachable
+from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.outputs.message import Message
@@ -61,7 +61,7 @@ class KafkaSink:
         """Return when all of `messages` are acknowledged.
 
         Raises RecordTooLarge when one of them never can be, and BrokerUnavailable when it is not known of some:
-        sending them all again is safe, since nobody reads an alert or a letter by its offset.
+        sending them all again is safe, since nobody reads an alert or a dead letter by its offset.
         """
         producer = await self._connected()
         try:
@@ -104,7 +104,7 @@ class KafkaSink:
             # Bounded by us: for the number that makes its sends idempotent, a producer waits without end.
             async with asyncio.timeout(self._settings.request_timeout_s):
                 await producer.client.bootstrap()
-                check_admitted(producer.client)
+                require_metadata(producer.client)
                 await producer.start()
         except BaseException as error:
             await producer.stop()

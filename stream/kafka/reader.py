@@ -16,7 +16,7 @@ from aiokafka.partitioner import murmur2
 
 from ebbtide.stream.batch import Record
 from ebbtide.stream.errors import BrokerMisconfigured
-from ebbtide.stream.kafka.diagnose import check_admitted, unreachable
+from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure, forbidden
 from ebbtide.stream.kafka.rights import Operation, describe
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
@@ -49,7 +49,7 @@ async def reader(
     try:
         try:
             await consumer.start()
-            check_admitted(consumer._client)  # noqa: SLF001 -- its cluster is private
+            require_metadata(consumer._client)  # noqa: SLF001 -- its cluster is private
         except (KafkaError, OSError, TimeoutError) as error:
             raise await unreachable(settings, error) from error
         try:

@@ -1,11 +1,11 @@
-"""Dead letters: a bad record as it came (bytes, key, headers), with the reason and the position it came from.
+"""Dead dead letters: a bad record as it came (bytes, key, headers), with the reason and the position it came from.
 
 Nothing is ever lost by being bad: the record goes to the dead-letter topic before its partition moves past it, and
 `ebbtide dlq replay` sends it back with its own headers restored. After a crash one may lie there twice, with the same
-position; a third header tells them apart from a letter that was replayed and failed again.
+position; a third header tells them apart from a dead letter that was replayed and failed again.
 
-A tombstone that is passed on says where it lay, too: whoever sends letters back can tell which of them it is meant for
-by their positions in the input, also when a letter came late.
+A tombstone that is passed on says where it lay, too: whoever sends dead letters back can tell which of them it is meant
+for by their positions in the input, also when a dead letter came late.
 """
 
 from bisect import bisect_left
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ebbtide.stream.batch import Record
 from ebbtide.stream.errors import DeadLetterFlood
 from ebbtide.stream.outputs.message import Message
-from ebbtide.stream.sliding_share import Recent
+from ebbtide.stream.sliding_share import SlidingShare
 
 PREFIX = "ebbtide-"
 REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, NO_VALUE = (
@@ -40,7 +40,7 @@ class FloodGuard:
 
     def __init__(self, share_max: float) -> None:
         self._share_max = share_max
-        self._recent = Recent(FLOOD_RECORDS)
+        self._recent = SlidingShare(FLOOD_RECORDS)
         self._counted = 0  # the offset after the last one
 
     def admit(self, records: Sequence[Record], bad: Sequence[int]) -> None:
@@ -62,16 +62,17 @@ class FloodGuard:
 
 
 class Position(NamedTuple):
-    """Where a letter's record lay."""
+    """Where a dead letter's record lay."""
 
     topic: str
     partition: int
     offset: int
 
 
-class Said(NamedTuple):
-    """What a letter's headers say. `timestamp`: the record's own, ms UTC, whatever its producer stated; `has_value`:
-    false for a record that had neither key nor value, which the letter holds as empty bytes."""
+class DeadLetterHeaders(NamedTuple):
+    """What a dead letter's headers say. `timestamp`: the record's own, ms UTC, whatever its producer stated;
+    `has_value`:
+    false for a record that had neither key nor value, which the dead letter holds as empty bytes."""
 
     reason: str
     detail: str
@@ -80,7 +81,7 @@ class Said(NamedTuple):
     has_value: bool
 
 
-def letter(record: Record, source: Position, reason: str, detail: str, *, topic: str) -> Message:
+def dead_letter_of(record: Record, source: Position, reason: str, detail: str, *, topic: str) -> Message:
     """The dead letter of a record.
 
     It is dated by its sending: under the record's own timestamp retention would delete an old one at once, and a broker
@@ -101,17 +102,19 @@ def letter(record: Record, source: Position, reason: str, detail: str, *, topic:
     return Message(topic, record.key, b"" if nothing else record.value, headers)
 
 
-def read(headers: Sequence[tuple[str, bytes]]) -> Said | None:
-    """What a letter says; None for a message that is not one."""
+def parse_headers(headers: Sequence[tuple[str, bytes]]) -> DeadLetterHeaders | None:
+    """What a dead letter says; None for a message that is not one."""
     ours = _ours(headers)
     try:
         source = Position(ours[TOPIC], int(ours[PARTITION]), int(ours[OFFSET]))
-        return Said(ours[REASON], ours.get(DETAIL, ""), source, int(ours[TIMESTAMP]), NO_VALUE not in ours)
+        return DeadLetterHeaders(
+            ours[REASON], ours.get(DETAIL, ""), source, int(ours[TIMESTAMP]), NO_VALUE not in ours
+        )
     except (KeyError, ValueError):
         return None
 
 
-def passed_on(key: bytes, source: Position, *, topic: str) -> Message:
+def propagated_tombstone(key: bytes, source: Position, *, topic: str) -> Message:
     """The tombstone of `key` that lies at `source`, for an output topic."""
     headers = [
         (FORGOTTEN_TOPIC, source.topic.encode()),
@@ -121,7 +124,7 @@ def passed_on(key: bytes, source: Position, *, topic: str) -> Message:
     return Message(topic, key, None, headers)
 
 
-def forgotten_at(headers: Sequence[tuple[str, bytes]]) -> Position | None:
+def tombstone_origin(headers: Sequence[tuple[str, bytes]]) -> Position | None:
     """Where the tombstone lay that this one passes on; None when it does not say."""
     ours = _ours(headers)
     try:
@@ -138,5 +141,5 @@ def _ours(headers: Sequence[tuple[str, bytes]]) -> dict[str, str]:
 
 
 def original_headers(headers: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """The headers the record had before it became a letter."""
+    """The headers the record had before it became a dead letter."""
     return [(name, value) for name, value in headers if not name.startswith(PREFIX)]

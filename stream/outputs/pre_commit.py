@@ -3,9 +3,9 @@
     sent and acknowledged before the partition moves past the records they come from, so nothing is lost by being bad
     alerts go the other way, through the outbox (`stream/pipeline.py`): they follow from the step
 
-It knows what is to be said of one batch, and leaves out what the group's mark says was sent (`stream/suppression.py`).
-It sends nothing. The invariant: the messages follow from the log and the mark alone, so after a crash the same ones are
-made again, with the same positions.
+It knows what is to be said of one batch, and leaves out what the group's committed offset says was sent
+(`stream/suppression.py`). It sends nothing. The invariant: the messages follow from the log and the committed offset
+alone, so after a crash the same ones are made again, with the same positions.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from ebbtide.featurestore.events.parse import Parsed
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.stream.batch import FetchedBatch, Record
 from ebbtide.stream.outputs.compose import CAUSES
-from ebbtide.stream.outputs.dead_letter import UNSCORED, Position, letter, passed_on
+from ebbtide.stream.outputs.dead_letter import UNSCORED, Position, dead_letter_of, propagated_tombstone
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.outputs.scores import score_message
 from ebbtide.stream.scoring.batcher import Scored
-from ebbtide.stream.suppression import Muted
+from ebbtide.stream.suppression import Suppression
 
 UNSCORED_DETAIL = "the model fails for this customer's record; the event is folded"
 
@@ -45,11 +45,11 @@ def unscored(points: Points, scored: Scored, events: EventBatch) -> NDArray[np.i
     return np.unique(events.position[points.event[np.isnan(scored.p)]])
 
 
-def ahead(
-    outputs: Outputs, muted: Muted, batch: FetchedBatch, parsed: Parsed, points: Points, scored: Scored
+def pre_commit_messages(
+    outputs: Outputs, muted: Suppression, batch: FetchedBatch, parsed: Parsed, points: Points, scored: Scored
 ) -> list[Message]:
     """What has to be acknowledged before the partition moves to `batch.end`."""
-    since = muted.everything
+    since = muted.outputs_from
     if batch.end <= since:
         return []
     records, events = batch.records, parsed.events
@@ -64,9 +64,9 @@ def ahead(
     for e in np.flatnonzero((events.kind == TOMBSTONE) & (events.position >= since)):
         key = events.customers[events.customer[e]].encode()
         source = Position(batch.topic, batch.partition, int(events.position[e]))
-        messages += [passed_on(key, source, topic=topic) for topic in outputs.all]
+        messages += [propagated_tombstone(key, source, topic=topic) for topic in outputs.all]
     messages += [
-        letter(
+        dead_letter_of(
             record,
             Position(batch.topic, batch.partition, record.offset),
             reason,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.stream.errors import ScorerUnavailable
-from ebbtide.stream.sliding_share import Recent
+from ebbtide.stream.sliding_share import SlidingShare
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Guarded:
         # A copy of somebody's record, without a name; the next call takes its place.
         self._scored: Sample | None = None
         self._explained: Sample | None = None
-        self._recent = Recent(ROWS_JUDGED)  # of dispatches that were answered
+        self._recent = SlidingShare(ROWS_JUDGED)  # of dispatches that were answered
 
     def score(self, rows: Rows, as_of: NDArray[np.int64]) -> Apart:
         """p float32[n]. Raises ScorerUnavailable.

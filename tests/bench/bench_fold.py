@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ebbtide.featurestore.events.event import EventBatch
-from ebbtide.featurestore.record.arrays import copied
+from ebbtide.featurestore.record.arrays import writable_fields
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, parse_spec
@@ -106,7 +106,7 @@ def figures() -> dict[str, float]:
     out["us_per_event"], _ = measure(seldom, hours)
     out["us_per_event_with_points"], out["points_per_event"] = measure(often, hours)
     out["us_per_event_day_batches"], out["points_per_event_day_batches"] = measure(often, days)
-    out["us_per_event_row_copies"] = least_us(lambda: copied(layout, rows)) / EVENTS
+    out["us_per_event_row_copies"] = least_us(lambda: writable_fields(layout, rows)) / EVENTS
     out["us_per_call"] = least_us(lambda: folder.fold(rows[:1], nothing))
     out["us_per_call_elapse"] = least_us(lambda: folder.elapse(rows[:1], 0))
     return {name: round(figure, 3) for name, figure in out.items()}

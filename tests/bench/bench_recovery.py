@@ -3,7 +3,7 @@
     python -m tests.bench.bench_recovery [--parts restart rebuild backlog] [--quick] [--json FILE]
 
     restart   exec ─▶ /readyz 200, exec ─▶ first step applied: alternately among few customers and among many
-    rebuild   a log below the group's mark: `ebbtide rebuild`, and a worker that finds Redis empty
+    rebuild   a log below the group's committed offset: `ebbtide rebuild`, and a worker that finds Redis empty
     backlog   millions of records wait, Redis is slow: the worker's memory, sampled, against one that has nothing to do
 
 Kafka, Valkey and every worker are processes of their own, as in production; marks are set as Kafka's own tools would,
@@ -37,7 +37,7 @@ from redis import Redis
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import dump_spec
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Head, Step
+from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Checkpoint, Commit
 from ebbtide.ops.config.settings import (
     PolicySettings,
     RedisSettings,
@@ -123,24 +123,32 @@ class Bench:
             command = [sys.executable, "-m", "tests.bench.producer", self._stack.kafka_url, topic, *numbers]
             subprocess.run(command, check=True, capture_output=True)
 
-    def heads(self, settings: Settings) -> list[bytes]:
-        """Every partition's head, as it lies there."""
+    def checkpoints(self, settings: Settings) -> list[bytes]:
+        """Every partition's checkpoint, as it lies there."""
         tag = f"{settings.redis.prefix}{settings.kafka.topic}"
-        return [bytes(head or b"") for head in self._get([f"{tag}:{{p{n}}}:head" for n in range(PARTITIONS)])]
+        return [
+            bytes(checkpoint or b"")
+            for checkpoint in self._get([f"{tag}:{{p{n}}}:checkpoint" for n in range(PARTITIONS)])
+        ]
 
     def moved(self, settings: Settings, before: list[bytes]) -> bool:
         """A step was applied since."""
-        return self.heads(settings) != before
+        return self.checkpoints(settings) != before
 
     def offsets(self, settings: Settings) -> int:
         """How far all partitions are, together."""
-        return sum(Head.parse(head.decode()).offset for head in self.heads(settings) if head)
+        return sum(
+            Checkpoint.parse(checkpoint.decode()).offset
+            for checkpoint in self.checkpoints(settings)
+            if checkpoint
+        )
 
     def _get(self, keys: list[str]) -> list[Any]:
         return list(self.redis.mget(keys))
 
     async def fill(self, settings: Settings, customers: int) -> None:
-        """So many customers, each with a record that the stream could have made; the heads say: from offset 0 on."""
+        """So many customers, each with a record that the stream could have made; the checkpoints say: from offset 0
+        on."""
         events = batch_of(clicks(0, 40_000, self._start_ms))
         rows, _ = Folder(self.layout).fold(self.layout.empty(len(events.customers)), events)
         due = Folder(self.layout).due(rows)
@@ -148,16 +156,18 @@ class Bench:
         home = np.array([partition_for(name.encode(), PARTITIONS) for name in names.tolist()])
         async with open_store(settings, self.layout, PARTITIONS) as store:
             for partition in range(PARTITIONS):
-                head: Head | None = None
+                checkpoint: Checkpoint | None = None
                 mine = np.flatnonzero(home == partition)
                 for at in range(0, len(mine), CUSTOMERS_MAX):
                     part = mine[at : at + CUSTOMERS_MAX]
-                    after = Head(0, (head.step if head else 0) + 1, 0, self.layout.id, PARTITIONS)
+                    after = Checkpoint(
+                        0, (checkpoint.sequence if checkpoint else 0) + 1, 0, self.layout.id, PARTITIONS
+                    )
                     like = part % len(rows)
                     await store.apply(
-                        Step(partition, head, after, names[part].tolist(), rows[like], due[like])
+                        Commit(partition, checkpoint, after, names[part].tolist(), rows[like], due[like])
                     )
-                    head = after
+                    checkpoint = after
 
 
 def says_yes(worker: WorkerProcess, path: str) -> bool:
@@ -195,7 +205,7 @@ def restart(bench: Bench, sizes: Sizes) -> dict[str, Any]:
     for run in range(warm + sizes.runs):
         for customers, settings in worlds.items():
             bench.produce(settings.kafka.topic, run * RESTART_RECORDS, RESTART_RECORDS)
-            before = bench.heads(settings)
+            before = bench.checkpoints(settings)
             began_s = time.monotonic()
             with WorkerProcess(settings, bench.directory) as worker:
                 up_s, *at_s = wait(
@@ -216,7 +226,7 @@ def restart(bench: Bench, sizes: Sizes) -> dict[str, Any]:
 
 
 async def commit_ends(settings: Settings) -> int:
-    """Set the group's marks to the log's ends: all of it is said. Returns how many offsets that are."""
+    """Set the group's committed offsets to the log's ends: all of it is said. Returns how many offsets that are."""
     ends = {p: end for p, (_, end) in (await log_ranges(settings.kafka, settings.kafka.topic)).items()}
     consumer = AIOKafkaConsumer(
         bootstrap_servers=settings.kafka.url, group_id=settings.kafka.group, enable_auto_commit=False

@@ -15,13 +15,13 @@ import numpy as np
 from redis.asyncio import Redis
 
 from ebbtide.featurestore.store.cache import Cache, load_through
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Head, Step
+from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Checkpoint, Commit
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
 
 CUSTOMERS = 50_000
 ROUNDS = 60
-HEAD = Head(0, 0, 0, "0123456789abcdef", 1)
+HEAD = Checkpoint(0, 0, 0, "0123456789abcdef", 1)
 
 
 def told(spent_s: list[float], n: int) -> str:
@@ -45,22 +45,24 @@ async def measure(url: str, record_bytes: int, sizes: tuple[int, ...]) -> None:
     store = RedisStore(url, dtype, "bench", 1, prefix=f"{record_bytes}:")
     rng = np.random.default_rng(0)
     names = [f"customer-{i:08}" for i in range(CUSTOMERS)]
-    head: Head | None = None
+    checkpoint: Checkpoint | None = None
     cache = Cache(dtype, 2 * CUSTOMERS * dtype.itemsize)
 
     async def apply(some: list[str], alerts: list[tuple[bytes, bytes]]) -> None:
-        nonlocal head
+        nonlocal checkpoint
         rows = rng.integers(0, 256, (len(some), record_bytes), np.uint8).view(dtype).reshape(-1)
         due = rng.integers(1_700_000_000_000, 1_800_000_000_000, len(some))
-        moved = HEAD._replace(step=head.step + 1 if head else 1)
-        step = Step(0, head, moved, some, rows, due, alerts=alerts, acked=[key for key, _ in alerts])
+        moved = HEAD._replace(sequence=checkpoint.sequence + 1 if checkpoint else 1)
+        commit = Commit(
+            0, checkpoint, moved, some, rows, due, alerts=alerts, acked=[key for key, _ in alerts]
+        )
         start = time.perf_counter()
-        await store.apply(step)
+        await store.apply(commit)
         applied_s.append(time.perf_counter() - start)
         start = time.perf_counter()
-        cache.put(step)
+        cache.put(commit)
         put_s.append(time.perf_counter() - start)
-        head = moved
+        checkpoint = moved
 
     applied_s: list[float] = []
     put_s: list[float] = []
@@ -85,7 +87,7 @@ async def measure(url: str, record_bytes: int, sizes: tuple[int, ...]) -> None:
             left = iter(batches)
             load = await timed(lambda: store.load(0, next(left)))  # noqa: B023 - it is used up in this round
             again = iter(batches)
-            hot = await timed(lambda: load_through(cache, store, 0, head, next(again)))  # noqa: B023 - as above
+            hot = await timed(lambda: load_through(cache, store, 0, checkpoint, next(again)))  # noqa: B023 - as above
             print(
                 f"{record_bytes:5} B {n:5} customers   apply {told(applied_s, n)}, the server's share {script:.1f}"
                 f"   load {told(load, n)}   cached {told(hot, n)}, put {told(put_s, n)}   µs a key",

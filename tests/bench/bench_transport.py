@@ -86,7 +86,7 @@ class Reader:
         self.last_s = time.perf_counter()
         self.count += len(values)
         self.batches += 1
-        self.source.mark(batch.partition, batch.end)
+        self.source.advance_committed(batch.partition, batch.end)
         if self.count >= self._expected:
             self.enough.set()
 

@@ -185,7 +185,9 @@ class Run:
             offsets = await client.list_consumer_group_offsets(self._variant.topic)
         except GroupCoordinatorNotAvailableError:  # the first group of this broker is being made
             return 0
-        return sum(max(0, mark.offset) for tp, mark in offsets.items() if tp.topic == self._variant.topic)
+        return sum(
+            max(0, committed.offset) for tp, committed in offsets.items() if tp.topic == self._variant.topic
+        )
 
     def _look_inside(self, metrics: dict[str, float], figures: Figures, fetch_us: float) -> None:
         events = metrics["ebbtide_events_total"]

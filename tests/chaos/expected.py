@@ -1,6 +1,6 @@
 """What should be there: the final log through parse, fold, score and decide, offline, in offset order, once.
 
-    log (read_committed) ─▶ cut at tombstones ─▶ parse ─▶ fold ─▶ score ─▶ decide ─▶ records, alerts, letters
+    log (read_committed) ─▶ cut at tombstones ─▶ parse ─▶ fold ─▶ score ─▶ decide ─▶ records, alerts, dead letters
 
 It shares with the workers the pure steps and the model's files, and nothing of what this suite puts to the test: no
 transport, no Redis, no outbox, no batches of theirs, no resuming. The parser it shares, too, so whether that is right
@@ -30,7 +30,7 @@ from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.outputs.compose import Composer
 from ebbtide.stream.policy import decide
 from ebbtide.stream.scoring.batcher import Batcher, Scored
-from ebbtide.stream.telemetry import Silent
+from ebbtide.stream.telemetry import NullTelemetry
 from tests.chaos.feed import checksum
 
 CHUNK = 1_000
@@ -45,9 +45,9 @@ def same_version(alert: bytes) -> bytes:
 @dataclass
 class Expected:
     """records: (partition, customer) -> bytes; due: the same -> ms; alerts: id -> bytes without the model's version;
-    letters: (partition, offset) -> reason and checksum; tombstones: customer -> how often forgotten; sums: offset ->
-    checksum of each record by partition; memories: the log's time in pieces as long as the spec's memory, those of them
-    in which a record came."""
+    dead letters: (partition, offset) -> reason and checksum; tombstones: customer -> how often forgotten; sums: offset
+    -> checksum of each record by partition; memories: the log's time in pieces as long as the spec's memory, those of
+    them in which a record came."""
 
     records: dict[tuple[int, str], bytes] = field(default_factory=dict)
     due: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -73,7 +73,9 @@ class Replay:
         self._parser = Parser(self._layout.spec, ParseLimits(value_bytes_max=settings.record_bytes_max))
         self._scorer = Scorer.load(settings.model, self._layout)
         self._serving: Serving = serving(self._scorer, settings.policy)
-        self._batcher = Batcher(lambda: self._scorer, SystemClock(), Silent(), deadline_s=1.0, linger_s=0.0)
+        self._batcher = Batcher(
+            lambda: self._scorer, SystemClock(), NullTelemetry(), deadline_s=1.0, linger_s=0.0
+        )
         self._rows: dict[int, dict[str, np.void]] = defaultdict(dict)
         self.end = Expected()
 

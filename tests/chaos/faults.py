@@ -252,7 +252,7 @@ class Faults:
     async def _something_there(self) -> bool:
         """Until there is a state to lose; not for ever. Under the server's lock, so that no other fault is waited for
         and then comes first."""
-        return await until(lambda: self._monitor.heads.any(), TAKE_S_MAX)  # noqa: PLW0108 - each look brings new ones
+        return await until(lambda: self._monitor.checkpoints.any(), TAKE_S_MAX)  # noqa: PLW0108 - each look brings new ones
 
     # -- the network
 

@@ -1,11 +1,11 @@
 """How far every partition is, five times a second, and what follows from it: lag, recovery, pauses, states made again.
 
     log end   ──────────────●───────────────────────    at the first look after a fault's end: the target
-    head      ───╮  lost ╭──────────────●               reached: the fault is recovered from
+    checkpoint      ───╮  lost ╭──────────────●               reached: the fault is recovered from
                  ╰───────╯
 
 It looks at Redis and Kafka directly, not through the proxies, and touches nothing. Invariant: a fault counts as
-recovered from only by heads that were read after its end, and that reached a log end that was read after it, too.
+recovered from only by checkpoints that were read after its end, and that reached a log end that was read after it, too.
 """
 
 import asyncio
@@ -43,8 +43,8 @@ class Monitor:
 
     def __init__(self, store: RedisStore, kafka_url: str, topic: str, group: str, partitions: int) -> None:
         self._store, self._url, self._topic, self._group = store, kafka_url, topic, group
-        self.marks: dict[int, int] = {}
-        self.heads = np.zeros(partitions, np.int64)
+        self.committed: dict[int, int] = {}
+        self.checkpoints = np.zeros(partitions, np.int64)
         self.ends = np.zeros(partitions, np.int64)
         self.heads_read_s = self.ends_read_s = 0.0
         self.pause_s_max = 0.0
@@ -77,14 +77,14 @@ class Monitor:
 
     @property
     def lag(self) -> int:
-        """Offsets of all partitions between head and log end."""
-        return int(np.maximum(self.ends - self.heads, 0).sum())
+        """Offsets of all partitions between checkpoint and log end."""
+        return int(np.maximum(self.ends - self.checkpoints, 0).sum())
 
     @property
     def stuck(self) -> dict[int, tuple[int, int]]:
-        """Partitions that lag: head and log end of each."""
-        behind = np.flatnonzero(self.heads < self.ends)
-        return {int(p): (int(self.heads[p]), int(self.ends[p])) for p in behind}
+        """Partitions that lag: checkpoint and log end of each."""
+        behind = np.flatnonzero(self.checkpoints < self.ends)
+        return {int(p): (int(self.checkpoints[p]), int(self.ends[p])) for p in behind}
 
     def began(self) -> None:
         """A fault begins."""
@@ -95,15 +95,18 @@ class Monitor:
         self.open.append(Open(kind, time.monotonic(), self._faults))
 
     async def caught_up(self, timeout_s: float) -> bool:
-        """Wait until no partition lags, by looks later than now, no alert waits to be sent, and the group's marks say
+        """Wait until no partition lags, by looks later than now, no alert waits to be sent, and the group's committed
+        offsets say
         the same: what an operator sees as lag."""
         since_s = time.monotonic()
         while time.monotonic() - since_s < timeout_s:
             if min(self.heads_read_s, self.ends_read_s) > since_s and self.lag == 0:
                 with suppress(EbbtideError, KafkaError, TimeoutError):
-                    waiting = [await self._store.outbox(p) for p in range(len(self.heads))]
-                    self.marks = await marks_of(self._url, self._group, self._topic)
-                    behind = [p for p, end in enumerate(self.ends.tolist()) if self.marks.get(p, 0) != end]
+                    waiting = [await self._store.outbox(p) for p in range(len(self.checkpoints))]
+                    self.committed = await marks_of(self._url, self._group, self._topic)
+                    behind = [
+                        p for p, end in enumerate(self.ends.tolist()) if self.committed.get(p, 0) != end
+                    ]
                     if not any(waiting) and not behind:
                         return True
             await asyncio.sleep(LOOK_S / 2)
@@ -114,20 +117,25 @@ class Monitor:
             asked_s = time.monotonic()
             with suppress(EbbtideError, TimeoutError):
                 async with asyncio.timeout(ANSWER_S):
-                    found = await asyncio.gather(*(self._store.head(p) for p in range(len(self.heads))))
-                self._note(np.array([head.offset if head else 0 for head in found], np.int64), asked_s)
+                    found = await asyncio.gather(
+                        *(self._store.checkpoint(p) for p in range(len(self.checkpoints)))
+                    )
+                self._note(
+                    np.array([checkpoint.offset if checkpoint else 0 for checkpoint in found], np.int64),
+                    asked_s,
+                )
             self._note_pause()
             await asyncio.sleep(LOOK_S)
 
-    def _note(self, heads: NDArray[np.int64], asked_s: float) -> None:
-        back = heads < self.heads
-        self.made_again += int((back & (heads == 0)).sum())
-        self.fell_back += int((back & (heads > 0)).sum())
-        if (heads != self.heads).any():
+    def _note(self, checkpoints: NDArray[np.int64], asked_s: float) -> None:
+        back = checkpoints < self.checkpoints
+        self.made_again += int((back & (checkpoints == 0)).sum())
+        self.fell_back += int((back & (checkpoints > 0)).sum())
+        if (checkpoints != self.checkpoints).any():
             self._moved_s = time.monotonic()
-        self.heads, self.heads_read_s = heads, asked_s
+        self.checkpoints, self.heads_read_s = checkpoints, asked_s
         for fault in list(self.open):
-            if fault.target is None or fault.ended_s >= asked_s or (heads < fault.target).any():
+            if fault.target is None or fault.ended_s >= asked_s or (checkpoints < fault.target).any():
                 continue
             self.open.remove(fault)
             took_s = time.monotonic() - fault.ended_s
@@ -158,7 +166,8 @@ class Monitor:
 
 
 async def marks_of(kafka_url: str, group: str, topic: str) -> dict[int, int]:
-    """What the group has committed, asked of Kafka; a partition without a mark is left out. Raises KafkaError."""
+    """What the group has committed, asked of Kafka; a partition without a committed offset is left out. Raises
+    KafkaError."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url, request_timeout_ms=5000)
     try:
         await admin.start()

@@ -149,9 +149,11 @@ class Run:
     async def _catch_up(self, monitor: Monitor) -> None:
         if await monitor.caught_up(self._shape.drain_s_max):
             return
-        stuck = {p: f"head {head}, log end {end}" for p, (head, end) in monitor.stuck.items()}
+        stuck = {
+            p: f"checkpoint {checkpoint}, log end {end}" for p, (checkpoint, end) in monitor.stuck.items()
+        }
         what = stuck or (
-            f"no head lags, but alerts wait in the outbox, or the group's marks stay: {monitor.marks}"
+            f"no checkpoint lags, but alerts wait in the outbox, or the group stays at {monitor.committed}"
         )
         self._outcome.problems.append(f"stuck {self._shape.drain_s_max:.0f} s after the last fault: {what}")
 

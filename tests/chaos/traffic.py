@@ -2,10 +2,10 @@
 
     event n ─▶ who (awake at n's time) ─▶ what: an event, late or held back or said twice │ a tombstone │ poison
 
-It knows the contract and how to break it, and says of each record whether it did: that is what the workers' letters are
-held against. It refuses to know Kafka, and whoever parses what it says. The invariant: who says what follows from the
-seed and n alone. Only the event times come from the caller's clock, since the windows of `spec.yaml` last seconds.
-Every length of time here is that of the spec as it stands, and shrinks with it.
+It knows the contract and how to break it, and says of each record whether it did: that is what the workers' dead
+letters are held against. It refuses to know Kafka, and whoever parses what it says. The invariant: who says what
+follows from the seed and n alone. Only the event times come from the caller's clock, since the windows of `spec.yaml`
+last seconds. Every length of time here is that of the spec as it stands, and shrinks with it.
 """
 
 import heapq
@@ -27,7 +27,7 @@ LARGE = b"x" * 5_000
 """Above the workers' `record_bytes_max`."""
 
 KINDS = ("click", "visit", "purchase", "mail", "goodbye", "plan", "renewal")
-SHARES = (0.58, 0.24, 0.05, 0.08, 0.01, 0.025, 0.015)
+SHRINKAGE_GRID = (0.58, 0.24, 0.05, 0.08, 0.01, 0.025, 0.015)
 TOMBSTONES, POISON, TWICE, LATE, HELD = 0.002, 0.01, 0.03, 0.04, 0.02
 """Shares of all that is sent; the shares of kinds are of what remains."""
 
@@ -43,7 +43,7 @@ class Said(NamedTuple):
 
 def names(customers: int) -> list[str]:
     """Customer ids, among them long ones, ones that are not ASCII and ones that look like Redis keys."""
-    odd = ["x" * 128, "Ἀθηνᾶ-☕", "a b\tc", '"quoted"', "{p0}:head", "*", "p:c:1", "\\u0041"]
+    odd = ["x" * 128, "Ἀθηνᾶ-☕", "a b\tc", '"quoted"', "{p0}:checkpoint", "*", "p:c:1", "\\u0041"]
     return [*odd, *(f"customer-{n}" for n in range(customers - len(odd)))]
 
 
@@ -130,7 +130,7 @@ class Traffic:
         return int(self._awake[_drawn(self._odds, self._draw.random())])
 
     def _event(self, i: int, ts: int) -> Said:
-        kind = self._draw.choices(KINDS, SHARES)[0]
+        kind = self._draw.choices(KINDS, SHRINKAGE_GRID)[0]
         value = b"null"
         if kind == "purchase":
             value = b"%.2f" % self._draw.lognormvariate(3.0, 1.0)

@@ -1,7 +1,7 @@
-"""What is there, held against what should be: every record, every alert, every letter, every acknowledged produce.
+"""What is there, held against what should be: every record, every alert, every dead letter, every acknowledged produce.
 
 Everything is read from the servers after the last worker has ended. Invariant: nothing is sampled and nothing is
-forgiven; what may differ (an alert or a letter that is there twice, a model's version) is counted by itself.
+forgiven; what may differ (an alert or a dead letter that is there twice, a model's version) is counted by itself.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.kafka.reader import log_ranges, read_topic
-from ebbtide.stream.outputs.dead_letter import read
+from ebbtide.stream.outputs.dead_letter import parse_headers
 from tests.chaos.expected import Expected, same_version
 from tests.chaos.feed import Acknowledged, checksum
 from tests.chaos.monitor import marks_of
@@ -95,10 +95,10 @@ def _check_poison(verdict: Verdict, expected: Expected, acknowledged: Acknowledg
 
 async def _check_marks(verdict: Verdict, settings: Settings, ends: dict[int, int]) -> None:
     """What the group has committed is the end that a reader of committed records sees: behind the last transaction's
-    marker, where the heads are."""
-    marks = await marks_of(settings.kafka.url, settings.kafka.group, settings.kafka.topic)
+    marker, where the checkpoints are."""
+    committed = await marks_of(settings.kafka.url, settings.kafka.group, settings.kafka.topic)
     verdict.count(
-        "marks_behind", [(p, marks.get(p), end) for p, end in ends.items() if marks.get(p, 0) != end]
+        "marks_behind", [(p, committed.get(p), end) for p, end in ends.items() if committed.get(p, 0) != end]
     )
 
 
@@ -107,9 +107,9 @@ async def _check_store(verdict: Verdict, store: RedisStore, expected: Expected, 
     due: dict[tuple[int, str], int] = {}
     behind, outboxes = [], []
     for partition, end in ends.items():
-        head = await store.head(partition)
-        if (head.offset if head else 0) != end:
-            behind.append((partition, head.offset if head else None, end))
+        checkpoint = await store.checkpoint(partition)
+        if (checkpoint.offset if checkpoint else 0) != end:
+            behind.append((partition, checkpoint.offset if checkpoint else None, end))
         outboxes += [(partition, identity) for identity in await store.outbox(partition)]
         async for customers, rows in store.scan(partition):
             for i, customer in enumerate(customers):
@@ -133,7 +133,7 @@ async def _check_keys(verdict: Verdict, settings: Settings, expected: Expected, 
     assert settings.redis.url is not None
     prefix = f"{settings.redis.prefix}{settings.kafka.topic}:"
     with_state = {partition for partition, _ in expected.records}
-    should = {f"{prefix}{{p{p}}}:head" for p in range(partitions)}
+    should = {f"{prefix}{{p{p}}}:checkpoint" for p in range(partitions)}
     should |= {f"{prefix}{{p{p}}}:due" for p in with_state}
     should |= {f"{prefix}{{p{p}}}:c:{customer}" for p, customer in expected.records}
     async with Redis.from_url(settings.redis.url.get_secret_value()) as redis:
@@ -172,10 +172,10 @@ async def _check_letters(verdict: Verdict, settings: Settings, expected: Expecte
     times: Counter[tuple[int, int]] = Counter()
     wrong: list[tuple[int, int, str]] = []
     async for record in read_topic(settings.kafka, settings.topics.dead_letters):
-        letter = read(record.headers)
+        letter = parse_headers(record.headers)
         if letter is None:
             if record.value is not None:
-                wrong.append((-1, record.offset, "not a letter"))
+                wrong.append((-1, record.offset, "not a dead letter"))
             continue
         place = (letter.source.partition, letter.source.offset)
         times[place] += 1

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured, StoreUnavailable
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, RESETTING, Head
+from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, RESETTING, Checkpoint
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
 from tests.support.seams.stores import DTYPE, PARTITIONS, State, random_step, state_of, step_of
@@ -62,23 +62,23 @@ async def store(server: LocalValkey, admin: Any) -> AsyncIterator[RedisStore]:
 async def test_keys_are_those_documented_in_one_slot_and_without_ttl(store: RedisStore, admin: Any) -> None:
     await store.apply(step_of(None, ["a", "{b}"], RNG, partition=2, alerts=[(b"1", b"one")]))
     keys = set(await admin.keys())
-    assert keys == {b"t:clicks:{p2}:" + end for end in (b"head", b"due", b"out", b"c:a", b"c:{b}")}
+    assert keys == {b"t:clicks:{p2}:" + end for end in (b"checkpoint", b"due", b"out", b"c:a", b"c:{b}")}
     assert len({key_slot(key) for key in keys}) == 1
     assert [await admin.ttl(key) for key in keys] == [-1] * len(keys)
-    assert Head.parse((await admin.get("t:clicks:{p2}:head")).decode()).step == 1
+    assert Checkpoint.parse((await admin.get("t:clicks:{p2}:checkpoint")).decode()).sequence == 1
     await store.apply(
-        step_of(await store.head(2), [], RNG, partition=2, forgotten=["a", "{b}"], acked=[b"1"])
+        step_of(await store.checkpoint(2), [], RNG, partition=2, forgotten=["a", "{b}"], acked=[b"1"])
     )
-    assert await admin.keys() == [b"t:clicks:{p2}:head"]
+    assert await admin.keys() == [b"t:clicks:{p2}:checkpoint"]
     await store.reset(2)
     assert await admin.keys() == []
 
 
 async def test_a_server_that_forgot_the_script_is_told_again(store: RedisStore, admin: Any) -> None:
-    step = step_of(None, ["a"], RNG)
-    await store.apply(step)
+    commit = step_of(None, ["a"], RNG)
+    await store.apply(commit)
     await admin.script_flush()
-    await store.apply(step_of(step.head, ["b"], RNG))
+    await store.apply(step_of(commit.checkpoint, ["b"], RNG))
     assert (await state_of(store)).records.keys() == {"a", "b"}
 
 
@@ -86,37 +86,39 @@ async def test_however_little_memory_is_left_a_step_is_whole_or_refused(
     store: RedisStore, admin: Any
 ) -> None:
     """The limit creeps up past what one step needs: at some point it starts being applied, and never in part."""
-    head: Head | None = None
+    checkpoint: Checkpoint | None = None
     outcomes = []
     for spare in range(0, 4_000_000, 200_000):
         before = await state_of(store)
         names = [f"{spare}-{i}" for i in range(CUSTOMERS_MAX)]
-        step = step_of(head, names, RNG, alerts=[(b"a%d" % spare, bytes(200_000))], acked=list(before.outbox))
+        commit = step_of(
+            checkpoint, names, RNG, alerts=[(b"a%d" % spare, bytes(200_000))], acked=list(before.outbox)
+        )
         used = (await admin.info("memory"))["used_memory"]
         await admin.config_set("maxmemory", used + spare)
         try:
-            await store.apply(step)
+            await store.apply(commit)
         except StoreUnavailable:
             outcomes.append("refused")
         else:
             outcomes.append("applied")
-            head = step.head
+            checkpoint = commit.checkpoint
         finally:
             await admin.config_set("maxmemory", 0)
         after = await state_of(store)
         if outcomes[-1] == "refused":
             assert after == before
         else:
-            assert after.head == step.head
+            assert after.checkpoint == commit.checkpoint
             assert len(after.records) == len(before.records) + len(names)
-            assert after.outbox == dict(step.alerts)
+            assert after.outbox == dict(commit.alerts)
     assert set(outcomes) == {"refused", "applied"}
 
 
 async def test_keys_of_somebody_else_are_seen_before_anything_is_written(
     store: RedisStore, admin: Any
 ) -> None:
-    for key in ("due", "out", "head"):
+    for key in ("due", "out", "checkpoint"):
         await admin.flushall()
         await admin.rpush(f"t:clicks:{{p0}}:{key}", "theirs")
         with pytest.raises(StoreMisconfigured, match=r"FOREIGN|WRONGTYPE"):
@@ -135,9 +137,9 @@ async def test_a_record_of_another_length_is_another_layout(store: RedisStore, a
 
 
 async def test_a_head_that_cannot_be_read_is_another_layout(store: RedisStore, admin: Any) -> None:
-    await admin.set("t:clicks:{p1}:head", b"\xff42")
+    await admin.set("t:clicks:{p1}:checkpoint", b"\xff42")
     with pytest.raises(LayoutError, match=r"partition 1 .*ebbtide rebuild"):
-        await store.head(1)
+        await store.checkpoint(1)
 
 
 async def test_a_reset_that_died_half_way_locks_everyone_out_until_it_is_done(
@@ -145,11 +147,11 @@ async def test_a_reset_that_died_half_way_locks_everyone_out_until_it_is_done(
 ) -> None:
     first = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
     await store.apply(first)
-    await admin.set("t:clicks:{p0}:head", RESETTING)
+    await admin.set("t:clicks:{p0}:checkpoint", RESETTING)
     await admin.delete("t:clicks:{p0}:c:a")
     with pytest.raises(LayoutError, match=r"reset.*ebbtide rebuild"):
-        await store.head(0)
-    for expected in (None, first.head):
+        await store.checkpoint(0)
+    for expected in (None, first.checkpoint):
         with pytest.raises(Fenced):
             await store.apply(step_of(expected, ["a"], RNG))
     await asyncio.gather(store.reset(0), store.reset(0), return_exceptions=True)
@@ -163,12 +165,12 @@ async def test_a_reset_stops_when_somebody_else_has_finished_it(
     one  ──begin──page──page──────────────page──▶ Fenced
     two        ──begin── … ──end──apply──▶ what it wrote stays
     """
-    head: Head | None = None
+    checkpoint: Checkpoint | None = None
     for i in range(0, 10 * CUSTOMERS_MAX, CUSTOMERS_MAX):
-        await store.apply(step := step_of(head, [f"c{j}" for j in range(i, i + CUSTOMERS_MAX)], RNG))
-        head = step.head
+        await store.apply(commit := step_of(checkpoint, [f"c{j}" for j in range(i, i + CUSTOMERS_MAX)], RNG))
+        checkpoint = commit.checkpoint
     resetting = asyncio.create_task(store.reset(0))
-    while await admin.get("t:clicks:{p0}:head") != RESETTING.encode():
+    while await admin.get("t:clicks:{p0}:checkpoint") != RESETTING.encode():
         pass  # each question gives way
     two = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:")
     await admin.flushall()
@@ -177,7 +179,7 @@ async def test_a_reset_stops_when_somebody_else_has_finished_it(
     with pytest.raises(Fenced):
         await resetting
     state = await state_of(two)
-    assert (state.head, len(state.records)) == (begun.head, CUSTOMERS_MAX)
+    assert (state.checkpoint, len(state.records)) == (begun.checkpoint, CUSTOMERS_MAX)
     await two.close()
 
 
@@ -196,9 +198,9 @@ async def test_a_user_with_the_documented_rights_can_do_everything(server: Local
     url = f"redis://worker:secret@127.0.0.1:{server.port}/0"
     store = RedisStore(url, DTYPE, "clicks", PARTITIONS, prefix="t:")
     await store.start()
-    step = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
-    await store.apply(step)
-    await store.apply(step_of(step.head, [], RNG, forgotten=["a"], acked=[b"1"]))
+    commit = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
+    await store.apply(commit)
+    await store.apply(step_of(commit.checkpoint, [], RNG, forgotten=["a"], acked=[b"1"]))
     assert (await state_of(store)).records.keys() == {"b"}
     assert await store.find("b") is not None
     assert (await store.memory_usage(0, ["b"])).records[0] > DTYPE.itemsize
@@ -246,7 +248,7 @@ async def test_a_wrong_password_names_the_setting_and_not_the_password(credentia
         store = RedisStore(f"redis://{credentials}127.0.0.1:{server.port}/0", DTYPE, "clicks", PARTITIONS)
         for question in (
             store.start(),
-            store.head(0),
+            store.checkpoint(0),
             store.apply(step_of(None, ["a"], RNG)),
             store.find("a"),
         ):
@@ -319,7 +321,7 @@ def test_braces_would_move_the_hash_tag() -> None:
 async def test_nobody_there_is_worth_a_retry(server: LocalValkey) -> None:
     for url in (CLOSED_PORT_URL, "redis://no-such-host.invalid:6379", "unix:///nonexistent/redis.sock"):
         store = RedisStore(url, DTYPE, "clicks", PARTITIONS, timeout_s=2)
-        for question in (store.start(), store.head(0), store.find("a")):
+        for question in (store.start(), store.checkpoint(0), store.find("a")):
             with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL"):
                 await question
         await store.close()
@@ -339,7 +341,7 @@ async def test_something_that_is_no_redis_is_no_outage(scheme: str, hint: str) -
         port = web.sockets[0].getsockname()[1]
         store = RedisStore(f"{scheme}://127.0.0.1:{port}", DTYPE, "clicks", PARTITIONS, timeout_s=2)
         with pytest.raises(StoreMisconfigured, match=rf"EBBTIDE_REDIS_URL.*{hint}|{hint}.*EBBTIDE_REDIS_URL"):
-            await store.head(0)
+            await store.checkpoint(0)
         await store.close()
 
 
@@ -371,7 +373,7 @@ async def test_a_busy_server_is_waited_for(store: RedisStore, admin: Any) -> Non
     try:
         await asyncio.sleep(0.2)  # it has begun, and is past the threshold
         with pytest.raises(StoreUnavailable):
-            await store.head(0)
+            await store.checkpoint(0)
         with pytest.raises(StoreUnavailable):
             await store.apply(step_of(None, ["a"], RNG))
     finally:
@@ -384,21 +386,21 @@ async def test_a_busy_server_is_waited_for(store: RedisStore, admin: Any) -> Non
 async def test_after_a_timeout_the_same_step_can_be_applied_again(server: LocalValkey, admin: Any) -> None:
     """Nobody knows whether the first attempt will count. It does, once, or the second does."""
     store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=0.2)
-    step = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
-    assert await store.head(0) is None
+    commit = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
+    assert await store.checkpoint(0) is None
     await admin.client_pause(600)
     with pytest.raises(StoreUnavailable):
-        await store.apply(step)
+        await store.apply(commit)
     while True:
         try:
-            await store.apply(step)
+            await store.apply(commit)
         except StoreUnavailable:
             continue
         except Fenced:
             pass
         break
     state = await state_of(store)
-    assert state.head == step.head
+    assert state.checkpoint == commit.checkpoint
     assert state.outbox == {b"1": b"one"}
     await store.close()
 
@@ -406,8 +408,8 @@ async def test_after_a_timeout_the_same_step_can_be_applied_again(server: LocalV
 async def test_a_question_that_was_cancelled_does_not_shift_the_answers(store: RedisStore) -> None:
     """A connection whose answer nobody waited for must not be used again."""
     names = [f"c{i}" for i in range(CUSTOMERS_MAX)]
-    step = step_of(None, names, RNG)
-    await store.apply(step)
+    commit = step_of(None, names, RNG)
+    await store.apply(commit)
     for i in range(60):
         task = asyncio.create_task(store.load(0, names))
         for _ in range(i):
@@ -415,7 +417,7 @@ async def test_a_question_that_was_cancelled_does_not_shift_the_answers(store: R
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         rows, _ = await store.load(0, [names[i]])
-        assert rows.tobytes() == step.rows[i].tobytes()
+        assert rows.tobytes() == commit.rows[i].tobytes()
 
 
 async def test_connections_are_bounded(server: LocalValkey, admin: Any) -> None:
@@ -461,7 +463,7 @@ async def test_a_cluster_node_behind_a_url_for_one_server_is_told_apart(
             await store.start()
         first = step_of(None, ["a", "{p1}", "}x{"], RNG, alerts=[(b"1", b"one")])
         await store.apply(first)
-        await store.apply(step_of(first.head, ["a"], RNG, forgotten=["{p1}"], acked=[b"1"]))
+        await store.apply(step_of(first.checkpoint, ["a"], RNG, forgotten=["{p1}"], acked=[b"1"]))
         assert (await state_of(store)).records.keys() == {"a", "}x{"}
         assert await store.find("}x{") is not None
         await store.reset(0)
@@ -484,20 +486,20 @@ async def test_a_killed_server_comes_back_with_whole_steps_only(server: LocalVal
     store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=2)
     rng = np.random.default_rng(5)
     customers = [f"c{i}" for i in range(200)]
-    states: dict[Head | None, State] = {None: await state_of(store)}
+    states: dict[Checkpoint | None, State] = {None: await state_of(store)}
     mirror = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="mirror:")
-    head: Head | None = None
+    checkpoint: Checkpoint | None = None
     for _ in range(3):
-        confirmed = head
+        confirmed = checkpoint
 
         async def stream() -> None:
-            nonlocal head, confirmed
+            nonlocal checkpoint, confirmed
             while True:
-                step = random_step(head, rng, partition=0, customers=customers)
-                await mirror.apply(step)  # first there, so that we know what the step makes of the state
-                states[step.head] = await state_of(mirror)
-                await store.apply(step)
-                head = confirmed = step.head
+                commit = random_step(checkpoint, rng, partition=0, customers=customers)
+                await mirror.apply(commit)  # first there, so that we know what the step makes of the state
+                states[commit.checkpoint] = await state_of(mirror)
+                await store.apply(commit)
+                checkpoint = confirmed = commit.checkpoint
 
         streaming = asyncio.create_task(stream())
         await asyncio.sleep(0.3)
@@ -506,30 +508,32 @@ async def test_a_killed_server_comes_back_with_whole_steps_only(server: LocalVal
             await streaming
         await asyncio.to_thread(server.restart)
         state = await loaded(store)
-        assert state == states[state.head]
-        assert (state.head.step if state.head else 0) >= (confirmed.step if confirmed else 0)
+        assert state == states[state.checkpoint]
+        assert (state.checkpoint.sequence if state.checkpoint else 0) >= (
+            confirmed.sequence if confirmed else 0
+        )
         # Both go on from what is stored.
         await mirror.reset(0)
         await store.reset(0)
-        head = None
+        checkpoint = None
     assert len(states) > 10
     await store.close()
     await mirror.close()
 
 
 async def test_a_server_restarted_without_its_file_has_forgotten_all(server: LocalValkey, admin: Any) -> None:
-    """And with it again it is as it was before that: both are faults that an owner meets, and sees by the head."""
+    """And with it again it is as it was before that: an owner meets both faults, and sees them by the checkpoint."""
     store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=2)
-    step = step_of(None, ["a"], RNG)
-    await store.apply(step)
+    commit = step_of(None, ["a"], RNG)
+    await store.apply(commit)
     try:
-        for appendonly, head in ((False, None), (True, step.head)):
+        for appendonly, checkpoint in ((False, None), (True, commit.checkpoint)):
             await asyncio.to_thread(server.kill)
             server.appendonly = appendonly
             await asyncio.to_thread(server.restart)
-            assert (await loaded(store)).head == head
+            assert (await loaded(store)).checkpoint == checkpoint
             with pytest.raises(Fenced):
-                await store.apply(step_of(step.head._replace(step=9), ["b"], RNG))
+                await store.apply(step_of(commit.checkpoint._replace(sequence=9), ["b"], RNG))
     finally:
         server.appendonly = True
     await store.close()

@@ -9,12 +9,12 @@ import pytest
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreUnavailable
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.protocol import (
+    COMMIT_BYTES_MAX,
     CUSTOMERS_MAX,
     DUE_MS_MAX,
-    STEP_BYTES_MAX,
-    Head,
-    Step,
-    check_head,
+    Checkpoint,
+    Commit,
+    check_checkpoint,
 )
 from tests.support.seams.stores import (
     DTYPE,
@@ -44,7 +44,7 @@ ODD_CUSTOMERS = [
     "é",
     "x" * 128,
     "客" * 128,
-    "head",
+    "checkpoint",
     "-1",
     "",
 ]
@@ -64,16 +64,18 @@ async def test_a_partition_that_never_began_is_empty(backend: Backend) -> None:
 
 async def test_what_was_applied_is_read_back(backend: Backend) -> None:
     """By another owner, in the order asked, absent customers as zeros between the others."""
-    step = step_of(None, ["a", "b", "c"], RNG, due=np.array([30, 10, 20]), alerts=[(b"id", b"\x00\xff\r\n")])
-    await backend.owner().apply(step)
+    commit = step_of(
+        None, ["a", "b", "c"], RNG, due=np.array([30, 10, 20]), alerts=[(b"id", b"\x00\xff\r\n")]
+    )
+    await backend.owner().apply(commit)
     store = backend.owner()
     rows, found = await store.load(0, ["c", "nobody", "a"])
     assert found.tolist() == [True, False, True]
-    assert rows.tobytes() == step.rows[2].tobytes() + bytes(DTYPE.itemsize) + step.rows[0].tobytes()
+    assert rows.tobytes() == commit.rows[2].tobytes() + bytes(DTYPE.itemsize) + commit.rows[0].tobytes()
     rows["count"] += 1  # the caller's own
     state = await state_of(store)
-    assert state.head == step.head
-    assert state.records == {name: row.tobytes() for name, row in zip("abc", step.rows, strict=True)}
+    assert state.checkpoint == commit.checkpoint
+    assert state.records == {name: row.tobytes() for name, row in zip("abc", commit.rows, strict=True)}
     assert state.due == [("b", 10), ("c", 20), ("a", 30)]
     assert state.outbox == {b"id": b"\x00\xff\r\n"}
 
@@ -81,13 +83,13 @@ async def test_what_was_applied_is_read_back(backend: Backend) -> None:
 async def test_partitions_are_apart(backend: Backend) -> None:
     store = backend.owner()
     steps = [step_of(None, ["same"], RNG, partition=partition) for partition in range(PARTITIONS)]
-    await asyncio.gather(*(store.apply(step) for step in steps))
-    for step, state in zip(steps, await bare_state_of(store), strict=True):
-        assert state.records == {"same": step.rows[0].tobytes()}
+    await asyncio.gather(*(store.apply(commit) for commit in steps))
+    for commit, state in zip(steps, await bare_state_of(store), strict=True):
+        assert state.records == {"same": commit.rows[0].tobytes()}
 
 
 async def test_the_fence_holds(backend: Backend) -> None:
-    """Whatever else than the stored head is expected, nothing at all is written."""
+    """Whatever else than the stored checkpoint is expected, nothing at all is written."""
     store = backend.owner()
     with pytest.raises(Fenced):
         await store.apply(step_of(next_head(None), ["a"], RNG))
@@ -95,20 +97,22 @@ async def test_the_fence_holds(backend: Backend) -> None:
 
     first = step_of(None, ["a"], RNG, alerts=[(b"1", b"one")])
     await store.apply(first)
-    second = step_of(first.head, ["a"], RNG)
+    second = step_of(first.checkpoint, ["a"], RNG)
     await store.apply(second)
     before = await state_of(store)
-    wrong: list[Head | None] = [
+    wrong: list[Checkpoint | None] = [
         None,
-        first.head,
-        second.head._replace(offset=second.head.offset + 1),
-        second.head._replace(timer_ms=1),
-        second.head._replace(layout="another"),
-        second.head._replace(partitions=PARTITIONS + 1),
+        first.checkpoint,
+        second.checkpoint._replace(offset=second.checkpoint.offset + 1),
+        second.checkpoint._replace(timer_ms=1),
+        second.checkpoint._replace(layout="another"),
+        second.checkpoint._replace(partitions=PARTITIONS + 1),
     ]
     for expected in wrong:
         late = replace(
-            step_of(second.head, ["a", "new"], RNG, forgotten=["b"], alerts=[(b"2", b"two")], acked=[b"1"]),
+            step_of(
+                second.checkpoint, ["a", "new"], RNG, forgotten=["b"], alerts=[(b"2", b"two")], acked=[b"1"]
+            ),
             expected=expected,
         )
         with pytest.raises(Fenced):
@@ -119,27 +123,31 @@ async def test_the_fence_holds(backend: Backend) -> None:
 async def test_a_step_applied_twice_counts_once(backend: Backend) -> None:
     """As after a timeout, when nobody knows whether the first attempt arrived."""
     store = backend.owner()
-    step = step_of(None, ["a"], RNG)
-    await store.apply(step)
+    commit = step_of(None, ["a"], RNG)
+    await store.apply(commit)
     before = await state_of(store)
     with pytest.raises(Fenced):
-        await store.apply(step)
+        await store.apply(commit)
     assert await state_of(store) == before
 
 
 async def test_of_two_owners_exactly_one_wins_each_step(backend: Backend, rng: np.random.Generator) -> None:
     """Both apply at the same moment; the state is the winner's, without a trace of the loser.
 
-    one ──head──▶ step A ──apply──▶ done    or Fenced
-    two ──head──▶ step B ──apply──▶ Fenced  or done
+    one ──checkpoint──▶ step A ──apply──▶ done    or Fenced
+    two ──checkpoint──▶ step B ──apply──▶ Fenced  or done
     """
     owners = [backend.owner(), backend.owner()]
-    head: Head | None = None
+    checkpoint: Checkpoint | None = None
     for turn in range(40):
         before = await state_of(owners[0])
         steps = [
             step_of(
-                head, [f"{who}-{turn}", "both"], rng, alerts=[(f"{who}-{turn}".encode(), b"x")], acked=[b"0"]
+                checkpoint,
+                [f"{who}-{turn}", "both"],
+                rng,
+                alerts=[(f"{who}-{turn}".encode(), b"x")],
+                acked=[b"0"],
             )
             for who in ("one", "two")
         ]
@@ -148,46 +156,50 @@ async def test_of_two_owners_exactly_one_wins_each_step(backend: Backend, rng: n
         assert sorted(type(result).__name__ for result in outcome) == ["Fenced", "NoneType"]
         winner = steps[order[outcome.index(None)]]
         after = await state_of(owners[1])
-        assert after.head == winner.head
+        assert after.checkpoint == winner.checkpoint
         written = {name: row.tobytes() for name, row in zip(winner.customers, winner.rows, strict=True)}
         assert after.records == dict(sorted({**before.records, **written}.items()))
         assert after.outbox == {**before.outbox, **dict(winner.alerts)}
-        head = winner.head
+        checkpoint = winner.checkpoint
 
 
 async def test_two_owners_that_never_talk_lose_no_update(backend: Backend, rng: np.random.Generator) -> None:
     """Each reads, adds one, waits a while and applies, at its own pace. What counts is exactly what was not fenced."""
-    applied: list[Step] = []
+    applied: list[Commit] = []
     fenced = 0
 
     async def live(name: str) -> None:
         nonlocal fenced
         store = backend.owner()
         while len(applied) < 60:
-            head = await store.head(0)
+            checkpoint = await store.checkpoint(0)
             customers = [f"c{i}" for i in np.unique(rng.integers(0, 10, 4))]
             rows, _ = await store.load(0, customers)
             rows["count"] += 1
-            step = step_of(head, customers, rng, rows=rows, alerts=[(f"{name}{len(applied)}".encode(), b"")])
+            commit = step_of(
+                checkpoint, customers, rng, rows=rows, alerts=[(f"{name}{len(applied)}".encode(), b"")]
+            )
             for _ in range(int(rng.integers(0, 4))):
                 await asyncio.sleep(0)
             try:
-                await store.apply(step)
+                await store.apply(commit)
             except Fenced:
                 fenced += 1
             else:
-                applied.append(step)
+                applied.append(commit)
 
     await asyncio.gather(live("one"), live("two"))
     assert fenced, "they never met: this test shows nothing"
-    heads = [step.head for step in sorted(applied, key=lambda step: step.head.step)]
-    assert [head.step for head in heads] == list(range(1, len(applied) + 1))
+    checkpoints = [
+        commit.checkpoint for commit in sorted(applied, key=lambda commit: commit.checkpoint.sequence)
+    ]
+    assert [checkpoint.sequence for checkpoint in checkpoints] == list(range(1, len(applied) + 1))
     state = await state_of(backend.owner())
     counts = {name: int(np.frombuffer(row, DTYPE)["count"][0]) for name, row in state.records.items()}
-    customers = [name for step in applied for name in step.customers]
+    customers = [name for commit in applied for name in commit.customers]
     assert counts == {name: customers.count(name) for name in customers}
-    assert state.outbox.keys() == {key for step in applied for key, _ in step.alerts}
-    assert state.head == heads[-1]
+    assert state.outbox.keys() == {key for commit in applied for key, _ in commit.alerts}
+    assert state.checkpoint == checkpoints[-1]
 
 
 async def test_a_refused_step_changes_nothing(backend: Backend) -> None:
@@ -196,7 +208,9 @@ async def test_a_refused_step_changes_nothing(backend: Backend) -> None:
     first = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
     await store.apply(first)
     before = await state_of(store)
-    second = step_of(first.head, ["a", "c"], RNG, forgotten=["b"], alerts=[(b"2", b"two")], acked=[b"1"])
+    second = step_of(
+        first.checkpoint, ["a", "c"], RNG, forgotten=["b"], alerts=[(b"2", b"two")], acked=[b"1"]
+    )
     async with backend.full():
         with pytest.raises(StoreUnavailable):
             await store.apply(second)
@@ -211,11 +225,11 @@ async def test_the_outbox_keeps_alerts_until_they_are_acknowledged(backend: Back
     await store.apply(first)
     assert await store.outbox(0) == {b"1": b"one", b"2": b"two", b"3": b""}
     second = step_of(
-        first.head, [], RNG, alerts=[(b"4", b"four"), (b"5", b"five")], acked=[b"1", b"4", b"none"]
+        first.checkpoint, [], RNG, alerts=[(b"4", b"four"), (b"5", b"five")], acked=[b"1", b"4", b"none"]
     )
     await store.apply(second)
     assert await store.outbox(0) == {b"2": b"two", b"3": b"", b"5": b"five"}
-    await store.apply(step_of(second.head, [], RNG, acked=[b"2", b"3", b"5"]))
+    await store.apply(step_of(second.checkpoint, [], RNG, acked=[b"2", b"3", b"5"]))
     assert await store.outbox(0) == {}
     assert await store.outbox(1) == {}
 
@@ -224,7 +238,7 @@ async def test_the_forgotten_leave_nothing(backend: Backend) -> None:
     store = backend.owner()
     first = step_of(None, ["stays", *ODD_CUSTOMERS], RNG, alerts=[(b"1", b"about plain")])
     await store.apply(first)
-    second = step_of(first.head, [], RNG, forgotten=[*ODD_CUSTOMERS, "never seen"], acked=[b"1"])
+    second = step_of(first.checkpoint, [], RNG, forgotten=[*ODD_CUSTOMERS, "never seen"], acked=[b"1"])
     await store.apply(second)
     state = await state_of(store)
     assert state.records == {"stays": first.rows[0].tobytes()}
@@ -250,13 +264,13 @@ async def test_due_comes_by_time_then_by_name(backend: Backend) -> None:
 
 async def test_odd_customer_ids(backend: Backend) -> None:
     store = backend.owner()
-    step = step_of(None, ODD_CUSTOMERS, RNG, partition=2)
-    await store.apply(step)
+    commit = step_of(None, ODD_CUSTOMERS, RNG, partition=2)
+    await store.apply(commit)
     rows, found = await store.load(2, ODD_CUSTOMERS)
     assert found.all()
-    assert rows.tobytes() == step.rows.tobytes()
+    assert rows.tobytes() == commit.rows.tobytes()
     assert (await state_of(store, 2)).records.keys() == set(ODD_CUSTOMERS)
-    for customer, row in zip(ODD_CUSTOMERS, step.rows, strict=True):
+    for customer, row in zip(ODD_CUSTOMERS, commit.rows, strict=True):
         found_at = await store.find(customer)
         assert found_at is not None
         assert (found_at[0], found_at[1].tobytes()) == (2, row.tobytes())
@@ -286,7 +300,7 @@ async def test_the_largest_step(backend: Backend) -> None:
     assert len(state.records) == CUSTOMERS_MAX
     assert state.outbox == dict(alerts)
     second = step_of(
-        first.head,
+        first.checkpoint,
         [f"c{i}" for i in range(half)],
         RNG,
         forgotten=[f"c{i}" for i in range(half, CUSTOMERS_MAX)],
@@ -303,18 +317,18 @@ async def test_the_largest_step(backend: Backend) -> None:
 async def test_scan_finds_each_customer_once_while_others_write(backend: Backend) -> None:
     store, other = backend.owner(), backend.owner()
     names = [f"customer-{i}" for i in range(3_000)]
-    head: Head | None = None
+    checkpoint: Checkpoint | None = None
     for i in range(0, len(names), 1_000):
-        await store.apply(step := step_of(head, names[i : i + 1_000], RNG))
-        head = step.head
+        await store.apply(commit := step_of(checkpoint, names[i : i + 1_000], RNG))
+        checkpoint = commit.checkpoint
     seen: list[str] = []
     async for customers, rows in store.scan(0):
         assert 0 < len(customers) == len(rows) <= CUSTOMERS_MAX
         seen += customers
         await other.apply(
-            step := step_of(head, [*names[:500], f"new-{len(seen)}"], RNG, forgotten=["nobody"])
+            commit := step_of(checkpoint, [*names[:500], f"new-{len(seen)}"], RNG, forgotten=["nobody"])
         )
-        head = step.head
+        checkpoint = commit.checkpoint
     assert len(seen) == len(set(seen))
     assert set(names) <= set(seen)
 
@@ -322,17 +336,17 @@ async def test_scan_finds_each_customer_once_while_others_write(backend: Backend
 async def test_reset_leaves_an_empty_partition_and_fences_its_owner(backend: Backend) -> None:
     store = backend.owner()
     await store.reset(0)  # of a partition that never began
-    head: Head | None = None
+    checkpoint: Checkpoint | None = None
     for names in ([f"c{i}" for i in range(1_000)], [f"c{i}" for i in range(500, 1_500)]):
-        await store.apply(step := step_of(head, names, RNG, alerts=[(b"1", b"one")]))
-        head = step.head
+        await store.apply(commit := step_of(checkpoint, names, RNG, alerts=[(b"1", b"one")]))
+        checkpoint = commit.checkpoint
     other = step_of(None, ["elsewhere"], RNG, partition=1)
     await store.apply(other)
     await backend.owner().reset(0)
     assert await state_of(store) == (None, {}, [], {})
     assert (await state_of(store, 1)).records.keys() == {"elsewhere"}
     with pytest.raises(Fenced):
-        await store.apply(step_of(head, ["c1"], RNG))
+        await store.apply(step_of(checkpoint, ["c1"], RNG))
     await store.apply(step_of(None, ["again"], RNG))
 
 
@@ -350,10 +364,10 @@ async def test_reset_leaves_an_empty_partition_and_fences_its_owner(backend: Bac
         ("not int64", {"due": np.array([np.nan])}),
         ("out of range", {"due": np.array([-1])}),
         ("out of range", {"due": np.array([DUE_MS_MAX + 1])}),
-        ("bytes, at most", {"alerts": [(b"1", bytes(STEP_BYTES_MAX))]}),
-        ("step number must grow", {"head": Head(5, 1, 0, LAYOUT, PARTITIONS)}),
-        ("nobody could read", {"head": Head(5, 9, 0, "two words", PARTITIONS)}),
-        ("nobody could read", {"head": Head(-1, 9, 0, LAYOUT, PARTITIONS)}),
+        ("bytes, at most", {"alerts": [(b"1", bytes(COMMIT_BYTES_MAX))]}),
+        ("sequence must grow", {"checkpoint": Checkpoint(5, 1, 0, LAYOUT, PARTITIONS)}),
+        ("nobody could read", {"checkpoint": Checkpoint(5, 9, 0, "two words", PARTITIONS)}),
+        ("nobody could read", {"checkpoint": Checkpoint(-1, 9, 0, LAYOUT, PARTITIONS)}),
     ],
 )
 async def test_a_malformed_step_is_its_makers_fault(
@@ -363,13 +377,13 @@ async def test_a_malformed_step_is_its_makers_fault(
     first = step_of(None, ["a"], RNG)
     await store.apply(first)
     before = await state_of(store)
-    good = step_of(first.head, ["a"], RNG)
-    columns = {name: getattr(good, name) for name in Step.__dataclass_fields__}
+    good = step_of(first.checkpoint, ["a"], RNG)
+    columns = {name: getattr(good, name) for name in Commit.__dataclass_fields__}
     if "customers" in wrong:
         n = len(wrong["customers"])  # type: ignore[arg-type]  # always a list under this name
         columns |= {"rows": rows_of(n, RNG), "due": np.zeros(n, np.int64)}
     with pytest.raises(ValueError, match=problem):
-        await store.apply(Step(**{**columns, **wrong}))
+        await store.apply(Commit(**{**columns, **wrong}))
     assert await state_of(store) == before
 
 
@@ -381,30 +395,30 @@ async def test_no_more_customers_are_loaded_at_once_than_fit_in_a_step(backend: 
 async def test_random_steps_leave_the_same_state_everywhere(
     backend: Backend, rng: np.random.Generator
 ) -> None:
-    """Beside the memory store, step by step; now and then an owner expects the wrong head, or resets."""
+    """Beside the memory store, step by step; now and then an owner expects the wrong checkpoint, or resets."""
     store, reference = backend.owner(), MemoryStore(DTYPE, PARTITIONS)
     customers = [*ODD_CUSTOMERS, *(f"c{i}" for i in range(100))]
-    heads: list[Head | None] = [None] * PARTITIONS
+    checkpoints: list[Checkpoint | None] = [None] * PARTITIONS
     for turn in range(120):
         partition = int(rng.integers(PARTITIONS))
-        head = heads[partition]
-        step = random_step(head, rng, partition=partition, customers=customers)
+        checkpoint = checkpoints[partition]
+        commit = random_step(checkpoint, rng, partition=partition, customers=customers)
         kind = rng.random()
         if kind < 0.1:
             stale = replace(
-                step,
-                expected=None if head else next_head(next_head(None)),
-                head=step.head._replace(step=9999),
+                commit,
+                expected=None if checkpoint else next_head(next_head(None)),
+                checkpoint=commit.checkpoint._replace(sequence=9999),
             )
             for each in (store, reference):
                 with pytest.raises(Fenced):
                     await each.apply(stale)
         elif kind < 0.13:
             await asyncio.gather(store.reset(partition), reference.reset(partition))
-            heads[partition] = None
+            checkpoints[partition] = None
         else:
-            await asyncio.gather(store.apply(step), reference.apply(step))
-            heads[partition] = step.head
+            await asyncio.gather(store.apply(commit), reference.apply(commit))
+            checkpoints[partition] = commit.checkpoint
         if turn % 10 == 0:
             assert await bare_state_of(store) == await bare_state_of(reference)
         asked = [customers[i] for i in rng.integers(0, len(customers), 20)]
@@ -417,26 +431,29 @@ async def test_random_steps_leave_the_same_state_everywhere(
 
 
 def test_a_head_reads_back_as_it_was_written() -> None:
-    head = Head(123, 45, 1_700_000_000_000, LAYOUT, 8)
-    assert head.text() == "offset=123 step=45 timer_ms=1700000000000 layout=0123456789abcdef partitions=8"
-    assert Head.parse(head.text()) == head
+    checkpoint = Checkpoint(123, 45, 1_700_000_000_000, LAYOUT, 8)
+    assert (
+        checkpoint.text()
+        == "offset=123 sequence=45 timer_ms=1700000000000 layout=0123456789abcdef partitions=8"
+    )
+    assert Checkpoint.parse(checkpoint.text()) == checkpoint
     for text in (
         "",
         "resetting",
         "offset=1",
-        head.text() + " ",
-        head.text() + "\n",
-        head.text().replace("123", "١٢٣"),
+        checkpoint.text() + " ",
+        checkpoint.text() + "\n",
+        checkpoint.text().replace("123", "١٢٣"),
     ):
         with pytest.raises(LayoutError, match="ebbtide rebuild"):
-            Head.parse(text)
+            Checkpoint.parse(text)
 
 
 def test_a_foreign_head_is_refused() -> None:
-    head = Head(1, 1, 0, LAYOUT, 8)
-    check_head(None, LAYOUT, 8)
-    check_head(head, LAYOUT, 8)
+    checkpoint = Checkpoint(1, 1, 0, LAYOUT, 8)
+    check_checkpoint(None, LAYOUT, 8)
+    check_checkpoint(checkpoint, LAYOUT, 8)
     with pytest.raises(LayoutError, match="ebbtide rebuild"):
-        check_head(head, "fedcba9876543210", 8)
+        check_checkpoint(checkpoint, "fedcba9876543210", 8)
     with pytest.raises(LayoutError, match="8 partitions, this one has 12"):
-        check_head(head, LAYOUT, 12)
+        check_checkpoint(checkpoint, LAYOUT, 12)

@@ -1,6 +1,6 @@
 """SIGTERM under load: fetching stops, what is in hand is finished and committed, the group is left, and the exit is 0.
 
-    backlog ─▶ worker ──SIGTERM──▶ heads = marks, outbox empty ─▶ successor: from exactly there, nothing again
+    backlog ─▶ worker ──SIGTERM──▶ checkpoints = marks, outbox empty ─▶ successor: from exactly there, nothing again
 
 And when what is in hand takes longer than the grace period: the worker ends, and the successor does the rest.
 """
@@ -68,7 +68,7 @@ async def finish(settings: Settings, service: Outage, events: int) -> float:
             return await applied(direct, store) == events and not successor.worker.troubles
 
         await until(done, "the successor is at the end", 60.0)
-    # Only a drained worker has counted all: a step shows in the head before its alerts are sent and it is told.
+    # Only a drained worker has counted all: a step shows in the checkpoint before its alerts are sent and it is told.
     assert successor.value("ebbtide_partition_reopened_total", reason="Fenced") == 0
     return successor.value("ebbtide_records_total")
 
@@ -95,11 +95,13 @@ async def test_sigterm_under_load(service: Outage, unique_name: str, tmp_path: P
             code, seconds = await sigterm(worker)
             await asyncio.to_thread(service.kafka_proxy.heal)
             assert (code, seconds < settings.drain_grace_s) == (0, True)
-            heads = [await store.head(partition) for partition in range(PARTITIONS)]
-            offsets = {partition: head.offset for partition, head in enumerate(heads) if head}
+            checkpoints = [await store.checkpoint(partition) for partition in range(PARTITIONS)]
+            offsets = {
+                partition: checkpoint.offset for partition, checkpoint in enumerate(checkpoints) if checkpoint
+            }
             first = sum(offsets.values())
             assert done <= first < BACKLOG, "the load was over before the drain: raise BACKLOG"
-            assert {p: mark.offset for p, mark in (await marks_of(direct)).items()} == offsets
+            assert {p: committed.offset for p, committed in (await marks_of(direct)).items()} == offsets
             assert [await store.outbox(partition) for partition in range(PARTITIONS)] == [{}] * PARTITIONS
         assert (await members_of(direct))[1] == set(), "it has not left the group"
     assert await finish(settings, service, BACKLOG) == BACKLOG - first

@@ -78,8 +78,8 @@ async def test_brokers_die_while_events_flow(cluster: LocalKafka, unique_name: s
         assert sorted(int(v) for values in log.values() for v in values.values()) == list(range(sent))
 
         async def folded() -> bool:
-            heads = [await chain.head(p) for p in range(PARTITIONS)]
-            return all(head == max(log[p]) + 1 for p, head in enumerate(heads))
+            checkpoints = [await chain.head(p) for p in range(PARTITIONS)]
+            return all(checkpoint == max(log[p]) + 1 for p, checkpoint in enumerate(checkpoints))
 
         await until(folded, "all folded", timeout_s=60.0)
         for partition in range(PARTITIONS):

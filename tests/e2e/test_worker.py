@@ -19,7 +19,7 @@ from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
 from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.outputs.alert import Alert
-from ebbtide.stream.outputs.dead_letter import read
+from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.message import Message
 from tests.support.fuzz import NOW_MS, fuzzed
 from tests.support.seams.models import publish
@@ -123,7 +123,7 @@ async def test_worker(stack: Services, unique_name: str, tmp_path: Path) -> None
         letters: Counter[str] = Counter()
         places = set()
         async for record in read_topic(settings.kafka, topics.dead_letters):
-            letter = read(record.headers)
+            letter = parse_headers(record.headers)
             if letter is not None:
                 letters[letter.reason] += 1
                 places.add(letter.source)

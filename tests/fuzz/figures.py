@@ -15,7 +15,8 @@ REQUESTS_TELLING, ANSWERS = 1_000, (200, 400, 401, 404)
 
 @dataclass
 class Serving:
-    """What the worker made of the records. `expected`: what the parser says of them; `letters`: by reason, in Kafka."""
+    """What the worker made of the records. `expected`: what the parser says of them; `dead letters`: by reason, in
+    Kafka."""
 
     records: int = 0
     counts: Counter[str] = field(default_factory=Counter)

@@ -107,22 +107,22 @@ def mutated(rng: random.Random) -> bytes:
 def garbage(rng: random.Random) -> bytes:
     """What is no request, or none that ends."""
     own = sound(rng)[1]
-    mark = MARK.encode()
+    committed = MARK.encode()
     return rng.choice(
         [
             rng.randbytes(rng.choice([1, 10, 100, 5000])),
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + rng.randbytes(50),
             own[: rng.randrange(len(own))], b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * rng.choice([10, 65, 5000]),
-            b"GET /" + mark * rng.choice([10, 600, 9000]) + b" HTTP/1.1\r\n\r\n",
-            b"GET / HTTP/9.9\r\n" + mark + b"\r\n\r\n",
-            b"\r\n" * 500, b"\0" * 3000, mark + b" / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"GET /" + committed * rng.choice([10, 600, 9000]) + b" HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/9.9\r\n" + committed + b"\r\n\r\n",
+            b"\r\n" * 500, b"\0" * 3000, committed + b" / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             b"GET http://[ HTTP/1.1\r\n\r\n",
             b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + rng.choice([b"zz\r\n",
             b"5\r\nab", b"fffffffff\r\n"]),
             b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: " + rng.choice([b"-1", b"9" * 30, b"5, 6",
-            mark]) + b"\r\n\r\nabc",
+            committed]) + b"\r\n\r\nabc",
             b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", b"GET / HTTP/1.1\r\n: " + mark + b"\r\n\r\n", b"GET",
+            b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", b"GET / HTTP/1.1\r\n: " + committed + b"\r\n\r\n", b"GET",
         ]
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
 from ebbtide.stream.kafka.reader import read_topic
-from ebbtide.stream.outputs.dead_letter import read
+from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.message import Message
 from tests.fuzz.figures import Serving
 from tests.fuzz.parsing import CHUNK
@@ -147,7 +147,7 @@ async def _judge(worker: WorkerProcess, settings: Settings, found: Serving) -> N
         found.wrong.append(f"the worker counts {+found.counts}, the parser {+found.expected}")
     places, bare = set(), 0
     async for record in read_topic(settings.kafka, settings.topics.dead_letters):
-        letter = read(record.headers)
+        letter = parse_headers(record.headers)
         if letter is None and record.value is not None:
             bare += 1
         elif letter is not None:  # else it is a customer's tombstone, which reaches every topic

@@ -5,7 +5,7 @@ import pytest
 
 from ebbtide.featurestore.errors import LayoutError, StoreUnavailable
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Step, check_head
+from ebbtide.featurestore.store.protocol import Commit, check_checkpoint
 from ebbtide.ops.state.backfill import StateExists, backfill
 from tests.support.oracle.histories import columns, random_history
 from tests.support.seams.scoring import LAYOUT, SPEC
@@ -21,11 +21,11 @@ class DyingStore(MemoryStore):
         super().__init__(LAYOUT.dtype, PARTITIONS)
         self.left = steps
 
-    async def apply(self, step: Step) -> None:
+    async def apply(self, commit: Commit) -> None:
         if self.left == 0:
             raise StoreUnavailable("gone")
         self.left -= 1
-        await super().apply(step)
+        await super().apply(commit)
 
 
 async def test_a_backfill_that_died_is_refused_until_it_is_done_again() -> None:
@@ -41,11 +41,11 @@ async def test_a_backfill_that_died_is_refused_until_it_is_done_again() -> None:
             await backfill(log, LAYOUT, store, offsets, NOW_MS)
         refused = 0
         for partition in offsets:
-            head = await store.head(partition)
-            if head is not None and head.layout != LAYOUT.id:
+            checkpoint = await store.checkpoint(partition)
+            if checkpoint is not None and checkpoint.layout != LAYOUT.id:
                 refused += 1
                 with pytest.raises(LayoutError, match="--reset"):
-                    check_head(head, LAYOUT.id, PARTITIONS)
+                    check_checkpoint(checkpoint, LAYOUT.id, PARTITIONS)
         assert refused > 0 or steps == 0
         store.left = 100
         if steps:
@@ -53,9 +53,9 @@ async def test_a_backfill_that_died_is_refused_until_it_is_done_again() -> None:
                 await backfill(log, LAYOUT, store, offsets, NOW_MS)
         await backfill(log, LAYOUT, store, offsets, NOW_MS, reset=True)
         for partition in offsets:
-            head = await store.head(partition)
-            check_head(head, LAYOUT.id, PARTITIONS)
-            assert head is not None and head.offset == 7
+            checkpoint = await store.checkpoint(partition)
+            check_checkpoint(checkpoint, LAYOUT.id, PARTITIONS)
+            assert checkpoint is not None and checkpoint.offset == 7
             async for names, rows in store.scan(partition):
                 expected, found = await whole.load(partition, names)
                 assert found.all() and np.array_equal(rows, expected)

@@ -18,7 +18,7 @@ from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.kafka.client import ensure_topics
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
-from ebbtide.stream.outputs.dead_letter import FLOOD_RECORDS, read
+from ebbtide.stream.outputs.dead_letter import FLOOD_RECORDS, parse_headers
 from ebbtide.stream.outputs.message import Message
 from tests.integration.test_pipeline import LIMITS, World, logs_of
 from tests.integration.test_pipeline import PARTITIONS as WORLD_PARTITIONS
@@ -100,7 +100,7 @@ async def test_a_backlog_and_then_a_flood(service: Outage, unique_name: str, tmp
             print(f"{behind} records behind, RSS {before >> 20} MiB, grown by {grown >> 20} MiB at most")
             assert grown < RSS_GROWTH_BYTES_MAX
 
-            before_flood = await store.head(FLOODED)
+            before_flood = await store.checkpoint(FLOODED)
             assert before_flood is not None
             async with KafkaSink(direct.kafka) as sink:
                 bad = large(unique_name, WARM + BACKLOG, BAD)
@@ -108,14 +108,14 @@ async def test_a_backlog_and_then_a_flood(service: Outage, unique_name: str, tmp
                     await sink.send_all(bad[i : i + 500])
             await watch.until(503, f"partition {FLOODED}: it has stopped", 30.0)
             assert "partition 0" not in watch.reason
-            stopped = await store.head(FLOODED)
+            stopped = await store.checkpoint(FLOODED)
             assert stopped is not None
             await produce(direct, WARM + BACKLOG, 1_000)  # all four: three go on
             others = WARM + BACKLOG + stopped.offset - before_flood.offset
             ours = sum(event(n)[0] == FLOODED for n in range(WARM + BACKLOG, WARM + BACKLOG + 1_000))
             await until(lambda: at(others + 1_000 - ours), "the others go on")
             await asyncio.sleep(1.0)
-            assert await store.head(FLOODED) == stopped
+            assert await store.checkpoint(FLOODED) == stopped
             assert samples(worker.address)["ebbtide_partition_stopped_total{reason=DeadLetterFlood}"] == 1
             code, _ = await sigterm(worker)
             assert code == 0
@@ -132,17 +132,17 @@ async def test_a_backlog_and_then_a_flood(service: Outage, unique_name: str, tmp
             return await applied(direct, store) == WARM + BACKLOG + BAD + 1_000
 
         await until(done, "the stopped partition goes on", 30.0, lambda: str(successor.worker.troubles))
-    # Only a drained worker has counted all: a step shows in the head before its alerts are sent and it is told.
+    # Only a drained worker has counted all: a step shows in the checkpoint before its alerts are sent and it is told.
     assert successor.value("ebbtide_records_total") == rest + ours
     assert successor.value("ebbtide_events_total") == rest + ours
     letters = set()
     async for record in read_topic(direct.kafka, settings.topics.dead_letters):
-        said = read(record.headers)
+        said = parse_headers(record.headers)
         assert said is not None
         letters.add((said.reason, said.source.partition, said.source.offset))
     assert letters >= {("too_large", FLOODED, o) for o in range(before_flood.offset, stopped.offset)}
     assert len(letters) <= FLOOD_RECORDS
-    print(f"{len(letters)} letters before it stopped, {rest} folded after it was mended")
+    print(f"{len(letters)} dead letters before it stopped, {rest} folded after it was mended")
 
 
 async def test_a_step_takes_so_many_records_and_waits_once_for_the_scorer() -> None:

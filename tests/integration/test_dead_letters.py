@@ -14,7 +14,7 @@ from ebbtide.ops.commands.dlq import command
 from ebbtide.stream.dlq.replay import CHUNK_LETTERS, replay
 from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
-from ebbtide.stream.outputs.dead_letter import Position, letter, passed_on
+from ebbtide.stream.outputs.dead_letter import Position, dead_letter_of, propagated_tombstone
 from ebbtide.stream.outputs.message import Message
 from tests.support.servers.services import Services
 
@@ -52,7 +52,9 @@ def a_letter(
     settings: KafkaSettings, offset: int, key: bytes | None, reason: str, topic: str = ""
 ) -> Message:
     position = Position(topic or settings.topic, 0, offset)
-    return letter(Bad(offset, key, b"{%d" % offset), position, reason, "because", topic=dead(settings))
+    return dead_letter_of(
+        Bad(offset, key, b"{%d" % offset), position, reason, "because", topic=dead(settings)
+    )
 
 
 async def everything_in(settings: KafkaSettings) -> list[LogRecord]:
@@ -87,7 +89,7 @@ async def test_letters_go_back_as_they_came_and_only_once(
         a_letter(settings, 9, b"bob", "future"),
     )  # fmt: skip
     said, first = await in_thread(dlq, stack, settings, tmp_path, "replay", "--reason", "not_json")
-    assert first["sent"] == 2 and "2 letters sent" in said
+    assert first["sent"] == 2 and "2 dead letters sent" in said
     back = sorted(await everything_in(settings), key=lambda record: record.timestamp)
     assert [(r.key, r.value, r.timestamp) for r in back] == [
         (b"ann", b"{7", 1_700_000_000_007), (None, b"{8", 1_700_000_000_008)
@@ -126,9 +128,9 @@ async def test_a_late_letter_of_somebody_forgotten_stays(
     settings = settings_of(stack, unique_name)
     erased = Position(settings.topic, 0, 10)
     await bury(
-        settings, passed_on(b"ann", erased, topic=dead(settings)),
-        passed_on(b"bob", Position("elsewhere", 0, 10), topic=dead(settings)),
-        passed_on(b"eve", Position(settings.topic, 1, 10), topic=dead(settings)),
+        settings, propagated_tombstone(b"ann", erased, topic=dead(settings)),
+        propagated_tombstone(b"bob", Position("elsewhere", 0, 10), topic=dead(settings)),
+        propagated_tombstone(b"eve", Position(settings.topic, 1, 10), topic=dead(settings)),
         *(a_letter(settings, 4 + n, key, "future") for n, key in enumerate((b"ann", b"bob", b"eve"))),
         a_letter(settings, 11, b"ann", "future"),
     )  # fmt: skip
@@ -141,7 +143,8 @@ async def test_a_late_letter_of_somebody_forgotten_stays(
 async def test_an_erasure_that_the_workers_have_not_come_to_counts(
     stack: Services, unique_name: str, tmp_path: Path
 ) -> None:
-    """A group that has no mark yet has read nothing: the whole input is looked at, each partition by itself."""
+    """A group that has no committed offset yet has read nothing: the whole input is looked at, each partition by
+    itself."""
     settings = settings_of(stack, unique_name)
     await bury(
         settings, *(a_letter(settings, offset, b"ann", "future") for offset in (1, 3)),
@@ -179,7 +182,7 @@ async def test_an_erasure_while_a_replay_runs_counts(stack: Services, unique_nam
     if where == "input":
         tombstone = Message(settings.topic, b"ann", None, partition=0)
     else:
-        tombstone = passed_on(b"ann", Position(settings.topic, 0, 3), topic=dead(settings))
+        tombstone = propagated_tombstone(b"ann", Position(settings.topic, 0, 3), topic=dead(settings))
     async with KafkaSink(settings) as sink:
         # All in one partition, so in this order; and from before the tombstone, wherever it comes to lie.
         await sink.send_all([a_letter(settings, 0, key, "future")._replace(partition=0) for key in keys])

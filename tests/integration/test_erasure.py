@@ -24,14 +24,14 @@ from redis.asyncio import Redis
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.config.settings import HttpSettings
-from ebbtide.ops.http.server import Face
+from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.state.plan import plan
 from ebbtide.ops.state.rebuild import Counts, Rebuild, Silence
 from ebbtide.stream.dlq.replay import replay
 from ebbtide.stream.kafka.client import KafkaSink
-from ebbtide.stream.kafka.committed_log import open_settled
+from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.outputs.message import Message
 from tests.support.servers.services import Services
 from tests.support.workers.worlds import NEW, OLD, PARTITIONS, T0, WAIT_S, Clicks, World, commit
@@ -151,7 +151,7 @@ async def status_of(store: Store, customer: str) -> int:
         values, contributions = OLD.model.explain(rows, as_of)
         return 0.5, values[0], contributions[0], 1
 
-    face = Face(
+    face = HttpServer(
         HttpSettings(port=0), layout=OLD.layout, store=store, metrics=Metrics(), ask=ask, clock=World.clock,
         why_not_ready=lambda: "",
     )  # fmt: skip
@@ -220,7 +220,8 @@ async def test_letters_older_than_the_tombstone_are_not_sent_back(stack: Service
 async def test_a_tombstone_that_no_worker_has_read_yet_counts_for_a_replay(
     stack: Services, unique_name: str
 ) -> None:
-    """It lies in the backlog, above the group's mark: her letter would come after it. Somebody else's goes back."""
+    """It lies in the backlog, above the group's committed offset: her letter would come after it. Somebody else's
+    goes back."""
     async with world_of(stack, unique_name) as (world, server):
         await world.produce([*life(world), bad(world, "bob-who-stays")])
         async with world.working("old", OLD):
@@ -286,7 +287,7 @@ async def test_no_older_state_and_no_lost_one_brings_her_back(stack: Services, u
 
         said = await counts(world)
         told = Counts()
-        async with open_settled(world.settings.kafka) as settled, world.store("new", NEW) as store:
+        async with open_committed_log(world.settings.kafka) as settled, world.store("new", NEW) as store:
             tools = world.tools(NEW, store, Silence(), told)
             begun = await plan(settled, store, world.settings.kafka.group, NEW.layout.id)
             await Rebuild(settled, tools, told, begun, dead_letter_share_max=1.0).run()
@@ -305,11 +306,14 @@ async def test_no_older_state_and_no_lost_one_brings_her_back(stack: Services, u
 
 
 async def eventually_at(world: World, ends: dict[int, int]) -> None:
-    """Every head is at the end of its log, and the outboxes are tidied."""
+    """Every checkpoint is at the end of its log, and the outboxes are tidied."""
     async with world.store("old", OLD) as store, asyncio.timeout(30):
         while True:
-            heads = {number: await store.head(number) for number in ends}
-            done = all(head is not None and head.offset == ends[number] for number, head in heads.items())
+            checkpoints = {number: await store.checkpoint(number) for number in ends}
+            done = all(
+                checkpoint is not None and checkpoint.offset == ends[number]
+                for number, checkpoint in checkpoints.items()
+            )
             if done and not any([await store.outbox(number) for number in ends]):
                 return
             await asyncio.sleep(0.02)

@@ -19,15 +19,15 @@ from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Head, Step
+from ebbtide.featurestore.store.protocol import Checkpoint, Commit
 from ebbtide.ops.config.settings import HttpSettings
 from ebbtide.ops.http.limits import Bounds
-from ebbtide.ops.http.server import Face
+from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.stream.clock import ManualClock, SystemClock
 from ebbtide.stream.errors import ScorerUnavailable
-from ebbtide.stream.telemetry import Dispatched, Stepped
+from ebbtide.stream.telemetry import BatchDone, Dispatched
 from tests.support.seams.scoring import LAYOUT, ArithmeticModel
 
 DAY_MS = 86_400_000
@@ -48,8 +48,8 @@ async def filled(store: MemoryStore) -> None:
         np.full(2, np.nan), np.zeros(2, np.uint64), np.arange(2),
     )  # fmt: skip
     rows, _ = Folder(LAYOUT).fold(LAYOUT.empty(1), events)
-    head = Head(2, 1, 0, LAYOUT.id, 1)
-    await store.apply(Step(0, None, head, ["ann"], rows, Folder(LAYOUT).due(rows)))
+    head = Checkpoint(2, 1, 0, LAYOUT.id, 1)
+    await store.apply(Commit(0, None, head, ["ann"], rows, Folder(LAYOUT).due(rows)))
 
 
 @asynccontextmanager
@@ -78,7 +78,7 @@ async def face(
         return float(model.score(rows, as_of)[0]), values[0], contributions[0], model.version
 
     settings = HttpSettings(port=0, token=SecretStr(token) if token else None, **more)
-    served = Face(
+    served = HttpServer(
         settings, layout=LAYOUT, store=store, metrics=metrics or Metrics(), ask=ask,
         clock=ManualClock(T0 + 10 * DAY_MS), why_not_ready=lambda: why, bounds=bounds,
     )  # fmt: skip
@@ -184,8 +184,8 @@ async def test_metrics_are_prometheus_and_leave_with_their_partition() -> None:
     metrics = Metrics()
     metrics.assigned(frozenset({0, 1}))
     for partition in (0, 1):
-        metrics.stepped(
-            Stepped(
+        metrics.batch_done(
+            BatchDone(
                 partition=partition, position=10, records=10, events=8, rejected={"not_json": 2}, ignored=0,
                 forgotten=0, points={"event": 3}, alerts={"opened": 1}, customers=4, seconds={"fold": 0.001},
                 latency_s=0.02, lag=5,

@@ -125,8 +125,8 @@ async def test_who_gets_in_does_all_that_a_worker_does(
         await until(lambda: _as_many(chain, 100), "all folded")
     async with started(settings, chain) as again:
         await until(lambda: len(again.partitions) == 2, "assigned again")
-        marks = {partition: await again.faust.committed(partition) for partition in range(2)}
-    assert {partition: mark and mark.offset for partition, mark in marks.items()} == ends
+        committed = {partition: await again.faust.committed(partition) for partition in range(2)}
+    assert {partition: committed and committed.offset for partition, committed in committed.items()} == ends
     assert sorted(await numbers(chain), key=int) == [str(n) for n in range(100)]
     assert [record.value async for record in read_topic(settings, f"{unique_name}-out")] == [b"alert"]
     async with Bookmarks(settings, f"{unique_name}-done", unique_name) as bookmarks:

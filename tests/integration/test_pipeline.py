@@ -24,12 +24,12 @@ from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.stream.clock import Clock, SystemClock
 from ebbtide.stream.errors import HeadOutsideLog
 from ebbtide.stream.outputs.alert import Alert
-from ebbtide.stream.outputs.dead_letter import read
+from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.telemetry import Silent, Telemetry
+from ebbtide.stream.telemetry import NullTelemetry, Telemetry
 from ebbtide.stream.worker import Worker
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel, FussyModel
 from tests.support.seams.streams import Faults, FaultyStore, ListSink, LogRecord, LogSource, MuteSink
@@ -37,7 +37,7 @@ from tests.support.seams.streams import Faults, FaultyStore, ListSink, LogRecord
 TOPIC, PARTITIONS = "clickstream", 3
 DAY_MS = 86_400_000
 T0 = 1_700_000_000_000
-LIMITS = Limits(queued_batches_max=2, step_records_max=60, look_s=0.05)
+LIMITS = Limits(queued_batches_max=2, step_records_max=60, idle_check_s=0.05)
 
 
 def logs_of(seed: int, events: int = 1_500, customers: int = 40) -> list[list[LogRecord]]:
@@ -96,11 +96,11 @@ class World:
         clock: Clock | None = None,
     ) -> Worker:
         """A new process, as it were: its own cache, batcher and partitions."""
-        batcher = Batcher(lambda: self.model, SystemClock(), Silent(), deadline_s=0.05, linger_s=0.0)
+        batcher = Batcher(lambda: self.model, SystemClock(), NullTelemetry(), deadline_s=0.05, linger_s=0.0)
         tools = Tools(
             TOPIC, Outputs("alerts", "dead"), LAYOUT, Folder(LAYOUT), Parser(SPEC), self.store,
             Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher, lambda: self.model,
-            clock or SystemClock(), telemetry or Silent(),
+            clock or SystemClock(), telemetry or NullTelemetry(),
         )  # fmt: skip
         worker = Worker(tools, alerts_from=alerts_from, limits=limits)
         worker.attach(self.source)
@@ -130,9 +130,11 @@ class World:
             assert await worker.drain(5.0)
 
     async def applied(self) -> bool:
-        """Every partition's head is at the end of its log."""
-        heads = [await self.store.head(partition) for partition in range(PARTITIONS)]
-        return all(h is not None and h.offset == len(log) for h, log in zip(heads, self.logs, strict=True))
+        """Every partition's checkpoint is at the end of its log."""
+        checkpoints = [await self.store.checkpoint(partition) for partition in range(PARTITIONS)]
+        return all(
+            h is not None and h.offset == len(log) for h, log in zip(checkpoints, self.logs, strict=True)
+        )
 
     async def records(self) -> dict[str, bytes]:
         """Every stored customer's record."""
@@ -156,7 +158,7 @@ class World:
         found = set()
         for message in self.sink.sent.get("dead", []):
             if message.value is not None and message.headers:
-                letter = read(message.headers)
+                letter = parse_headers(message.headers)
                 assert letter is not None
                 found.add((letter.reason, letter.source.partition, letter.source.offset))
         return found
@@ -173,14 +175,14 @@ async def assert_same_end(world: World, clean: World) -> None:
     assert world.alerts() == clean.alerts()
     assert world.letters() == clean.letters()
     for partition in range(PARTITIONS):
-        head = await world.store.head(partition)
-        assert head is not None
-        assert head.offset == len(world.logs[partition])
+        checkpoint = await world.store.checkpoint(partition)
+        assert checkpoint is not None
+        assert checkpoint.offset == len(world.logs[partition])
         assert await world.store.outbox(partition) == {}
 
 
 async def test_a_clean_run_makes_sense() -> None:
-    """Alerts validate, sequences rise by customer, bad records are letters, forgotten customers leave nothing."""
+    """Alerts validate, sequences rise by customer, bad records are dead letters, forgotten customers leave nothing."""
     logs = logs_of(seed=11)
     world = await clean_run(logs)
     alerts = [Alert.model_validate_json(value) for value in world.alerts().values()]
@@ -270,7 +272,8 @@ async def test_somebody_else_seeks_under_an_owner() -> None:
 
 
 async def test_first_start_on_an_old_topic_alerts_from_now() -> None:
-    """What lies in the log before the first start is state, not news; the mark says so to whoever replays."""
+    """What lies in the log before the first start is state, not news; the committed offset says so to whoever
+    replays."""
     logs = logs_of(seed=12)
     clean = await clean_run(logs)
     world = World(1, logs, rate=0.0)
@@ -319,7 +322,7 @@ async def test_a_state_made_again_says_nothing_again() -> None:
     assert await world.records() == records
 
 
-class Rebuilds(Silent):
+class Rebuilds(NullTelemetry):
     """What is said of states made again: partition to the records that remained, one after the other."""
 
     def __init__(self) -> None:
@@ -369,7 +372,8 @@ async def test_a_state_that_is_lost_while_nothing_comes_is_made_again() -> None:
 
 
 async def test_a_store_lost_between_its_head_and_its_outbox_loses_no_alert() -> None:
-    """The alerts that nobody sent were in the outbox alone: the head that was read with it must not become a mark."""
+    """The alerts that nobody sent were in the outbox alone: the checkpoint that was read with it must not become a
+    committed offset."""
     logs = logs_of(seed=23)
     clean = await clean_run(logs)
     world = World(5, logs, rate=0.0)
@@ -388,7 +392,8 @@ async def test_a_store_lost_between_its_head_and_its_outbox_loses_no_alert() -> 
 
 
 async def test_an_old_topic_is_read_once_for_its_bad_records() -> None:
-    """A first start alerts from now on, but a bad record of the past becomes a letter all the same, and only once."""
+    """A first start alerts from now on, but a bad record of the past becomes a dead letter all the same, and only
+    once."""
     logs = logs_of(seed=12)
     clean = await clean_run(logs)
     world = World(1, logs, rate=0.0)
@@ -429,10 +434,10 @@ async def test_an_old_outbox_does_not_bring_back_who_was_forgotten() -> None:
 
 
 async def test_a_topic_made_anew_is_noticed_by_its_mark() -> None:
-    """State lost, topic shorter than the group's mark: to go on would mute what was never said."""
+    """State lost, topic shorter than the group's committed offset: to go on would mute what was never said."""
     logs = logs_of(seed=17, events=300)
     world = World(6, logs, rate=0.0)
-    world.source.mark(0, len(logs[0]) + 1, "timer_ms=0")
+    world.source.advance_committed(0, len(logs[0]) + 1, "timer_ms=0")
     with pytest.raises(HeadOutsideLog, match=r"sent up to offset .*another kafka.group"):
         await world.finish(world.worker())
 
@@ -445,8 +450,8 @@ async def test_a_partition_of_bad_records_stops_alone() -> None:
     worker = world.worker(limits=replace(LIMITS, dead_letter_share_max=0.5))
 
     async def at(partition: int) -> int:
-        head = await world.store.head(partition)
-        return head.offset if head else 0
+        checkpoint = await world.store.checkpoint(partition)
+        return checkpoint.offset if checkpoint else 0
 
     async with world.at_work(worker), asyncio.timeout(20):
         while await at(0) < len(logs[0]) or await at(2) < len(logs[2]) or not worker.troubles:  # noqa: ASYNC110 -- no event
@@ -461,7 +466,7 @@ async def test_a_partition_of_bad_records_stops_alone() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_a_row_that_no_model_can_score_loses_its_decision_only(seed: int) -> None:
-    """Every thirteenth activity of anybody breaks the model: its event is folded, and a letter says so, once."""
+    """Every thirteenth activity of anybody breaks the model: its event is folded, and a dead letter says so, once."""
     print(f"seed {seed}")
     logs = logs_of(seed=400 + seed)
     clean = await clean_run(logs)
@@ -504,7 +509,7 @@ async def test_not_ready_until_a_step_shows_that_the_trouble_is_over() -> None:
         return sum("ScorerUnavailable" in trouble for trouble in worker.troubles)
 
     async with world.at_work(worker), asyncio.timeout(20):
-        while not all([await world.store.head(partition) for partition in range(PARTITIONS)]):  # noqa: ASYNC110 -- no event
+        while not all([await world.store.checkpoint(partition) for partition in range(PARTITIONS)]):  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0)
         broken.broken = True  # whoever has been scored once is scored with every event: no step gets past it
         while failing() < PARTITIONS:  # noqa: ASYNC110 -- no event

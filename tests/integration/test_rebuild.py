@@ -5,7 +5,7 @@
     new worker                   ┗━━━━━━━━━━━━━━━━━━━━━━━━┛ mark 2
     alerts       the old kind's  │ the new kind's         │ the old kind's
 
-What each kind would say over the whole log, undisturbed, is known (`World.offline`); so are the marks.
+What each kind would say over the whole log, undisturbed, is known (`World.offline`); so are the committed offsets.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from ebbtide.ops.state.plan import NothingToRebuild, NotOurs, plan
 from ebbtide.ops.state.rebuild import Counts, Rebuild, Rebuilt, Silence
 from ebbtide.stream.errors import HeadOutsideLog
 from ebbtide.stream.kafka.client import admin
-from ebbtide.stream.kafka.committed_log import open_settled
+from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.outputs.message import Message
 from tests.support.seams.models import TINY, publish
 from tests.support.servers.proxy import Proxy
@@ -46,7 +46,7 @@ SEED = 41
 async def rebuilding(world: World, prefix: str, kind: Kind) -> Any:
     """A rebuild that is ready to run, and the counts it keeps."""
     counts = Counts()
-    async with open_settled(world.settings.kafka) as settled, world.store(prefix, kind) as store:
+    async with open_committed_log(world.settings.kafka) as settled, world.store(prefix, kind) as store:
         tools = world.tools(kind, store, Silence(), counts)
         begun = await plan(settled, store, world.settings.kafka.group, kind.layout.id)
         yield Rebuild(settled, tools, counts, begun, dead_letter_share_max=1.0), counts
@@ -64,7 +64,8 @@ async def rebuilt(world: World, prefix: str, kind: Kind) -> list[Rebuilt]:
 
 
 async def test_beside_a_worker_then_the_switch_then_back(stack: Services, unique_name: str) -> None:
-    """No alert is missing or extra over either switch, no letter and no tombstone is said twice, and each state equals
+    """No alert is missing or extra over either switch, no dead letter and no tombstone is said twice, and each state
+    equals
     its undisturbed offline replay bit for bit."""
     print(f"seed {SEED}")
     world, clicks = World(stack, unique_name), Clicks(SEED, unique_name)
@@ -80,18 +81,18 @@ async def test_beside_a_worker_then_the_switch_then_back(stack: Services, unique
                 await asyncio.sleep(0.02)
 
         going = asyncio.create_task(go_on())
-        while sum((await world.marks()).values()) < 1700:  # noqa: ASYNC110 -- Kafka tells it to nobody
+        while sum((await world.committed()).values()) < 1700:  # noqa: ASYNC110 -- Kafka tells it to nobody
             await asyncio.sleep(0.02)
         done = await rebuilt(world, "new", NEW)
-        marks = await world.marks()
-        heads = await world.heads("new", NEW)
+        committed = await world.committed()
+        checkpoints = await world.checkpoints("new", NEW)
         stop.set()
         await going
         await world.produce(clicks.next(300))
         first = await world.until_done()
     assert sum(one.records for one in done) >= 1700
-    for number, head in heads.items():
-        assert head is not None and done[number].end == head.offset <= marks[number]
+    for number, checkpoint in checkpoints.items():
+        assert checkpoint is not None and done[number].end == checkpoint.offset <= committed[number]
     await world.produce(clicks.next(600))  # nobody has decided these
     assert {one.partition: one.end for one in await rebuilt(world, "new", NEW)} == first
     async with world.working("new", NEW):
@@ -148,9 +149,9 @@ async def test_interrupted_it_goes_on_over_gaps_and_aborted_transactions(
     await world.create()
     await world.produce_in_transactions(clicks, rounds=8, records=400)
     async with world.working("old", OLD):
-        marks = await world.until_done()
+        committed = await world.until_done()
     log = await world.log()
-    assert sum(marks.values()) > 2 * sum(map(len, log.values()))  # more than half of it is not to be seen
+    assert sum(committed.values()) > 2 * sum(map(len, log.values()))  # more than half of it is not to be seen
     done_before = 0
     for n in range(4):
         async with rebuilding(world, "new", NEW) as (work, counts):
@@ -168,7 +169,7 @@ async def test_interrupted_it_goes_on_over_gaps_and_aborted_transactions(
         outcomes = await asyncio.gather(one.run(), other.run(), return_exceptions=True)
     assert any(isinstance(outcome, NotOurs) for outcome in outcomes), outcomes
     done = await rebuilt(world, "new", NEW)
-    assert {one.partition: one.end for one in done} == marks
+    assert {one.partition: one.end for one in done} == committed
     assert await world.records("new", NEW) == (await world.offline(NEW))[0]
     assert alerts(await world.said()) == alerts((await world.offline(OLD))[1])
     with pytest.raises(NotOurs, match="record layout"):
@@ -181,7 +182,7 @@ async def test_a_redis_that_is_away_for_a_while_is_waited_for(stack: Services, u
     await world.create()
     await world.produce(clicks.next(1500))
     async with world.working("old", OLD):
-        marks = await world.until_done()
+        committed = await world.until_done()
     direct = world.settings
     port = urlsplit(stack.redis_url).port
     assert port is not None
@@ -197,7 +198,7 @@ async def test_a_redis_that_is_away_for_a_while_is_waited_for(stack: Services, u
                 await asyncio.sleep(0.5)
                 assert not running.done()
                 proxy.slow(0.01)
-            assert {one.partition: one.end for one in await running} == marks
+            assert {one.partition: one.end for one in await running} == committed
     world.settings = direct
     assert await world.records("new", NEW) == (await world.offline(NEW))[0]
 
@@ -226,7 +227,8 @@ async def follow(world: World, clicks: Clicks) -> None:
 async def test_what_cannot_be_made_again_is_refused_before_it_begins(
     stack: Services, unique_name: str
 ) -> None:
-    """No mark; a mark beyond the log's end or before its begin; a state that is beyond the mark."""
+    """No mark; a committed offset beyond the log's end or before its begin; a state that is beyond the committed
+    offset."""
     world, clicks = World(stack, unique_name), Clicks(SEED, unique_name)
     await world.create()
     await world.produce(clicks.next(300))
@@ -235,7 +237,9 @@ async def test_what_cannot_be_made_again_is_refused_before_it_begins(
     await commit(world, {0: 50, 1: 50, 2: 50})
     assert [one.end for one in await rebuilt(world, "new", NEW)] == [50, 50, 50]
     await commit(world, {0: 50, 1: 40, 2: 50})
-    with pytest.raises(NotOurs, match="partition 1 under this prefix is at offset 50, beyond the mark 40"):
+    with pytest.raises(
+        NotOurs, match="partition 1 under this prefix is at offset 50, beyond the committed offset 40"
+    ):
         await rebuilt(world, "new", NEW)
     await commit(world, {0: 50, 1: 50, 2: 50_000})
     with pytest.raises(HeadOutsideLog, match="partition 2 was sent up to offset 50000, the log ends at"):
@@ -271,7 +275,8 @@ def run(command: Any, world: World, tmp_path: Path, *arguments: str) -> tuple[st
 
 
 async def test_the_commands(stack: Services, unique_name: str, tmp_path: Path) -> None:
-    """A real model: the state is made up to the mark, the table says so, and `drop` takes away what it is told to."""
+    """A real model: the state is made up to the committed offset, the table says so, and `drop` takes away what it is
+    told to."""
     world = World(stack, unique_name)
     await world.create()
     await world.produce(
@@ -281,8 +286,8 @@ async def test_the_commands(stack: Services, unique_name: str, tmp_path: Path) -
         )
         for n in range(600)
     )  # fmt: skip
-    marks = {0: 100, 1: 50, 2: 20}
-    await commit(world, marks)
+    committed = {0: 100, 1: 50, 2: 20}
+    await commit(world, committed)
     model, spec, out = (
         publish(tmp_path / "models", spec=TINY, sizes=(8,)),
         tmp_path / "s.yaml",
@@ -300,8 +305,8 @@ async def test_the_commands(stack: Services, unique_name: str, tmp_path: Path) -
     assert error is None, (said, error)
     assert f"ebbtide drop --prefix '{world.settings.redis.prefix}'" in said
     figures = json.loads(out.read_text())
-    assert {one["partition"]: one["to"] for one in figures["partitions"]} == marks
-    assert figures["records"] == sum(marks.values()) and figures["rejected"] == 0
+    assert {one["partition"]: one["to"] for one in figures["partitions"]} == committed
+    assert figures["records"] == sum(committed.values()) and figures["rejected"] == 0
     assert figures["records_per_s"] > 0
     kind = Kind(OLD.layout, OLD.model)
     async with world.store("new", kind) as store:
@@ -314,7 +319,7 @@ async def test_the_commands(stack: Services, unique_name: str, tmp_path: Path) -
     ):
         _, error = await asyncio.to_thread(run, drop.command, world, tmp_path, *arguments)
         assert isinstance(error, EbbtideError) and words in str(error)
-    assert await world.heads("new", kind) != dict.fromkeys(range(3))
+    assert await world.checkpoints("new", kind) != dict.fromkeys(range(3))
     said, error = await asyncio.to_thread(run, drop.command, world, tmp_path, "--prefix", prefix, "--yes")
     assert error is None and f"{figures['customers']} customers" in said
-    assert await world.heads("new", kind) == dict.fromkeys(range(3))
+    assert await world.checkpoints("new", kind) == dict.fromkeys(range(3))

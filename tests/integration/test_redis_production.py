@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 
 from ebbtide.featurestore.errors import EbbtideError, Fenced, StoreMisconfigured, StoreUnavailable
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Head, Step
+from ebbtide.featurestore.store.protocol import Checkpoint, Commit
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.featurestore.store.redis.url import read_url
 from ebbtide.ops.stack.local import LocalValkey
@@ -84,16 +84,16 @@ async def exercise(store: RedisStore, steps: int = 60) -> None:
     """All that a store can be asked, held against the one in memory."""
     rng = np.random.default_rng(7)
     memory = MemoryStore(DTYPE, N)
-    heads: list[Head | None] = [None] * N
+    checkpoints: list[Checkpoint | None] = [None] * N
     await store.start()
     for _ in range(steps):
         partition = int(rng.integers(N))
-        step = random_step(heads[partition], rng, partition=partition, customers=CUSTOMERS)
-        await store.apply(step)
-        await memory.apply(step)
+        commit = random_step(checkpoints[partition], rng, partition=partition, customers=CUSTOMERS)
+        await store.apply(commit)
+        await memory.apply(commit)
         with pytest.raises(Fenced):
-            await store.apply(step)
-        heads[partition] = step.head
+            await store.apply(commit)
+        checkpoints[partition] = commit.checkpoint
     for partition in range(N):
         assert await state_of(store, partition) == await state_of(memory, partition)
         rows, found = await store.load(partition, CUSTOMERS)
@@ -120,12 +120,12 @@ async def patiently(ask: Callable[[], Any], timeout_s: float = 15.0) -> Any:
                 await asyncio.sleep(0.02)
 
 
-async def surely(store: RedisStore, step: Step) -> None:
-    """A step, tried until it is known to be done: one whose answer was lost shows as a head that moved."""
+async def surely(store: RedisStore, commit: Commit) -> None:
+    """A step, tried until it is known to be done: one whose answer was lost shows as a checkpoint that moved."""
 
     async def once() -> None:
-        if await store.head(step.partition) != step.head:
-            await store.apply(step)
+        if await store.checkpoint(commit.partition) != commit.checkpoint:
+            await store.apply(commit)
 
     await patiently(once)
 
@@ -197,7 +197,8 @@ async def test_any_master_that_evicts_is_refused(cluster: LocalCluster) -> None:
 
 @pytest.mark.parametrize("how", ["killed", "hangs"])
 async def test_a_node_that_is_away_stops_its_own_partitions_only(cluster: LocalCluster, how: str) -> None:
-    """Its partitions say so within the timeout and go on afterwards, each from its head; the others never notice."""
+    """Its partitions say so within the timeout and go on afterwards, each from its checkpoint; the others never
+    notice."""
     timeout_s = 2.0
     away = cluster.nodes[0]
     affected = [p for p in range(N) if cluster.node_of(f"{{p{p}}}") == 0]
@@ -205,13 +206,13 @@ async def test_a_node_that_is_away_stops_its_own_partitions_only(cluster: LocalC
     async with opened(f"redis+cluster://{cluster.hosts}", timeout_s=timeout_s) as store:
         rng = np.random.default_rng(3)
         memory = MemoryStore(DTYPE, N)
-        heads: list[Head | None] = [None] * N
+        checkpoints: list[Checkpoint | None] = [None] * N
 
-        async def one_step(partition: int, apply: Callable[[Step], Awaitable[None]] = store.apply) -> None:
-            step = random_step(heads[partition], rng, partition=partition, customers=CUSTOMERS)
-            await apply(step)
-            await memory.apply(step)
-            heads[partition] = step.head
+        async def one_step(partition: int, apply: Callable[[Commit], Awaitable[None]] = store.apply) -> None:
+            commit = random_step(checkpoints[partition], rng, partition=partition, customers=CUSTOMERS)
+            await apply(commit)
+            await memory.apply(commit)
+            checkpoints[partition] = commit.checkpoint
 
         async def refused(partition: int) -> None:
             begun = time.monotonic()
@@ -243,9 +244,9 @@ async def test_a_node_that_is_away_stops_its_own_partitions_only(cluster: LocalC
             elif away.server is not None:
                 away.server.signal(signal.SIGCONT)
         for partition in range(N):
-            head = await patiently(lambda p=partition: store.head(p))  # type: ignore[misc]  # bound now
-            assert head == heads[partition]
-            await one_step(partition, lambda step: surely(store, step))
+            checkpoint = await patiently(lambda p=partition: store.checkpoint(p))  # type: ignore[misc]  # bound now
+            assert checkpoint == checkpoints[partition]
+            await one_step(partition, lambda commit: surely(store, commit))
         for partition in range(N):
             assert await state_of(store, partition) == await state_of(memory, partition)
 
@@ -261,39 +262,41 @@ async def test_a_slot_on_the_move_is_followed_step_by_step(cluster: LocalCluster
     target = cluster.nodes[cluster.node_of("{p0}") - 1]
     async with opened(f"redis+cluster://{cluster.hosts}") as store:
         await asyncio.gather(*(store.load(p, CUSTOMERS) for p in range(N) for _ in range(8)))  # connections
-        step = step_of(None, ["a", JANE], rng, alerts=[(b"1", b"one")])
-        await store.apply(step)
+        commit = step_of(None, ["a", JANE], rng, alerts=[(b"1", b"one")])
+        await store.apply(commit)
         for back in (False, True):
             if back:
                 source, target = target, source
             move = Move(source, target, slot)
             move.begin()
-            await store.apply(step := step_of(step.head, ["a", JANE], rng))
+            await store.apply(commit := step_of(commit.checkpoint, ["a", JANE], rng))
             move.some(2)
             for question in (
-                store.apply(step_of(step.head, ["a", JANE], rng)),
-                store.apply(step_of(step.head, ["new"], rng)),
+                store.apply(step_of(commit.checkpoint, ["a", JANE], rng)),
+                store.apply(step_of(commit.checkpoint, ["new"], rng)),
             ):
                 with pytest.raises(StoreUnavailable) as error:
                     await question
                 says_nothing(error.value)
             while move.some(100):
                 pass
-            assert await store.head(0) == step.head
+            assert await store.checkpoint(0) == commit.checkpoint
             with admin_of(target) as admin:
                 admin.script_flush()
             for _ in range(5):
                 asked = (store.find(JANE) for _ in range(4))
-                await asyncio.gather(store.apply(step := step_of(step.head, ["a", JANE], rng)), *asked)
+                await asyncio.gather(
+                    store.apply(commit := step_of(commit.checkpoint, ["a", JANE], rng)), *asked
+                )
             assert await store.outbox(0) == {b"1": b"one"}
             found = await store.find(JANE)
             assert found is not None
-            assert found[1].tobytes() == step.rows[1].tobytes()
+            assert found[1].tobytes() == commit.rows[1].tobytes()
             move.end()
-            await store.apply(step := step_of(step.head, ["a", JANE, f"new-{back}"], rng))
+            await store.apply(commit := step_of(commit.checkpoint, ["a", JANE, f"new-{back}"], rng))
         state = await state_of(store)
         assert state.records.keys() == {"a", JANE, "new-False", "new-True"}
-        assert state.head == step.head
+        assert state.checkpoint == commit.checkpoint
 
 
 async def test_a_slot_that_moves_under_steps_loses_nothing(cluster: LocalCluster) -> None:
@@ -318,28 +321,28 @@ async def test_a_slot_that_moves_under_steps_loses_nothing(cluster: LocalCluster
                 time.sleep(0.2)
             moving = False
 
-        async def apply(step: Step) -> None:
+        async def apply(commit: Commit) -> None:
             nonlocal waited
             while True:
                 try:
-                    await store.apply(step)
+                    await store.apply(commit)
                     return
                 except StoreUnavailable:
                     waited += 1
                     await asyncio.sleep(0.01)
 
-        head: Head | None = None
+        checkpoint: Checkpoint | None = None
         for _ in range(40):
-            step = random_step(head, rng, partition=0, customers=CUSTOMERS)
-            await apply(step)
-            await memory.apply(step)
-            head = step.head
+            commit = random_step(checkpoint, rng, partition=0, customers=CUSTOMERS)
+            await apply(commit)
+            await memory.apply(commit)
+            checkpoint = commit.checkpoint
         mover = asyncio.create_task(asyncio.to_thread(move))
         while moving:
-            step = random_step(head, rng, partition=0, customers=CUSTOMERS)
-            await apply(step)
-            await memory.apply(step)
-            head, done = step.head, done + 1
+            commit = random_step(checkpoint, rng, partition=0, customers=CUSTOMERS)
+            await apply(commit)
+            await memory.apply(commit)
+            checkpoint, done = commit.checkpoint, done + 1
         await mover
         print(f"{done} steps while the slot moved, {waited} waits")
         assert done > 20
@@ -349,7 +352,7 @@ async def test_a_slot_that_moves_under_steps_loses_nothing(cluster: LocalCluster
 
 async def test_a_cluster_whose_nodes_are_all_away_is_waited_for(cluster: LocalCluster) -> None:
     async with opened("redis+cluster://127.0.0.1:1,127.0.0.1:2,nowhere.invalid:3", timeout_s=1) as store:
-        for question in (store.start(), store.head(0), store.find(JANE)):
+        for question in (store.start(), store.checkpoint(0), store.find(JANE)):
             begun = time.monotonic()
             with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL") as error:
                 await question
@@ -359,7 +362,7 @@ async def test_a_cluster_whose_nodes_are_all_away_is_waited_for(cluster: LocalCl
 
 async def test_one_server_under_the_url_of_a_cluster_is_told_apart(stack_redis: LocalValkey) -> None:
     async with opened(f"redis+cluster://127.0.0.1:{stack_redis.port}") as store:
-        for question in (store.start(), store.head(0)):
+        for question in (store.start(), store.checkpoint(0)):
             with pytest.raises(StoreMisconfigured, match=r"begin with redis://"):
                 await question
 
@@ -374,7 +377,7 @@ def stack_redis() -> Iterator[LocalValkey]:
 async def test_a_wrong_password_is_not_repeated_by_a_cluster(cluster: LocalCluster, credentials: str) -> None:
     cluster.everywhere("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *CLUSTER_ACL)
     async with opened(f"redis+cluster://{credentials}{cluster.hosts}") as store:
-        for question in (store.start(), store.head(0), store.find(JANE)):
+        for question in (store.start(), store.checkpoint(0), store.find(JANE)):
             with pytest.raises(StoreMisconfigured, match="user and password in EBBTIDE_REDIS_URL") as error:
                 await question
             says_nothing(error.value)
@@ -410,7 +413,7 @@ async def test_the_documented_rights_are_enough_and_each_is_needed(cluster: Loca
             says_nothing(error.value)
     cluster.everywhere("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~other:*", *CLUSTER_ACL)
     async with opened(url) as store:
-        for question in (store.load(0, [JANE]), store.find(JANE), store.head(0)):
+        for question in (store.load(0, [JANE]), store.find(JANE), store.checkpoint(0)):
             with pytest.raises(StoreMisconfigured, match="ACL") as error:
                 await question
             says_nothing(error.value)
@@ -438,13 +441,13 @@ async def test_a_user_who_may_not_say_asking_meets_it_while_a_slot_moves(cluster
         await store.start()
         move.begin()
         with pytest.raises(StoreMisconfigured, match=r"asking.*ACL"):
-            await store.head(0)
+            await store.checkpoint(0)
         move.end()
-        assert await store.head(0) is None
+        assert await store.checkpoint(0) is None
         back = Move(cluster.nodes[home - 1], cluster.nodes[home], key_slot(b"{p0}"))
         back.begin()
         back.end()
-        assert await store.head(0) is None
+        assert await store.checkpoint(0) is None
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+cluster", "rediss+sentinel", "unix"])
@@ -488,7 +491,8 @@ async def test_a_worker_on_a_cluster_ends_as_in_a_clean_run(cluster: LocalCluste
     node = cluster.nodes[cluster.node_of("{p2}")]
 
     async def fail() -> None:
-        while (head := await world.store.head(2)) is None or head.offset < len(logs[2]) // 4:  # noqa: ASYNC110 - no event
+        quarter = len(logs[2]) // 4
+        while (at := await world.store.checkpoint(2)) is None or at.offset < quarter:  # noqa: ASYNC110 - a look at a server
             await asyncio.sleep(0.001)
         await asyncio.to_thread(node.kill)
         assert not await world.applied()
@@ -507,7 +511,7 @@ async def test_a_worker_on_a_cluster_ends_as_in_a_clean_run(cluster: LocalCluste
 async def test_a_failover_is_followed_and_a_lost_tail_leaves_a_whole_older_state() -> None:
     """
     1  by hand, under steps     master ◀──roles──▶ replica       no connection is left at the old one
-    2  master cut off, more steps, SIGKILL ──▶ replica promoted  steps go on from the older head that it has
+    2  master cut off, more steps, SIGKILL ──▶ replica promoted  steps go on from the older checkpoint that it has
     """
     rng = np.random.default_rng(6)
     with Watched(binary=debian_redis()) as watched:
@@ -518,16 +522,16 @@ async def test_a_failover_is_followed_and_a_lost_tail_leaves_a_whole_older_state
         async with opened(url, timeout_s=1) as store:
             await exercise(store, steps=20)
             memory = MemoryStore(DTYPE, N)
-            states: dict[Head | None, State] = {None: await state_of(memory)}
-            head: Head | None = None
+            states: dict[Checkpoint | None, State] = {None: await state_of(memory)}
+            checkpoint: Checkpoint | None = None
 
-            async def one_step(apply: Callable[[Step], Awaitable[None]] = store.apply) -> None:
-                nonlocal head
-                step = random_step(head, rng, partition=0, customers=CUSTOMERS)
-                await memory.apply(step)
-                states[step.head] = await state_of(memory)
-                await apply(step)
-                head = step.head
+            async def one_step(apply: Callable[[Commit], Awaitable[None]] = store.apply) -> None:
+                nonlocal checkpoint
+                commit = random_step(checkpoint, rng, partition=0, customers=CUSTOMERS)
+                await memory.apply(commit)
+                states[commit.checkpoint] = await state_of(memory)
+                await apply(commit)
+                checkpoint = commit.checkpoint
 
             await one_step()
             failing_over = asyncio.create_task(asyncio.to_thread(watched.fail_over))
@@ -540,28 +544,28 @@ async def test_a_failover_is_followed_and_a_lost_tail_leaves_a_whole_older_state
                     says_nothing(error)
                     lost += 1
                     state = await patiently(lambda: state_of(store))
-                    assert state == states[state.head]
+                    assert state == states[state.checkpoint]
                     await patiently(lambda: store.reset(0))
-                    memory, head = MemoryStore(DTYPE, N), None
+                    memory, checkpoint = MemoryStore(DTYPE, N), None
             await failing_over
             assert lost
-            await one_step(lambda step: surely(store, step))
+            await one_step(lambda commit: surely(store, commit))
             with admin_of(watched.master) as admin:
                 assert any(client["user"] == "worker" for client in admin.client_list())
             with admin_of(watched.replica) as admin:
                 assert not any(client["user"] == "worker" for client in admin.client_list())
 
             await store.reset(0)
-            memory, head = MemoryStore(DTYPE, N), None
+            memory, checkpoint = MemoryStore(DTYPE, N), None
             for _ in range(20):
                 await one_step()
-            kept = await store.head(0)
+            kept = await store.checkpoint(0)
             with admin_of(watched.master) as admin:
                 assert admin.execute_command("WAIT", 1, 2000) == 1
             watched.cut_replica()
             for _ in range(5):
                 await one_step()
-            newest = await store.head(0)
+            newest = await store.checkpoint(0)
             begun = time.monotonic()
             await asyncio.to_thread(watched.master.kill)
             with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL") as refusal:
@@ -569,7 +573,7 @@ async def test_a_failover_is_followed_and_a_lost_tail_leaves_a_whole_older_state
             says_nothing(refusal.value)
             state = await patiently(lambda: state_of(store))
             print(f"a new master after {time.monotonic() - begun:.1f} s")
-            assert state.head == kept != newest
+            assert state.checkpoint == kept != newest
             assert state == states[kept]
             with pytest.raises(Fenced):
                 await store.apply(step_of(newest, ["a"], rng))
@@ -584,11 +588,11 @@ async def test_sentinels_that_do_not_know_the_master_say_so(stack_redis: LocalVa
         async with opened(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/{SERVICE}") as store:
             await exercise(store, steps=5)
         async with opened(f"redis+sentinel://127.0.0.1:{port}/other") as store:
-            for question in (store.start(), store.head(0), store.find(JANE)):
+            for question in (store.start(), store.checkpoint(0), store.find(JANE)):
                 with pytest.raises(StoreMisconfigured, match="know no master of that name"):
                     await question
         async with opened("redis+sentinel://127.0.0.1:1,127.0.0.1:2/other", timeout_s=1) as store:
-            for question in (store.start(), store.head(0), store.find(JANE)):
+            for question in (store.start(), store.checkpoint(0), store.find(JANE)):
                 with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL"):
                     await question
         async with opened(f"redis://127.0.0.1:{port}") as store:
@@ -618,7 +622,7 @@ async def test_tls_with_a_private_ca(certificates: Certificates) -> None:
             await exercise(store)
         for untrusted in (url, f"{url}?ssl_ca_certs={certificates.other_ca}"):
             async with opened(untrusted) as store:
-                for question in (store.start(), store.head(0), store.find(JANE)):
+                for question in (store.start(), store.checkpoint(0), store.find(JANE)):
                     with pytest.raises(
                         StoreMisconfigured, match=r"(?i)certificate.*ssl_ca_certs=FILE"
                     ) as error:
@@ -637,7 +641,7 @@ async def test_a_certificate_of_another_name_is_refused(certificates: Certificat
         ca = f"ssl_ca_certs={certificates.ca}"
         for scheme in ("rediss", "rediss+cluster"):
             async with opened(f"{scheme}://:secret@localhost:{port}?{ca}", timeout_s=2) as store:
-                for question in (store.start(), store.head(0), store.find(JANE)):
+                for question in (store.start(), store.checkpoint(0), store.find(JANE)):
                     with pytest.raises(
                         StoreMisconfigured, match=r"not valid for 'localhost'.*as their certificates do"
                     ) as error:
@@ -654,7 +658,7 @@ async def test_tls_where_the_server_asks_for_our_certificate(certificates: Certi
         async with opened(f"{url}&ssl_certfile={ours}&ssl_keyfile={ours}") as store:
             await exercise(store)
         async with opened(url) as store:
-            for question in (store.start, lambda: store.head(0), lambda: store.find(JANE)):
+            for question in (store.start, lambda: store.checkpoint(0), lambda: store.find(JANE)):
                 # A server that closes with our question unread resets the connection, and its reason may be lost with
                 # it: then it is away, as far as anybody can tell, and the next try hears more.
                 with pytest.raises(StoreMisconfigured, match="ssl_certfile=FILE"):
@@ -686,12 +690,12 @@ async def test_closing_gives_up_on_a_server_that_hangs_and_hides_no_error(certif
         url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificates.ca}"
         store = RedisStore(url, DTYPE, "clicks", N, timeout_s=2)
         await asyncio.gather(
-            *(store.head(p) for p in range(3))
+            *(store.checkpoint(p) for p in range(3))
         )  # three connections, one of which meets the silence
 
         async def ask_and_close() -> None:
             try:
-                await store.head(0)
+                await store.checkpoint(0)
             finally:
                 await store.close()
 
@@ -713,7 +717,7 @@ async def test_closing_a_cluster_closes_every_node_that_answers(certificates: Ce
         url = f"rediss+cluster://worker:secret@{cluster.hosts}?ssl_ca_certs={certificates.ca}"
         async with opened(url, timeout_s=2) as store:
             for partition in range(N):
-                await patiently(lambda p=partition: store.head(p))  # type: ignore[misc]  # bound now
+                await patiently(lambda p=partition: store.checkpoint(p))  # type: ignore[misc]  # bound now
             assert all(clients(node) for node in cluster.nodes)
             with hanging(cluster.nodes[0]), hanging(cluster.nodes[1]):
                 begun = time.monotonic()
@@ -735,24 +739,26 @@ async def test_a_cluster_behind_tls_whose_replica_takes_over(certificates: Certi
         async with opened(f"{url}?ssl_ca_certs={certificates.ca}", timeout_s=2) as store:
             await exercise(store)
             partition = next(p for p in range(N) if cluster.node_of(f"{{p{p}}}") == 0)
-            step = step_of(None, ["a"], rng, partition=partition)
-            await store.apply(step)
+            commit = step_of(None, ["a"], rng, partition=partition)
+            await store.apply(commit)
             with admin_of(cluster.nodes[0]) as admin:
                 assert admin.execute_command("WAIT", 1, 2000) == 1
             if how == "killed":
                 await asyncio.to_thread(cluster.nodes[0].kill)
             else:
-                await asyncio.gather(*(store.head(partition) for _ in range(3)))  # connections that stay idle
+                await asyncio.gather(
+                    *(store.checkpoint(partition) for _ in range(3))
+                )  # connections that stay idle
                 meanwhile.enter_context(hanging(cluster.nodes[0]))
             with pytest.raises(StoreUnavailable) as refusal:
-                await store.head(partition)
+                await store.checkpoint(partition)
             says_nothing(refusal.value)
             await asyncio.to_thread(eventually, lambda: cluster.taken_over(3))
-            assert await store.head(partition) == step.head  # at the first try
-            await surely(store, step_of(step.head, ["b"], rng, partition=partition))
+            assert await store.checkpoint(partition) == commit.checkpoint  # at the first try
+            await surely(store, step_of(commit.checkpoint, ["b"], rng, partition=partition))
             await store.start()
         async with opened(f"{url}?ssl_ca_certs={certificates.other_ca}") as store:
-            for question in (store.start(), store.head(0), store.find(JANE)):
+            for question in (store.start(), store.checkpoint(0), store.find(JANE)):
                 with pytest.raises(StoreMisconfigured, match=r"(?i)certificate.*ssl_ca_certs=FILE") as error:
                     await question
                 says_nothing(error.value)
@@ -773,7 +779,7 @@ async def test_sentinels_behind_tls_with_a_user_of_their_own(certificates: Certi
         async with opened(f"{url}&sentinel_username=watcher&sentinel_password=secret2") as store:
             await exercise(store, steps=10)
         async with opened(f"{url}&sentinel_username=watcher&sentinel_password=secret") as store:
-            for question in (store.start(), store.head(0)):
+            for question in (store.start(), store.checkpoint(0)):
                 with pytest.raises(
                     StoreMisconfigured, match="user and password in EBBTIDE_REDIS_URL"
                 ) as error:

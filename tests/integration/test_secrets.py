@@ -22,7 +22,7 @@ from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, ensure_topics
 from ebbtide.stream.kafka.reader import read_topic
-from ebbtide.stream.outputs.dead_letter import read
+from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.message import Message
 from tests.integration.test_http import asking, raw
 from tests.support.seams.models import TINY, publish
@@ -105,7 +105,7 @@ async def test_nothing_a_worker_says_holds_a_secret_or_a_customer(
                 letters = [
                     r
                     async for r in read_topic(settings.kafka, settings.topics.dead_letters)
-                    if read(r.headers)
+                    if parse_headers(r.headers)
                 ]
                 if status == 200 and len(letters) == 7 * CUSTOMERS:
                     break

@@ -215,7 +215,7 @@ def test_training_begins_as_the_linear_model_and_keeps_the_best_epoch(
 
     linear = logits(trainer.fit(train, None, epochs=0).network, others.inputs)
     whole = logits(trainer.fit(train, None, epochs=1).network, others.inputs)
-    half = logits(trainer.fit(train, None, epochs=1, share=0.5).network, others.inputs)
+    half = logits(trainer.fit(train, None, epochs=1, shrinkage=0.5).network, others.inputs)
     assert np.abs(whole - linear).max() > 1e-3
     assert np.allclose(half, (linear + whole) / 2, atol=1e-4), (
         "trained from the same beginning, shrunk exactly"

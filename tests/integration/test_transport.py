@@ -310,7 +310,8 @@ async def test_a_fetch_brings_so_many_bytes_of_a_partition(
 
 
 async def test_marks_never_go_back(stack: Services, unique_name: str, feed: Feed, join: Join) -> None:
-    """Nor by an older mark of this worker, nor by one below what another has committed. Metadata may change alone."""
+    """Nor by an older committed offset of this worker, nor by one below what another has committed. Metadata may
+    change alone."""
     settings, chain = settings_for(stack, unique_name), MemoryChain()
     receiver = await join(settings, chain)
     await until(lambda: len(receiver.partitions) == 4, "assigned")
@@ -318,14 +319,14 @@ async def test_marks_never_go_back(stack: Services, unique_name: str, feed: Feed
     await until(lambda: folded(chain, feed), "all folded")
     end = max(feed.sent[1]) + 1
 
-    async def is_committed(mark: tuple[int, str]) -> bool:
-        return await committed(settings, 1) == mark
+    async def is_committed(expected: tuple[int, str]) -> bool:
+        return await committed(settings, 1) == expected
 
     await until(lambda: is_committed((end, f"at {end}")), "committed by the timer", timeout_s=5.0)
-    receiver.source.mark(1, end - 10, "older")
+    receiver.source.advance_committed(1, end - 10, "older")
     await asyncio.sleep(0.5)
-    assert await is_committed((end, f"at {end}")), "an older mark was committed"
-    receiver.source.mark(1, end, "a later timer clock")
+    assert await is_committed((end, f"at {end}")), "an older committed offset was committed"
+    receiver.source.advance_committed(1, end, "a later timer clock")
     await until(lambda: is_committed((end, "a later timer clock")), "metadata alone", timeout_s=5.0)
     await receiver.stop()
 
@@ -365,7 +366,7 @@ async def test_an_error_of_the_receiver_stops_the_worker(
 async def test_a_head_that_the_log_no_longer_has(
     stack: Services, unique_name: str, feed: Feed, join: Join
 ) -> None:
-    """Retention has passed the head: an error, never a jump to what is left."""
+    """Retention has passed the checkpoint: an error, never a jump to what is left."""
     settings, chain = settings_for(stack, unique_name), MemoryChain()
     await feed.send(400)
     async with admin(settings) as client:
@@ -392,7 +393,7 @@ async def test_what_is_not_ours_cannot_be_sought(
         await receiver.source.seek(0, 0)
     receiver.source.pause(0)
     receiver.source.resume(0)
-    receiver.source.mark(0, 1)
+    receiver.source.advance_committed(0, 1)
 
 
 PUSHED = set[asyncio.Future[None]]()  # a task that nobody holds may vanish

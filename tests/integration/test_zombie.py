@@ -1,6 +1,6 @@
 """A worker that was stopped and wakes up: what it still has in hand of somebody who has been forgotten meanwhile.
 
-    A   load, fold, score ·········· stopped ·········· decide, look at the head: Fenced, and not a word
+    A   load, fold, score ·········· stopped ·········· decide, look at the checkpoint: Fenced, and not a word
     B                      the same records, apply, Ann's tombstone: her last word in every output topic
 
 The outputs are kept for good (scores are compacted by customer), so what comes after a tombstone there stays. And what
@@ -21,15 +21,15 @@ from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.cache import Cache
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Head, Step
+from ebbtide.featurestore.store.protocol import Checkpoint, Commit
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.outputs.dead_letter import FloodGuard, Position, forgotten_at, read
+from ebbtide.stream.outputs.dead_letter import FloodGuard, Position, parse_headers, tombstone_origin
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.suppression import NOTHING
-from ebbtide.stream.telemetry import Silent
+from ebbtide.stream.suppression import NO_SUPPRESSION
+from ebbtide.stream.telemetry import NullTelemetry
 from ebbtide.stream.worker import Worker
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel
 from tests.support.seams.streams import Faults, ListSink, LogRecord, LogSource
@@ -73,29 +73,29 @@ class ForgetfulStore(MemoryStore):
 
     lost = False
 
-    async def apply(self, step: Step) -> None:
-        await super().apply(step)
-        if step.forgotten and not self.lost:
+    async def apply(self, commit: Commit) -> None:
+        await super().apply(commit)
+        if commit.forgotten and not self.lost:
             self.lost = True
             raise StoreUnavailable("lost on the way back")
 
 
 def tools_of(store: MemoryStore, sink: ListSink, model: ArithmeticModel) -> Tools:
     """What a process of its own works with."""
-    batcher = Batcher(lambda: model, SystemClock(), Silent(), deadline_s=0.05, linger_s=0.0)
+    batcher = Batcher(lambda: model, SystemClock(), NullTelemetry(), deadline_s=0.05, linger_s=0.0)
     return Tools(
         TOPIC, OUTPUTS, LAYOUT, Folder(LAYOUT), Parser(SPEC), store, Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize),
-        sink, batcher, lambda: model, SystemClock(), Silent(),
+        sink, batcher, lambda: model, SystemClock(), NullTelemetry(),
     )  # fmt: skip
 
 
 async def follow(tools: Tools, log: list[LogRecord]) -> None:
     """One owner, from the partition's beginning through all of `log`."""
-    pipeline = Pipeline(tools, 0, None, Head(0, 0, 0, LAYOUT.id, 1), NOTHING, FloodGuard(1.0))
+    pipeline = Pipeline(tools, 0, None, Checkpoint(0, 0, 0, LAYOUT.id, 1), NO_SUPPRESSION, FloodGuard(1.0))
     scoring = asyncio.create_task(tools.batcher.run())
     try:
         for piece in FetchedBatch(TOPIC, 0, 1, 0, len(log), log).cut_before_tombstones():
-            await pipeline.step(piece)
+            await pipeline.process(piece)
     finally:
         scoring.cancel()
         await asyncio.gather(scoring, return_exceptions=True)
@@ -114,14 +114,14 @@ async def test_who_wakes_late_says_nothing_of_who_was_forgotten() -> None:
         *before, last = sink.sent[topic]
         assert last.key == ANN and last.value is None, topic
         assert before and all(message.value is not None for message in before), topic
-        # It says whom it forgets since when, and is no letter.
-        assert forgotten_at(last.headers) == Position(TOPIC, 0, TOMBSTONE.offset)
-        assert read(last.headers) is None
+        # It says whom it forgets since when, and is no dead letter.
+        assert tombstone_origin(last.headers) == Position(TOPIC, 0, TOMBSTONE.offset)
+        assert parse_headers(last.headers) is None
     assert await store.find(ANN.decode()) is None
 
 
 async def test_a_tombstone_whose_answer_was_lost_leaves_nothing_in_memory() -> None:
-    """The head has moved, the worker goes on from there and hears of nothing more: no later step would tidy up."""
+    """The checkpoint has moved, the worker goes on from there and hears of nothing more: no later step tidies up."""
     store = ForgetfulStore(LAYOUT.dtype, 1)
     tools = tools_of(store, ListSink(), ArithmeticModel(sizes=(8,)))
     log = [*LIFE, TOMBSTONE]

@@ -131,7 +131,7 @@ class Receiver:
             if head is None:
                 head = (await self.source.log_range(number))[0]
             try:
-                epoch = await self.source.seek(number, head)
+                seek_id = await self.source.seek(number, head)
             except PartitionRevoked:
                 return
             self.source.resume(number)
@@ -139,10 +139,10 @@ class Receiver:
                 batch = await inbox.get()
                 if inbox.qsize() < self._inbox_max:
                     self.source.resume(number)
-                if batch.epoch != epoch:
+                if batch.seek_id != seek_id:
                     self.seen["old epoch"] += 1
                     continue
-                if not batch.follows(epoch, head):
+                if not batch.follows(seek_id, head):
                     self.seen["gap"] += 1
                     break
                 self.seen["empty"] += not batch.records
@@ -153,7 +153,7 @@ class Receiver:
                     self.seen["fenced"] += 1
                     break
                 head = batch.end
-                self.source.mark(number, head, f"at {head}")
+                self.source.advance_committed(number, head, f"at {head}")
 
     async def stop(self) -> None:
         for task in self._tasks.values():

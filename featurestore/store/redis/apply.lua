@@ -1,5 +1,5 @@
 #!lua
--- A partition moves from one head to the next, or not at all.
+-- A partition moves from one checkpoint to the next, or not at all.
 --
 -- Redis runs a script alone, so nobody sees half of it. It has no rollback either, so nothing may fail after
 -- the first write. Therefore: all checks first, writes last, and every write is one that cannot fail by then.
@@ -8,19 +8,19 @@
 --   * Wrong types of the three fixed keys and missing ACL rights are found below, before anything is written.
 --   * The caller has checked counts and numbers; record keys are overwritten whatever they hold.
 --
--- KEYS   1 head   2 due   3 out   4.. records to write, then records to forget
--- ARGV   1 expected head ('' = none yet)   2 new head   3 where the customer begins in a record key
+-- KEYS   1 checkpoint   2 due   3 out   4.. records to write, then records to forget
+-- ARGV   1 expected checkpoint ('' = none yet)   2 new checkpoint   3 where the customer begins in a record key
 --        4 records to write   5 alerts   6 acknowledged
 --        then a due time a record, the records, id and bytes of each alert, the acknowledged ids
--- Reply  {} when it was done; {head found, '' = none} when the fence held
+-- Reply  {} when it was done; {checkpoint found, '' = none} when the fence held
 
 local CHUNK = 2000 -- arguments a call: even, for pairs, and well below the 8,000 that Lua can unpack
-local head, due, out = KEYS[1], KEYS[2], KEYS[3]
+local checkpoint, due, out = KEYS[1], KEYS[2], KEYS[3]
 local expected, moved, name_at = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local written, alerts, acked = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local call = redis.call
 
-local found = call('GET', head) or ''
+local found = call('GET', checkpoint) or ''
 if found ~= expected then
   return {found}
 end
@@ -31,7 +31,7 @@ for key, kind in pairs({[due] = 'zset', [out] = 'hash'}) do
     return redis.error_reply('FOREIGN ' .. key .. ' holds a ' .. stored .. ', not a ' .. kind)
   end
 end
-for _, write in ipairs({{'SET', head, ''}, {'MSET', head, ''}, {'UNLINK', head}, {'ZADD', due, '0', ''},
+for _, write in ipairs({{'SET', checkpoint, ''}, {'MSET', checkpoint, ''}, {'UNLINK', checkpoint}, {'ZADD', due, '0', ''},
                         {'ZREM', due, ''}, {'HSET', out, '', ''}, {'HDEL', out, ''}}) do
   if not redis.acl_check_cmd(unpack(write)) then
     return redis.error_reply('NOPERM this user may not run ' .. write[1] .. ' on ' .. write[2])
@@ -64,5 +64,5 @@ each('UNLINK', nil, forgotten, 1, #forgotten)
 each('ZREM', due, names, 1, #names)
 each('HSET', out, ARGV, alert_at, acked_at - 1)
 each('HDEL', out, ARGV, acked_at, acked_at + acked - 1)
-call('SET', head, moved)
+call('SET', checkpoint, moved)
 return {}

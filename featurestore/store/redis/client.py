@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 from ebbtide.featurestore.store.redis.cluster import Cluster
 from ebbtide.featurestore.store.redis.errors import close_all, explain
 from ebbtide.featurestore.store.redis.sentinel import watched_pool
-from ebbtide.featurestore.store.redis.url import Address, Place, read_url
+from ebbtide.featurestore.store.redis.url import Address, RedisTarget, read_url
 
 LONG_COMMAND = 32  # arguments from which packing in C pays
 
@@ -61,7 +61,7 @@ def _packing(kind: type[Any]) -> type[Any]:
 class _Master:
     """One server: the URL's, or the one that the Sentinels call the master. The same questions as a `Cluster`."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RedisTarget) -> None:
         if place.topology == "sentinel":
             pool, self._sentinel = watched_pool(place, _packing)
         else:

@@ -1,20 +1,20 @@
 #!lua flags=allow-oom
 -- Deletes a partition page by page, and lets nobody in meanwhile.
 --
--- The first call puts a mark in the place of the head. No owner expects it, so every apply is fenced and nobody can
--- open the partition until the last call has deleted head, due and out together. Whoever finds the mark gone (another
+-- The first call puts a committed offset in the place of the checkpoint. No owner expects it, so every apply is fenced and nobody can
+-- open the partition until the last call has deleted checkpoint, due and out together. Whoever finds the committed offset gone (another
 -- reset has finished, perhaps somebody has begun anew) stops. Memory may be full: that may be why one resets.
 --
--- KEYS   1 head   2 due   3 out   4.. records of this page
--- ARGV   1 the mark   2 'begin', 'page' or 'end'   3.. customers of this page
--- Reply  {} when it was done; {head found, '' = none} when the mark was gone
+-- KEYS   1 checkpoint   2 due   3 out   4.. records of this page
+-- ARGV   1 the committed offset   2 'begin', 'page' or 'end'   3.. customers of this page
+-- Reply  {} when it was done; {checkpoint found, '' = none} when the committed offset was gone
 
-local head, due, out, mark, phase = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
+local checkpoint, due, out, mark, phase = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
 if phase == 'begin' then
-  redis.call('SET', head, mark)
+  redis.call('SET', checkpoint, mark)
   return {}
 end
-local found = redis.call('GET', head) or ''
+local found = redis.call('GET', checkpoint) or ''
 if found ~= mark then
   return {found}
 end
@@ -22,6 +22,6 @@ if phase == 'page' then
   redis.call('UNLINK', unpack(KEYS, 4))
   redis.call('ZREM', due, unpack(ARGV, 3))
 else
-  redis.call('UNLINK', due, out, head)
+  redis.call('UNLINK', due, out, checkpoint)
 end
 return {}

@@ -21,13 +21,13 @@ from redis.asyncio.sentinel import (
 
 from ebbtide.featurestore.errors import StoreMisconfigured
 from ebbtide.featurestore.store.redis.errors import most_telling
-from ebbtide.featurestore.store.redis.url import SETTING, Address, Place
+from ebbtide.featurestore.store.redis.url import SETTING, Address, RedisTarget
 
 
 class _Sentinels(Sentinel):
     """The Sentinels of `place`, in the order in which they are asked."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RedisTarget) -> None:
         super().__init__([])  # type: ignore[no-untyped-call]  # redis-py says nothing of its types here
         self._where = place.where
 
@@ -58,7 +58,7 @@ class _WatchedPool(BlockingConnectionPool, SentinelConnectionPool):
     """Waits for a free connection, as the one does; connects to the present master, as the other does."""
 
 
-def watched_pool(place: Place, packing: Callable[[type[Any]], type[Any]]) -> tuple[Any, Any]:
+def watched_pool(place: RedisTarget, packing: Callable[[type[Any]], type[Any]]) -> tuple[Any, Any]:
     """A pool of connections to the master, and the Sentinels behind it, both to be closed. `packing` changes the
     connection class."""
     timeout_s = place.options["timeout"] / (len(place.hosts) + 1)

@@ -1,6 +1,6 @@
 """The store in Redis or Valkey: four kinds of keys a partition, and one script that moves them together.
 
-    {prefix}{topic}:{p7}:head           string  where the partition is, in words (`Head.text`)
+    {prefix}{topic}:{p7}:checkpoint           string  where the partition is, in words (`Checkpoint.text`)
     {prefix}{topic}:{p7}:c:<customer>   string  the record, its bytes as they lie in memory
     {prefix}{topic}:{p7}:due            zset    customer → ms UTC, one entry for each record
     {prefix}{topic}:{p7}:out            hash    alert id → alert bytes, until Kafka has acknowledged them
@@ -25,9 +25,9 @@ from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured
 from ebbtide.featurestore.store.protocol import (
     CUSTOMERS_MAX,
     RESETTING,
-    Head,
+    Checkpoint,
+    Commit,
     Rows,
-    Step,
     check_count,
     join_records,
     pages,
@@ -97,12 +97,12 @@ class RedisStore:
                     hint="set `maxmemory-policy noeviction`, or give us a server of our own",
                 )
 
-    async def head(self, partition: int) -> Head | None:
-        text = await self._client.ask("GET", self._tags[partition] + "head")
+    async def checkpoint(self, partition: int) -> Checkpoint | None:
+        text = await self._client.ask("GET", self._tags[partition] + "checkpoint")
         if text is None:
             return None
         try:
-            return Head.parse(text.decode(errors="replace"))
+            return Checkpoint.parse(text.decode(errors="replace"))
         except LayoutError as error:
             said = f"partition {partition} at {self.where}: {error.args[0]}"
             raise LayoutError(said, hint=error.hint) from error
@@ -113,32 +113,32 @@ class RedisStore:
         keys = [record + customer for customer in customers]
         return join_records(await self._client.ask("MGET", *keys) if keys else [], self.dtype, partition)
 
-    async def apply(self, step: Step) -> None:
-        step.check(self.dtype)
-        record = self._tags[step.partition] + "c:"
+    async def apply(self, commit: Commit) -> None:
+        commit.check(self.dtype)
+        record = self._tags[commit.partition] + "c:"
         size = self.dtype.itemsize
-        blob = step.rows.tobytes()
+        blob = commit.rows.tobytes()
         found = await self._run(
             APPLY,
-            step.partition,
-            [record + customer for names in (step.customers, step.forgotten) for customer in names],
+            commit.partition,
+            [record + customer for names in (commit.customers, commit.forgotten) for customer in names],
             [
-                step.expected.text() if step.expected else "",
-                step.head.text(),
+                commit.expected.text() if commit.expected else "",
+                commit.checkpoint.text(),
                 len(record.encode()) + 1,  # Lua counts bytes, from 1
-                len(step.customers),
-                len(step.alerts),
-                len(step.acked),
-                *step.due.tolist(),
+                len(commit.customers),
+                len(commit.alerts),
+                len(commit.acked),
+                *commit.due.tolist(),
                 *(blob[at : at + size] for at in range(0, len(blob), size)),
-                *(part for alert in step.alerts for part in alert),
-                *step.acked,
+                *(part for alert in commit.alerts for part in alert),
+                *commit.acked,
             ],
         )
         if found:
-            expected = step.expected.text() if step.expected else "not begun"
+            expected = commit.expected.text() if commit.expected else "not begun"
             at = found[0].decode(errors="replace") or "not begun"
-            raise Fenced(f"partition {step.partition} is at [{at}], this owner expected [{expected}]")
+            raise Fenced(f"partition {commit.partition} is at [{at}], this owner expected [{expected}]")
 
     async def outbox(self, partition: int) -> dict[bytes, bytes]:
         alerts: dict[bytes, bytes] = await self._client.ask("HGETALL", self._tags[partition] + "out")
@@ -207,6 +207,6 @@ class RedisStore:
         self, script: Script, partition: int, records: Sequence[str | bytes], args: Sequence[Any]
     ) -> list[bytes]:
         tag = self._tags[partition]
-        fixed = (tag + "head", tag + "due", tag + "out")
+        fixed = (tag + "checkpoint", tag + "due", tag + "out")
         reply: list[bytes] = await self._client.run(script, [*fixed, *records], args)
         return reply

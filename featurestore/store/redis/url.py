@@ -30,7 +30,7 @@ Address = tuple[str, int]
 """Host and port."""
 
 
-class Place(NamedTuple):
+class RedisTarget(NamedTuple):
     """Where Redis is. `topology`: "server", "cluster" or "sentinel". `hosts`: the server, or some nodes, or the
     Sentinels. `service`: the master's name for Sentinels, else empty. `connection`: redis-py's class for the transport.
     `options`: what that class takes, credentials included; for one server its address, too. `sentinel`: those options
@@ -46,7 +46,7 @@ class Place(NamedTuple):
     where: str
 
 
-def read_url(url: str, ours: dict[str, Any], always: dict[str, Any]) -> Place:
+def read_url(url: str, ours: dict[str, Any], always: dict[str, Any]) -> RedisTarget:
     """The place that `url` names. Its own options win over `ours`, and `always` over both.
 
     Raises StoreMisconfigured for a URL, an option or a certificate file that cannot be understood.
@@ -63,14 +63,14 @@ def read_url(url: str, ours: dict[str, Any], always: dict[str, Any]) -> Place:
             kind = _transport(options)
             host, port = options.get("host", "localhost"), options.get("port", PORT)
             where = options.get("path") or f"{host}:{port}"
-            place = Place("server", [(host, port)], "", kind, options, {}, where)
+            place = RedisTarget("server", [(host, port)], "", kind, options, {}, where)
     except ValueError:  # its text may hold the URL, and that the password
         _refuse("the Redis URL cannot be understood")
     _try(place)
     return place
 
 
-def _several(url: str, ours: dict[str, Any], always: dict[str, Any]) -> Place:
+def _several(url: str, ours: dict[str, Any], always: dict[str, Any]) -> RedisTarget:
     """The forms with several hosts: redis-py reads such a URL with one host, we read the hosts."""
     parts = urlsplit(url)
     transport, _, topology = parts.scheme.partition("+")
@@ -98,10 +98,12 @@ def _several(url: str, ours: dict[str, Any], always: dict[str, Any]) -> Place:
     sentinel = {name: value for name, value in options.items() if name not in apart} | guard
     where = ",".join(f"{host}:{port}" for host, port in addresses)
     if topology == "sentinel":
-        return Place(topology, addresses, service, kind, options, sentinel, f"{service} of Sentinels {where}")
+        return RedisTarget(
+            topology, addresses, service, kind, options, sentinel, f"{service} of Sentinels {where}"
+        )
     if any(guard.values()):
         _refuse("the Redis URL has options for Sentinels, but none of those")
-    return Place(topology, addresses, "", kind, options, {}, where)
+    return RedisTarget(topology, addresses, "", kind, options, {}, where)
 
 
 def _transport(options: dict[str, Any]) -> type[Any]:
@@ -123,7 +125,7 @@ def _address(text: str, port: int) -> Address:
     return parts.hostname, parts.port or port
 
 
-def _try(place: Place) -> None:
+def _try(place: RedisTarget) -> None:
     """What a connection would be told only later, while it is made: unknown options, files that are not there."""
     try:
         apart = ("max_connections", "timeout")

@@ -12,7 +12,7 @@ import numpy as np
 from redis.asyncio import Redis
 
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Head, Rows, Step, Store
+from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Checkpoint, Commit, Rows, Store
 from ebbtide.featurestore.store.redis.store import RedisStore
 
 # Not the layout of any spec: a store must not care. 49 bytes, so that nothing is aligned by luck.
@@ -71,7 +71,7 @@ async def redis_backend(url: str, prefix: str) -> AsyncIterator[Backend]:
 class State(NamedTuple):
     """Everything that a store shows of one partition, in an order of its own, so that `==` compares states."""
 
-    head: Head | None
+    checkpoint: Checkpoint | None
     records: dict[str, bytes]
     due: list[tuple[str, int]]
     outbox: dict[bytes, bytes]
@@ -87,7 +87,7 @@ async def state_of(store: Store, partition: int = 0) -> State:
     due = list(zip(names, times.tolist(), strict=True))
     assert {name for name, _ in due} == set(records), "every record has a due time, and nobody else has"
     return State(
-        await store.head(partition), dict(sorted(records.items())), due, await store.outbox(partition)
+        await store.checkpoint(partition), dict(sorted(records.items())), due, await store.outbox(partition)
     )
 
 
@@ -100,33 +100,38 @@ def rows_of(n: int, rng: np.random.Generator) -> Rows:
     return np.frombuffer(bytearray(rng.bytes(n * DTYPE.itemsize)), DTYPE)
 
 
-def next_head(head: Head | None, *, offset: int = 1) -> Head:
-    """The head one step on."""
-    if head is None:
-        return Head(offset, 1, 0, LAYOUT, PARTITIONS)
-    return head._replace(offset=head.offset + offset, step=head.step + 1)
+def next_head(checkpoint: Checkpoint | None, *, offset: int = 1) -> Checkpoint:
+    """The checkpoint one step on."""
+    if checkpoint is None:
+        return Checkpoint(offset, 1, 0, LAYOUT, PARTITIONS)
+    return checkpoint._replace(offset=checkpoint.offset + offset, sequence=checkpoint.sequence + 1)
 
 
 def step_of(
-    head: Head | None, customers: Sequence[str], rng: np.random.Generator, *, partition: int = 0, **more: Any
-) -> Step:
-    """A step on from `head` that writes random records for `customers`; `more` are the other fields of a Step."""
+    checkpoint: Checkpoint | None,
+    customers: Sequence[str],
+    rng: np.random.Generator,
+    *,
+    partition: int = 0,
+    **more: Any,
+) -> Commit:
+    """A step on from `checkpoint` that writes random records for `customers`; `more` are the other fields of a Step."""
     columns = {
         "rows": rows_of(len(customers), rng),
         "due": rng.integers(0, 2_000_000_000_000, len(customers)),
     }
-    return Step(partition, head, next_head(head), list(customers), **{**columns, **more})
+    return Commit(partition, checkpoint, next_head(checkpoint), list(customers), **{**columns, **more})
 
 
 def random_step(
-    head: Head | None, rng: np.random.Generator, *, partition: int, customers: Sequence[str]
-) -> Step:
+    checkpoint: Checkpoint | None, rng: np.random.Generator, *, partition: int, customers: Sequence[str]
+) -> Commit:
     """Any step: few or many customers, some of them forgotten, alerts that come, come again and are acknowledged."""
     chosen = rng.permutation(len(customers))[: int(rng.choice([0, 1, 3, 40]))].tolist()
     split = int(rng.integers(0, len(chosen) + 1)) if rng.random() < 0.5 else len(chosen)
     ids = [f"alert-{i}".encode() for i in range(12)]
     return step_of(
-        head,
+        checkpoint,
         [customers[i] for i in chosen[:split]],
         rng,
         partition=partition,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.errors import StoreUnavailable
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Step
-from ebbtide.stream.batch import FetchedBatch, Mark
+from ebbtide.featurestore.store.protocol import Commit
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch
 from ebbtide.stream.errors import BrokerUnavailable
 from ebbtide.stream.outputs.message import Message
 
@@ -66,7 +66,7 @@ class FaultyStore(MemoryStore):
         self._faults = faults
         self.applied = 0
         self.lost_before_outbox = False
-        """Lost altogether just before the next outbox is read, when its head has been read already."""
+        """Lost altogether just before the next outbox is read, when its checkpoint has been read already."""
 
     def saved(self) -> "FaultyStore":
         """What a disk or a replica holds of it by now."""
@@ -88,10 +88,10 @@ class FaultyStore(MemoryStore):
             self.fall_back(None)
         return await super().outbox(partition)
 
-    async def apply(self, step: Step) -> None:
+    async def apply(self, commit: Commit) -> None:
         if self._faults.strike():
             raise StoreUnavailable("lost on the way there")
-        await super().apply(step)
+        await super().apply(commit)
         self.applied += 1
         if self._faults.strike():
             raise StoreUnavailable("lost on the way back")
@@ -144,7 +144,7 @@ class LogSource:
         self._places: dict[int, tuple[int, int]] = {}
         self._paused: set[int] = set()
         self._epoch = 0
-        self.marks: dict[int, Mark] = {}
+        self.marks: dict[int, CommittedOffset] = {}
 
     def assigned(self) -> frozenset[int]:
         return frozenset(range(len(self._logs)))
@@ -156,7 +156,7 @@ class LogSource:
         await asyncio.sleep(0)
         return 0, len(self._logs[partition])
 
-    async def committed(self, partition: int) -> Mark | None:
+    async def committed(self, partition: int) -> CommittedOffset | None:
         return self.marks.get(partition)
 
     async def seek(self, partition: int, offset: int) -> int:
@@ -171,9 +171,9 @@ class LogSource:
     def resume(self, partition: int) -> None:
         self._paused.discard(partition)
 
-    def mark(self, partition: int, offset: int, metadata: str = "") -> None:
-        if offset >= self.marks.get(partition, Mark(0, "")).offset:
-            self.marks[partition] = Mark(offset, metadata)
+    def advance_committed(self, partition: int, offset: int, metadata: str = "") -> None:
+        if offset >= self.marks.get(partition, CommittedOffset(0, "")).offset:
+            self.marks[partition] = CommittedOffset(offset, metadata)
 
     def revoke(self) -> None:
         """Nothing is open any more."""
@@ -187,14 +187,14 @@ class LogSource:
             # Spinning, it would keep the interpreter from the scorer's thread: 5 ms for each of its calls.
             await asyncio.sleep(IDLE_S if idle else 0)
             idle = True
-            for partition, (epoch, start) in list(self._places.items()):
+            for partition, (seek_id, start) in list(self._places.items()):
                 end = min(start + int(self._rng.integers(1, self._records_max)), len(self._logs[partition]))
                 if partition in self._paused or start == end:
                     continue
                 idle = False
-                self._places[partition] = (epoch, end)
+                self._places[partition] = (seek_id, end)
                 batch = FetchedBatch(
-                    self._topic, partition, epoch, start, end, self._logs[partition][start:end]
+                    self._topic, partition, seek_id, start, end, self._logs[partition][start:end]
                 )
                 # The last piece arrives: a loss is noticed by the next one, or by the rebalance that caused it.
                 if end == len(self._logs[partition]) or not self._faults.strike():
@@ -203,6 +203,6 @@ class LogSource:
     def done(self) -> bool:
         """Everything is marked as applied and sent."""
         return all(
-            self.marks.get(partition, Mark(0, "")).offset == len(log)
+            self.marks.get(partition, CommittedOffset(0, "")).offset == len(log)
             for partition, log in enumerate(self._logs)
         )

@@ -44,7 +44,7 @@ from ebbtide.ops.stack.server import free_ports
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.ops.worker.run import serving
-from ebbtide.stream.batch import Mark
+from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import FaustSource
 from ebbtide.stream.kafka.client import KafkaSettings
@@ -291,7 +291,7 @@ async def log_of(settings: Settings) -> list[list[LogRecord]]:
     return logs
 
 
-async def marks_of(settings: Settings) -> dict[int, Mark]:
+async def marks_of(settings: Settings) -> dict[int, CommittedOffset]:
     """The group's committed offsets."""
     client = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.url)
     await client.start()
@@ -299,7 +299,7 @@ async def marks_of(settings: Settings) -> dict[int, Mark]:
         found = await client.list_consumer_group_offsets(settings.kafka.group)
     finally:
         await client.close()
-    return {tp.partition: Mark(o.offset, o.metadata) for tp, o in found.items()}
+    return {tp.partition: CommittedOffset(o.offset, o.metadata) for tp, o in found.items()}
 
 
 async def members_of(settings: Settings) -> tuple[str, set[str]]:
@@ -351,21 +351,22 @@ async def replayed(settings: Settings, scorer: Any, logs: list[list[LogRecord]])
 
 
 async def applied(settings: Settings, store: Store) -> int:
-    """How many offsets of the topic are behind the heads, in all."""
-    heads = [await store.head(partition) for partition in range(PARTITIONS)]
-    return sum(head.offset for head in heads if head is not None)
+    """How many offsets of the topic are behind the checkpoints, in all."""
+    checkpoints = [await store.checkpoint(partition) for partition in range(PARTITIONS)]
+    return sum(checkpoint.offset for checkpoint in checkpoints if checkpoint is not None)
 
 
 async def same_as_the_log(settings: Settings, scorer: Any, *, twice: int | None = None) -> int:
-    """Assert that records and alerts are the log's, and that marks, heads and log end agree. Returns alerts sent twice;
+    """Assert that records and alerts are the log's, and that marks, checkpoints and log end agree. Returns alerts sent
+    twice;
     `twice`: at most so many."""
     logs = await log_of(settings)
     records, alerts = await replayed(settings, scorer, logs)
     async with open_store(settings, Layout(load_spec(settings.spec)), PARTITIONS) as store:
         ends = {partition: len(log) for partition, log in enumerate(logs)}
-        heads = [await store.head(partition) for partition in range(PARTITIONS)]
-        assert {n: head.offset for n, head in enumerate(heads) if head} == ends
-        assert {n: mark.offset for n, mark in (await marks_of(settings)).items()} == ends
+        checkpoints = [await store.checkpoint(partition) for partition in range(PARTITIONS)]
+        assert {n: checkpoint.offset for n, checkpoint in enumerate(checkpoints) if checkpoint} == ends
+        assert {n: committed.offset for n, committed in (await marks_of(settings)).items()} == ends
         assert await records_in(store) == records
         assert [await store.outbox(partition) for partition in range(PARTITIONS)] == [{}] * PARTITIONS
     sent = await ids_in(settings)

@@ -1,6 +1,6 @@
 """A topic of clicks, its outputs and its state on the real servers, and workers in this process that come and go.
 
-    produce ─▶ topic ─▶ working(prefix, kind) ─▶ records under the prefix · alerts · letters · scores
+    produce ─▶ topic ─▶ working(prefix, kind) ─▶ records under the prefix · alerts · dead letters · scores
                    └──▶ offline(kind): one pipeline over the whole log, in memory, undisturbed: what must come out
 
 A *kind* is a spec with a model that is arithmetic. Everything but the model is what production runs.
@@ -25,7 +25,7 @@ from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.store.cache import Cache
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Head, Store
+from ebbtide.featurestore.store.protocol import Checkpoint, Store
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import RedisSettings, Settings, TopicSettings
 from ebbtide.ops.worker.connect import open_store, topic_specs
@@ -33,7 +33,7 @@ from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import FaustSource
 from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, ensure_topics
-from ebbtide.stream.kafka.committed_log import open_settled
+from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
 from ebbtide.stream.outputs.dead_letter import FloodGuard
 from ebbtide.stream.outputs.message import Message, Sink
@@ -42,8 +42,8 @@ from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.policy import Policy
 from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.suppression import NOTHING
-from ebbtide.stream.telemetry import Silent, Telemetry
+from ebbtide.stream.suppression import NO_SUPPRESSION
+from ebbtide.stream.telemetry import NullTelemetry, Telemetry
 from ebbtide.stream.worker import Worker
 from tests.support.seams.scoring import SPEC, ArithmeticModel
 from tests.support.seams.streams import ListSink
@@ -156,7 +156,7 @@ class World:
 
     def tools(self, kind: Kind, store: Store, sink: Sink, telemetry: Telemetry | None = None) -> Tools:
         """What a pipeline works with."""
-        topics, said = self.settings.topics, telemetry or Silent()
+        topics, said = self.settings.topics, telemetry or NullTelemetry()
         batcher = Batcher(lambda: kind.model, self.clock, said, deadline_s=0.05, linger_s=0.0)
         cache = Cache(kind.layout.dtype, 4096 * kind.layout.itemsize)
         return Tools(
@@ -211,18 +211,18 @@ class World:
             await (producer.commit_transaction() if n % 2 == 0 else producer.abort_transaction())
         await producer.stop()
 
-    async def marks(self) -> dict[int, int]:
+    async def committed(self) -> dict[int, int]:
         """The group's marks, as Kafka has them."""
-        async with open_settled(self.settings.kafka) as settled:
-            return {number: mark.offset for number, mark in (await settled.marks()).items()}
+        async with open_committed_log(self.settings.kafka) as settled:
+            return {number: committed.offset for number, committed in (await settled.committed()).items()}
 
     async def until_done(self) -> dict[int, int]:
-        """Wait until the group's marks are at the ends of the log; returns them."""
-        async with open_settled(self.settings.kafka) as settled:
+        """Wait until the group's committed offsets are at the ends of the log; returns them."""
+        async with open_committed_log(self.settings.kafka) as settled:
             async with asyncio.timeout(WAIT_S):
                 while True:
-                    marks, ranges = await settled.marks(), await settled.ranges()
-                    found = {number: mark.offset for number, mark in marks.items()}
+                    committed, ranges = await settled.committed(), await settled.ranges()
+                    found = {number: committed.offset for number, committed in committed.items()}
                     if all(found.get(number, begin) == end for number, (begin, end) in ranges.items()):
                         return found
                     await asyncio.sleep(0.05)
@@ -239,10 +239,10 @@ class World:
         async with self.store(prefix, kind) as store:
             return await records_of(store)
 
-    async def heads(self, prefix: str, kind: Kind) -> dict[int, Head | None]:
-        """Every partition's head under a prefix."""
+    async def checkpoints(self, prefix: str, kind: Kind) -> dict[int, Checkpoint | None]:
+        """Every partition's checkpoint under a prefix."""
         async with self.store(prefix, kind) as store:
-            return {number: await store.head(number) for number in range(PARTITIONS)}
+            return {number: await store.checkpoint(number) for number in range(PARTITIONS)}
 
     async def read(self, topic: str | None) -> list[LogRecord]:
         """All of an output topic."""
@@ -264,12 +264,12 @@ class World:
         for number, log in (await self.log()).items():
             if not log:
                 continue
-            begun = Head(0, 0, 0, kind.layout.id, PARTITIONS)
-            pipeline = Pipeline(tools, number, None, begun, NOTHING, FloodGuard(1.0))
+            begun = Checkpoint(0, 0, 0, kind.layout.id, PARTITIONS)
+            pipeline = Pipeline(tools, number, None, begun, NO_SUPPRESSION, FloodGuard(1.0))
             whole = FetchedBatch(self.settings.kafka.topic, number, 0, 0, log[-1].offset + 1, log)
             for part in whole.pieces(500):
                 for piece in part.cut_before_tombstones():
-                    await pipeline.step(piece)
+                    await pipeline.process(piece)
         scoring.cancel()
         await asyncio.gather(scoring, return_exceptions=True)
         tools.batcher.close()
@@ -293,7 +293,7 @@ def said_of(key: bytes, value: bytes | None) -> Said:
 
 
 async def commit(world: World, offsets: dict[int, int]) -> None:
-    """Move the group's marks, as a tool of Kafka's would."""
+    """Move the group's committed offsets, as a tool of Kafka's would."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=world.settings.kafka.url,
         group_id=world.settings.kafka.group,

@@ -8,7 +8,7 @@ import pytest
 
 from ebbtide.featurestore.record.layout import BOOKKEEPING_FIELDS, EPISODE_FIELDS, Layout
 from ebbtide.featurestore.spec import load_spec
-from ebbtide.featurestore.times.durations import DAY_MS, duration_words
+from ebbtide.featurestore.times.durations import DAY_MS, format_duration
 from tests.support.oracle.histories import random_spec
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,7 +43,7 @@ def test_the_published_bound_is_the_specs() -> None:
     for window in DEMO.spec.windows:
         length, hop = window.length_ms // DAY_MS, window.hop_ms // DAY_MS
         assert f"| {length} d | {window.tiles} | {hop} d | {length - hop} d to {length} d |" in README
-        assert duration_words(window.length_ms) == f"{length}d"
+        assert format_duration(window.length_ms) == f"{length}d"
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -17,7 +17,7 @@ from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.examples.dataset import Inputs, Sample, draw, snapshot_dates
 from ebbtide.model.examples.examples import Examples, write_rows
-from ebbtide.model.examples.labels import CHURNED, LEFT, STAYED, Labeller
+from ebbtide.model.examples.labels import CANCELLED, CHURNED, STAYED, Labeller
 from ebbtide.model.examples.slices import HELD_OUT_PERCENT, held_out, plan_slices
 from tests.support.oracle.histories import START, columns
 from tests.support.oracle.oracle import Event
@@ -169,7 +169,7 @@ def test_inputs_do_not_depend_on_how_many_rows_come_together() -> None:
 
 def test_rows_for_other_tools(tmp_path: Path) -> None:
     examples = drawn(60)
-    examples.label[:3] = LEFT
+    examples.label[:3] = CANCELLED
     write_rows(tmp_path / "rows.parquet", examples, LOG.customers, np.full(60, "train"), TINY)
     table = pq.read_table(tmp_path / "rows.parquet")
     fixed = ["customer", "as_of", "cause", "label", "weight", "slice"]

@@ -13,7 +13,7 @@ from ebbtide.featurestore.record.fold import EVENT, SILENCE
 from ebbtide.featurestore.record.replay import SNAPSHOT
 from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.examples import Examples
-from ebbtide.model.examples.labels import CHURNED, LEFT, STAYED, UNKNOWN
+from ebbtide.model.examples.labels import CANCELLED, CHURNED, STAYED, UNKNOWN
 from ebbtide.model.judging.evaluate import by_moment, check_gate, evaluate
 from ebbtide.model.judging.metrics import (
     Ranking,
@@ -190,7 +190,10 @@ def test_enter_alerts_the_stated_share_of_customer_horizons() -> None:
         as_of = 1_000 + 100 * window + np.array([0, 50, 99])
         p = np.array([0.0, n / 20, n / 40])
         peaks.add(
-            np.full(3, customer), as_of, p, np.array([UNKNOWN, CHURNED if n >= 18 else STAYED, LEFT], np.int8)
+            np.full(3, customer),
+            as_of,
+            p,
+            np.array([UNKNOWN, CHURNED if n >= 18 else STAYED, CANCELLED], np.int8),
         )
     chosen = peaks.thresholds(0.2)
     assert chosen.enter == pytest.approx(0.80)

@@ -5,7 +5,7 @@ import pytest
 
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.model.examples.labels import CHURNED, LEFT, NEVER, STAYED, UNKNOWN, Labeller
+from ebbtide.model.examples.labels import CANCELLED, CHURNED, NEVER, STAYED, UNKNOWN, Labeller
 from tests.support.oracle.histories import START, History, columns, of, one, random_history, random_spec
 from tests.support.oracle.oracle import TOMBSTONE, Event
 from tests.support.seams.models import SPEC
@@ -28,7 +28,7 @@ def naive(spec: Spec, events: list[Event], as_of: int, known_until: int) -> int:
     activity = [e.time for e in follows if spec.kinds[e.kind].role == "activity"]
     leaves = [e.time for e in follows if spec.kinds[e.kind].role == "terminal"]
     if leaves and (not activity or min(leaves) < min(activity)):
-        return LEFT
+        return CANCELLED
     return STAYED if activity else CHURNED
 
 
@@ -63,9 +63,9 @@ def test_what_we_send_is_no_life() -> None:
 
 
 def test_a_leave_in_so_many_words_is_neither_churn_nor_a_stay() -> None:
-    assert label_of(one(Event(VISIT, START), Event(GOODBYE, START + 1)), START) == LEFT
+    assert label_of(one(Event(VISIT, START), Event(GOODBYE, START + 1)), START) == CANCELLED
     back = one(Event(VISIT, START), Event(GOODBYE, START + 1), Event(VISIT, START + 2))
-    assert label_of(back, START) == LEFT
+    assert label_of(back, START) == CANCELLED
     first_back = one(Event(VISIT, START), Event(VISIT, START + 1), Event(GOODBYE, START + 2))
     assert label_of(first_back, START) == STAYED
 

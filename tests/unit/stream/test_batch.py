@@ -27,7 +27,7 @@ def test_pieces_join_and_lose_nothing(batch: FetchedBatch, size: int) -> None:
     pieces = list(batch.pieces(size))
     assert pieces[0].start == batch.start
     assert pieces[-1].end == batch.end
-    assert all(later.follows(batch.epoch, earlier.end) for earlier, later in pairwise(pieces))
+    assert all(later.follows(batch.seek_id, earlier.end) for earlier, later in pairwise(pieces))
     assert [r for piece in pieces for r in piece.records] == list(batch.records)
     assert list(pieces[0].joined(pieces[1:]).records) == list(batch.records)
     assert pieces[0].joined(pieces[1:]).end == batch.end

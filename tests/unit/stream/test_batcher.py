@@ -10,7 +10,7 @@ from ebbtide.featurestore.record.layout import Rows
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.errors import ScorerUnavailable
 from ebbtide.stream.scoring.batcher import Batcher, CostModel, Dispatch, Wait, Waiting, decide
-from ebbtide.stream.telemetry import Dispatched, Silent
+from ebbtide.stream.telemetry import Dispatched, NullTelemetry
 from tests.support.seams.scoring import ArithmeticModel, FussyModel, rows_of
 
 SIZES = (8, 32, 128)
@@ -86,7 +86,7 @@ def test_cost_is_learned() -> None:
     assert model.seconds(32) == pytest.approx(32e-4)
 
 
-class Listener(Silent):
+class Listener(NullTelemetry):
     """Telemetry that remembers dispatches."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.compose import Composer
 from ebbtide.stream.policy import decide
 from ebbtide.stream.scoring.batcher import Batcher, Scored
-from ebbtide.stream.telemetry import Silent
+from ebbtide.stream.telemetry import NullTelemetry
 from tests.support.seams.scoring import LAYOUT, SPEC, FussyModel
 from tests.support.seams.streams import LogRecord
 
@@ -40,7 +40,7 @@ class Desk:
 
     def __init__(self, model: FussyModel) -> None:
         self.model = model
-        self.batcher = Batcher(lambda: model, SystemClock(), Silent(), deadline_s=60.0, linger_s=0.0)
+        self.batcher = Batcher(lambda: model, SystemClock(), NullTelemetry(), deadline_s=60.0, linger_s=0.0)
         self._rows: dict[str, Rows] = {}
 
     async def alerts(self, records: Sequence[LogRecord]) -> list[Alert]:

@@ -1,11 +1,17 @@
-"""A letter and back: what the record was, where it lay, and what no client or broker would take otherwise."""
+"""A dead letter and back: what the record was, where it lay, and what no client or broker would take otherwise."""
 
 from collections.abc import Callable
 
 import pytest
 
 from ebbtide.stream.errors import DeadLetterFlood
-from ebbtide.stream.outputs.dead_letter import FloodGuard, Position, letter, original_headers, read
+from ebbtide.stream.outputs.dead_letter import (
+    FloodGuard,
+    Position,
+    dead_letter_of,
+    original_headers,
+    parse_headers,
+)
 from tests.support.seams.streams import LogRecord
 
 WHERE = Position("clickstream", 3, 42)
@@ -29,9 +35,9 @@ def judging(share_max: float) -> Callable[[int, int], None]:
 
 def test_a_letter_keeps_the_record_and_says_where_it_lay() -> None:
     record = LogRecord(42, 1_700_000_000_000, b"ann", b"{", (("trace", b"1"),))
-    made = letter(record, WHERE, "not_json", "unexpected end", topic="dead")
+    made = dead_letter_of(record, WHERE, "not_json", "unexpected end", topic="dead")
     assert (made.topic, made.key, made.value) == ("dead", b"ann", b"{")
-    said = read(made.headers)
+    said = parse_headers(made.headers)
     assert said is not None
     assert (said.reason, said.detail, said.source) == ("not_json", "unexpected end", WHERE)
     assert (said.timestamp, said.has_value) == (1_700_000_000_000, True)
@@ -39,27 +45,30 @@ def test_a_letter_keeps_the_record_and_says_where_it_lay() -> None:
 
 
 def test_a_letter_is_dated_by_its_sending() -> None:
-    """Else retention deletes the letter of an old record at once, and a broker refuses one from the year 9999."""
+    """Else retention deletes the dead letter of an old record at once, and a broker refuses one from the year 9999."""
     for timestamp in (-1, 1, 253_402_300_799_999):
-        made = letter(LogRecord(42, timestamp, b"ann", b"{"), WHERE, "future", "", topic="dead")
+        made = dead_letter_of(LogRecord(42, timestamp, b"ann", b"{"), WHERE, "future", "", topic="dead")
         assert made.timestamp_ms is None
-        said = read(made.headers)
+        said = parse_headers(made.headers)
         assert said is not None
         assert said.timestamp == timestamp
 
 
 def test_a_record_of_nothing_becomes_a_letter_that_can_be_sent() -> None:
     """Kafka's client sends no record without key and value, but others do."""
-    made = letter(LogRecord(42, 0, None, None), WHERE, "key_mismatch", "", topic="dead")
+    made = dead_letter_of(LogRecord(42, 0, None, None), WHERE, "key_mismatch", "", topic="dead")
     assert made.value == b""
-    said = read(made.headers)
+    said = parse_headers(made.headers)
     assert said is not None
     assert not said.has_value
 
 
 def test_a_message_that_is_no_letter() -> None:
-    assert read([("trace", b"1")]) is None
-    assert read([("ebbtide-reason", b"x"), ("ebbtide-topic", b"t"), ("ebbtide-partition", b"one")]) is None
+    assert parse_headers([("trace", b"1")]) is None
+    assert (
+        parse_headers([("ebbtide-reason", b"x"), ("ebbtide-topic", b"t"), ("ebbtide-partition", b"one")])
+        is None
+    )
 
 
 def test_a_flood_stops_and_a_trickle_does_not() -> None:
@@ -106,4 +115,4 @@ def test_what_is_long_past_is_forgotten() -> None:
 def test_a_header_without_a_value_is_no_letter() -> None:
     """Any producer may send one under our names; Kafka has null values, and the client hands them on."""
     null: list[tuple[str, bytes]] = [("ebbtide-reason", None)]  # type: ignore[list-item]  # what the client gives
-    assert read(null) is None
+    assert parse_headers(null) is None

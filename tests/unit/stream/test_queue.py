@@ -9,8 +9,8 @@ from ebbtide.stream.queue import Inbox
 from tests.support.seams.streams import LogRecord
 
 
-def batch(start: int, end: int, epoch: int = 1) -> FetchedBatch:
-    return FetchedBatch("t", 0, epoch, start, end, [LogRecord(n, 0, b"", b"") for n in range(start, end)])
+def batch(start: int, end: int, seek_id: int = 1) -> FetchedBatch:
+    return FetchedBatch("t", 0, seek_id, start, end, [LogRecord(n, 0, b"", b"") for n in range(start, end)])
 
 
 @pytest.fixture
@@ -60,13 +60,13 @@ async def test_what_waited_is_joined_up_to_so_many_records() -> None:
         batch(10, 11),
         batch(12, 30),
         batch(30, 31),
-        batch(31, 33, epoch=2),
+        batch(31, 33, seek_id=2),
     ):
         inbox.put(piece)
     taken = []
     while inbox:
         taken.append(inbox.take())
-    assert [(b.epoch, b.start, b.end, len(b.records)) for b in taken] == [
+    assert [(b.seek_id, b.start, b.end, len(b.records)) for b in taken] == [
         (1, 0, 10, 10),
         (1, 10, 11, 1),
         (1, 12, 30, 18),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ebbtide.stream.sliding_share import Recent
+from ebbtide.stream.sliding_share import SlidingShare
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -11,7 +11,7 @@ def test_it_is_the_sum_of_the_last_ones(seed: int) -> None:
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
     length = int(rng.integers(1, 300))
-    recent, added = Recent(length), []
+    recent, added = SlidingShare(length), []
     for _ in range(500):
         of = int(rng.integers(1, 60))
         added.append((of, int(rng.integers(0, of + 1))))
