@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
-from ebbtide.featurestore.store.protocol import REBUILD, Checkpoint, check_checkpoint
+from ebbtide.featurestore.store.checkpoint import REBUILD, Checkpoint, check_checkpoint
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch, Source
 from ebbtide.stream.errors import (
     BrokerUnavailable,

@@ -32,7 +32,9 @@ from ebbtide.featurestore.events.parse import Parsed, Parser
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.store.cache import Cache, load_through
-from ebbtide.featurestore.store.protocol import Checkpoint, Commit, Store
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.commit import Commit
+from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.outputs.alert import customer_key

@@ -30,7 +30,7 @@ class Pulse:
 
     A partition that works finds out by itself that the store or Kafka is away. One that waits for its next event does
     not: it would be called ready through an outage. So one small question goes to each server, about a partition of
-    A partition that works finds out by itself that the store or Kafka is away. One that waits for its next event does not:
+    ours, and `away` holds what did not answer: server to what is wrong with it. It decides nothing: it is for /readyz.
     """
 
     def __init__(self, store: Store) -> None:

@@ -24,7 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Checkpoint, Commit, Rows, Store
+from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
+from ebbtide.featurestore.store.protocol import Store
 
 SWEEP_SHARE = (
     16  # a sixteenth: 1/16 of the memory stands empty at worst, and a newcomer pays for 16 slots looked at

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
-from ebbtide.featurestore.store.protocol import Checkpoint, Commit, Rows, check_count, join_records, pages
+from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.commit import Commit, check_count, join_records, pages
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from pydantic import (
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
-from ebbtide.featurestore.store.protocol import COMMIT_BYTES_MAX, CUSTOMERS_MAX
+from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX
 from ebbtide.featurestore.times.durations import DurationMs, format_duration
 from ebbtide.ops.config import variables
 from ebbtide.ops.config.secrets import (

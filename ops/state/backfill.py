@@ -16,7 +16,9 @@ from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.record.replay import arrived_before, state_at
-from ebbtide.featurestore.store.protocol import BACKFILLING, CUSTOMERS_MAX, Checkpoint, Commit, Store
+from ebbtide.featurestore.store.checkpoint import BACKFILLING, Checkpoint
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
+from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.errors import OpsError
 from ebbtide.stream.kafka.reader import partition_for
 

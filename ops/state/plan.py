@@ -11,7 +11,8 @@ It reads and changes nothing.
 from dataclasses import dataclass
 
 from ebbtide.featurestore.errors import LayoutError
-from ebbtide.featurestore.store.protocol import Checkpoint, Store, check_checkpoint
+from ebbtide.featurestore.store.checkpoint import Checkpoint, check_checkpoint
+from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.errors import OpsError
 from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.errors import HeadOutsideLog

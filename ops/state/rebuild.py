@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
-from ebbtide.featurestore.store.protocol import Checkpoint
+from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.ops.state.plan import NotOurs, Plan, head_of
 from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.errors import BrokerUnavailable, ScorerUnavailable

@@ -37,7 +37,8 @@ from redis import Redis
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import dump_spec
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Checkpoint, Commit
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
 from ebbtide.ops.config.settings import (
     PolicySettings,
     RedisSettings,

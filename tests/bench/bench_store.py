@@ -15,7 +15,8 @@ import numpy as np
 from redis.asyncio import Redis
 
 from ebbtide.featurestore.store.cache import Cache, load_through
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Checkpoint, Commit
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
 

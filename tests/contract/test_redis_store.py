@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured, StoreUnavailable
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, RESETTING, Checkpoint
+from ebbtide.featurestore.store.checkpoint import RESETTING, Checkpoint
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
 from tests.support.seams.stores import DTYPE, PARTITIONS, State, random_step, state_of, step_of

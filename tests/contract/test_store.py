@@ -7,15 +7,9 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreUnavailable
+from ebbtide.featurestore.store.checkpoint import Checkpoint, check_checkpoint
+from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX, DUE_MS_MAX, Commit
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import (
-    COMMIT_BYTES_MAX,
-    CUSTOMERS_MAX,
-    DUE_MS_MAX,
-    Checkpoint,
-    Commit,
-    check_checkpoint,
-)
 from tests.support.seams.stores import (
     DTYPE,
     LAYOUT,

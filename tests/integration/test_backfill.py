@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.errors import LayoutError, StoreUnavailable
+from ebbtide.featurestore.store.checkpoint import check_checkpoint
+from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Commit, check_checkpoint
 from ebbtide.ops.state.backfill import StateExists, backfill
 from tests.support.oracle.histories import columns, random_history
 from tests.support.seams.scoring import LAYOUT, SPEC

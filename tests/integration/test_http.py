@@ -18,8 +18,9 @@ from ebbtide.featurestore.errors import StoreMisconfigured, StoreUnavailable
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Checkpoint, Commit
 from ebbtide.ops.config.settings import HttpSettings
 from ebbtide.ops.http.limits import Bounds
 from ebbtide.ops.http.server import HttpServer

@@ -19,8 +19,9 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from ebbtide.featurestore.errors import EbbtideError, Fenced, StoreMisconfigured, StoreUnavailable
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Checkpoint, Commit
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.featurestore.store.redis.url import read_url
 from ebbtide.ops.stack.local import LocalValkey

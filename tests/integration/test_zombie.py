@@ -20,8 +20,9 @@ from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.cache import Cache
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Checkpoint, Commit
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.outputs.dead_letter import FloodGuard, Position, parse_headers, tombstone_origin

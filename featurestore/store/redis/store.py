@@ -22,16 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured
-from ebbtide.featurestore.store.protocol import (
-    CUSTOMERS_MAX,
-    RESETTING,
-    Checkpoint,
-    Commit,
-    Rows,
-    check_count,
-    join_records,
-    pages,
-)
+from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.checkpoint import RESETTING, Checkpoint
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit, check_count, join_records, pages
 from ebbtide.featurestore.store.redis.client import RedisClient, Script
 from ebbtide.featurestore.store.redis.errors import CLUSTER_HINT
 from ebbtide.featurestore.store.redis.url import SETTING

@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from redis.asyncio import Redis
 
+from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Checkpoint, Commit, Rows, Store
+from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
 
 # Not the layout of any spec: a store must not care. 49 bytes, so that nothing is aligned by luck.

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import StoreUnavailable
 from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Commit
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch
 from ebbtide.stream.errors import BrokerUnavailable
 from ebbtide.stream.outputs.message import Message

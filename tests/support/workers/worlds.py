@@ -24,8 +24,9 @@ from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.store.cache import Cache
+from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import Checkpoint, Store
+from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import RedisSettings, Settings, TopicSettings
 from ebbtide.ops.worker.connect import open_store, topic_specs

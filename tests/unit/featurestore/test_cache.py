@@ -8,8 +8,9 @@ import pytest
 
 from ebbtide.featurestore.errors import Fenced
 from ebbtide.featurestore.store.cache import SWEEP_SHARE, Cache, load_through
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.featurestore.store.protocol import CUSTOMERS_MAX, Checkpoint
 from tests.support.seams.stores import DTYPE, PARTITIONS, next_head, random_step, step_of
 
 RNG = np.random.default_rng(0)
