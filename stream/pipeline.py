@@ -23,7 +23,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import Fenced
@@ -33,11 +32,10 @@ from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.store.cache import Cache, load_through
 from ebbtide.featurestore.store.checkpoint import Checkpoint
-from ebbtide.featurestore.store.commit import Commit
+from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch
 from ebbtide.stream.clock import Clock
-from ebbtide.stream.outputs.alert import customer_key
 from ebbtide.stream.outputs.compose import CAUSES, Composer, Serving
 from ebbtide.stream.outputs.dead_letter import UNSCORED, FloodGuard
 from ebbtide.stream.outputs.message import Message, Sink
@@ -126,11 +124,8 @@ class Pipeline:
         be an alert of a customer who has been forgotten since, and nobody would forget it a second time.
         """
         outbox = await self._tools.store.outbox(self._partition)
-        decided_at = {key: orjson.loads(value)["decision"]["offset"] for key, value in outbox.items()}
-        await self._send_alerts(
-            [v for key, v in outbox.items() if decided_at[key] >= self._muted.outputs_from]
-        )
-        self._acked = list(outbox)
+        await self._send_alerts([entry for entry in outbox if entry.offset >= self._muted.outputs_from])
+        self._acked = [entry.id for entry in outbox]
 
     async def ack_outbox(self) -> None:
         """Take acknowledged alerts out of the outbox when no batch comes that could do it on its way."""
@@ -164,7 +159,17 @@ class Pipeline:
         transitions = self._not_suppressed(
             decide(points, scored.p, before, after, serving.policy), points, events
         )
-        alerts = await self._composer.compose(transitions, points, scored, events, serving)
+        composed = await self._composer.compose(transitions, points, scored, events, serving)
+        alerts = [
+            OutboxEntry(
+                identity,
+                self._checkpoint.sequence + 1,
+                events.customers[points.customer[t.point]].encode(),
+                int(events.position[points.event[t.point]]),
+                value,
+            )
+            for t, (identity, value) in zip(transitions, composed, strict=True)
+        ]
         watch.lap("decide")
 
         # 5. apply, once the dead letters are safe
@@ -178,8 +183,8 @@ class Pipeline:
 
         # 6. emit the outbox and wait for the acknowledgements
         try:
-            await self._send_alerts([value for _, value in alerts])
-            self._acked = [identity for identity, _ in alerts]
+            await self._send_alerts(alerts)
+            self._acked = [entry.id for entry in alerts]
             watch.lap("emit")
         finally:
             # It is applied, so it counts, also when its alerts have to be sent again.
@@ -218,9 +223,7 @@ class Pipeline:
         be."""
         return [t for t in transitions if events.position[points.event[t.point]] >= self._muted.alerts_from]
 
-    async def _store(
-        self, end: int, customers: list[str], after: Rows, alerts: list[tuple[bytes, bytes]]
-    ) -> None:
+    async def _store(self, end: int, customers: list[str], after: Rows, alerts: list[OutboxEntry]) -> None:
         known = after["event_time"] != 0
         if known.all():
             kept, forgotten, rows = customers, [], after
@@ -236,7 +239,7 @@ class Pipeline:
         customers: list[str],
         rows: Rows,
         forgotten: list[str],
-        alerts: list[tuple[bytes, bytes]],
+        alerts: list[OutboxEntry],
     ) -> Commit:
         checkpoint = self._checkpoint._replace(offset=end, sequence=self._checkpoint.sequence + 1)
         due: NDArray[np.int64] = self._tools.folder.due(rows)
@@ -250,12 +253,12 @@ class Pipeline:
         self._stored = self._checkpoint = commit.checkpoint
         self._acked = []
 
-    async def _send_alerts(self, values: list[bytes]) -> None:
-        """Send encoded alerts, by customer, and wait until Kafka has them; a header tells the time of sending."""
+    async def _send_alerts(self, entries: list[OutboxEntry]) -> None:
+        """Send alerts in their order and wait until Kafka has them; a header tells the time of sending."""
         sent_at = [("emitted_at_ms", str(self._tools.clock.now_ms()).encode())]
         topic = self._tools.outputs.alerts
         await self._tools.sink.send_all(
-            [Message(topic, customer_key(value), value, sent_at) for value in values]
+            [Message(topic, entry.key, entry.value, sent_at) for entry in entries]
         )
 
     def _tell(

@@ -2,22 +2,48 @@
 
 Whoever commits says which checkpoint it last saw. When that is no longer the stored one, somebody else has moved the
 partition: `Fenced`, and nothing is written.
+
+It is stored as one line of `key=value` pairs, which an operator can read with `GET`:
+
+    offset=1200 sequence=37 timer_ms=0 layout=fold:…/policy:… partitions=4 topic_id=… leader_epoch=3 nonce=…
+
+The fence compares this line, so there is one way to write a checkpoint: the first five pairs always, every other one
+only when it is not its default, in the order of the fields, and keys of a later release behind them, as they were read.
+A later release therefore adds its keys at the end, and an older one that serves beside it keeps them.
 """
 
 import re
-from typing import NamedTuple, Self
+import secrets
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple, Self
+from urllib.parse import quote, unquote
 
 from ebbtide.featurestore.errors import LayoutError
 
 REBUILD = "make the state again from the topic: `ebbtide rebuild --prefix NEW`, then set redis.prefix to it"
+RESETTING = "resetting"  # stands in the place of a checkpoint while a reset deletes what is behind it
+BACKFILLING = "backfilling"  # stands in the place of a layout id until all of a partition's history is stored
+
+TimerCursor = tuple[int, str]
+"""(due, ms UTC; customer): the last timer that was taken, in the order in which `Store.due` gives them."""
 
 
 class Checkpoint(NamedTuple):
     """Where a partition is. The fence compares it whole.
 
-    `offset`: the consumer position to go on from (the next offset to fold). `sequence`: commits so far, so that no two
-    checkpoints of a history are equal. `timer_ms`: the timer clock, int64 ms UTC, 0 = not started. `layout`: id of the
-    record layout. `partitions`: of the input topic, since a customer's partition depends on their number.
+    offset:       the consumer position to go on from, i.e. the next offset to fold, >= 0
+    sequence:     commits so far, >= 0, so that no two checkpoints of one history are equal
+    timer_ms:     the timer clock, int64 ms UTC, 0 = not started
+    layout:       id of the record layout
+    partitions:   of the input topic, since a customer's partition depends on their number
+    timer_cursor: (due, customer) of the last timer taken, None = none of `timer_ms` yet
+    topic_id:     Kafka's id of the input topic, "" = unknown
+    leader_epoch: of the last batch passed, -1 = unknown
+    nonce:        16 hex digits of the history that this checkpoint belongs to (`draw_nonce`), "" = none. Two owners
+                  that a failover sets off from the same checkpoint make equal offsets and sequences, but not equal
+                  nonces
+    extra:        (key, value) pairs of a later release, kept and written back as they are
     """
 
     offset: int
@@ -25,36 +51,62 @@ class Checkpoint(NamedTuple):
     timer_ms: int
     layout: str
     partitions: int
+    timer_cursor: TimerCursor | None = None
+    topic_id: str = ""
+    leader_epoch: int = -1
+    nonce: str = ""
+    extra: tuple[tuple[str, str], ...] = ()
 
     def text(self) -> str:
-        """One line, the same for equal checkpoints; an operator can read it with `GET`."""
-        return " ".join(f"{name}={value}" for name, value in zip(self._fields, self, strict=True))
+        """One line, the same for equal checkpoints."""
+        offset, sequence, timer_ms, layout, partitions, cursor, topic_id, epoch, nonce, extra = self
+        text = (
+            f"offset={offset} sequence={sequence} timer_ms={timer_ms} layout={layout} partitions={partitions}"
+        )
+        if cursor is not None:
+            text += f" timer_cursor={cursor[0]}:{quote(cursor[1], safe='')}"
+        if topic_id:
+            text += f" topic_id={topic_id}"
+        if epoch != -1:
+            text += f" leader_epoch={epoch}"
+        if nonce:
+            text += f" nonce={nonce}"
+        if extra:
+            text += "".join(f" {key}={value}" for key, value in extra)
+        return text
 
     @property
     def is_readable(self) -> bool:
         """True when `parse` would give this very checkpoint."""
-        return _CHECKPOINT.fullmatch(self.text()) is not None
+        offset, sequence, timer_ms, layout, partitions, cursor, topic_id, epoch, nonce, extra = self
+        return (
+            min(offset, sequence, timer_ms, partitions, epoch + 1) >= 0
+            and _is_word(layout)
+            and (not topic_id or _is_word(topic_id))
+            and (not nonce or _is_word(nonce))
+            and (cursor is None or _is_cursor(cursor))
+            and (not extra or _are_foreign(extra))
+        )
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """The checkpoint that `text()` wrote. Raises LayoutError for anything else."""
-        match = _CHECKPOINT.fullmatch(text)
-        if match is None:
-            hint = REBUILD
-            if text == RESETTING:
-                raise LayoutError("a reset of this partition was begun and has not finished", hint=hint)
-            raise LayoutError(f"this checkpoint is not one of ours: {text[:120]!r}", hint=hint)
-        offset, sequence, timer_ms, layout, partitions = match.groups()
-        return cls(int(offset), int(sequence), int(timer_ms), layout, int(partitions))
+        if text == RESETTING:
+            raise LayoutError("a reset of this partition was begun and has not finished", hint=REBUILD)
+        try:
+            pairs = [(key, value) for key, _, value in (pair.partition("=") for pair in text.split(" "))]
+            known = {key: _READ[key](value) for key, value in pairs if key in _READ}
+            checkpoint = cls(**known, extra=tuple(pair for pair in pairs if pair[0] not in _READ))
+        except (TypeError, ValueError):
+            checkpoint = None
+        if checkpoint is None or not checkpoint.is_readable or checkpoint.text() != text:
+            raise LayoutError(f"this checkpoint is not one of ours: {text[:120]!r}", hint=REBUILD)
+        return checkpoint
 
 
-_CHECKPOINT = re.compile(
-    r"offset=(\d+) sequence=(\d+) timer_ms=(\d+) layout=(\S+) partitions=(\d+)", re.ASCII
-)
-RESETTING = "resetting"  # stands in the place of a checkpoint while a reset deletes what is behind it
-
-
-BACKFILLING = "backfilling"  # stands in the place of a layout id until all of a partition's history is stored
+def draw_nonce() -> str:
+    """A new history's nonce: drawn when a partition is opened, and part of every checkpoint that this owner writes."""
+    return secrets.token_hex(8)
 
 
 def check_checkpoint(checkpoint: Checkpoint | None, layout_id: str, partitions: int) -> None:
@@ -76,3 +128,50 @@ def check_checkpoint(checkpoint: Checkpoint | None, layout_id: str, partitions: 
             hint="customers moved, with half of their history: send all events anew, by key, to another topic, with"
             " another kafka.group and redis.prefix",
         )
+
+
+def _cursor_of(text: str) -> TimerCursor:
+    due, _, customer = text.partition(":")
+    return int(due), unquote(customer, errors="strict")
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    "offset": int,
+    "sequence": int,
+    "timer_ms": int,
+    "layout": str,
+    "partitions": int,
+    "timer_cursor": _cursor_of,
+    "topic_id": str,
+    "leader_epoch": int,
+    "nonce": str,
+}
+"""How the value of each known key is read; what cannot be read so raises ValueError."""
+
+_WORD = re.compile(r"[!-~]+", re.ASCII)
+_KEY = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
+
+
+@lru_cache(maxsize=256)
+def _is_word(text: str) -> bool:
+    """Printable ASCII without blanks; asked of the same few ids at every commit."""
+    return _WORD.fullmatch(text) is not None
+
+
+def _is_cursor(cursor: TimerCursor) -> bool:
+    try:
+        cursor[1].encode()  # JSON can smuggle in half a surrogate pair, which UTF-8 cannot write
+    except UnicodeEncodeError:
+        return False
+    return cursor[0] >= 0
+
+
+@lru_cache(maxsize=16)
+def _are_foreign(extra: tuple[tuple[str, str], ...]) -> bool:
+    """Keys that this release does not know, each once, with values that stand in one line."""
+    keys = [key for key, _ in extra]
+    return (
+        len(set(keys)) == len(keys)
+        and all(_KEY.fullmatch(key) and key not in _READ for key in keys)
+        and all(not value or _is_word(value) for _, value in extra)
+    )

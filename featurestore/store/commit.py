@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,29 @@ from ebbtide.featurestore.store.checkpoint import REBUILD, Checkpoint
 
 # At 12 to 30 µs a key a script then holds the server for 12 to 30 ms at most; pages of scan and reset are as long.
 CUSTOMERS_MAX = 1_024
-# Records of 1 KiB make 1 MiB of this; the rest is alerts. Far below the 512 MiB that a server takes at once.
+# Records of 1 KiB make 1 MiB of this; the rest is the outbox. Far below the 512 MiB that a server takes at once.
 COMMIT_BYTES_MAX = 32 * 1024 * 1024
 # A sorted set keeps its scores as doubles: integers up to here are exact. In milliseconds, the year 287,396.
 DUE_MS_MAX = 2**53
+
+
+class OutboxEntry(NamedTuple):
+    """A message that is decided and not yet acknowledged by Kafka, with all that sending it again takes.
+
+    id: unique in the partition; the same id replaces. sequence: of the commit that put it there. key, value: of the
+    Kafka record. offset: of the input record that it follows from.
+    """
+
+    id: bytes
+    sequence: int
+    key: bytes
+    offset: int
+    value: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its texts."""
+        return len(self.id) + len(self.key) + len(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +45,8 @@ class Commit:
 
     `rows`: structured[n], whole records of the store's dtype. `due`: int64[n], ms UTC, 0 ≤ due ≤ DUE_MS_MAX, when
     each customer is next looked at; every record has one. `forgotten`: customers of whom nothing may remain.
-    `alerts`: (id, bytes) for the outbox. `acked`: ids to take out of it, after the alerts went in.
+    `outbox`: entries to put into the outbox, in the order in which they are to be sent, all of this commit's sequence.
+    `acked`: ids to take out of it, after these entries went in.
     """
 
     partition: int
@@ -36,16 +56,16 @@ class Commit:
     rows: Rows
     due: NDArray[np.int64]
     forgotten: list[str] = field(default_factory=list)
-    alerts: list[tuple[bytes, bytes]] = field(default_factory=list)
+    outbox: list[OutboxEntry] = field(default_factory=list)
     acked: list[bytes] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of records and alerts."""
-        return self.rows.nbytes + sum(len(key) + len(value) for key, value in self.alerts)
+        """Bytes of records and outbox entries."""
+        return self.rows.nbytes + sum(entry.nbytes for entry in self.outbox)
 
     def check(self, dtype: np.dtype[Any]) -> None:
-        """Raises ValueError for a step that no store could apply whole. Its maker is at fault, not the store."""
+        """Raises ValueError for a commit that no store could apply whole. Its maker is at fault, not the store."""
         n = len(self.customers)
         names = {*self.customers, *self.forgotten}
         problems = [
@@ -65,6 +85,11 @@ class Commit:
                     "the sequence must grow",
                 ),
                 (
+                    any(entry.sequence != self.checkpoint.sequence for entry in self.outbox),
+                    "an outbox entry of another sequence",
+                ),
+                (any(entry.offset < 0 for entry in self.outbox), "an outbox entry without an offset"),
+                (
                     not self.checkpoint.is_readable,
                     f"a checkpoint that nobody could read: {self.checkpoint}",
                 ),
@@ -72,7 +97,7 @@ class Commit:
             if wrong
         ]
         if problems:
-            raise ValueError(f"step of partition {self.partition}: {'; '.join(problems)}")
+            raise ValueError(f"commit of partition {self.partition}: {'; '.join(problems)}")
 
 
 def _unwritable(names: Iterable[str]) -> bool:

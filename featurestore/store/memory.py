@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
-from ebbtide.featurestore.store.commit import Commit, check_count, join_records, pages
+from ebbtide.featurestore.store.commit import Commit, OutboxEntry, check_count, join_records, pages
 
 
 @dataclass(slots=True)
@@ -24,7 +24,8 @@ class _Partition:
     checkpoint: Checkpoint | None = None
     records: dict[str, bytes] = field(default_factory=dict)
     due: dict[str, int] = field(default_factory=dict)
-    out: dict[bytes, bytes] = field(default_factory=dict)
+    out: dict[bytes, tuple[int, OutboxEntry]] = field(default_factory=dict)
+    """By id: the entry, and its place within its commit."""
 
 
 class MemoryStore:
@@ -66,13 +67,14 @@ class MemoryStore:
         for customer in commit.forgotten:
             state.records.pop(customer, None)
             state.due.pop(customer, None)
-        state.out.update(commit.alerts)
-        for alert in commit.acked:
-            state.out.pop(alert, None)
+        state.out.update((entry.id, (at, entry)) for at, entry in enumerate(commit.outbox))
+        for identity in commit.acked:
+            state.out.pop(identity, None)
         state.checkpoint = commit.checkpoint
 
-    async def outbox(self, partition: int) -> dict[bytes, bytes]:
-        return dict((await self._at(partition)).out)
+    async def outbox(self, partition: int) -> list[OutboxEntry]:
+        placed = (await self._at(partition)).out.values()
+        return [entry for _, entry in sorted(placed, key=lambda each: (each[1].sequence, each[0]))]
 
     async def due(
         self, partition: int, until_ms: int, customers_max: int
@@ -107,5 +109,5 @@ class MemoryStore:
         return self._partitions[partition]
 
     def _bytes(self) -> int:
-        outbox = sum(len(key) + len(value) for state in self._partitions for key, value in state.out.items())
+        outbox = sum(entry.nbytes for state in self._partitions for _, entry in state.out.values())
         return outbox + self.dtype.itemsize * sum(len(state.records) for state in self._partitions)

@@ -1,8 +1,8 @@
 """What the store promises: a partition moves from one offset to the next in one atomic step.
 
 This module knows what a partition's state consists of (checkpoint, records, due times, outbox) and the one way in which
-it changes (`Store.apply`). It refuses to know what a record holds (its dtype is an argument), what an alert says
-(bytes) and where the state lives: `redis_store` is for production, `memory_store` for trials and tests, and one
+it changes (`Store.apply`). It refuses to know what a record holds (its dtype is an argument), what a message of the
+outbox says and where the state lives: `redis_store` is for production, `memory_store` for trials and tests, and one
 contract suite runs over both.
 
 The invariant: what is stored for a partition is always exactly the state at its checkpoint. Whoever writes says which
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
-from ebbtide.featurestore.store.commit import Commit
+from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 
 
 class Store(Protocol):
@@ -52,8 +52,8 @@ class Store(Protocol):
         attempt counted the second is Fenced, and the owner starts again from the stored checkpoint, as after any fence.
         """
 
-    async def outbox(self, partition: int) -> dict[bytes, bytes]:
-        """Alerts not yet acknowledged, id to bytes. Their order means nothing."""
+    async def outbox(self, partition: int) -> list[OutboxEntry]:
+        """What is not yet acknowledged, in the order in which it was decided: by sequence, then by place in it."""
 
     async def due(
         self, partition: int, until_ms: int, customers_max: int

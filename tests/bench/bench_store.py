@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from ebbtide.featurestore.store.cache import Cache, load_through
 from ebbtide.featurestore.store.checkpoint import Checkpoint
-from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit, OutboxEntry
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
 
@@ -54,8 +54,9 @@ async def measure(url: str, record_bytes: int, sizes: tuple[int, ...]) -> None:
         rows = rng.integers(0, 256, (len(some), record_bytes), np.uint8).view(dtype).reshape(-1)
         due = rng.integers(1_700_000_000_000, 1_800_000_000_000, len(some))
         moved = HEAD._replace(sequence=checkpoint.sequence + 1 if checkpoint else 1)
+        outbox = [OutboxEntry(key, moved.sequence, key, 0, value) for key, value in alerts]
         commit = Commit(
-            0, checkpoint, moved, some, rows, due, alerts=alerts, acked=[key for key, _ in alerts]
+            0, checkpoint, moved, some, rows, due, outbox=outbox, acked=[entry.id for entry in outbox]
         )
         start = time.perf_counter()
         await store.apply(commit)

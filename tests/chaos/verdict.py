@@ -110,7 +110,7 @@ async def _check_store(verdict: Verdict, store: RedisStore, expected: Expected, 
         checkpoint = await store.checkpoint(partition)
         if (checkpoint.offset if checkpoint else 0) != end:
             behind.append((partition, checkpoint.offset if checkpoint else None, end))
-        outboxes += [(partition, identity) for identity in await store.outbox(partition)]
+        outboxes += [(partition, entry.id) for entry in await store.outbox(partition)]
         async for customers, rows in store.scan(partition):
             for i, customer in enumerate(customers):
                 found[partition, customer] = rows[i].tobytes()

@@ -61,7 +61,7 @@ async def store(server: LocalValkey, admin: Any) -> AsyncIterator[RedisStore]:
 
 
 async def test_keys_are_those_documented_in_one_slot_and_without_ttl(store: RedisStore, admin: Any) -> None:
-    await store.apply(step_of(None, ["a", "{b}"], RNG, partition=2, alerts=[(b"1", b"one")]))
+    await store.apply(step_of(None, ["a", "{b}"], RNG, partition=2, messages=[(b"1", b"one")]))
     keys = set(await admin.keys())
     assert keys == {b"t:clicks:{p2}:" + end for end in (b"checkpoint", b"due", b"out", b"c:a", b"c:{b}")}
     assert len({key_slot(key) for key in keys}) == 1
@@ -93,7 +93,11 @@ async def test_however_little_memory_is_left_a_step_is_whole_or_refused(
         before = await state_of(store)
         names = [f"{spare}-{i}" for i in range(CUSTOMERS_MAX)]
         commit = step_of(
-            checkpoint, names, RNG, alerts=[(b"a%d" % spare, bytes(200_000))], acked=list(before.outbox)
+            checkpoint,
+            names,
+            RNG,
+            messages=[(b"a%d" % spare, bytes(200_000))],
+            acked=[entry.id for entry in before.outbox],
         )
         used = (await admin.info("memory"))["used_memory"]
         await admin.config_set("maxmemory", used + spare)
@@ -112,7 +116,7 @@ async def test_however_little_memory_is_left_a_step_is_whole_or_refused(
         else:
             assert after.checkpoint == commit.checkpoint
             assert len(after.records) == len(before.records) + len(names)
-            assert after.outbox == dict(commit.alerts)
+            assert after.outbox == commit.outbox
     assert set(outcomes) == {"refused", "applied"}
 
 
@@ -123,7 +127,7 @@ async def test_keys_of_somebody_else_are_seen_before_anything_is_written(
         await admin.flushall()
         await admin.rpush(f"t:clicks:{{p0}}:{key}", "theirs")
         with pytest.raises(StoreMisconfigured, match=r"FOREIGN|WRONGTYPE"):
-            await store.apply(step_of(None, ["a"], RNG, alerts=[(b"1", b"one")]))
+            await store.apply(step_of(None, ["a"], RNG, messages=[(b"1", b"one")]))
         assert await admin.dbsize() == 1
 
 
@@ -146,7 +150,7 @@ async def test_a_head_that_cannot_be_read_is_another_layout(store: RedisStore, a
 async def test_a_reset_that_died_half_way_locks_everyone_out_until_it_is_done(
     store: RedisStore, admin: Any
 ) -> None:
-    first = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
+    first = step_of(None, ["a", "b"], RNG, messages=[(b"1", b"one")])
     await store.apply(first)
     await admin.set("t:clicks:{p0}:checkpoint", RESETTING)
     await admin.delete("t:clicks:{p0}:c:a")
@@ -199,7 +203,7 @@ async def test_a_user_with_the_documented_rights_can_do_everything(server: Local
     url = f"redis://worker:secret@127.0.0.1:{server.port}/0"
     store = RedisStore(url, DTYPE, "clicks", PARTITIONS, prefix="t:")
     await store.start()
-    commit = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
+    commit = step_of(None, ["a", "b"], RNG, messages=[(b"1", b"one")])
     await store.apply(commit)
     await store.apply(step_of(commit.checkpoint, [], RNG, forgotten=["a"], acked=[b"1"]))
     assert (await state_of(store)).records.keys() == {"b"}
@@ -219,7 +223,7 @@ async def test_a_right_that_is_missing_is_seen_before_anything_is_written(
         f"redis://weak:secret@127.0.0.1:{server.port}/0", DTYPE, "clicks", PARTITIONS, prefix="t:"
     )
     with pytest.raises(StoreMisconfigured, match=rf"(?i){missing} .*EBBTIDE_REDIS_URL"):
-        await store.apply(step_of(None, ["a"], RNG, forgotten=["b"], alerts=[(b"1", b"one")], acked=[b"1"]))
+        await store.apply(step_of(None, ["a"], RNG, forgotten=["b"], messages=[(b"1", b"one")], acked=[b"1"]))
     assert await admin.keys() == []
     await store.close()
 
@@ -387,7 +391,7 @@ async def test_a_busy_server_is_waited_for(store: RedisStore, admin: Any) -> Non
 async def test_after_a_timeout_the_same_step_can_be_applied_again(server: LocalValkey, admin: Any) -> None:
     """Nobody knows whether the first attempt will count. It does, once, or the second does."""
     store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=0.2)
-    commit = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
+    commit = step_of(None, ["a", "b"], RNG, messages=[(b"1", b"one")])
     assert await store.checkpoint(0) is None
     await admin.client_pause(600)
     with pytest.raises(StoreUnavailable):
@@ -402,7 +406,7 @@ async def test_after_a_timeout_the_same_step_can_be_applied_again(server: LocalV
         break
     state = await state_of(store)
     assert state.checkpoint == commit.checkpoint
-    assert state.outbox == {b"1": b"one"}
+    assert state.outbox == commit.outbox
     await store.close()
 
 
@@ -462,13 +466,13 @@ async def test_a_cluster_node_behind_a_url_for_one_server_is_told_apart(
         store = RedisStore(f"unix://{socket}", DTYPE, "clicks", PARTITIONS)
         with pytest.raises(StoreMisconfigured, match=r"EBBTIDE_REDIS_URL begin with redis\+cluster://"):
             await store.start()
-        first = step_of(None, ["a", "{p1}", "}x{"], RNG, alerts=[(b"1", b"one")])
+        first = step_of(None, ["a", "{p1}", "}x{"], RNG, messages=[(b"1", b"one")])
         await store.apply(first)
         await store.apply(step_of(first.checkpoint, ["a"], RNG, forgotten=["{p1}"], acked=[b"1"]))
         assert (await state_of(store)).records.keys() == {"a", "}x{"}
         assert await store.find("}x{") is not None
         await store.reset(0)
-        assert await state_of(store) == (None, {}, [], {})
+        assert await state_of(store) == (None, {}, [], [])
         await store.close()
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreUnavailable
-from ebbtide.featurestore.store.checkpoint import Checkpoint, check_checkpoint
-from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX, DUE_MS_MAX, Commit
+from ebbtide.featurestore.store.checkpoint import Checkpoint, check_checkpoint, draw_nonce
+from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX, DUE_MS_MAX, Commit, OutboxEntry
 from ebbtide.featurestore.store.memory import MemoryStore
 from tests.support.seams.stores import (
     DTYPE,
@@ -51,7 +51,7 @@ async def test_a_partition_that_never_began_is_empty(backend: Backend) -> None:
     assert rows.dtype == DTYPE
     assert rows.tobytes() == bytes(2 * DTYPE.itemsize)
     assert found.tolist() == [False, False]
-    assert await state_of(store, 1) == (None, {}, [], {})
+    assert await state_of(store, 1) == (None, {}, [], [])
     assert await store.find("a") is None
     assert len((await store.load(1, []))[0]) == 0
 
@@ -59,7 +59,7 @@ async def test_a_partition_that_never_began_is_empty(backend: Backend) -> None:
 async def test_what_was_applied_is_read_back(backend: Backend) -> None:
     """By another owner, in the order asked, absent customers as zeros between the others."""
     commit = step_of(
-        None, ["a", "b", "c"], RNG, due=np.array([30, 10, 20]), alerts=[(b"id", b"\x00\xff\r\n")]
+        None, ["a", "b", "c"], RNG, due=np.array([30, 10, 20]), messages=[(b"id", b"\x00\xff\r\n")]
     )
     await backend.owner().apply(commit)
     store = backend.owner()
@@ -71,7 +71,7 @@ async def test_what_was_applied_is_read_back(backend: Backend) -> None:
     assert state.checkpoint == commit.checkpoint
     assert state.records == {name: row.tobytes() for name, row in zip("abc", commit.rows, strict=True)}
     assert state.due == [("b", 10), ("c", 20), ("a", 30)]
-    assert state.outbox == {b"id": b"\x00\xff\r\n"}
+    assert state.outbox == commit.outbox
 
 
 async def test_partitions_are_apart(backend: Backend) -> None:
@@ -87,9 +87,9 @@ async def test_the_fence_holds(backend: Backend) -> None:
     store = backend.owner()
     with pytest.raises(Fenced):
         await store.apply(step_of(next_head(None), ["a"], RNG))
-    assert await state_of(store) == (None, {}, [], {})
+    assert await state_of(store) == (None, {}, [], [])
 
-    first = step_of(None, ["a"], RNG, alerts=[(b"1", b"one")])
+    first = step_of(None, ["a"], RNG, messages=[(b"1", b"one")])
     await store.apply(first)
     second = step_of(first.checkpoint, ["a"], RNG)
     await store.apply(second)
@@ -101,17 +101,56 @@ async def test_the_fence_holds(backend: Backend) -> None:
         second.checkpoint._replace(timer_ms=1),
         second.checkpoint._replace(layout="another"),
         second.checkpoint._replace(partitions=PARTITIONS + 1),
+        second.checkpoint._replace(timer_cursor=(1, "a")),
+        second.checkpoint._replace(topic_id="another"),
+        second.checkpoint._replace(leader_epoch=1),
+        second.checkpoint._replace(nonce=draw_nonce()),
+        second.checkpoint._replace(extra=(("later", "1"),)),
     ]
     for expected in wrong:
         late = replace(
             step_of(
-                second.checkpoint, ["a", "new"], RNG, forgotten=["b"], alerts=[(b"2", b"two")], acked=[b"1"]
+                second.checkpoint, ["a", "new"], RNG, forgotten=["b"], messages=[(b"2", b"two")], acked=[b"1"]
             ),
             expected=expected,
         )
         with pytest.raises(Fenced):
             await store.apply(late)
         assert await state_of(store) == before
+
+
+async def test_equal_numbers_of_two_histories_do_not_pass_the_fence(backend: Backend) -> None:
+    """
+    one  ──commit 1──commit 2 (lost by a failover)────────────────▶ commit 3: Fenced
+    two                        └─▶ its own commit 2, same offset, same sequence
+    """
+    store = backend.owner()
+    first = step_of(None, ["a"], RNG)
+    await store.apply(first)
+    one, two = (
+        replace(commit, checkpoint=commit.checkpoint._replace(nonce=draw_nonce()))
+        for commit in (step_of(first.checkpoint, ["a"], RNG), step_of(first.checkpoint, ["a"], RNG))
+    )
+    assert one.checkpoint[:3] == two.checkpoint[:3]
+    await store.apply(two)  # one's was lost
+    before = await state_of(store)
+    with pytest.raises(Fenced):
+        await store.apply(step_of(one.checkpoint, ["a"], RNG))
+    assert await state_of(store) == before
+    await store.apply(step_of(two.checkpoint, ["a"], RNG))
+
+
+async def test_a_later_releases_keys_are_kept(backend: Backend) -> None:
+    """What this release does not know stands in the checkpoint again after its own commits."""
+    store = backend.owner()
+    begun = Checkpoint.parse(
+        f"offset=3 sequence=1 timer_ms=0 layout={LAYOUT} partitions=3 later=x later_still="
+    )
+    await store.apply(replace(step_of(None, ["a"], RNG), checkpoint=begun))
+    found = await store.checkpoint(0)
+    assert found == begun
+    await store.apply(step_of(found, ["a"], RNG))
+    assert (await store.checkpoint(0)) == begun._replace(offset=4, sequence=2)
 
 
 async def test_a_step_applied_twice_counts_once(backend: Backend) -> None:
@@ -140,7 +179,7 @@ async def test_of_two_owners_exactly_one_wins_each_step(backend: Backend, rng: n
                 checkpoint,
                 [f"{who}-{turn}", "both"],
                 rng,
-                alerts=[(f"{who}-{turn}".encode(), b"x")],
+                messages=[(f"{who}-{turn}".encode(), b"x")],
                 acked=[b"0"],
             )
             for who in ("one", "two")
@@ -153,7 +192,7 @@ async def test_of_two_owners_exactly_one_wins_each_step(backend: Backend, rng: n
         assert after.checkpoint == winner.checkpoint
         written = {name: row.tobytes() for name, row in zip(winner.customers, winner.rows, strict=True)}
         assert after.records == dict(sorted({**before.records, **written}.items()))
-        assert after.outbox == {**before.outbox, **dict(winner.alerts)}
+        assert after.outbox == [*before.outbox, *winner.outbox]
         checkpoint = winner.checkpoint
 
 
@@ -171,7 +210,7 @@ async def test_two_owners_that_never_talk_lose_no_update(backend: Backend, rng: 
             rows, _ = await store.load(0, customers)
             rows["count"] += 1
             commit = step_of(
-                checkpoint, customers, rng, rows=rows, alerts=[(f"{name}{len(applied)}".encode(), b"")]
+                checkpoint, customers, rng, rows=rows, messages=[(f"{name}{len(applied)}".encode(), b"")]
             )
             for _ in range(int(rng.integers(0, 4))):
                 await asyncio.sleep(0)
@@ -192,18 +231,22 @@ async def test_two_owners_that_never_talk_lose_no_update(backend: Backend, rng: 
     counts = {name: int(np.frombuffer(row, DTYPE)["count"][0]) for name, row in state.records.items()}
     customers = [name for commit in applied for name in commit.customers]
     assert counts == {name: customers.count(name) for name in customers}
-    assert state.outbox.keys() == {key for commit in applied for key, _ in commit.alerts}
+    assert state.outbox == [
+        entry
+        for commit in sorted(applied, key=lambda commit: commit.checkpoint.sequence)
+        for entry in commit.outbox
+    ]
     assert state.checkpoint == checkpoints[-1]
 
 
 async def test_a_refused_step_changes_nothing(backend: Backend) -> None:
     """No memory left: it can be retried as it is when there is some again."""
     store = backend.owner()
-    first = step_of(None, ["a", "b"], RNG, alerts=[(b"1", b"one")])
+    first = step_of(None, ["a", "b"], RNG, messages=[(b"1", b"one")])
     await store.apply(first)
     before = await state_of(store)
     second = step_of(
-        first.checkpoint, ["a", "c"], RNG, forgotten=["b"], alerts=[(b"2", b"two")], acked=[b"1"]
+        first.checkpoint, ["a", "c"], RNG, forgotten=["b"], messages=[(b"2", b"two")], acked=[b"1"]
     )
     async with backend.full():
         with pytest.raises(StoreUnavailable):
@@ -213,30 +256,30 @@ async def test_a_refused_step_changes_nothing(backend: Backend) -> None:
     assert (await state_of(store)).records.keys() == {"a", "c"}
 
 
-async def test_the_outbox_keeps_alerts_until_they_are_acknowledged(backend: Backend) -> None:
+async def test_the_outbox_keeps_messages_until_they_are_acknowledged(backend: Backend) -> None:
     store = backend.owner()
-    first = step_of(None, [], RNG, alerts=[(b"1", b"one"), (b"2", b"two"), (b"3", b"")])
+    first = step_of(None, [], RNG, messages=[(b"1", b"one"), (b"2", b"two"), (b"3", b"")])
     await store.apply(first)
-    assert await store.outbox(0) == {b"1": b"one", b"2": b"two", b"3": b""}
+    assert await store.outbox(0) == first.outbox
     second = step_of(
-        first.checkpoint, [], RNG, alerts=[(b"4", b"four"), (b"5", b"five")], acked=[b"1", b"4", b"none"]
+        first.checkpoint, [], RNG, messages=[(b"4", b"four"), (b"5", b"five")], acked=[b"1", b"4", b"none"]
     )
     await store.apply(second)
-    assert await store.outbox(0) == {b"2": b"two", b"3": b"", b"5": b"five"}
+    assert await store.outbox(0) == [*first.outbox[1:], second.outbox[1]]
     await store.apply(step_of(second.checkpoint, [], RNG, acked=[b"2", b"3", b"5"]))
-    assert await store.outbox(0) == {}
-    assert await store.outbox(1) == {}
+    assert await store.outbox(0) == []
+    assert await store.outbox(1) == []
 
 
 async def test_the_forgotten_leave_nothing(backend: Backend) -> None:
     store = backend.owner()
-    first = step_of(None, ["stays", *ODD_CUSTOMERS], RNG, alerts=[(b"1", b"about plain")])
+    first = step_of(None, ["stays", *ODD_CUSTOMERS], RNG, messages=[(b"1", b"about plain")])
     await store.apply(first)
     second = step_of(first.checkpoint, [], RNG, forgotten=[*ODD_CUSTOMERS, "never seen"], acked=[b"1"])
     await store.apply(second)
     state = await state_of(store)
     assert state.records == {"stays": first.rows[0].tobytes()}
-    assert state.outbox == {}
+    assert state.outbox == []
     assert await store.find("plain") is None
     assert not (await store.load(0, ODD_CUSTOMERS))[1].any()
 
@@ -284,28 +327,28 @@ async def test_records_are_binary(backend: Backend) -> None:
 
 
 async def test_the_largest_step(backend: Backend) -> None:
-    """As many customers as a step may have, and alerts far beyond what Lua unpacks at once."""
+    """As many customers as a step may have, and messages far beyond what Lua unpacks at once."""
     store = backend.owner()
     half = CUSTOMERS_MAX // 2
-    alerts = [(f"{i}".encode(), f"alert {i}".encode()) for i in range(9_001)]
-    first = step_of(None, [f"c{i}" for i in range(CUSTOMERS_MAX)], RNG, alerts=alerts)
+    messages = [(f"{i}".encode(), f"alert {i}".encode()) for i in range(9_001)]
+    first = step_of(None, [f"c{i}" for i in range(CUSTOMERS_MAX)], RNG, messages=messages)
     await store.apply(first)
     state = await state_of(store)
     assert len(state.records) == CUSTOMERS_MAX
-    assert state.outbox == dict(alerts)
+    assert state.outbox == first.outbox
     second = step_of(
         first.checkpoint,
         [f"c{i}" for i in range(half)],
         RNG,
         forgotten=[f"c{i}" for i in range(half, CUSTOMERS_MAX)],
-        acked=[key for key, _ in alerts[1:]],
+        acked=[key for key, _ in messages[1:]],
     )
     await store.apply(second)
     state = await state_of(store)
     assert state.records == dict(
         sorted((name, row.tobytes()) for name, row in zip(second.customers, second.rows, strict=True))
     )
-    assert state.outbox == {b"0": b"alert 0"}
+    assert state.outbox == first.outbox[:1]
 
 
 async def test_scan_finds_each_customer_once_while_others_write(backend: Backend) -> None:
@@ -332,12 +375,12 @@ async def test_reset_leaves_an_empty_partition_and_fences_its_owner(backend: Bac
     await store.reset(0)  # of a partition that never began
     checkpoint: Checkpoint | None = None
     for names in ([f"c{i}" for i in range(1_000)], [f"c{i}" for i in range(500, 1_500)]):
-        await store.apply(commit := step_of(checkpoint, names, RNG, alerts=[(b"1", b"one")]))
+        await store.apply(commit := step_of(checkpoint, names, RNG, messages=[(b"1", b"one")]))
         checkpoint = commit.checkpoint
     other = step_of(None, ["elsewhere"], RNG, partition=1)
     await store.apply(other)
     await backend.owner().reset(0)
-    assert await state_of(store) == (None, {}, [], {})
+    assert await state_of(store) == (None, {}, [], [])
     assert (await state_of(store, 1)).records.keys() == {"elsewhere"}
     with pytest.raises(Fenced):
         await store.apply(step_of(checkpoint, ["c1"], RNG))
@@ -358,7 +401,9 @@ async def test_reset_leaves_an_empty_partition_and_fences_its_owner(backend: Bac
         ("not int64", {"due": np.array([np.nan])}),
         ("out of range", {"due": np.array([-1])}),
         ("out of range", {"due": np.array([DUE_MS_MAX + 1])}),
-        ("bytes, at most", {"alerts": [(b"1", bytes(COMMIT_BYTES_MAX))]}),
+        ("bytes, at most", {"outbox": [OutboxEntry(b"1", 2, b"", 0, bytes(COMMIT_BYTES_MAX))]}),
+        ("of another sequence", {"outbox": [OutboxEntry(b"1", 1, b"", 0, b"")]}),
+        ("without an offset", {"outbox": [OutboxEntry(b"1", 2, b"", -1, b"")]}),
         ("sequence must grow", {"checkpoint": Checkpoint(5, 1, 0, LAYOUT, PARTITIONS)}),
         ("nobody could read", {"checkpoint": Checkpoint(5, 9, 0, "two words", PARTITIONS)}),
         ("nobody could read", {"checkpoint": Checkpoint(-1, 9, 0, LAYOUT, PARTITIONS)}),
@@ -403,6 +448,7 @@ async def test_random_steps_leave_the_same_state_everywhere(
                 commit,
                 expected=None if checkpoint else next_head(next_head(None)),
                 checkpoint=commit.checkpoint._replace(sequence=9999),
+                outbox=[entry._replace(sequence=9999) for entry in commit.outbox],
             )
             for each in (store, reference):
                 with pytest.raises(Fenced):

@@ -102,7 +102,7 @@ async def test_sigterm_under_load(service: Outage, unique_name: str, tmp_path: P
             first = sum(offsets.values())
             assert done <= first < BACKLOG, "the load was over before the drain: raise BACKLOG"
             assert {p: committed.offset for p, committed in (await marks_of(direct)).items()} == offsets
-            assert [await store.outbox(partition) for partition in range(PARTITIONS)] == [{}] * PARTITIONS
+            assert [await store.outbox(partition) for partition in range(PARTITIONS)] == [[]] * PARTITIONS
         assert (await members_of(direct))[1] == set(), "it has not left the group"
     assert await finish(settings, service, BACKLOG) == BACKLOG - first
     assert await same_as_the_log(direct, load_scorer(service)) == 0

@@ -178,7 +178,7 @@ async def assert_same_end(world: World, clean: World) -> None:
         checkpoint = await world.store.checkpoint(partition)
         assert checkpoint is not None
         assert checkpoint.offset == len(world.logs[partition])
-        assert await world.store.outbox(partition) == {}
+        assert await world.store.outbox(partition) == []
 
 
 async def test_a_clean_run_makes_sense() -> None:

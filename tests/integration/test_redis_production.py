@@ -108,7 +108,7 @@ async def exercise(store: RedisStore, steps: int = 60) -> None:
             assert (answer[0], answer[1].tobytes()) == (wanted[0], wanted[1].tobytes())
     for partition in range(N):
         await store.reset(partition)
-        assert await state_of(store, partition) == (None, {}, [], {})
+        assert await state_of(store, partition) == (None, {}, [], [])
 
 
 async def patiently(ask: Callable[[], Any], timeout_s: float = 15.0) -> Any:
@@ -263,7 +263,7 @@ async def test_a_slot_on_the_move_is_followed_step_by_step(cluster: LocalCluster
     target = cluster.nodes[cluster.node_of("{p0}") - 1]
     async with opened(f"redis+cluster://{cluster.hosts}") as store:
         await asyncio.gather(*(store.load(p, CUSTOMERS) for p in range(N) for _ in range(8)))  # connections
-        commit = step_of(None, ["a", JANE], rng, alerts=[(b"1", b"one")])
+        commit = step_of(None, ["a", JANE], rng, messages=[(b"1", b"one")])
         await store.apply(commit)
         for back in (False, True):
             if back:
@@ -289,7 +289,7 @@ async def test_a_slot_on_the_move_is_followed_step_by_step(cluster: LocalCluster
                 await asyncio.gather(
                     store.apply(commit := step_of(commit.checkpoint, ["a", JANE], rng)), *asked
                 )
-            assert await store.outbox(0) == {b"1": b"one"}
+            assert [entry.value for entry in await store.outbox(0)] == [b"one"]
             found = await store.find(JANE)
             assert found is not None
             assert found[1].tobytes() == commit.rows[1].tobytes()

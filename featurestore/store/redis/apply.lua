@@ -10,14 +10,14 @@
 --
 -- KEYS   1 checkpoint   2 due   3 out   4.. records to write, then records to forget
 -- ARGV   1 expected checkpoint ('' = none yet)   2 new checkpoint   3 where the customer begins in a record key
---        4 records to write   5 alerts   6 acknowledged
---        then a due time a record, the records, id and bytes of each alert, the acknowledged ids
+--        4 records to write   5 outbox entries   6 acknowledged
+--        then a due time a record, the records, id and bytes of each outbox entry, the acknowledged ids
 -- Reply  {} when it was done; {checkpoint found, '' = none} when the fence held
 
 local CHUNK = 2000 -- arguments a call: even, for pairs, and well below the 8,000 that Lua can unpack
 local checkpoint, due, out = KEYS[1], KEYS[2], KEYS[3]
 local expected, moved, name_at = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local written, alerts, acked = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local written, entries, acked = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local call = redis.call
 
 local found = call('GET', checkpoint) or ''
@@ -56,13 +56,13 @@ local function each(command, key, list, first, last)
     if key then call(command, key, unpack(list, i, till)) else call(command, unpack(list, i, till)) end
   end
 end
-local alert_at = 7 + 2 * written
-local acked_at = alert_at + 2 * alerts
+local entries_at = 7 + 2 * written
+local acked_at = entries_at + 2 * entries
 each('MSET', nil, records, 1, #records)
 each('ZADD', due, times, 1, #times)
 each('UNLINK', nil, forgotten, 1, #forgotten)
 each('ZREM', due, names, 1, #names)
-each('HSET', out, ARGV, alert_at, acked_at - 1)
+each('HSET', out, ARGV, entries_at, acked_at - 1)
 each('HDEL', out, ARGV, acked_at, acked_at + acked - 1)
 call('SET', checkpoint, moved)
 return {}

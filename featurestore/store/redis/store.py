@@ -1,9 +1,10 @@
 """The store in Redis or Valkey: four kinds of keys a partition, and one script that moves them together.
 
-    {prefix}{topic}:{p7}:checkpoint           string  where the partition is, in words (`Checkpoint.text`)
+    {prefix}{topic}:{p7}:checkpoint     string  where the partition is, in words (`Checkpoint.text`)
     {prefix}{topic}:{p7}:c:<customer>   string  the record, its bytes as they lie in memory
     {prefix}{topic}:{p7}:due            zset    customer → ms UTC, one entry for each record
-    {prefix}{topic}:{p7}:out            hash    alert id → alert bytes, until Kafka has acknowledged them
+    {prefix}{topic}:{p7}:out            hash    id → entry of the outbox, until Kafka has acknowledged it: sequence,
+                                                place in it, offset, length of the key; then key and value
 
 The braces are a hash tag: all keys of a partition live in one slot, so one script may change them together on a
 Cluster, too. `apply.lua` holds the atomicity argument, `redis_client` says what the server's refusals mean. This module
@@ -15,6 +16,7 @@ reports, `+select` for another database than 0); on a Cluster also `+cluster|slo
 Sentinel's user `+sentinel|get-master-addr-by-name`. `-@dangerous`: `+@write` alone would include FLUSHALL.
 """
 
+import struct
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +25,15 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured
 from ebbtide.featurestore.record.layout import Rows
-from ebbtide.featurestore.store.checkpoint import RESETTING, Checkpoint
-from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit, check_count, join_records, pages
+from ebbtide.featurestore.store.checkpoint import REBUILD, RESETTING, Checkpoint
+from ebbtide.featurestore.store.commit import (
+    CUSTOMERS_MAX,
+    Commit,
+    OutboxEntry,
+    check_count,
+    join_records,
+    pages,
+)
 from ebbtide.featurestore.store.redis.client import RedisClient, Script
 from ebbtide.featurestore.store.redis.errors import CLUSTER_HINT
 from ebbtide.featurestore.store.redis.url import SETTING
@@ -36,6 +45,21 @@ CONNECTIONS_MAX = 16
 TIMEOUT_S = 5.0
 DUE_SAMPLES = 100  # entries of the sorted set that a memory report looks at
 APPLY, RESET = Script.read("apply.lua"), Script.read("reset.lua")
+
+
+_ENTRY = struct.Struct(">QIQI")  # sequence, place in it, offset, length of the key
+
+
+def _packed(at: int, entry: OutboxEntry) -> bytes:
+    header = _ENTRY.pack(entry.sequence, at, entry.offset, len(entry.key))
+    return b"".join((header, entry.key, entry.value))
+
+
+def _unpacked(identity: bytes, packed: bytes) -> tuple[int, OutboxEntry]:
+    """An entry and its place in its commit. Raises struct.error for what is too short to be one."""
+    sequence, at, offset, length = _ENTRY.unpack_from(packed)
+    value_at = _ENTRY.size + length
+    return at, OutboxEntry(identity, sequence, packed[_ENTRY.size : value_at], offset, packed[value_at:])
 
 
 class MemoryUsage(NamedTuple):
@@ -120,11 +144,11 @@ class RedisStore:
                 commit.checkpoint.text(),
                 len(record.encode()) + 1,  # Lua counts bytes, from 1
                 len(commit.customers),
-                len(commit.alerts),
+                len(commit.outbox),
                 len(commit.acked),
                 *commit.due.tolist(),
                 *(blob[at : at + size] for at in range(0, len(blob), size)),
-                *(part for alert in commit.alerts for part in alert),
+                *(part for at, entry in enumerate(commit.outbox) for part in (entry.id, _packed(at, entry))),
                 *commit.acked,
             ],
         )
@@ -133,9 +157,14 @@ class RedisStore:
             at = found[0].decode(errors="replace") or "not begun"
             raise Fenced(f"partition {commit.partition} is at [{at}], this owner expected [{expected}]")
 
-    async def outbox(self, partition: int) -> dict[bytes, bytes]:
-        alerts: dict[bytes, bytes] = await self._client.ask("HGETALL", self._tags[partition] + "out")
-        return alerts
+    async def outbox(self, partition: int) -> list[OutboxEntry]:
+        packed: dict[bytes, bytes] = await self._client.ask("HGETALL", self._tags[partition] + "out")
+        try:
+            placed = [_unpacked(identity, value) for identity, value in packed.items()]
+        except struct.error:
+            said = f"the outbox of partition {partition} at {self.where} was written by another release"
+            raise LayoutError(said, hint=REBUILD) from None
+        return [entry for _, entry in sorted(placed, key=lambda each: (each[1].sequence, each[0]))]
 
     async def due(
         self, partition: int, until_ms: int, customers_max: int

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
-from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit, OutboxEntry
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
@@ -77,7 +77,7 @@ class State(NamedTuple):
     checkpoint: Checkpoint | None
     records: dict[str, bytes]
     due: list[tuple[str, int]]
-    outbox: dict[bytes, bytes]
+    outbox: list[OutboxEntry]
 
 
 async def state_of(store: Store, partition: int = 0) -> State:
@@ -116,14 +116,21 @@ def step_of(
     rng: np.random.Generator,
     *,
     partition: int = 0,
+    messages: Sequence[tuple[bytes, bytes]] = (),
     **more: Any,
 ) -> Commit:
-    """A step on from `checkpoint` that writes random records for `customers`; `more` are the other fields of a Step."""
+    """A commit on from `checkpoint` that writes random records for `customers`, and (id, value) of `messages` into the
+    outbox; `more` are the other fields of a Commit."""
+    after = next_head(checkpoint)
     columns = {
         "rows": rows_of(len(customers), rng),
         "due": rng.integers(0, 2_000_000_000_000, len(customers)),
+        "outbox": [
+            OutboxEntry(identity, after.sequence, b"key of " + identity, at, value)
+            for at, (identity, value) in enumerate(messages)
+        ],
     }
-    return Commit(partition, checkpoint, next_head(checkpoint), list(customers), **{**columns, **more})
+    return Commit(partition, checkpoint, after, list(customers), **{**columns, **more})
 
 
 def random_step(
@@ -140,7 +147,7 @@ def random_step(
         partition=partition,
         due=rng.integers(0, 30, split),  # few values, so that ties are common
         forgotten=[customers[i] for i in chosen[split:]],
-        alerts=[
+        messages=[
             (ids[i], rng.bytes(int(rng.integers(0, 60))))
             for i in rng.integers(0, 12, int(rng.integers(0, 5)))
         ],

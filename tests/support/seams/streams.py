@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import StoreUnavailable
 from ebbtide.featurestore.record.layout import Rows
-from ebbtide.featurestore.store.commit import Commit
+from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch
 from ebbtide.stream.errors import BrokerUnavailable
@@ -82,7 +82,7 @@ class FaultyStore(MemoryStore):
             raise StoreUnavailable("lost on the way")
         return await super().load(partition, customers)
 
-    async def outbox(self, partition: int) -> dict[bytes, bytes]:
+    async def outbox(self, partition: int) -> list[OutboxEntry]:
         if self.lost_before_outbox:
             self.lost_before_outbox = False
             self.fall_back(None)

@@ -368,7 +368,7 @@ async def same_as_the_log(settings: Settings, scorer: Any, *, twice: int | None 
         assert {n: checkpoint.offset for n, checkpoint in enumerate(checkpoints) if checkpoint} == ends
         assert {n: committed.offset for n, committed in (await marks_of(settings)).items()} == ends
         assert await records_in(store) == records
-        assert [await store.outbox(partition) for partition in range(PARTITIONS)] == [{}] * PARTITIONS
+        assert [await store.outbox(partition) for partition in range(PARTITIONS)] == [[]] * PARTITIONS
     sent = await ids_in(settings)
     assert set(sent) == alerts
     assert len(alerts) > 10, "a log without alerts proves little"
