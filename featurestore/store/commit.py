@@ -20,6 +20,12 @@ COMMIT_BYTES_MAX = 32 * 1024 * 1024
 DUE_MS_MAX = 2**53
 
 
+LoadRequest = tuple[int, Sequence[str]]
+"""A partition, and customers of it, at most CUSTOMERS_MAX."""
+Loaded = tuple[Rows, NDArray[np.bool_]]
+"""Their records in the order asked, structured[n] (writable, zeros where absent), and which were found, bool[n]."""
+
+
 class OutboxEntry(NamedTuple):
     """A message that is decided and not yet acknowledged by Kafka, with all that sending it again takes.
 

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
-from ebbtide.featurestore.store.commit import Commit, OutboxEntry, check_count, join_records, pages
+from ebbtide.featurestore.store.commit import (
+    Commit,
+    Loaded,
+    LoadRequest,
+    OutboxEntry,
+    check_count,
+    join_records,
+    pages,
+)
+from ebbtide.featurestore.store.outcomes import begun, outcomes
 
 
 @dataclass(slots=True)
@@ -51,6 +60,12 @@ class MemoryStore:
         records = (await self._at(partition)).records
         return join_records([records.get(customer) for customer in customers], self.dtype, partition)
 
+    def load_each(self, requests: Sequence[LoadRequest]) -> list[asyncio.Future[Loaded]]:
+        return [begun(self.load(partition, customers)) for partition, customers in requests]
+
+    async def load_many(self, requests: Sequence[LoadRequest]) -> list[Loaded | Exception]:
+        return await outcomes(self.load_each(requests))
+
     async def apply(self, commit: Commit) -> None:
         commit.check(self.dtype)
         state = await self._at(commit.partition)
@@ -71,6 +86,12 @@ class MemoryStore:
         for identity in commit.acked:
             state.out.pop(identity, None)
         state.checkpoint = commit.checkpoint
+
+    def apply_each(self, commits: Sequence[Commit]) -> list[asyncio.Future[None]]:
+        return [begun(self.apply(commit)) for commit in commits]
+
+    async def apply_many(self, commits: Sequence[Commit]) -> list[Exception | None]:
+        return await outcomes(self.apply_each(commits))
 
     async def outbox(self, partition: int) -> list[OutboxEntry]:
         placed = (await self._at(partition)).out.values()

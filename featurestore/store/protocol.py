@@ -11,6 +11,7 @@ nothing is written. So two owners at once, a worker that wakes up late, a write 
 that has gone stale are all the same case, and harmless.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
-from ebbtide.featurestore.store.commit import Commit, OutboxEntry
+from ebbtide.featurestore.store.commit import Commit, Loaded, LoadRequest, OutboxEntry
 
 
 class Store(Protocol):
@@ -40,6 +41,16 @@ class Store(Protocol):
         n ≤ CUSTOMERS_MAX, else ValueError. Raises LayoutError when a record has another length than the dtype.
         """
 
+    def load_each(self, requests: Sequence[LoadRequest]) -> list[asyncio.Future[Loaded]]:
+        """`load` for each request, all sent together (to Redis in one round trip a server); a future to each, in order.
+
+        Their partitions may be the same or not; what one raises concerns it alone. The answers of one server come
+        together and do not wait for another server. A future that is given up stays asked.
+        """
+
+    async def load_many(self, requests: Sequence[LoadRequest]) -> list[Loaded | Exception]:
+        """`load_each`, when all are answered, errors as values: what `load` raises, in the place of its answer."""
+
     async def apply(self, commit: Commit) -> None:
         """Move the partition from `commit.expected` to `commit.checkpoint`, with all that the step holds, or change
         nothing.
@@ -51,6 +62,17 @@ class Store(Protocol):
         applied, will be, or never is, but always whole. To apply the very same step again is safe: if the first
         attempt counted the second is Fenced, and the owner starts again from the stored checkpoint, as after any fence.
         """
+
+    def apply_each(self, commits: Sequence[Commit]) -> list[asyncio.Future[None]]:
+        """`apply` for each commit, all sent together (to Redis in one round trip a server); a future to each, in order.
+
+        Each is fenced, and succeeds or fails, by itself: this is no transaction. At most one commit a partition, since
+        a commit has to know how the one before it ended. A future that is given up stays asked: *not known*, as after
+        a timeout.
+        """
+
+    async def apply_many(self, commits: Sequence[Commit]) -> list[Exception | None]:
+        """`apply_each`, when all are answered: None where it was applied, else what `apply` raises."""
 
     async def outbox(self, partition: int) -> list[OutboxEntry]:
         """What is not yet acknowledged, in the order in which it was decided: by sequence, then by place in it."""

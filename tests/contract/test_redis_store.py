@@ -83,6 +83,54 @@ async def test_a_server_that_forgot_the_script_is_told_again(store: RedisStore, 
     assert (await state_of(store)).records.keys() == {"a", "b"}
 
 
+async def test_many_commits_tell_a_server_the_script_that_it_forgot(store: RedisStore, admin: Any) -> None:
+    checkpoints: list[Checkpoint | None] = [None] * PARTITIONS
+    for _ in range(2):
+        await admin.script_flush()
+        commits = [step_of(at, ["a"], RNG, partition=p) for p, at in enumerate(checkpoints)]
+        assert await store.apply_many(commits) == [None] * PARTITIONS
+        checkpoints = [commit.checkpoint for commit in commits]
+
+
+async def test_many_questions_take_one_round_trip_and_one_connection(store: RedisStore, admin: Any) -> None:
+    await store.apply_many([step_of(None, ["a"], RNG, partition=p) for p in range(PARTITIONS)])
+    before = len(await admin.client_list())
+    await asyncio.gather(*store.load_each([(i % PARTITIONS, ["a", "b"]) for i in range(200)]))
+    assert len(await admin.client_list()) == before
+
+
+async def test_a_foreign_record_spoils_its_own_partition_only(store: RedisStore, admin: Any) -> None:
+    await store.apply_many([step_of(None, ["a"], RNG, partition=p) for p in range(PARTITIONS)])
+    await admin.set("t:clicks:{p1}:c:a", b"short")
+    answers = await store.load_many([(p, ["a"]) for p in range(PARTITIONS)])
+    assert [isinstance(answer, LayoutError) for answer in answers] == [False, True, False]
+
+
+async def test_many_questions_to_a_server_that_hangs_are_given_up_in_time(
+    server: LocalValkey, admin: Any
+) -> None:
+    """And what comes later is not taken for the answer to the next question."""
+    store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=0.2)
+    commits = [step_of(None, ["a"], RNG, partition=p) for p in range(PARTITIONS)]
+    assert await store.checkpoint(0) is None
+    await admin.client_pause(600)
+    assert [type(each) for each in await store.apply_many(commits)] == [StoreUnavailable] * PARTITIONS
+    await asyncio.sleep(0.6)
+    for commit in commits:
+        assert await store.checkpoint(commit.partition) in (None, commit.checkpoint)
+    await store.close()
+
+
+async def test_closing_gives_up_what_is_still_asked(server: LocalValkey, admin: Any) -> None:
+    store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=5)
+    await store.checkpoint(0)
+    await admin.client_pause(300)
+    answers = store.load_each([(p, ["a"]) for p in range(PARTITIONS)])
+    await asyncio.sleep(0.05)
+    await store.close()
+    assert all(answer.cancelled() for answer in answers)
+
+
 async def test_however_little_memory_is_left_a_step_is_whole_or_refused(
     store: RedisStore, admin: Any
 ) -> None:

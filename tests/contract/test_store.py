@@ -431,6 +431,64 @@ async def test_no_more_customers_are_loaded_at_once_than_fit_in_a_step(backend: 
         await backend.owner().load(0, ["c"] * (CUSTOMERS_MAX + 1))
 
 
+async def test_many_commits_stand_or_fall_each_by_itself(backend: Backend) -> None:
+    """One is fenced, one is malformed, one is applied, in whatever order; and each answer stands in its place."""
+    store = backend.owner()
+    begun = [step_of(None, ["a"], RNG, partition=partition) for partition in range(PARTITIONS)]
+    assert await store.apply_many(begun) == [None] * PARTITIONS
+    after = [commit.checkpoint for commit in begun]
+    good, fenced, malformed = (
+        step_of(after[0], ["a", "b"], RNG, partition=0, messages=[(b"1", b"one")]),
+        step_of(next_head(after[1]), ["b"], RNG, partition=1),
+        step_of(after[2], ["b", "b"], RNG, partition=2),
+    )
+    outcomes = await store.apply_many([malformed, fenced, good])
+    assert [type(outcome) for outcome in outcomes] == [ValueError, Fenced, type(None)]
+    first, second, third = await bare_state_of(store)
+    assert [state.checkpoint for state in (first, second, third)] == [good.checkpoint, *after[1:]]
+    assert [[*state.records] for state in (first, second, third)] == [["a", "b"], ["a"], ["a"]]
+    assert first.outbox == good.outbox
+    assert await store.apply_many([]) == []
+
+
+async def test_many_loads_are_answered_in_the_order_asked(backend: Backend) -> None:
+    store = backend.owner()
+    commits = [step_of(None, [f"c{i}" for i in range(50)], RNG, partition=p) for p in range(PARTITIONS)]
+    await store.apply_many(commits)
+    too_many = ["c"] * (CUSTOMERS_MAX + 1)
+    requests = [(2, ["c3", "nobody", "c1"]), (0, too_many), (1, []), (0, ["c7"]), (2, ["c9"])]
+    found = await store.load_many(requests)
+    assert isinstance(found[1], ValueError)
+    for (partition, customers), answer in zip(requests, found, strict=True):
+        if isinstance(answer, Exception):
+            continue
+        rows, there = await store.load(partition, customers)
+        assert answer[0].tobytes() == rows.tobytes()
+        assert answer[1].tolist() == there.tolist()
+        assert answer[0].flags.writeable
+
+
+async def test_answers_can_be_awaited_one_by_one_or_given_up(backend: Backend) -> None:
+    store = backend.owner()
+    one, two, three = store.apply_each([step_of(None, ["a"], RNG, partition=p) for p in range(PARTITIONS)])
+    two.cancel()
+    await asyncio.gather(one, three)
+    (loaded,) = store.load_each([(2, ["a"])])
+    assert (await loaded)[1].all()
+    for answer in store.load_each([(p, ["a"]) for p in range(PARTITIONS)]):
+        answer.cancel()
+    assert (await store.load(0, ["a"]))[1].all()
+
+
+async def test_a_full_store_refuses_each_of_many_commits(backend: Backend) -> None:
+    store = backend.owner()
+    commits = [step_of(None, ["a"], RNG, partition=p) for p in range(PARTITIONS)]
+    async with backend.full():
+        assert [type(each) for each in await store.apply_many(commits)] == [StoreUnavailable] * PARTITIONS
+    assert await bare_state_of(store) == [(None, {}, [], [])] * PARTITIONS
+    assert await store.apply_many(commits) == [None] * PARTITIONS
+
+
 async def test_random_steps_leave_the_same_state_everywhere(
     backend: Backend, rng: np.random.Generator
 ) -> None:

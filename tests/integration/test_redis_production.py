@@ -252,6 +252,91 @@ async def test_a_node_that_is_away_stops_its_own_partitions_only(cluster: LocalC
             assert await state_of(store, partition) == await state_of(memory, partition)
 
 
+@pytest.mark.parametrize("how", ["killed", "hangs"])
+async def test_of_many_commits_those_of_a_lost_node_wait_alone(cluster: LocalCluster, how: str) -> None:
+    """The answers of the other nodes come as if nothing were; its own say so within the timeout."""
+    timeout_s = 2.0
+    away = cluster.nodes[0]
+    affected = [p for p in range(N) if cluster.node_of(f"{{p{p}}}") == 0]
+    others = [p for p in range(N) if p not in affected]
+    async with opened(f"redis+cluster://{cluster.hosts}", timeout_s=timeout_s) as store:
+        rng = np.random.default_rng(3)
+        commits = [step_of(None, CUSTOMERS, rng, partition=p) for p in range(N)]
+        assert await store.apply_many(commits) == [None] * N
+        assert away.server is not None
+        if how == "killed":
+            await asyncio.to_thread(away.kill)
+        else:
+            away.server.signal(signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                commits = [
+                    step_of(commit.checkpoint, CUSTOMERS, rng, partition=p)
+                    for p, commit in enumerate(commits)
+                ]
+                begun_s = time.monotonic()
+                loads = store.load_each([(p, CUSTOMERS) for p in range(N)])
+                answers = store.apply_each(commits)
+                await asyncio.gather(*(answers[p] for p in others), *(loads[p] for p in others))
+                assert time.monotonic() - begun_s < timeout_s / 4
+                for answer in (answers[p] for p in affected):
+                    with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL"):
+                        await answer
+                assert time.monotonic() - begun_s < timeout_s + SLACK_S
+        finally:
+            if how == "killed":
+                await asyncio.to_thread(away.restart)
+            else:
+                away.server.signal(signal.SIGCONT)
+        for p in others:
+            assert await store.checkpoint(p) == commits[p].checkpoint
+
+
+async def test_many_commits_follow_slots_that_moved(cluster: LocalCluster) -> None:
+    """A slot that is half way is worth a retry; one that has gone over is followed, a script that is unknown there
+    is told."""
+    rng = np.random.default_rng(4)
+    slot = key_slot(b"{p0}")
+    source = cluster.nodes[cluster.node_of("{p0}")]
+    target = cluster.nodes[cluster.node_of("{p0}") - 1]
+    async with opened(f"redis+cluster://{cluster.hosts}") as store:
+        said = [(b"1", b"one")]  # so that all fixed keys are there: a new one would have to wait
+        commits = [step_of(None, ["a", JANE], rng, partition=p, messages=said) for p in range(N)]
+
+        def following() -> list[Commit]:
+            return [
+                step_of(commit.checkpoint, ["a", JANE], rng, partition=p) for p, commit in enumerate(commits)
+            ]
+
+        assert await store.apply_many(commits) == [None] * N
+        for back in (False, True):
+            if back:
+                source, target = target, source
+            move = Move(source, target, slot)
+            move.begin()
+            move.some(2)
+            half_way = following()
+            refused, *applied = await store.apply_many(half_way)
+            assert isinstance(refused, StoreUnavailable)
+            says_nothing(refused)
+            assert applied == [None] * (N - 1)
+            commits[1:] = half_way[1:]
+            while move.some(100):
+                pass
+            with admin_of(target) as admin:
+                admin.script_flush()
+            for _ in range(2):  # the whole slot lies there, and is not theirs yet: ASK
+                commits = following()
+                assert await store.apply_many(commits) == [None] * N
+                loads = await store.load_many([(p, ["a", JANE]) for p in range(N)])
+                assert [load[0].tobytes() for load in loads if not isinstance(load, Exception)] == [
+                    commit.rows.tobytes() for commit in commits
+                ]
+            move.end()
+            commits = following()
+            assert await store.apply_many(commits) == [None] * N
+
+
 async def test_a_slot_on_the_move_is_followed_step_by_step(cluster: LocalCluster) -> None:
     """
     keys      all here │ some there │ all there │ slot there

@@ -10,7 +10,7 @@ Nothing here retries: an owner who gets StoreUnavailable backs off by itself, an
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple, Self
 
@@ -20,6 +20,8 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from ebbtide.featurestore.errors import EbbtideError
+from ebbtide.featurestore.store.outcomes import promised
 from ebbtide.featurestore.store.redis.cluster import Cluster
 from ebbtide.featurestore.store.redis.errors import close_all, explain
 from ebbtide.featurestore.store.redis.sentinel import watched_pool
@@ -39,6 +41,29 @@ class Script(NamedTuple):
         """The script in this package's file `name`."""
         source = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
         return cls(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+class Question(NamedTuple):
+    """One of several that go out together. `key` says where to; `read` makes the answer of the reply, and may raise an
+    EbbtideError.
+
+    With a script, `command` is what follows its name: the number of keys, the keys, the arguments.
+    """
+
+    key: str | bytes
+    command: Sequence[Any]
+    read: Callable[[Any], Any]
+    script: Script | None = None
+
+    @property
+    def by_name(self) -> Sequence[Any]:
+        """The command, the script by its SHA-1."""
+        return ("EVALSHA", self.script.sha, *self.command) if self.script else self.command
+
+    @property
+    def in_full(self) -> Sequence[Any]:
+        """The command, the script with its source, for a server that does not know it."""
+        return ("EVAL", self.script.source, *self.command) if self.script else self.command
 
 
 class _PackInC:
@@ -82,6 +107,12 @@ class _Master:
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
 
+    def groups(self, keys: Sequence[str | bytes]) -> list[list[int]]:
+        return [list(range(len(keys)))]
+
+    async def ask_group(self, _keys: Sequence[str | bytes], commands: Sequence[Sequence[Any]]) -> list[Any]:
+        return await self.ask_all([tuple(command) for command in commands])
+
     async def infos(self) -> list[tuple[str, Any]]:
         return [(self._where, await self._client.execute_command("INFO"))]
 
@@ -110,7 +141,9 @@ class RedisClient:
         place = read_url(url, ours, always)
         self.where = place.where
         self.cluster = place.topology == "cluster"
+        self._timeout_s = timeout_s
         self._limit_s = None if place.topology == "server" else timeout_s
+        self._asking: set[asyncio.Task[None]] = set()
         self._servers: _Master | Cluster
         if self.cluster:
             kind = _packing(place.connection)
@@ -153,6 +186,58 @@ class RedisClient:
         except (refused.RedisError, OSError) as error:
             raise explain(error, self.where) from error
 
+    def ask_each(self, questions: Sequence[Question]) -> list[asyncio.Future[Any]]:
+        """All questions at once, in one round trip to each server; a future answer to each, in their order.
+
+        What one server answers comes together, and does not wait for another server. A future that is given up stays
+        asked: what it wrote is written. `timeout_s` bounds what one server is asked as a whole.
+        """
+        loop = asyncio.get_running_loop()
+        futures = [promised() for _ in questions]
+        for group in self._servers.groups([question.key for question in questions]):
+            asking = loop.create_task(
+                self._answer([questions[i] for i in group], [futures[i] for i in group])
+            )
+            self._asking.add(asking)
+            asking.add_done_callback(self._asking.discard)
+        return futures
+
+    async def _answer(self, questions: Sequence[Question], futures: Sequence[asyncio.Future[Any]]) -> None:
+        """Have one group of questions answered, whatever happens."""
+        try:
+            replies = await self._replies(questions)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        for question, reply, future in zip(questions, replies, futures, strict=True):
+            if future.done():
+                continue  # given up
+            if isinstance(reply, Exception):
+                future.set_exception(explain(reply, self.where))
+                continue
+            try:
+                future.set_result(question.read(reply))
+            except EbbtideError as error:
+                future.set_exception(error)
+
+    async def _replies(self, questions: Sequence[Question]) -> list[Any]:
+        """The replies of one group, refusals among them. A server that does not know the script is told it."""
+        keys = [question.key for question in questions]
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                replies = await self._servers.ask_group(keys, [question.by_name for question in questions])
+                unknown = [i for i, reply in enumerate(replies) if isinstance(reply, refused.NoScriptError)]
+                if unknown:
+                    again = await self._servers.ask_group(
+                        [keys[i] for i in unknown], [questions[i].in_full for i in unknown]
+                    )
+                    for i, reply in zip(unknown, again, strict=True):
+                        replies[i] = reply
+                return replies
+        except (refused.RedisError, OSError) as error:
+            return [error] * len(questions)
+
     async def infos(self) -> list[tuple[str, dict[str, Any]]]:
         """Address and INFO of every server that takes writes."""
         try:
@@ -163,6 +248,9 @@ class RedisClient:
 
     async def close(self) -> None:
         """Give the connections up. Raises nothing, and takes one timeout at most when a server hangs."""
+        for asking in self._asking:
+            asking.cancel()
+        await asyncio.gather(*self._asking, return_exceptions=True)
         await self._servers.close()
 
     async def _ask(self, key: str | bytes, command: Sequence[Any]) -> Any:

@@ -49,7 +49,7 @@ class Cluster:
 
     async def ask(self, key: str | bytes, command: Sequence[Any]) -> Any:
         """The reply to a command whose keys all lie in the slot of `key`."""
-        slot = key_slot(key.encode() if isinstance(key, str) else key)
+        slot = _slot(key)
         address, asking = await self._owner(slot), False
         for _ in range(HOPS_MAX):
             try:
@@ -81,6 +81,31 @@ class Cluster:
             for i, reply in zip(at, answer, strict=True):
                 moving = isinstance(reply, refused.AskError)
                 replies[i] = await self.ask(commands[i][1], commands[i]) if moving else reply
+        return replies
+
+    def groups(self, keys: Sequence[str | bytes]) -> list[list[int]]:
+        """Which questions may travel together, by index: those to one node. Where a node is not known or a suspect,
+        each alone, so that no other waits while it is looked for."""
+        together: dict[Address, list[int]] = {}
+        alone: list[list[int]] = []
+        for i, key in enumerate(keys):
+            address = self._owners[_slot(key)]
+            if address is None or address in self._suspects:
+                alone.append([i])
+            else:
+                together.setdefault(address, []).append(i)
+        return [*together.values(), *alone]
+
+    async def ask_group(self, keys: Sequence[str | bytes], commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """The replies of one node to a group of `groups`, refusals among them; redirections are followed."""
+        address = await self._owner(_slot(keys[0]))
+        replies = await self._ask_node(address, commands, patient=True)
+        for i, reply in enumerate(replies):
+            if isinstance(reply, refused.AskError):  # and MOVED, its subclass
+                try:
+                    replies[i] = await self.ask(keys[i], commands[i])
+                except (refused.RedisError, OSError) as error:
+                    replies[i] = error
         return replies
 
     async def infos(self) -> list[tuple[str, Any]]:
@@ -172,3 +197,7 @@ class Cluster:
             leaving = asyncio.create_task(close_all(*(self._nodes.pop(address) for address in gone)))
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
+
+
+def _slot(key: str | bytes) -> int:
+    return int(key_slot(key.encode() if isinstance(key, str) else key))

@@ -16,9 +16,10 @@ reports, `+select` for another database than 0); on a Cluster also `+cluster|slo
 Sentinel's user `+sentinel|get-master-addr-by-name`. `-@dangerous`: `+@write` alone would include FLUSHALL.
 """
 
+import asyncio
 import struct
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +30,15 @@ from ebbtide.featurestore.store.checkpoint import REBUILD, RESETTING, Checkpoint
 from ebbtide.featurestore.store.commit import (
     CUSTOMERS_MAX,
     Commit,
+    Loaded,
+    LoadRequest,
     OutboxEntry,
     check_count,
     join_records,
     pages,
 )
-from ebbtide.featurestore.store.redis.client import RedisClient, Script
+from ebbtide.featurestore.store.outcomes import failed, outcomes
+from ebbtide.featurestore.store.redis.client import Question, RedisClient, Script
 from ebbtide.featurestore.store.redis.errors import CLUSTER_HINT
 from ebbtide.featurestore.store.redis.url import SETTING
 
@@ -44,6 +48,7 @@ CONNECTIONS_MAX = 16
 # A script of CUSTOMERS_MAX customers takes about 10 ms; behind 16 others still well below a second.
 TIMEOUT_S = 5.0
 DUE_SAMPLES = 100  # entries of the sorted set that a memory report looks at
+Item = TypeVar("Item")
 APPLY, RESET = Script.read("apply.lua"), Script.read("reset.lua")
 
 
@@ -126,32 +131,89 @@ class RedisStore:
 
     async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
         check_count(customers)
-        record = self._tags[partition] + "c:"
-        keys = [record + customer for customer in customers]
+        keys = self._record_keys(partition, customers)
         return join_records(await self._client.ask("MGET", *keys) if keys else [], self.dtype, partition)
+
+    def load_each(self, requests: Sequence[LoadRequest]) -> list[asyncio.Future[Loaded]]:
+        return self._ask_valid(requests, self._load_question)
+
+    async def load_many(self, requests: Sequence[LoadRequest]) -> list[Loaded | Exception]:
+        return await outcomes(self.load_each(requests))
+
+    def _load_question(self, request: LoadRequest) -> Question:
+        partition, customers = request
+        check_count(customers)
+        keys = self._record_keys(partition, customers)
+        # One key that is there for nobody's sake: MGET must have one, and all go the same way.
+        command = ("MGET", *keys) if keys else ("MGET", self._tags[partition] + "c:")
+        n = len(keys)
+        return Question(command[1], command, lambda reply: join_records(reply[:n], self.dtype, partition))
 
     async def apply(self, commit: Commit) -> None:
         commit.check(self.dtype)
+        keys, args = self._call(commit)
+        self._check_reply(commit, await self._client.run(APPLY, keys, args))
+
+    def apply_each(self, commits: Sequence[Commit]) -> list[asyncio.Future[None]]:
+        return self._ask_valid(commits, self._apply_question)
+
+    async def apply_many(self, commits: Sequence[Commit]) -> list[Exception | None]:
+        return await outcomes(self.apply_each(commits))
+
+    def _apply_question(self, commit: Commit) -> Question:
+        commit.check(self.dtype)
+        keys, args = self._call(commit)
+        return Question(
+            keys[0], (len(keys), *keys, *args), lambda reply: self._check_reply(commit, reply), APPLY
+        )
+
+    def _ask_valid(
+        self, items: Sequence[Item], question_of: Callable[[Item], Question]
+    ) -> list[asyncio.Future[Any]]:
+        """The answers to the questions that can be asked; a ValueError where the asker is at fault."""
+        questions: list[Question] = []
+        refused: dict[int, ValueError] = {}
+        for i, item in enumerate(items):
+            try:
+                questions.append(question_of(item))
+            except ValueError as error:
+                refused[i] = error
+        answers = iter(self._client.ask_each(questions))
+        return [failed(refused[i]) if i in refused else next(answers) for i in range(len(items))]
+
+    def _record_keys(self, partition: int, customers: Sequence[str]) -> list[str]:
+        record = self._tags[partition] + "c:"
+        return [record + customer for customer in customers]
+
+    def _fixed_keys(self, partition: int) -> tuple[str, str, str]:
+        tag = self._tags[partition]
+        return tag + "checkpoint", tag + "due", tag + "out"
+
+    def _call(self, commit: Commit) -> tuple[list[str], list[Any]]:
+        """Keys and arguments of the script, as `apply.lua` lists them."""
         record = self._tags[commit.partition] + "c:"
         size = self.dtype.itemsize
         blob = commit.rows.tobytes()
-        found = await self._run(
-            APPLY,
-            commit.partition,
-            [record + customer for names in (commit.customers, commit.forgotten) for customer in names],
-            [
-                commit.expected.text() if commit.expected else "",
-                commit.checkpoint.text(),
-                len(record.encode()) + 1,  # Lua counts bytes, from 1
-                len(commit.customers),
-                len(commit.outbox),
-                len(commit.acked),
-                *commit.due.tolist(),
-                *(blob[at : at + size] for at in range(0, len(blob), size)),
-                *(part for at, entry in enumerate(commit.outbox) for part in (entry.id, _packed(at, entry))),
-                *commit.acked,
-            ],
-        )
+        keys = [
+            *self._fixed_keys(commit.partition),
+            *self._record_keys(commit.partition, commit.customers),
+            *self._record_keys(commit.partition, commit.forgotten),
+        ]
+        args = [
+            commit.expected.text() if commit.expected else "",
+            commit.checkpoint.text(),
+            len(record.encode()) + 1,  # Lua counts bytes, from 1
+            len(commit.customers),
+            len(commit.outbox),
+            len(commit.acked),
+            *commit.due.tolist(),
+            *(blob[at : at + size] for at in range(0, len(blob), size)),
+            *(part for at, entry in enumerate(commit.outbox) for part in (entry.id, _packed(at, entry))),
+            *commit.acked,
+        ]
+        return keys, args
+
+    def _check_reply(self, commit: Commit, found: list[bytes]) -> None:
         if found:
             expected = commit.expected.text() if commit.expected else "not begun"
             at = found[0].decode(errors="replace") or "not begun"
@@ -199,14 +261,14 @@ class RedisStore:
 
     async def reset(self, partition: int) -> None:
         tag = self._tags[partition]
-        await self._run(RESET, partition, [], [RESETTING, "begin"])
+        await self._client.run(RESET, self._fixed_keys(partition), [RESETTING, "begin"])
         while names := await self._client.ask("ZRANGE", tag + "due", 0, CUSTOMERS_MAX - 1):
             keys = [tag.encode() + b"c:" + name for name in names]
             await self._reset_page(partition, keys, ["page", *names])
         await self._reset_page(partition, [], ["end"])
 
     async def _reset_page(self, partition: int, keys: list[bytes], args: list[str | bytes]) -> None:
-        if await self._run(RESET, partition, keys, [RESETTING, *args]):
+        if await self._client.run(RESET, [*self._fixed_keys(partition), *keys], [RESETTING, *args]):
             raise Fenced(f"partition {partition}: somebody else finished this reset")
 
     async def memory_usage(self, partition: int, customers: Sequence[str]) -> MemoryUsage:
@@ -224,11 +286,3 @@ class RedisStore:
 
     async def close(self) -> None:
         await self._client.close()
-
-    async def _run(
-        self, script: Script, partition: int, records: Sequence[str | bytes], args: Sequence[Any]
-    ) -> list[bytes]:
-        tag = self._tags[partition]
-        fixed = (tag + "checkpoint", tag + "due", tag + "out")
-        reply: list[bytes] = await self._client.run(script, [*fixed, *records], args)
-        return reply
