@@ -7,17 +7,20 @@
 `start` and `end` are the consumer's *positions* before and after the fetch, not offsets of records: gaps
 belong to the piece they lie in, and a piece may hold no record at all (an aborted transaction longer than a
 fetch). So `end` of one batch equals `start` of the next one, always, or something was lost; whoever folds
-checks that and nothing else. `epoch` numbers the seeks: a batch of an older epoch is a left-over of a
-position that has been given up.
+checks that and nothing else. `seek_id` numbers the seeks: a batch of an older one is a left-over of a position that
+has been given up. What cannot be read arrives as a `FetchFault` in the place of a batch, so that it stops its own
+partition and no other.
 
 This module knows the shape of that promise and refuses to know who keeps it: no Faust, no Kafka client. The
 pipeline depends on `Source`; `stream/consumer/transport.py` is the real one, and a list of batches in a test is
 another.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
+
+from ebbtide.stream.errors import PartitionFault
 
 
 class Record(Protocol):
@@ -47,27 +50,23 @@ class FetchedBatch:
     end: int  # > start
     records: Sequence[Record]  # may be empty
     log_end: int = -1  # where the log ended when this was fetched: end < log_end means we lag; -1 is unknown
+    leader_epoch: int = -1
+    """Of the last batch passed on the way to `end`, control and aborted ones included: which leader wrote it. -1 is
+    unknown (a log older than Kafka 0.11)."""
 
     def follows(self, seek_id: int, position: int) -> bool:
-        """True when this is the piece that begins at `position` under `epoch`: the continuity rule, whole."""
+        """True when this is the piece that begins at `position` under `seek_id`: the continuity rule, whole."""
         return self.seek_id == seek_id and self.start == position
-
-    def pieces(self, records_max: int) -> Iterator["FetchedBatch"]:
-        """The same piece of the log, cut so that none holds more than `records_max` records. Still contiguous."""
-        start = self.start
-        for cut in range(records_max, len(self.records), records_max):
-            end = self.records[cut - 1].offset + 1
-            yield replace(self, start=start, end=end, records=self.records[cut - records_max : cut])
-            start = end
-        done = (len(self.records) - 1) // records_max * records_max if self.records else 0
-        yield replace(self, start=start, records=self.records[done:])
 
     def joined(self, following: Sequence["FetchedBatch"]) -> "FetchedBatch":
         """This piece and those that follow it, each one the one before: a longer piece, still contiguous."""
         if not following:
             return self
         records = [record for piece in (self, *following) for record in piece.records]
-        return replace(self, end=following[-1].end, records=records, log_end=following[-1].log_end)
+        last = following[-1]
+        return replace(
+            self, end=last.end, records=records, log_end=last.log_end, leader_epoch=last.leader_epoch
+        )
 
     def cut_before_tombstones(self) -> Iterator["FetchedBatch"]:
         """The same piece of the log, cut before every tombstone whose customer has records in it already.
@@ -85,25 +84,47 @@ class FetchedBatch:
         yield replace(self, start=start, records=self.records[first:]) if first else self
 
 
+@dataclass(frozen=True, slots=True)
+class FetchFault:
+    """In the place of a batch: the partition cannot be read at `position`. Nothing more comes until it is sought."""
+
+    topic: str
+    partition: int
+    seek_id: int
+    position: int
+    error: PartitionFault  # says what, where and what to do; of this partition only
+
+
+Fetched = FetchedBatch | FetchFault
+OnFetched = Callable[[Sequence[Fetched]], Awaitable[None]]
+"""Called on the event loop with what one fetch brought, of as many partitions as it did. It takes it in and returns."""
+
+
 class CommittedOffset(NamedTuple):
-    """How far a partition's effects have been applied *and* sent: Kafka's committed offset and its
-    metadata."""
+    """How far a partition's effects have been applied *and* sent: Kafka's committed offset and its metadata."""
 
     offset: int
     metadata: str
 
 
 OnPartitions = Callable[[frozenset[int]], None]
-"""Called with partition numbers on the event loop. It may only take note: whatever waits belongs in a
-task."""
+"""Called with partition numbers on the event loop. It may only take note: whatever waits belongs in a task."""
+
+
+class LogPosition(NamedTuple):
+    """Where the fetch of a partition stands in its log. Offsets; -1 is unknown."""
+
+    position: int  # the next record to fetch; -1 while it is not open
+    high_watermark: int  # where the log ends, open transactions included
+    last_stable: int  # where what may be read ends: below the high watermark while a transaction is open
 
 
 class Source(Protocol):
     """One input topic, of which some partitions are ours for a while.
 
-    A partition is silent until `seek` opens it, and again after it was revoked. Every coroutine raises
-    `PartitionRevoked` when the partition is not ours (any more), `BrokerUnavailable` when Kafka does not
-    answer.
+    A partition is silent until `seek` opens it, and again after it was revoked or came to a `FetchFault`. Every
+    coroutine raises `PartitionRevoked` when the partition is not ours (any more), `BrokerUnavailable` when Kafka does
+    not answer.
     """
 
     def assigned(self) -> frozenset[int]:
@@ -119,20 +140,31 @@ class Source(Protocol):
         ...
 
     async def committed(self, partition: int) -> CommittedOffset | None:
-        """The group's mark as Kafka holds it; None if there never was one."""
+        """The group's committed offset as Kafka holds it; None if there never was one."""
+        ...
+
+    async def topic_id(self) -> str:
+        """Which topic of this name it is: another one when it was deleted and made again. "" when Kafka cannot say."""
+        ...
+
+    async def epoch_end(self, partition: int, leader_epoch: int) -> int | None:
+        """Where the log of `leader_epoch` ends: at or above every offset that was fetched of it, or the log has lost
+        its tail since. -1 when this log has never had such an epoch; None when Kafka cannot say."""
+        ...
+
+    def positions(self) -> Mapping[int, LogPosition]:
+        """Of each partition of ours, as last seen, without waiting; a log's end is a few seconds old at most."""
         ...
 
     async def seek(self, partition: int, offset: int) -> int:
-        """Open the partition at `offset`: returns the epoch that its next batches carry, beginning at
-        `offset`.
+        """Open the partition at `offset`: returns the seek id that its next batches carry, beginning at `offset`.
 
-        Batches of earlier epochs may still arrive and are to be refused. Does not undo `pause`.
+        Batches of earlier seeks may still arrive and are to be refused. Does not undo `pause`.
         """
         ...
 
     def pause(self, partition: int) -> None:
-        """Fetch nothing more of it until `resume`. A batch or two on their way may still arrive, and
-        count."""
+        """Fetch nothing more of it until `resume`. A batch or two on their way may still arrive, and count."""
         ...
 
     def resume(self, partition: int) -> None:
@@ -140,6 +172,5 @@ class Source(Protocol):
         ...
 
     def advance_committed(self, partition: int, offset: int, metadata: str = "") -> None:
-        """All before `offset` has been applied and sent: let the committed offset advance to it, soon,
-        never back."""
+        """All before `offset` has been applied and sent: let the committed offset advance to it, soon, never back."""
         ...

@@ -8,9 +8,12 @@
         ├── RecordTooLarge         no broker would take what we send        crash: a topic accepts too little
         ├── ScorerUnavailable      the model fails for what it is asked     retry: the partition waits
         ├── PartitionRevoked       the partition is another worker's now    drop the work, it is theirs
-        ├── HeadOutsideLog         the log no longer has what the state     crash: ask for a rebuild
-        │                          says comes next
-        └── DeadLetterFlood        most of what arrives is bad              crash: better stopped than buried
+        └── PartitionFault         one partition cannot go on               stop that one, loudly; the others go on
+            ├── HeadOutsideLog     the log no longer has what the state     ask for a rebuild
+            │                      says comes next
+            ├── UnreadableBatch    what lies there cannot be read:          a person has to look at the log
+            │                      corrupt, or too large once decompressed
+            └── DeadLetterFlood    most of what arrives is bad              better stopped than buried
 
 A bad input record is a value (`stream/outputs/dead_letter.py`), not an exception.
 """
@@ -43,10 +46,18 @@ class ScorerUnavailable(StreamError):
     """The model raised. The batch's customers stay as they were; it is asked again."""
 
 
-class HeadOutsideLog(StreamError):
+class PartitionFault(StreamError):
+    """About one partition, and no retry mends it. Another owner would meet the same, so it stays ours and stops."""
+
+
+class UnreadableBatch(PartitionFault):
+    """A record batch is corrupt, or larger than `kafka.fetch_uncompressed_bytes_max` once decompressed."""
+
+
+class HeadOutsideLog(PartitionFault):
     """The stored checkpoint lies outside the retained log (retention passed it, the topic was made anew), or the
     number of partitions changed. Going on would skip events or fold them into another customer's partition."""
 
 
-class DeadLetterFlood(StreamError):
+class DeadLetterFlood(PartitionFault):
     """More than `dead_letter_share_max` of what arrives is bad: a wrong mapping, most likely."""

@@ -3,7 +3,7 @@
     assigned ─▶ open: read checkpoint, resend outbox, seek ─▶ serve: batch after batch ─▶ … ─▶ revoked or drained
                   ▲                                        │
                   └──── back off ◀── fenced, a gap, the store, Kafka or the model away
-    stopped ◀── most of what arrives is bad: this partition only, until a person has looked
+    stopped ◀── most of what arrives is bad, or cannot be read: this partition only, until a person has looked
 
 A checkpoint behind the group's committed offset is a state to be made again: the same steps from there, which say
 nothing that was said (`stream/suppression.py`). So a failover that lost its tail, a store that was lost altogether and
@@ -24,11 +24,11 @@ from typing import Literal
 
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
 from ebbtide.featurestore.store.checkpoint import REBUILD, Checkpoint, check_checkpoint
-from ebbtide.stream.batch import CommittedOffset, FetchedBatch, Source
+from ebbtide.stream.batch import CommittedOffset, Fetched, FetchFault, Source
 from ebbtide.stream.errors import (
     BrokerUnavailable,
-    DeadLetterFlood,
     HeadOutsideLog,
+    PartitionFault,
     PartitionRevoked,
     ScorerUnavailable,
 )
@@ -88,9 +88,9 @@ class Partition:
         self._said_s = 0.0
         self._flood = FloodGuard(limits.dead_letter_share_max)
 
-    def offer(self, batch: FetchedBatch) -> None:
+    def offer(self, fetched: Fetched) -> None:
         """Take a batch in order of arrival. A full queue pauses the fetch; what is on its way is still taken."""
-        self._inbox.put(batch)
+        self._inbox.put(fetched)
 
     def drain(self) -> None:
         """Take nothing more, finish the queue, tidy the outbox, then let `run` return. Not bounded: cancel it.
@@ -110,7 +110,7 @@ class Partition:
                 return
             except PartitionRevoked:
                 return
-            except DeadLetterFlood as error:
+            except PartitionFault as error:
                 await self._stop(error)
                 self.finished = True
                 return
@@ -133,7 +133,7 @@ class Partition:
             async with asyncio.timeout(timeout_s):
                 await self._stopping.wait()
 
-    async def _stop(self, error: DeadLetterFlood) -> None:
+    async def _stop(self, error: PartitionFault) -> None:
         """Stay ours and do nothing: another owner would do the same, and the other partitions have done no wrong."""
         self.trouble = f"it has stopped: {error}"
         self._source.pause(self.number)
@@ -240,6 +240,8 @@ class Partition:
                 return
             if batch.seek_id < seek_id:
                 continue  # left over from a position that was given up
+            if isinstance(batch, FetchFault):
+                raise batch.error
             if not batch.follows(seek_id, pipeline.position):
                 # A gap; or a later epoch, when somebody else sought. Whose batches would never be ours again.
                 raise Fenced(f"a batch begins at {batch.start}, expected {pipeline.position}: seeking back")
@@ -249,7 +251,7 @@ class Partition:
                 if self.trouble:
                     self._tell_progress(pipeline)
 
-    async def _next(self, pipeline: Pipeline) -> FetchedBatch | None:
+    async def _next(self, pipeline: Pipeline) -> Fetched | None:
         """The next batch, with those that have queued behind it; None when draining and all is done."""
         while not self._inbox:
             self._inbox.resume()

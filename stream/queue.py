@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from ebbtide.stream.batch import FetchedBatch
+from ebbtide.stream.batch import Fetched, FetchedBatch
 
 
 class Inbox:
@@ -22,7 +22,7 @@ class Inbox:
     ) -> None:
         self._batches_max, self._records_max = batches_max, records_max
         self._pause, self._resume = pause, resume
-        self._batches: deque[FetchedBatch] = deque()
+        self._batches: deque[Fetched] = deque()
         self._arrived = asyncio.Event()
         self._paused = False
         self.closed = False
@@ -31,7 +31,7 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def put(self, batch: FetchedBatch) -> None:
+    def put(self, batch: Fetched) -> None:
         """Take a batch in order of arrival; what is on its way after a pause is still taken."""
         if self.closed:
             return
@@ -41,17 +41,20 @@ class Inbox:
             self._paused = True
             self._pause()
 
-    def take(self) -> FetchedBatch:
+    def take(self) -> Fetched:
         """The oldest batch with those that follow it, up to `records_max` records together. There must be one."""
         batch = self._batches.popleft()
+        if not isinstance(batch, FetchedBatch):
+            return batch
         following: list[FetchedBatch] = []
         end, records = batch.end, len(batch.records)
-        while self._batches and self._batches[0].follows(batch.seek_id, end):
-            records += len(self._batches[0].records)
-            if records > self._records_max:
+        while self._batches and isinstance(after := self._batches[0], FetchedBatch):
+            records += len(after.records)
+            if not after.follows(batch.seek_id, end) or records > self._records_max:
                 break
-            following.append(self._batches.popleft())
-            end = following[-1].end
+            following.append(after)
+            self._batches.popleft()
+            end = after.end
         if len(self._batches) < self._batches_max // 2:
             self.resume()
         return batch.joined(following)

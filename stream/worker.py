@@ -8,12 +8,12 @@ ones in.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, Literal
 
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.store.protocol import Store
-from ebbtide.stream.batch import FetchedBatch, Source
+from ebbtide.stream.batch import Fetched, Source
 from ebbtide.stream.errors import PartitionRevoked
 from ebbtide.stream.partition import Limits, Partition
 from ebbtide.stream.pipeline import Tools
@@ -119,11 +119,12 @@ class Worker:
             self._tools.cache.clear(number)
         self._tools.telemetry.assigned(frozenset(self._partitions))
 
-    async def deliver(self, batch: FetchedBatch) -> None:
-        """Hand a fetched batch to its partition; one of a partition that is gone is dropped, as it has to be."""
-        partition = self._partitions.get(batch.partition)
-        if partition is not None:
-            partition.offer(batch)
+    async def deliver(self, fetched: Sequence[Fetched]) -> None:
+        """Hand what a fetch brought to its partitions; what is of one that is gone is dropped, as it has to be."""
+        for each in fetched:
+            partition = self._partitions.get(each.partition)
+            if partition is not None:
+                partition.offer(each)
 
     async def run(self) -> None:
         """Score for whoever asks, until cancelled. Raises the error of a partition that no retry can mend."""

@@ -1,6 +1,6 @@
 """The worker process, put together: the one place that knows every real part by name.
 
-    settings ─▶ spec, layout ─▶ model (verified, warmed) ─▶ store ─▶ topics ─▶ Faust source ─▶ worker ─▶ HTTP
+    settings ─▶ spec, layout ─▶ model (verified, warmed) ─▶ store ─▶ topics ─▶ Faust app ─▶ worker ─▶ HTTP
 
 Start: everything that can be wrong is found before the group is joined, each with one error that says what to do.
 Stop (SIGTERM, SIGINT): stop fetching, finish what is in hand within the grace period, commit, leave the group, exit 0.
@@ -32,7 +32,7 @@ from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.consumer.app import FaustSource
+from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.kafka.client import KafkaSink, check_connection, ensure_topics
 from ebbtide.stream.outputs.message import Sink
 from ebbtide.stream.outputs.pre_commit import Outputs
@@ -144,8 +144,8 @@ async def _serve(
             settings.dead_letter_share_max,
         ),
     )
-    source = FaustSource(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
-    worker.attach(source)
+    app = build_app(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
+    worker.attach(app.source)
 
     async def ask(
         rows: Rows, as_of: NDArray[np.int64]
@@ -176,8 +176,8 @@ async def _serve(
         log.info(
             "serving", extra={"address": address, "spec": tools.layout.spec.name, "layout": tools.layout.id}
         )
-        await source.start()
-        failing = asyncio.create_task(source.failed(), name="source")
+        await app.start()
+        failing = asyncio.create_task(app.failed(), name="consumer")
         tasks = {working, watching, stopping, failing}
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if stopping in done:
@@ -185,7 +185,7 @@ async def _serve(
             finished = await worker.drain(settings.drain_grace_s)
             log.info("drained", extra={"finished": finished})
         failing.cancel()
-        await source.stop()
+        await app.stop()
         for task in done - {stopping}:
             task.result()
     finally:

@@ -7,7 +7,7 @@ metadata.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -16,9 +16,11 @@ from aiokafka.structs import OffsetAndMetadata
 
 from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.errors import BrokerMisconfigured
+from ebbtide.stream.kafka import protocol
 from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.settings import KafkaSettings
 
+RETRY_S = 0.1
 log = logging.getLogger(__name__)
 
 
@@ -34,10 +36,45 @@ async def log_range(
 async def committed(
     settings: KafkaSettings, consumer: AIOKafkaConsumer, tp: TopicPartition
 ) -> CommittedOffset | None:
-    """The group's mark; None if there never was one."""
+    """The group's committed offset; None if there never was one."""
     coordinator = consumer._coordinator  # noqa: SLF001 -- consumer.committed() drops the metadata
     found = (await _answer(settings, coordinator.fetch_committed_offsets([tp]))).get(tp)
     return None if found is None else CommittedOffset(found.offset, found.metadata)
+
+
+async def epoch_end(
+    settings: KafkaSettings, consumer: AIOKafkaConsumer, tp: TopicPartition, leader_epoch: int
+) -> int | None:
+    """As `Source.epoch_end`. Asked again while a leader moves."""
+
+    async def ask() -> int | None:
+        while True:
+            try:
+                return await protocol.epoch_end_offset(consumer._client, tp, leader_epoch)  # noqa: SLF001 -- it has no public way to ask
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+            await asyncio.sleep(RETRY_S)
+
+    end: int | None = await _answer(settings, ask())
+    return end
+
+
+async def topic_id(settings: KafkaSettings, consumer: AIOKafkaConsumer) -> str:
+    """As `Source.topic_id`."""
+    described = await _answer(settings, protocol.describe(consumer._client, [settings.topic]))  # noqa: SLF001 -- see above
+    found: str = described[settings.topic].topic_id
+    return found
+
+
+async def log_ends(
+    consumer: AIOKafkaConsumer, tps: Iterable[TopicPartition]
+) -> dict[TopicPartition, tuple[int, int]]:
+    """(high watermark, last stable offset) of the partitions whose leaders answer. Raises KafkaError."""
+    client = consumer._client  # noqa: SLF001 -- end_offsets() knows one of the two
+    high = await protocol.log_ends(client, tps, protocol.READ_UNCOMMITTED)
+    stable = await protocol.log_ends(client, tps, protocol.READ_COMMITTED)
+    return {tp: (end, stable.get(tp, -1)) for tp, end in high.items()}
 
 
 async def commit(
@@ -46,7 +83,7 @@ async def commit(
     committed: Mapping[TopicPartition, CommittedOffset],
     timeout_s: float,
 ) -> bool:
-    """True when Kafka has `marks`; False when it may not, and they stay to be committed, by us or the next owner."""
+    """True when Kafka has them; False when it may not, and they stay to be committed, by us or the next owner."""
     try:
         async with asyncio.timeout(timeout_s):
             await consumer.commit({tp: OffsetAndMetadata(*committed) for tp, committed in committed.items()})

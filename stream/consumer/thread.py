@@ -9,10 +9,11 @@ does; and the invariants are
 - A batch begins where the last one of its place ended; a place begins with a seek, under a new epoch.
 - Taking records out of the fetcher and moving the place on is one step of the thread's loop: no await between.
 - A rebalance empties all places before anything else happens in it, so nothing is fetched until the next seek.
-- The position is never reset for us: a place that the log no longer has is an error.
+- The position is never reset for us: a place that the log no longer has is a fault of its partition.
+- A fault ends its place and pauses its partition, so that nothing is fetched again and again; the others go on.
 
 It refuses to know what becomes of a batch. Most of what it needs of aiokafka is private there, as it is to Faust's own
-driver, and pinned by `tests/integration/test_transport.py`.
+driver, and pinned by `tests/integration/test_transport.py` and `tests/unit/stream/test_private_names.py`.
 """
 
 # ruff: noqa: SLF001 -- positions and fetched pieces are private to aiokafka; Faust's driver reaches for the same names
@@ -20,8 +21,9 @@ driver, and pinned by `tests/integration/test_transport.py`.
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
@@ -29,34 +31,46 @@ from aiokafka.consumer.fetcher import Fetcher, FetchError
 from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
-from ebbtide.stream.batch import CommittedOffset, FetchedBatch
+from ebbtide.stream.batch import CommittedOffset, Fetched, FetchedBatch, FetchFault, LogPosition
 from ebbtide.stream.consumer import offsets
 from ebbtide.stream.consumer.membership import Membership, group_consumer
-from ebbtide.stream.errors import BrokerMisconfigured, HeadOutsideLog, PartitionRevoked
+from ebbtide.stream.errors import (
+    BrokerMisconfigured,
+    HeadOutsideLog,
+    PartitionFault,
+    PartitionRevoked,
+    UnreadableBatch,
+)
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
+from ebbtide.stream.kafka.records import RecordBatches, read_safely
 from ebbtide.stream.kafka.settings import KafkaSettings
 
 POLL_S = 1.0  # how long a fetch waits for data before it reports that there is none
-COMMIT_S = 3.0  # how long a commit may take before it is given up and tried again with newer marks
-LAST_COMMIT_S = 1.0  # a revocation commits what is marked; but the whole group waits for it
+COMMIT_S = 3.0  # how long a commit may take before it is given up and tried again with newer offsets
+LAST_COMMIT_S = 1.0  # a revocation commits what may be committed; but the whole group waits for it
 STOP_S = 5.0
+ENDS_EVERY_S = 2.0  # how old a log's end may be that nothing is fetched of
+
+
+Answer = TypeVar("Answer")
 
 
 class Owner(Protocol):
     """The event loop's side of it (stream.consumer.transport). All three only take note."""
 
-    def revoked(self, partitions: frozenset[TopicPartition]) -> None: ...  # on the loop
-    def assigned(self, partitions: frozenset[TopicPartition]) -> None: ...  # on the loop
+    def note_revoked(self, partitions: frozenset[TopicPartition]) -> None: ...  # on the loop
+    def note_assigned(self, partitions: frozenset[TopicPartition]) -> None: ...  # on the loop
     def uncommitted(self) -> dict[TopicPartition, CommittedOffset]: ...  # in the thread
 
 
 @dataclass(slots=True)
 class FetchPosition:
-    """Where an open partition stands: the next batch begins at `position`, under `epoch`."""
+    """Where an open partition stands: the next batch begins at `position`, under `seek_id`."""
 
     seek_id: int
     position: int
+    leader_epoch: int = -1  # of the last batch passed
 
 
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka publishes no types
@@ -86,7 +100,9 @@ class BatchThread(AIOKafkaConsumerThread):
         super().__post_init__()
         self._owned: frozenset[TopicPartition] = frozenset()
         self._places: dict[TopicPartition, FetchPosition] = {}
-        self._epochs = itertools.count(1)
+        self._seek_ids = itertools.count(1)
+        self._log_ends: dict[TopicPartition, tuple[int, int]] = {}
+        self._watching: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._committing: asyncio.Task[Any] | None = None
         self._membership = Membership(self._settings)
@@ -121,7 +137,7 @@ class BatchThread(AIOKafkaConsumerThread):
 
     # -- fetching
 
-    async def fetch(self, paused: Set[TopicPartition]) -> list[FetchedBatch]:
+    async def fetch(self, paused: Set[TopicPartition]) -> list[Fetched]:
         """What has arrived of open partitions that are not paused, waiting up to a second for it."""
         consumer = self._ensure_consumer()
         fetcher, coordinator = consumer._fetcher, consumer._coordinator
@@ -130,10 +146,10 @@ class BatchThread(AIOKafkaConsumerThread):
             if fetcher.error_future.done():
                 fetcher.error_future.result()
             coordinator.check_errors()
-            batches = self._take(fetcher, paused)
-            if not batches:
+            fetched = self._take(fetcher, paused)
+            if not fetched:
                 await self._wait_for_data(fetcher)
-                batches = self._take(fetcher, paused)
+                fetched = self._take(fetcher, paused)
         except KafkaError as error:
             problem = await self._membership.check(consumer) or failure(
                 self._settings, "our membership of the group", error
@@ -146,7 +162,7 @@ class BatchThread(AIOKafkaConsumerThread):
             coordinator.request_rejoin()
             await asyncio.sleep(POLL_S)
             return []
-        return batches
+        return fetched
 
     async def _wait_for_data(self, fetcher: Fetcher) -> None:
         with fetcher._subscriptions.fetch_context():  # a consumer that waits here is alive, paused or not
@@ -156,58 +172,71 @@ class BatchThread(AIOKafkaConsumerThread):
         if not waiter.cancel():
             waiter.result()  # a critical error of the coordinator comes this way, too
 
-    def _take(self, fetcher: Fetcher, paused: Set[TopicPartition]) -> list[FetchedBatch]:
+    def _take(self, fetcher: Fetcher, paused: Set[TopicPartition]) -> list[Fetched]:
         """Take fetched records and move their places on: one step, in which nothing else can happen."""
-        batches: list[FetchedBatch] = []
+        fetched: list[Fetched] = []
         left = self._settings.fetch_records_max
         for tp in list(fetcher._records):
-            fetch_position = self._places.get(tp)
-            if fetch_position is None or tp in paused:
+            place = self._places.get(tp)
+            if place is None or tp in paused:
                 continue
             held = fetcher._records[tp]
             if isinstance(held, FetchError):
                 self._drop(fetcher, tp)
-                self._refuse(tp, fetch_position, held._error)
+                fetched.append(self._fault(tp, place, self._refusal(tp, place, held._error)))
                 continue
-            records = held.getall(left)
+            reader: RecordBatches | None = held._partition_records
+            try:
+                records = held.getall(left)
+            except UnreadableBatch as error:
+                self._drop(fetcher, tp)
+                fetched.append(self._fault(tp, place, error))
+                continue
             if held.has_more():
                 fetcher._records.move_to_end(tp)  # what was cut short goes behind the others
             else:
                 self._drop(fetcher, tp)
             state = held._assignment.state_value(tp)
-            if state.position != fetch_position.position:
-                start, fetch_position.position = fetch_position.position, state.position
+            if state.position != place.position:
+                start, place.position = place.position, state.position
+                place.leader_epoch = place.leader_epoch if reader is None else reader.leader_epoch
                 log_end = -1 if state.lso is None else state.lso
-                batch = FetchedBatch(
-                    tp.topic,
-                    tp.partition,
-                    fetch_position.seek_id,
-                    start,
-                    fetch_position.position,
-                    records,
-                    log_end,
-                )
-                batches.append(batch)
+                fetched.append(
+                    FetchedBatch(
+                        tp.topic, tp.partition, place.seek_id, start, place.position, records, log_end,
+                        place.leader_epoch,
+                    )
+                )  # fmt: skip
                 left -= len(records)
                 if left <= 0:
                     break
-        return batches
+        return fetched
 
     @staticmethod
     def _drop(fetcher: Fetcher, tp: TopicPartition) -> None:
         del fetcher._records[tp]
         fetcher._notify(fetcher._wait_consume_future)  # so that its next piece is asked for
 
-    def _refuse(self, tp: TopicPartition, fetch_position: FetchPosition, error: Exception) -> None:
-        where = f"{tp.topic}[{tp.partition}] at offset {fetch_position.position}"
+    def _fault(self, tp: TopicPartition, place: FetchPosition, error: PartitionFault) -> FetchFault:
+        """Nothing more is fetched of it, until it is sought: what cannot be read would be fetched for ever."""
+        del self._places[tp]
+        self._ensure_consumer().pause(tp)
+        return FetchFault(tp.topic, tp.partition, place.seek_id, place.position, error)
+
+    def _refusal(self, tp: TopicPartition, place: FetchPosition, error: Exception) -> PartitionFault:
+        """The partition's fault; raises what is about all of them, which is a right that we lack."""
+        where = f"{tp.topic}[{tp.partition}] at offset {place.position}"
         if isinstance(error, OffsetOutOfRangeError):
-            raise HeadOutsideLog(
+            fault: PartitionFault = HeadOutsideLog(
                 f"{where}: Kafka no longer has it", hint="the state has to be rebuilt from what is retained"
-            ) from error
-        problem = failure(self._settings, f"to read {where}", error)
-        if isinstance(problem, BrokerMisconfigured):
-            raise problem from error
-        raise BrokerMisconfigured(f"{where} cannot be read: {error!r}") from error
+            )
+        else:
+            problem = failure(self._settings, f"to read {where}", error)
+            if isinstance(problem, BrokerMisconfigured):
+                raise problem from error
+            fault = UnreadableBatch(f"{where} cannot be read: {error!r}")
+        fault.__cause__ = error
+        return fault
 
     def wake(self) -> None:
         """End a fetch that waits: what it may take has changed."""
@@ -217,14 +246,14 @@ class BatchThread(AIOKafkaConsumerThread):
     # -- places
 
     def open(self, tp: TopicPartition, offset: int) -> int:
-        """Seek, and let the partition be fetched. Returns the epoch."""
+        """Seek, and let the partition be fetched. Returns the seek id."""
         consumer = self._own_consumer(tp)
         try:
             consumer.seek(tp, offset)
             consumer.resume(tp)
         except IllegalStateError as error:
             raise PartitionRevoked(f"{tp.topic}[{tp.partition}] is not ours") from error
-        seek_id = next(self._epochs)
+        seek_id = next(self._seek_ids)
         self._places[tp] = FetchPosition(seek_id, offset)
         return seek_id
 
@@ -236,7 +265,7 @@ class BatchThread(AIOKafkaConsumerThread):
             self._committing.cancel()
         last = self._owner.uncommitted()
         # Not awaited: however busy the loop is, the group does not wait for it. The order of notes is kept.
-        self.parent_loop.call_soon_threadsafe(self._owner.revoked, revoked)
+        self.parent_loop.call_soon_threadsafe(self._owner.note_revoked, revoked)
         return last
 
     async def commit_last(self, committed: Mapping[TopicPartition, CommittedOffset]) -> None:
@@ -252,7 +281,9 @@ class BatchThread(AIOKafkaConsumerThread):
         consumer.pause(*assigned)
         self._membership.joined(consumer)
         self._owned = assigned
-        self.parent_loop.call_soon_threadsafe(self._owner.assigned, assigned)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch_ends())
+        self.parent_loop.call_soon_threadsafe(self._owner.note_assigned, assigned)
 
     def _own_consumer(self, tp: TopicPartition) -> AIOKafkaConsumer:
         if tp not in self._owned:
@@ -261,16 +292,46 @@ class BatchThread(AIOKafkaConsumerThread):
 
     # -- what the broker knows
 
-    async def log_range(self, tp: TopicPartition) -> tuple[int, int]:
-        return await offsets.log_range(self._settings, self._own_consumer(tp), tp)
+    async def ask(
+        self,
+        question: Callable[[KafkaSettings, AIOKafkaConsumer, TopicPartition], Awaitable[Answer]],
+        tp: TopicPartition,
+    ) -> Answer:
+        """One of `stream.consumer.offsets` about a partition of ours."""
+        return await question(self._settings, self._own_consumer(tp), tp)
 
-    async def committed(self, tp: TopicPartition) -> CommittedOffset | None:
-        return await offsets.committed(self._settings, self._own_consumer(tp), tp)
+    async def topic_id(self) -> str:
+        return await offsets.topic_id(self._settings, self._ensure_consumer())
 
-    async def commit_marks(
+    def positions(self) -> dict[int, LogPosition]:
+        """Of what is ours. Looked at from the loop: it changes nothing here, and waits for nothing."""
+        consumer, found = self._consumer, dict[int, LogPosition]()
+        subscription = consumer._subscription.subscription if consumer is not None else None
+        assignment = subscription.assignment if subscription is not None else None
+        for tp in self._owned:
+            place, state = self._places.get(tp), None
+            if assignment is not None and tp in assignment.tps:
+                state = assignment.state_value(tp)
+            ends = [(-1, -1), self._log_ends.get(tp, (-1, -1))]
+            if state is not None and state.highwater is not None:
+                ends[0] = (state.highwater, -1 if state.lso is None else state.lso)
+            high_watermark, last_stable = map(max, *ends)
+            position = -1 if place is None else place.position
+            found[tp.partition] = LogPosition(position, high_watermark, last_stable)
+        return found
+
+    async def _watch_ends(self) -> None:
+        """A partition that is paused, stopped or being opened is not fetched: its log grows unseen."""
+        while True:
+            with suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(self._settings.request_timeout_s):
+                    self._log_ends = await offsets.log_ends(self._ensure_consumer(), self._owned)
+            await asyncio.sleep(ENDS_EVERY_S)
+
+    async def commit_done(
         self, committed: Mapping[TopicPartition, CommittedOffset], owned: frozenset[TopicPartition]
     ) -> bool:
-        """Commit `marks`, made while `owned` was ours. False if Kafka may not have them: they stay to be committed.
+        """Commit what was noted while `owned` was ours. False if Kafka may not have it: it stays to be committed.
 
         A commit does not outlive its assignment: delayed past two rebalances, it could take a committed offset back.
         """
@@ -288,11 +349,15 @@ class BatchThread(AIOKafkaConsumerThread):
         try:
             await super().on_start()
             require_metadata(self._ensure_consumer()._client)
+            # Nothing is subscribed yet, so nothing has been fetched.
+            read_safely(self._ensure_consumer(), self._settings.fetch_uncompressed_bytes_max, bare=True)
         except (KafkaError, OSError) as error:
             raise await unreachable(self._settings, error) from error
 
     async def on_thread_stop(self) -> None:
         """Leave the group, if that goes quickly: a worker must end without a broker, too."""
+        if self._watching is not None:
+            self._watching.cancel()
         try:
             async with asyncio.timeout(STOP_S):
                 await super().on_thread_stop()

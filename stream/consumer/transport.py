@@ -1,20 +1,21 @@
-"""The transport: one Faust message for each fetched partition batch, and never a record skipped.
+"""The transport: one Faust message a fetch, with the batches of all its partitions, and never a record skipped.
 
          consumer thread                               event loop
-    broker ─▶ BatchThread.fetch ─▶ BatchConsumer._drain_messages ─▶ Faust's conductor ─▶ agent ─▶ on_batch
-                (stream.consumer.thread)        ▲ pause, mark, seek: the pipeline
+    broker ─▶ BatchThread.fetch ─▶ BatchConsumer._drain_messages ─▶ Faust's conductor ─▶ agent ─▶ on_fetched
+                (stream.consumer.thread)        ▲ seek, pause, advance_committed: it is the `Source` of the pipeline
 
 Faust hands on a record at a time, at 200 µs each, and counts acknowledgements to know what may be committed. Here a
 batch states the consumer's position before and after it, and whoever folds it checks that it begins where the last
 one ended. So nothing on the way has to be trusted: a batch lost anywhere shows with the next one, and is sought back.
 
-What may be committed is what the pipeline *marked*, no more. Faust's own count can pass an unfinished message (its
+What may be committed is what the pipeline said is done, no more. Faust's own count can pass an unfinished message (its
 issue 606), counts a raising agent as done and is blocked by gaps (378, 596); its way through a rebalance waits for
 agents, pauses, seeks to committed offsets and resumes (175, 532, 640). None of that runs here: a rebalance is two
 notes, taken on the loop.
 """
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -24,9 +25,10 @@ from mode import Service, ServiceT
 from mode.threads import ServiceThread, WorkerThread
 from yarl import URL
 
-from ebbtide.stream.batch import CommittedOffset, FetchedBatch, OnPartitions
+from ebbtide.stream.batch import CommittedOffset, Fetched, LogPosition, OnPartitions
+from ebbtide.stream.consumer import offsets
 from ebbtide.stream.consumer.thread import BatchThread, Listener
-from ebbtide.stream.errors import PartitionRevoked
+from ebbtide.stream.errors import BrokerUnavailable, PartitionRevoked
 from ebbtide.stream.kafka.client import KafkaSettings
 
 NEVER = CommittedOffset(-1, "")  # what Kafka holds for a partition that was never committed
@@ -45,7 +47,8 @@ class DyingThread(WorkerThread):
 
 
 class BatchConsumer(driver.Consumer):
-    """The loop's side: hands batches to Faust's conductor, remembers marks and pauses, commits."""
+    """The loop's side, and the worker's `Source` (see there for what each method promises): hands what was fetched to
+    Faust's conductor, remembers pauses and what may be committed, commits."""
 
     RebalanceListener = Listener
     _thread: BatchThread
@@ -53,8 +56,8 @@ class BatchConsumer(driver.Consumer):
     def __init__(self, transport: "BatchTransport", *args: Any, **kwargs: Any) -> None:
         self._settings = transport.settings
         self._on_assigned, self._on_revoked = transport.on_assigned, transport.on_revoked
-        self.owned: frozenset[TopicPartition] = frozenset()
-        self.changes = 0  # of what is ours
+        self._owned: frozenset[TopicPartition] = frozenset()
+        self._changes = 0  # of what is ours
         # Written by the loop alone; the thread reads them, one atomic look at a time.
         self._paused: set[TopicPartition] = set()
         self._to_commit: dict[TopicPartition, CommittedOffset] = {}
@@ -65,56 +68,62 @@ class BatchConsumer(driver.Consumer):
         return BatchThread(self, self._settings, self, loop=self.loop, beacon=self.beacon, Worker=DyingThread)
 
     async def _drain_messages(self, fetcher: ServiceT) -> None:
-        """Run by Faust as long as the worker lives: from the thread to the conductor, a message a batch.
+        """Run by Faust as long as the worker lives: from the thread to the conductor, a message a fetch.
 
         The conductor's queue is bounded; when it is full this waits, and fetches nothing meanwhile.
         """
-        size, indexed = self._settings.records_per_message, -1
+        indexed = -1
         while not (self.should_stop or fetcher.should_stop):
-            batches = await self._thread.call_thread(self._thread.fetch, self._paused)
-            if indexed != self.changes:  # the conductor keeps an index of who gets which partition
-                indexed = self.changes
-                await self.app.topics.on_partitions_assigned(set(self.owned))
-            for batch in batches:
-                for piece in batch.pieces(size) if size else (batch,):
-                    await self.callback(self._message(piece))
+            fetched = await self._thread.call_thread(self._thread.fetch, self._paused)
+            if indexed != self._changes:  # the conductor keeps an index of who gets which partition
+                indexed = self._changes
+                await self.app.topics.on_partitions_assigned(set(self._owned))
+            if fetched:
+                await self.callback(self._message(fetched))
 
-    def _message(self, batch: FetchedBatch) -> ConsumerMessage:
-        # Faust drops what carries another generation than the app's. Ours never changes: epochs do that work.
+    def _message(self, fetched: list[Fetched]) -> ConsumerMessage:
+        first = fetched[0]  # its address, for Faust; there is one agent for all
+        # Faust drops what carries another generation than the app's. Ours never changes: seek ids do that work.
         return ConsumerMessage(
-            batch.topic,
-            batch.partition,
-            offset=batch.start,
-            timestamp=0.0,  # of a batch there is no one time
+            first.topic,
+            first.partition,
+            offset=0,  # of a fetch there is no one offset, nor time
+            timestamp=0.0,
             timestamp_type=0,
             headers=None,
             key=None,
-            value=batch,  # type: ignore[arg-type]  # Faust only carries it
+            value=fetched,  # type: ignore[arg-type]  # Faust only carries it
             checksum=None,
             serialized_key_size=0,
             serialized_value_size=0,
-            tp=TP(batch.topic, batch.partition),
+            tp=TP(first.topic, first.partition),
             generation_id=self.app.consumer_generation_id,
         )
 
     # -- the group
 
-    def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+    def note_revoked(self, partitions: frozenset[TopicPartition]) -> None:
         """Nothing is ours until the next assignment: forget all, so that nothing old leaks into what comes."""
-        self.owned = frozenset()
-        self.changes += 1
+        self._owned = frozenset()
+        self._changes += 1
         self._paused.clear()
         self._to_commit.clear()
         self._in_kafka.clear()
         self._on_revoked(frozenset(tp.partition for tp in partitions))
 
-    def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+    def note_assigned(self, partitions: frozenset[TopicPartition]) -> None:
         """These are ours, and silent until they are sought."""
-        self.owned = partitions
-        self.changes += 1
+        self._owned = partitions
+        self._changes += 1
         self._on_assigned(frozenset(tp.partition for tp in partitions))
 
-    # -- what the pipeline asks for (stream.consumer.app.FaustSource)
+    # -- Source
+
+    def _tp(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._settings.topic, partition)
+
+    def assigned(self) -> frozenset[int]:
+        return frozenset(tp.partition for tp in self._owned)
 
     def topic_partitions(self, topic: str) -> int | None:
         """As the cluster says. Faust asks the group's coordinator, which tells a follower nothing for minutes."""
@@ -122,59 +131,75 @@ class BatchConsumer(driver.Consumer):
         found = consumer.partitions_for_topic(topic) if consumer is not None else None
         return len(found) if found else None
 
-    async def open(self, tp: TopicPartition, offset: int) -> int:
-        """Open `tp` at `offset`; returns the epoch."""
-        await self.committed(
-            tp
-        )  # the committed offset never moves back: know where it stands before anyone moves it
-        seek_id: int = await self._thread.call_thread(self._thread.open, tp, offset)
-        return seek_id
+    async def partition_count(self) -> int:
+        count = self.topic_partitions(self._settings.topic)
+        if count is None:
+            # It was there when we started. Assigned before its first answer about the topic, the client knows none.
+            raise BrokerUnavailable(
+                f"Kafka has not said yet how many partitions {self._settings.topic!r} has"
+            )
+        return count
 
-    async def committed(self, tp: TopicPartition) -> CommittedOffset | None:
-        """The group's mark, as Kafka holds it."""
+    async def log_range(self, partition: int) -> tuple[int, int]:
+        found: tuple[int, int] = await self._thread.call_thread(
+            self._thread.ask, offsets.log_range, self._tp(partition)
+        )
+        return found
+
+    async def committed(self, partition: int) -> CommittedOffset | None:
+        tp = self._tp(partition)
         if tp not in self._in_kafka:
-            changes = self.changes
-            found = await self._thread.call_thread(self._thread.committed, tp)
-            if changes != self.changes:
+            changes = self._changes
+            found = await self._thread.call_thread(self._thread.ask, offsets.committed, tp)
+            if changes != self._changes:
                 raise PartitionRevoked(f"{tp.topic}[{tp.partition}] changed hands")
             self._to_commit[tp] = self._in_kafka[tp] = found or NEVER
-        found = self._in_kafka[tp]
-        return None if found is NEVER else found
+        known = self._in_kafka[tp]
+        return None if known is NEVER else known
 
-    async def log_range(self, tp: TopicPartition) -> tuple[int, int]:
-        """First retained offset, and the one after the last that may be read."""
-        begin, end = await self._thread.call_thread(self._thread.log_range, tp)
-        return begin, end
+    async def topic_id(self) -> str:
+        found: str = await self._thread.call_thread(self._thread.topic_id)
+        return found
 
-    def pause(self, tp: TopicPartition) -> None:
-        """Fetch nothing more of it; what is on its way arrives."""
-        if tp in self.owned:
+    async def epoch_end(self, partition: int, leader_epoch: int) -> int | None:
+        question = partial(offsets.epoch_end, leader_epoch=leader_epoch)
+        end: int | None = await self._thread.call_thread(self._thread.ask, question, self._tp(partition))
+        return end
+
+    def positions(self) -> dict[int, LogPosition]:
+        return self._thread.positions()
+
+    async def seek(self, partition: int, offset: int) -> int:  # type: ignore[override]  # Faust's own, which nobody calls here, takes a TP
+        await self.committed(partition)  # it never moves back: know where it stands before anyone moves it
+        seek_id: int = await self._thread.call_thread(self._thread.open, self._tp(partition), offset)
+        return seek_id
+
+    def pause(self, partition: int) -> None:
+        if (tp := self._tp(partition)) in self._owned:
             self._paused.add(tp)
 
-    def resume(self, tp: TopicPartition) -> None:
-        """Undo `pause`, at once."""
-        self._paused.discard(tp)
+    def resume(self, partition: int) -> None:
+        self._paused.discard(self._tp(partition))
         with suppress(RuntimeError):  # the thread has ended: there is no fetch to wake
             self._thread.thread_loop.call_soon_threadsafe(self._thread.wake)
 
-    def advance_committed(self, tp: TopicPartition, committed: CommittedOffset) -> None:
-        """Let the committed offset advance to `mark`, if it is an advance; and only of what we opened."""
-        known = self._to_commit.get(tp)
-        if known is not None and committed.offset >= known.offset:
-            self._to_commit[tp] = committed
+    def advance_committed(self, partition: int, offset: int, metadata: str = "") -> None:
+        known = self._to_commit.get(tp := self._tp(partition))
+        if known is not None and offset >= known.offset:  # an advance, of a partition that we opened
+            self._to_commit[tp] = CommittedOffset(offset, metadata)
 
     # -- committing: Faust calls `commit` on its timer and when it stops
 
     def uncommitted(self) -> dict[TopicPartition, CommittedOffset]:
-        """Marks that Kafka does not have yet."""
+        """What may be committed and Kafka does not have yet."""
         in_kafka = self._in_kafka
         return {
             tp: committed for tp, committed in self._to_commit.copy().items() if committed != in_kafka.get(tp)
         }
 
     async def commit_and_end_transactions(self) -> None:
-        """The last commit, on leaving. Faust would be content with one under way, which knows nothing of what was
-        marked since it began."""
+        """The last commit, on leaving. Faust would be content with one under way, which knows nothing of what was done
+        since it began."""
         await self.maybe_wait_for_commit_to_finish()
         await self.commit()
 
@@ -188,14 +213,14 @@ class BatchConsumer(driver.Consumer):
     async def force_commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002 -- Faust's signature
         """In place of Faust's acknowledgement lists, which can pass an unfinished message: commit the committed
         offsets."""
-        committed, owned = self.uncommitted(), self.owned
+        committed, owned = self.uncommitted(), self._owned
         if not committed:
             return False
         try:
-            done = await self._thread.call_thread(self._thread.commit_marks, committed, owned)
+            done = await self._thread.call_thread(self._thread.commit_done, committed, owned)
         except PartitionRevoked:
             return False
-        if done and owned is self.owned:
+        if done and owned is self._owned:
             self._in_kafka.update(committed)
         return bool(done)
 

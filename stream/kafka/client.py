@@ -21,7 +21,7 @@ from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import RIGHTS, forbidden
 from ebbtide.stream.kafka.producer import KafkaSink
-from ebbtide.stream.kafka.rights import Described, Operation, describe
+from ebbtide.stream.kafka.protocol import Described, Operation, describe
 from ebbtide.stream.kafka.settings import URL_SETTING, KafkaSettings, ms
 
 __all__ = [

@@ -18,7 +18,8 @@ from ebbtide.stream.batch import Record
 from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure, forbidden
-from ebbtide.stream.kafka.rights import Operation, describe
+from ebbtide.stream.kafka.protocol import Operation, describe
+from ebbtide.stream.kafka.records import read_safely
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
 
 
@@ -50,6 +51,7 @@ async def reader(
         try:
             await consumer.start()
             require_metadata(consumer._client)  # noqa: SLF001 -- its cluster is private
+            read_safely(consumer, settings.fetch_uncompressed_bytes_max)
         except (KafkaError, OSError, TimeoutError) as error:
             raise await unreachable(settings, error) from error
         try:

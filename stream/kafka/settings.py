@@ -41,11 +41,15 @@ class KafkaSettings(BaseModel):
 
     fetch_records_max: int = Field(default=1000, ge=1, description="records in one fetched batch")
     fetch_partition_bytes_max: int = Field(default=1 << 20, ge=1024)
-    fetched_batches_max: int = Field(default=16, ge=1, description="batches between fetch and pipeline")
+    fetch_uncompressed_bytes_max: int = Field(
+        default=64 << 20,
+        ge=1 << 20,
+        description="one record batch, decompressed; a larger one stops its partition",
+    )
+    fetched_batches_max: int = Field(default=16, ge=1, description="fetches between Kafka and the pipeline")
     produce_bytes_max: int = Field(
         default=16 << 20, ge=1024, description="one record out; topics may say less"
     )
-    records_per_message: int = Field(default=0, ge=0, description="0: a whole batch; 1 is for the benchmark")
 
     @field_validator("url")
     @classmethod

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +21,8 @@ import orjson
 from aiokafka import AIOKafkaProducer
 
 from ebbtide.ops.stack.local import LocalKafka
-from ebbtide.stream.batch import FetchedBatch
-from ebbtide.stream.consumer.app import FaustSource
+from ebbtide.stream.batch import Fetched, FetchedBatch
+from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, ensure_topics
 
 PARTITIONS = 8
@@ -66,7 +67,8 @@ class Reader:
         self.count = self.batches = 0
         self.first_s = self.last_s = 0.0
         self.latencies: list[float] = []
-        self.source = FaustSource(settings, self._on_batch, self._on_assigned, lambda _: None)
+        self.app = build_app(settings, self._on_fetched, self._on_assigned, lambda _: None)
+        self.source = self.app.source
 
     def _on_assigned(self, partitions: frozenset[int]) -> None:
         self._tasks.add(asyncio.create_task(self._open(partitions)))
@@ -77,7 +79,12 @@ class Reader:
             await self.source.seek(number, end if self._at_end else begin)
         self.open.set()
 
-    async def _on_batch(self, batch: FetchedBatch) -> None:
+    async def _on_fetched(self, fetched: Sequence[Fetched]) -> None:
+        for batch in fetched:
+            assert isinstance(batch, FetchedBatch)
+            self._take(batch)
+
+    def _take(self, batch: FetchedBatch) -> None:
         now = time.time()
         values = [orjson.loads(record.value or b"") for record in batch.records]
         if self._at_end:
@@ -93,16 +100,16 @@ class Reader:
 
 async def throughput(settings: KafkaSettings, count: int) -> tuple[int, float]:
     reader = Reader(settings, count, at_end=False)
-    await reader.source.start()
+    await reader.app.start()
     await reader.enough.wait()
-    await reader.source.stop()
+    await reader.app.stop()
     return round(count / (reader.last_s - reader.first_s)), count / reader.batches
 
 
 async def latency(settings: KafkaSettings, per_second: int, seconds: float) -> tuple[float, float]:
     count = round(per_second * seconds)
     reader = Reader(settings, count, at_end=True)
-    await reader.source.start()
+    await reader.app.start()
     await reader.open.wait()
     producer = multiprocessing.get_context("spawn").Process(
         target=produce_apart, args=(settings.url, settings.topic, count, per_second)
@@ -110,7 +117,7 @@ async def latency(settings: KafkaSettings, per_second: int, seconds: float) -> t
     producer.start()
     await reader.enough.wait()
     await asyncio.to_thread(producer.join)
-    await reader.source.stop()
+    await reader.app.stop()
     ordered = sorted(reader.latencies[count // 10 :])  # the first tenth warms up
     return tuple(round(1000 * ordered[int(len(ordered) * q)], 1) for q in (0.50, 0.99))  # type: ignore[return-value]  # two of them
 
@@ -118,11 +125,11 @@ async def latency(settings: KafkaSettings, per_second: int, seconds: float) -> t
 async def run(url: str) -> dict[str, Figures]:
     figures: dict[str, Figures] = {}
     for name, size, count, rates in (
-        ("batches", 0, 600_000, (200, 2000, 8000)),
+        ("batches", 1000, 600_000, (200, 2000, 8000)),
         ("one record a message", 1, 30_000, (200, 2000)),
     ):
         topic = f"bench-{uuid.uuid4().hex[:8]}"
-        settings = KafkaSettings(url=url, group=topic, topic=topic, records_per_message=size)
+        settings = KafkaSettings(url=url, group=topic, topic=topic, fetch_records_max=size)
         await ensure_topics(settings, [TopicSpec(topic, PARTITIONS, "partitions")])
         await produce(url, topic, count, None)
         per_second, batch = await throughput(settings, count)

@@ -1,7 +1,7 @@
 """The services that are measured, each a process of its own, and what can be seen of a process from outside.
 
     ours         `ebbtide worker` as it is
-    per_record   the same with kafka.records_per_message=1: one Faust message a record, as Faust has it
+    per_record   the same with kafka.fetch_records_max=1: one Faust message a record, as Faust has it
     idiomatic    tests/bench/idiomatic.py
 
 It knows how each is started and told where things are; it refuses to know what is measured of them.
@@ -48,7 +48,7 @@ class Variant:
     name: str
     title: str
     guess_per_s: int
-    records_per_message: int = 0
+    fetch_records_max: int = 1000
 
     @property
     def topic(self) -> str:
@@ -65,7 +65,7 @@ class Variant:
 
 VARIANTS = (
     Variant("ours", "ours: a message a fetched batch", 40_000),
-    Variant("per_record", "ours, a message a record", 3_000, records_per_message=1),
+    Variant("per_record", "ours, a message a record", 3_000, fetch_records_max=1),
     Variant("idiomatic", "Faust take() + Redis hashes", 2_000),
 )
 
@@ -90,7 +90,7 @@ def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tupl
         EBBTIDE_SPEC=str(spec), EBBTIDE_MODEL=str(place.directory / "models" / SPEC.name),
         EBBTIDE_KAFKA_URL=f"kafka://{place.kafka_url}", EBBTIDE_REDIS_URL=place.redis_url,
         EBBTIDE_KAFKA__TOPIC=variant.topic, EBBTIDE_KAFKA__GROUP=variant.topic,
-        EBBTIDE_KAFKA__RECORDS_PER_MESSAGE=str(variant.records_per_message),
+        EBBTIDE_KAFKA__FETCH_RECORDS_MAX=str(variant.fetch_records_max),
         EBBTIDE_REDIS__PREFIX=prefix_of(variant), EBBTIDE_TOPICS__ALERTS=variant.alerts,
         EBBTIDE_TOPICS__DEAD_LETTERS=variant.topic + "-dead-letters", EBBTIDE_POLICY__ENTER=enter,
         EBBTIDE_POLICY__EXIT=enter, EBBTIDE_POLICY__COOLDOWN="0s", EBBTIDE_ALERTS_FROM="start",

@@ -51,18 +51,18 @@ async def test_brokers_die_while_events_flow(cluster: LocalKafka, unique_name: s
     await ensure_topics(settings, [TopicSpec(unique_name, PARTITIONS, "partitions")])
     chain, over = MemoryChain(), asyncio.Event()
     receivers = [Receiver(settings, chain, work_s=0.002) for _ in range(2)]
-    failing = [asyncio.create_task(receiver.faust.failed()) for receiver in receivers]
+    failing = [asyncio.create_task(receiver.app.failed()) for receiver in receivers]
     feeding = asyncio.create_task(feed(cluster.url, unique_name, over))
     guest: Receiver | None = None
     try:
         for receiver in receivers:
-            await receiver.faust.start()
+            await receiver.app.start()
         await until(lambda: chain.head(0), "the first step")
         for node in cluster.nodes:
             await asyncio.to_thread(node.kill)
             if guest is None:  # joins while a broker is dead
                 guest = Receiver(settings, chain)
-                await guest.faust.start()
+                await guest.app.start()
                 await asyncio.sleep(2.0)
             else:  # and leaves while the next one is
                 await guest.stop()
@@ -105,10 +105,10 @@ async def test_a_worker_outlives_its_only_broker_and_can_leave_without_it(unique
     )
     chain, over = MemoryChain(), asyncio.Event()
     receiver = Receiver(settings, chain)
-    failing = asyncio.create_task(receiver.faust.failed())
+    failing = asyncio.create_task(receiver.app.failed())
     try:
         await ensure_topics(settings, [TopicSpec(unique_name, PARTITIONS, "partitions")])
-        await receiver.faust.start()
+        await receiver.app.start()
         feeding = asyncio.create_task(feed(kafka.url, unique_name, over))
         await until(lambda: chain.head(0), "the first step")
         await asyncio.to_thread(kafka.nodes[0].kill)

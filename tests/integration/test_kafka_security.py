@@ -82,7 +82,7 @@ async def started(settings: KafkaSettings, chain: MemoryChain) -> AsyncIterator[
     """A worker in this process; it leaves, whatever happens."""
     receiver = Receiver(settings, chain)
     try:
-        await receiver.faust.start()
+        await receiver.app.start()
         yield receiver
     finally:
         await receiver.stop()
@@ -125,7 +125,7 @@ async def test_who_gets_in_does_all_that_a_worker_does(
         await until(lambda: _as_many(chain, 100), "all folded")
     async with started(settings, chain) as again:
         await until(lambda: len(again.partitions) == 2, "assigned again")
-        committed = {partition: await again.faust.committed(partition) for partition in range(2)}
+        committed = {partition: await again.source.committed(partition) for partition in range(2)}
     assert {partition: committed and committed.offset for partition, committed in committed.items()} == ends
     assert sorted(await numbers(chain), key=int) == [str(n) for n in range(100)]
     assert [record.value async for record in read_topic(settings, f"{unique_name}-out")] == [b"alert"]
@@ -248,7 +248,7 @@ async def consume(settings: KafkaSettings) -> None:
     chain = MemoryChain()
     async with started(settings, chain) as receiver:
         folding = asyncio.create_task(until(lambda: _as_many(chain, 1), "a record is folded"))
-        failing = asyncio.create_task(receiver.faust.failed())
+        failing = asyncio.create_task(receiver.app.failed())
         try:
             done, _ = await asyncio.wait((folding, failing), return_when=asyncio.FIRST_COMPLETED)
         finally:

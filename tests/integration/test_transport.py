@@ -7,9 +7,10 @@ sent: offset → value, as the broker acknowledged it ────────�
 import asyncio
 import contextlib
 import random
+import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from aiokafka.admin import RecordsToDelete
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError
 from redis.asyncio import Redis
 
-from ebbtide.stream.batch import FetchedBatch
+from ebbtide.stream.batch import Fetched, FetchedBatch
 from ebbtide.stream.errors import BrokerMisconfigured, HeadOutsideLog, PartitionRevoked
 from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, admin, ensure_topics
 from tests.support.receiver import MemoryChain, Receiver, RedisChain, check_chain, until
@@ -84,7 +85,7 @@ async def join() -> AsyncIterator[Join]:
     async def make(settings: KafkaSettings, chain: MemoryChain, **kwargs: float) -> Receiver:
         receiver = Receiver(settings, chain, **kwargs)  # type: ignore[arg-type]  # one is an int, all are numbers
         receivers.append(receiver)
-        await receiver.faust.start()
+        await receiver.app.start()
         return receiver
 
     yield make
@@ -141,7 +142,7 @@ async def test_a_fetch_that_straddles_a_rebalance(
 ) -> None:
     """Batches fetched before a rebalance arrive after it, when their position has long moved: refused, sought back.
 
-    first   fetch ──▶ [gate closed: batches on their way] ───── gate opens ──▶ old epoch, refused
+    first   fetch ──▶ [gate closed: batches on their way] ───── gate opens ──▶ old seek, refused
     second                        joins ─▶ all partitions change hands
     """
     settings, chain = settings_for(stack, unique_name, fetch_records_max=50), MemoryChain()
@@ -158,7 +159,7 @@ async def test_a_fetch_that_straddles_a_rebalance(
     await feed.send(400)
     await until(lambda: folded(chain, feed), "all folded")
     await check(chain, feed)
-    assert first.seen["old epoch"] > 0, "nothing straddled: the test shows nothing"
+    assert first.seen["old seek"] > 0, "nothing straddled: the test shows nothing"
     assert first.seen["fenced"] + second.seen["fenced"] == 0
 
 
@@ -169,15 +170,15 @@ async def test_a_receiver_that_loses_a_batch_seeks_back(
     settings, chain = settings_for(stack, unique_name, fetch_records_max=50), MemoryChain()
 
     class Forgetful(Receiver):
-        async def deliver(self, batch: FetchedBatch) -> None:
+        def take(self, batch: FetchedBatch) -> None:
             if batch.start > 0 and not self.seen[f"lost of {batch.partition}"]:
                 self.seen[f"lost of {batch.partition}"] += 1
             else:
-                await super().deliver(batch)
+                super().take(batch)
 
     await feed.send(2000)
     receiver = Forgetful(settings, chain)
-    await receiver.faust.start()
+    await receiver.app.start()
     try:
         await until(lambda: folded(chain, feed), "all folded")
     finally:
@@ -286,7 +287,7 @@ async def test_a_receiver_that_takes_nothing_bounds_what_is_fetched(
     await until(lambda: len(receiver.partitions) == 4, "assigned")
     receiver.gate.clear()
     await feed.send(6000)
-    places = receiver.faust._consumer._thread._places
+    places = receiver.app.source._thread._places
     taken = -1
     while taken != (taken := sum(place.position for place in places.values())):  # noqa: ASYNC110 -- no event tells it
         await asyncio.sleep(1.5)  # longer than a fetch waits
@@ -350,15 +351,15 @@ async def test_an_error_of_the_receiver_stops_the_worker(
     """Faust alone would count the batch as done and start the agent anew behind it."""
 
     class Failing(Receiver):
-        async def deliver(self, batch: FetchedBatch) -> None:
+        async def deliver(self, fetched: Sequence[Fetched]) -> None:
             raise ZeroDivisionError("no")
 
     settings = settings_for(stack, unique_name)
     receiver = Failing(settings, MemoryChain())
     await feed.send(400)
-    await receiver.faust.start()
+    await receiver.app.start()
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(receiver.faust.failed(), 10)
+        await asyncio.wait_for(receiver.app.failed(), 10)
     await receiver.stop()
     assert [await committed(settings, p) for p in range(4)] == [None] * 4
 
@@ -366,15 +367,21 @@ async def test_an_error_of_the_receiver_stops_the_worker(
 async def test_a_head_that_the_log_no_longer_has(
     stack: Services, unique_name: str, feed: Feed, join: Join
 ) -> None:
-    """Retention has passed the checkpoint: an error, never a jump to what is left."""
+    """Retention has passed the checkpoint: a fault of that partition, never a jump to what is left."""
     settings, chain = settings_for(stack, unique_name), MemoryChain()
     await feed.send(400)
     async with admin(settings) as client:
         await client.delete_records({TopicPartition(unique_name, 0): RecordsToDelete(before_offset=50)})
     await chain.apply(0, 0, (0, 10, []))
     receiver = await join(settings, chain)
-    with pytest.raises(HeadOutsideLog, match=r"\[0\] at offset 10"):
-        await asyncio.wait_for(receiver.faust.failed(), 10)
+    await until(lambda: receiver.faults, "a fault")
+    assert isinstance(receiver.faults[0].error, HeadOutsideLog)
+    assert re.search(r"\[0\] at offset 10", str(receiver.faults[0].error))
+    await feed.send(400)
+    feed.sent[0].clear()
+    await until(lambda: folded(chain, feed), "the others go on")
+    assert receiver.seen["assigned"] == 1
+    assert list(receiver.faults) == [0]
 
 
 async def test_what_is_not_ours_cannot_be_sought(
@@ -401,7 +408,7 @@ PUSHED = set[asyncio.Future[None]]()  # a task that nobody holds may vanish
 
 async def push_error(receiver: Receiver, error: KafkaError) -> None:
     """What aiokafka's coordinator does with an answer it did not expect: it keeps the error for the next to ask."""
-    thread = receiver.faust._consumer._thread
+    thread = receiver.app.source._thread
 
     async def push() -> None:
         coordinator = thread._ensure_consumer()._coordinator
@@ -433,7 +440,7 @@ async def test_a_refusal_of_the_coordinator_ends_the_worker(
     await until(lambda: len(receiver.partitions) == 4, "assigned")
     await push_error(receiver, GroupAuthorizationFailedError(unique_name))
     with pytest.raises(BrokerMisconfigured, match=r"forbids our membership.*READ on group"):
-        await asyncio.wait_for(receiver.faust.failed(), 10)
+        await asyncio.wait_for(receiver.app.failed(), 10)
 
 
 class Workers:
@@ -513,7 +520,7 @@ async def test_workers_come_and_die_while_events_flow(stack: Services, unique_na
 
 async def test_one_record_a_message(stack: Services, unique_name: str, feed: Feed, join: Join) -> None:
     """The benchmark's other worker: the same positions, cut finer."""
-    settings, chain = settings_for(stack, unique_name, records_per_message=1), MemoryChain()
+    settings, chain = settings_for(stack, unique_name, fetch_records_max=1), MemoryChain()
     await feed.send(400)
     receiver = await join(settings, chain)
     await until(lambda: folded(chain, feed), "all folded")
@@ -599,7 +606,7 @@ async def test_two_workers_by_one_name_are_told_so(
     await until(lambda: len(first.partitions) == 4, "assigned")
     second = await join(settings, chain)
     with pytest.raises(BrokerMisconfigured, match=r"worker-0.*own kafka\.instance"):
-        await asyncio.wait_for(first.faust.failed(), 10)
+        await asyncio.wait_for(first.app.failed(), 10)
     await first.stop()
     await until(lambda: len(second.partitions) == 4, "the second owns all")
     assigned = second.seen["assigned"]

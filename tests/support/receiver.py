@@ -13,13 +13,13 @@ import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
-from ebbtide.stream.batch import FetchedBatch, Source
-from ebbtide.stream.consumer.app import FaustSource
+from ebbtide.stream.batch import Fetched, FetchedBatch, FetchFault, Source
+from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.errors import PartitionRevoked
 from ebbtide.stream.kafka.client import KafkaSettings
 
@@ -85,7 +85,7 @@ class RedisChain:
 
 
 class Receiver:
-    """One worker. `seen` counts what happened: batches, empty ones, old epochs, gaps, fences, assignments; and the most
+    """One worker. `seen` counts what happened: batches, empty ones, old seeks, gaps, fences, assignments; and the most
     records in one batch."""
 
     def __init__(
@@ -97,9 +97,9 @@ class Receiver:
         self.gate.set()
         self._inboxes: dict[int, asyncio.Queue[FetchedBatch]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self.source: Source
-        self.faust = FaustSource(settings, self.deliver, self.assigned, self.revoked)
-        self.source = self.faust
+        self.app = build_app(settings, self.deliver, self.assigned, self.revoked)
+        self.source: Source = self.app.source
+        self.faults: dict[int, FetchFault] = {}
 
     @property
     def partitions(self) -> frozenset[int]:
@@ -116,8 +116,16 @@ class Receiver:
         for number in partitions:
             self._tasks.pop(number).cancel()
 
-    async def deliver(self, batch: FetchedBatch) -> None:
+    async def deliver(self, fetched: Sequence[Fetched]) -> None:
         await self.gate.wait()
+        self.seen["fetches"] += 1
+        for each in fetched:
+            if isinstance(each, FetchFault):
+                self.faults[each.partition] = each
+            else:
+                self.take(each)
+
+    def take(self, batch: FetchedBatch) -> None:
         self.seen["batches"] += 1
         self.seen["records_max"] = max(self.seen["records_max"], len(batch.records))
         inbox = self._inboxes[batch.partition]
@@ -140,7 +148,7 @@ class Receiver:
                 if inbox.qsize() < self._inbox_max:
                     self.source.resume(number)
                 if batch.seek_id != seek_id:
-                    self.seen["old epoch"] += 1
+                    self.seen["old seek"] += 1
                     continue
                 if not batch.follows(seek_id, head):
                     self.seen["gap"] += 1
@@ -158,7 +166,7 @@ class Receiver:
     async def stop(self) -> None:
         for task in self._tasks.values():
             task.cancel()
-        await self.faust.stop()
+        await self.app.stop()
 
 
 def check_chain(entries: list[Entry], sent: dict[int, str], begin: int = 0) -> None:
@@ -199,9 +207,9 @@ async def main(arguments: list[str]) -> None:
     receiver = Receiver(settings, RedisChain(redis, settings.topic), work_s=given.work_s)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await receiver.faust.start()
+    await receiver.app.start()
     print("started", flush=True)
-    failing = asyncio.create_task(receiver.faust.failed())
+    failing = asyncio.create_task(receiver.app.failed())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([failing, stopping], return_when=asyncio.FIRST_COMPLETED)
     await receiver.stop()

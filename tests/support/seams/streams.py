@@ -7,7 +7,7 @@ and sink fail before or after they acted, which from outside look the same.
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from ebbtide.featurestore.errors import StoreUnavailable
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.stream.batch import CommittedOffset, FetchedBatch
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch, LogPosition, OnFetched
 from ebbtide.stream.errors import BrokerUnavailable
 from ebbtide.stream.outputs.message import Message
 
@@ -145,6 +145,9 @@ class LogSource:
         self._paused: set[int] = set()
         self._epoch = 0
         self.marks: dict[int, CommittedOffset] = {}
+        self.named, self.leader_epoch = "", -1
+        """What it says of itself, as a Kafka too old to say more does; a test may set them."""
+        self.epoch_ends: dict[tuple[int, int], int] = {}
 
     def assigned(self) -> frozenset[int]:
         return frozenset(range(len(self._logs)))
@@ -158,6 +161,18 @@ class LogSource:
 
     async def committed(self, partition: int) -> CommittedOffset | None:
         return self.marks.get(partition)
+
+    async def topic_id(self) -> str:
+        return self.named
+
+    async def epoch_end(self, partition: int, leader_epoch: int) -> int | None:
+        return self.epoch_ends.get((partition, leader_epoch))
+
+    def positions(self) -> Mapping[int, LogPosition]:
+        return {
+            n: LogPosition(self._places[n][1] if n in self._places else -1, len(log), len(log))
+            for n, log in enumerate(self._logs)
+        }
 
     async def seek(self, partition: int, offset: int) -> int:
         await asyncio.sleep(0)
@@ -180,25 +195,34 @@ class LogSource:
         self._places.clear()
         self._paused.clear()
 
-    async def pump(self, deliver: Callable[[FetchedBatch], Awaitable[None]]) -> None:
+    async def pump(self, deliver: OnFetched) -> None:
         """Deliver pieces of random size for ever; one in so many is lost after its position has moved."""
         idle = True
         while True:
             # Spinning, it would keep the interpreter from the scorer's thread: 5 ms for each of its calls.
             await asyncio.sleep(IDLE_S if idle else 0)
-            idle = True
+            fetched = []
             for partition, (seek_id, start) in list(self._places.items()):
                 end = min(start + int(self._rng.integers(1, self._records_max)), len(self._logs[partition]))
                 if partition in self._paused or start == end:
                     continue
-                idle = False
                 self._places[partition] = (seek_id, end)
+                log = self._logs[partition]
                 batch = FetchedBatch(
-                    self._topic, partition, seek_id, start, end, self._logs[partition][start:end]
+                    self._topic,
+                    partition,
+                    seek_id,
+                    start,
+                    end,
+                    log[start:end],
+                    leader_epoch=self.leader_epoch,
                 )
                 # The last piece arrives: a loss is noticed by the next one, or by the rebalance that caused it.
-                if end == len(self._logs[partition]) or not self._faults.strike():
-                    await deliver(batch)
+                if end == len(log) or not self._faults.strike():
+                    fetched.append(batch)
+            idle = not fetched
+            if fetched:
+                await deliver(fetched)
 
     def done(self) -> bool:
         """Everything is marked as applied and sent."""

@@ -44,9 +44,9 @@ from ebbtide.ops.stack.server import free_ports
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.ops.worker.run import serving
-from ebbtide.stream.batch import CommittedOffset
+from ebbtide.stream.batch import CommittedOffset, Source
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.consumer.app import FaustSource
+from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.kafka.client import KafkaSettings
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
@@ -216,7 +216,7 @@ class Inner:
     """A worker without a process: real Faust, Kafka and Redis, this process's model."""
 
     worker: Worker
-    source: FaustSource
+    source: Source
     metrics: Metrics
     tools: Tools
     running: asyncio.Task[None]
@@ -260,15 +260,15 @@ async def inner_worker(settings: Settings, scorer: Any) -> AsyncIterator[Inner]:
             tools, alerts_from=settings.alerts_from,
             limits=Limits(settings.batching.queued_batches_max, 1000, settings.dead_letter_share_max),
         )  # fmt: skip
-        source = FaustSource(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
-        worker.attach(source)
+        app = build_app(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
+        worker.attach(app.source)
         running = asyncio.create_task(worker.run())
-        await source.start()
+        await app.start()
         try:
-            yield Inner(worker, source, metrics, tools, running)
+            yield Inner(worker, app.source, metrics, tools, running)
         finally:
             await worker.drain(settings.drain_grace_s)
-            await source.stop()
+            await app.stop()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             tools.batcher.close()

@@ -32,7 +32,7 @@ from ebbtide.ops.config.settings import RedisSettings, Settings, TopicSettings
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.consumer.app import FaustSource
+from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, ensure_topics
 from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
@@ -179,10 +179,10 @@ class World:
         async with self.store(prefix, kind) as store, KafkaSink(kafka) as sink:
             tools = self.tools(kind, store, sink)
             worker = Worker(tools, alerts_from="start", limits=Limits(4, 300, 1.0))
-            source = FaustSource(kafka, worker.deliver, worker.assigned, worker.revoked)
-            worker.attach(source)
+            app = build_app(kafka, worker.deliver, worker.assigned, worker.revoked)
+            worker.attach(app.source)
             running = asyncio.create_task(worker.run())
-            await source.start()
+            await app.start()
             try:
                 yield worker
                 if drain:
@@ -190,7 +190,7 @@ class World:
             finally:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
-                await source.stop()
+                await app.stop()
                 tools.batcher.close()
 
     async def produce(self, messages: Iterable[Message]) -> None:
@@ -267,9 +267,10 @@ class World:
                 continue
             begun = Checkpoint(0, 0, 0, kind.layout.id, PARTITIONS)
             pipeline = Pipeline(tools, number, None, begun, NO_SUPPRESSION, FloodGuard(1.0))
-            whole = FetchedBatch(self.settings.kafka.topic, number, 0, 0, log[-1].offset + 1, log)
-            for part in whole.pieces(500):
-                for piece in part.cut_before_tombstones():
+            for first in range(0, len(log), 500):
+                part, end = log[first : first + 500], log[: first + 500][-1].offset + 1
+                fetched = FetchedBatch(self.settings.kafka.topic, number, 0, pipeline.position, end, part)
+                for piece in fetched.cut_before_tombstones():
                     await pipeline.process(piece)
         scoring.cancel()
         await asyncio.gather(scoring, return_exceptions=True)

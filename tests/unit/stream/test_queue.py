@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from ebbtide.stream.batch import FetchedBatch
+from ebbtide.stream.batch import FetchedBatch, FetchFault
+from ebbtide.stream.errors import UnreadableBatch
 from ebbtide.stream.queue import Inbox
 from tests.support.seams.streams import LogRecord
 
@@ -38,6 +39,20 @@ async def test_a_cancelled_wait_ends(turns: int) -> None:
     assert waiting.cancelled() == was_waiting
 
 
+def took(inbox: Inbox) -> FetchedBatch:
+    fetched = inbox.take()
+    assert isinstance(fetched, FetchedBatch)
+    return fetched
+
+
+async def test_a_fault_is_met_in_its_turn_and_joined_to_nothing() -> None:
+    inbox = inbox_of([], records_max=10)
+    fault = FetchFault("t", 0, 1, 8, UnreadableBatch("no"))
+    for fetched in (batch(0, 4), batch(4, 8), fault, batch(8, 9)):
+        inbox.put(fetched)
+    assert (took(inbox).end, inbox.take(), took(inbox).start) == (8, fault, 8)
+
+
 async def test_a_full_inbox_pauses_once_and_resumes_half_empty(said: list[str]) -> None:
     """What was on its way when the pause came is kept."""
     inbox = inbox_of(said, batches_max=4, records_max=1)
@@ -46,7 +61,7 @@ async def test_a_full_inbox_pauses_once_and_resumes_half_empty(said: list[str]) 
     assert (said, len(inbox)) == (["pause"], 6)
     starts = []
     while inbox:
-        starts.append(inbox.take().start)
+        starts.append(took(inbox).start)
         assert said == (["pause"] if len(inbox) >= 2 else ["pause", "resume"])
     assert starts == list(range(6))
 
@@ -65,7 +80,7 @@ async def test_what_waited_is_joined_up_to_so_many_records() -> None:
         inbox.put(piece)
     taken = []
     while inbox:
-        taken.append(inbox.take())
+        taken.append(took(inbox))
     assert [(b.seek_id, b.start, b.end, len(b.records)) for b in taken] == [
         (1, 0, 10, 10),
         (1, 10, 11, 1),

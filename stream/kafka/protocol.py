@@ -1,0 +1,299 @@
+"""What we ask Kafka that aiokafka has no question for, as requests of our own on its client.
+
+    describe           a topic's id, its partitions, and what we may do with it     Metadata v10, or v8
+    epoch_end_offset   where the log of a leader epoch ends                         OffsetForLeaderEpoch v3
+    log_ends           where logs end, with and without open transactions           ListOffsets, aiokafka's own
+
+A worker that may not write dead letters would find out at its first bad record, days later; one whose topic was made
+anew under its name, or whose log lost its tail, would fold on as if nothing had happened. It knows Kafka's numbers and
+refuses to say who needs which. A cluster without an authorizer grants everything; a broker that is too old to say is
+"unknown" (an empty id, None), never an error.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from enum import IntEnum
+from io import BytesIO
+from typing import Any
+from uuid import UUID
+
+from aiokafka import TopicPartition
+from aiokafka import errors as kafka_errors
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.abstract import AbstractType
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.protocol.types import (
+    Array,
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Int64,
+    Schema,
+    String,
+    TaggedFields,
+)
+
+TEXT, COMPACT = String("utf-8"), CompactString("utf-8")
+NOT_TOLD = -(1 << 31)  # Kafka's own default of a set of operations
+NO_TAGS: dict[int, bytes] = {}
+LATEST, READ_UNCOMMITTED, READ_COMMITTED = -1, 0, 1
+
+
+class Operation(IntEnum):
+    """Kafka's codes, each one's bit in a set of operations. Of them a worker needs these."""
+
+    READ = 3
+    WRITE = 4
+    CREATE = 5
+    DESCRIBE = 8
+
+
+class Uuid(AbstractType[bytes]):  # type: ignore[misc]  # aiokafka publishes no types
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        return value
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> bytes:
+        return data.read(16)
+
+
+class MetadataResponseV8(Response):  # type: ignore[misc]  # aiokafka publishes no types
+    API_KEY = 3
+    API_VERSION = 8
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("brokers", Array(("node_id", Int32), ("host", TEXT), ("port", Int32), ("rack", TEXT))),
+        ("cluster_id", TEXT),
+        ("controller_id", Int32),
+        (
+            "topics",
+            Array(
+                ("error_code", Int16),
+                ("topic", TEXT),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    Array(
+                        ("error_code", Int16), ("partition", Int32), ("leader", Int32), ("leader_epoch", Int32),
+                        ("replicas", Array(Int32)), ("isr", Array(Int32)), ("offline_replicas", Array(Int32)),
+                    ),
+                ),
+                ("operations", Int32),
+            ),
+        ),
+        ("cluster_operations", Int32),
+    )  # fmt: skip
+
+
+class MetadataRequestV8(RequestStruct):  # type: ignore[misc]  # aiokafka publishes no types
+    API_KEY = 3
+    API_VERSION = 8
+    RESPONSE_TYPE = MetadataResponseV8
+    SCHEMA = Schema(
+        ("topics", Array(TEXT)),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_operations", Boolean),
+        ("include_topic_operations", Boolean),
+    )
+
+
+class MetadataResponseV10(Response):  # type: ignore[misc]  # aiokafka publishes no types
+    """The first with a topic's id."""
+
+    API_KEY = 3
+    API_VERSION = 10
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32), ("host", COMPACT), ("port", Int32), ("rack", COMPACT), ("tags", TaggedFields)
+            ),
+        ),
+        ("cluster_id", COMPACT),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("topic", COMPACT),
+                ("topic_id", Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16), ("partition", Int32), ("leader", Int32), ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)), ("isr", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)), ("tags", TaggedFields),
+                    ),
+                ),
+                ("operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_operations", Int32),
+        ("tags", TaggedFields),
+    )  # fmt: skip
+
+
+class MetadataRequestV10(RequestStruct):  # type: ignore[misc]  # aiokafka publishes no types
+    API_KEY = 3
+    API_VERSION = 10
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = MetadataResponseV10
+    SCHEMA = Schema(
+        ("topics", CompactArray(("topic_id", Uuid), ("topic", COMPACT), ("tags", TaggedFields))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_operations", Boolean),
+        ("include_topic_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class DescribeTopics(Request[MetadataRequestV8 | MetadataRequestV10]):  # type: ignore[misc]  # aiokafka publishes no types
+    """Of `topics`, none of them created by being asked for."""
+
+    API_KEY = 3
+
+    def __init__(self, topics: list[str]) -> None:
+        self._topics = topics
+
+    def build(self, request_struct_class: Any) -> RequestStruct:
+        if request_struct_class is MetadataRequestV8:
+            return MetadataRequestV8(self._topics, False, False, True)
+        named = [(bytes(16), topic, NO_TAGS) for topic in self._topics]
+        return MetadataRequestV10(named, False, False, True, NO_TAGS)
+
+
+class EpochEndResponseV3(Response):  # type: ignore[misc]  # aiokafka publishes no types
+    API_KEY = 23
+    API_VERSION = 3
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "topics",
+            Array(
+                ("topic", TEXT),
+                (
+                    "partitions",
+                    Array(
+                        ("error_code", Int16), ("partition", Int32), ("leader_epoch", Int32), ("end_offset", Int64)
+                    ),
+                ),
+            ),
+        ),
+    )  # fmt: skip
+
+
+class EpochEndRequestV3(RequestStruct):  # type: ignore[misc]  # aiokafka publishes no types
+    API_KEY = 23
+    API_VERSION = 3
+    RESPONSE_TYPE = EpochEndResponseV3
+    SCHEMA = Schema(
+        ("replica_id", Int32),
+        (
+            "topics",
+            Array(
+                ("topic", TEXT),
+                (
+                    "partitions",
+                    Array(("partition", Int32), ("current_leader_epoch", Int32), ("leader_epoch", Int32)),
+                ),
+            ),
+        ),
+    )
+
+
+class EpochEnd(Request[EpochEndRequestV3]):  # type: ignore[misc]  # aiokafka publishes no types
+    """Of one partition, asked as a consumer (replica -1) that does not say which leader it expects (-1)."""
+
+    API_KEY = 23
+
+    def __init__(self, tp: TopicPartition, leader_epoch: int) -> None:
+        self._tp, self._leader_epoch = tp, leader_epoch
+
+    def build(self, request_struct_class: type[EpochEndRequestV3]) -> EpochEndRequestV3:
+        return request_struct_class(-1, [(self._tp.topic, [(self._tp.partition, -1, self._leader_epoch)])])
+
+
+class Described:
+    """A topic as Kafka describes it to us; `partitions` counts them, `topic_id` is "" when it is not told."""
+
+    def __init__(self, error_code: int, topic_id: str, partitions: int, operations: int) -> None:
+        self._error = kafka_errors.for_code(error_code)
+        self.topic_id, self.partitions, self._operations = topic_id, partitions, operations
+
+    @property
+    def there(self) -> bool:
+        return self._error is kafka_errors.NoError
+
+    @property
+    def forbidden(self) -> bool:
+        """We may not even know whether it is there."""
+        return self._error is kafka_errors.TopicAuthorizationFailedError
+
+    def allows(self, operation: Operation) -> bool:
+        return self._operations == NOT_TOLD or bool(self._operations >> operation & 1)
+
+
+async def describe(client: AIOKafkaClient, topics: list[str]) -> dict[str, Described]:
+    """Topic → what we are told of it. Raises KafkaError."""
+    answer = await client.send(client.get_random_node(), DescribeTopics(topics))
+    if answer.API_VERSION == MetadataResponseV8.API_VERSION:
+        rows = [(code, name, "", parts, operations) for code, name, _, parts, operations in answer.topics]
+    else:
+        rows = [
+            (code, name, str(UUID(bytes=found)) if any(found) else "", parts, operations)
+            for code, name, found, _, parts, operations, _ in answer.topics
+        ]
+    return {
+        name: Described(code, topic_id, len(parts), operations)
+        for code, name, topic_id, parts, operations in rows
+    }
+
+
+async def epoch_end_offset(client: AIOKafkaClient, tp: TopicPartition, leader_epoch: int) -> int | None:
+    """The offset after the last record of the newest epoch at or below `leader_epoch` in the log of `tp`.
+
+    -1 when the log has no such epoch, as one that was restored from before it; None when the broker is too old to say.
+    Raises KafkaError, of a leader that moves a retriable one.
+    """
+    leader = client.cluster.leader_for_partition(tp)
+    if leader is None or leader == -1:
+        client.force_metadata_update()
+        raise kafka_errors.LeaderNotAvailableError(tp)
+    try:
+        answer = await client.send(leader, EpochEnd(tp, leader_epoch))
+    except (NotImplementedError, kafka_errors.IncompatibleBrokerVersion):
+        return None
+    ((_, ((code, _, _, end),)),) = answer.topics
+    error = kafka_errors.for_code(code)
+    if error is kafka_errors.NoError:
+        return int(end)
+    if error.invalid_metadata:
+        client.force_metadata_update()
+    raise error(tp)
+
+
+async def log_ends(
+    client: AIOKafkaClient, tps: Iterable[TopicPartition], isolation: int
+) -> dict[TopicPartition, int]:
+    """Where the logs end now: the high watermark for READ_UNCOMMITTED, the last stable offset for READ_COMMITTED.
+    What a leader does not answer is missing. Raises KafkaError when one cannot be reached."""
+    by_leader: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    for tp in tps:
+        leader = client.cluster.leader_for_partition(tp)
+        if leader is not None and leader != -1:
+            by_leader[leader][tp.topic].append((tp.partition, LATEST))
+    ends: dict[TopicPartition, int] = {}
+    for leader, topics in by_leader.items():
+        answer = await client.send(leader, OffsetRequest(-1, isolation, list(topics.items())))
+        for topic, partitions in answer.topics:
+            for partition, code, _, offset in partitions:
+                if kafka_errors.for_code(code) is kafka_errors.NoError:
+                    ends[TopicPartition(topic, partition)] = offset
+    return ends
