@@ -24,7 +24,7 @@ import cramjam
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import KafkaError
 from aiokafka.record.control_record import ABORT_MARKER, ControlRecord
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
@@ -38,6 +38,7 @@ FRAME_BYTES, MAGIC_AT, ATTRIBUTES_AT = 12, 16, 21
 CODEC_MASK, LOG_APPEND_TIME, TRANSACTIONAL, CONTROL = 0x07, 0x08, 0x10, 0x20
 CODECS = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
 XERIAL, XERIAL_BYTES = b"\x82SNAPPY\x00", 16  # Java's snappy comes in blocks, each behind its length
+VARINT_BITS_MAX = 63
 FETCH = 1  # the key of Kafka's fetch API
 UNREADABLE = (
     "look at it with kafka-dump-log; raise kafka.fetch_uncompressed_bytes_max if it is too large; what is corrupt can"
@@ -143,6 +144,8 @@ def forgiving(batch: bytes) -> list[PlainRecord]:
             if byte < 0x80:
                 return (raw >> 1) ^ -(raw & 1)
             shift += 7
+            if shift > VARINT_BITS_MAX:
+                raise ValueError("a number of more than ten bytes")
 
     def sized() -> bytes | None:
         nonlocal at
@@ -204,7 +207,7 @@ class RecordBatches:
         for batch in _frames(self._raw):
             try:
                 leader_epoch, next_offset, records = self._read(batch)
-            except (ValueError, IndexError, struct.error, CorruptRecordException) as error:
+            except (ValueError, IndexError, struct.error, KafkaError) as error:
                 if self.next_fetch_offset > self._begin:
                     return  # it is met again, at the begin of the next fetch
                 where = f"{self._tp.topic}[{self._tp.partition}] at offset {self.next_fetch_offset}"
@@ -233,7 +236,7 @@ class RecordBatches:
         while self._aborted and self._aborted[0][1] <= header.base_offset:
             self._aborting.add(self._aborted.pop(0)[0])
         if header.attributes & CONTROL:
-            marker = next(iter(DefaultRecordBatch(batch)), None)
+            marker = next(iter(DefaultRecordBatch(self._decompressor.plain(batch))), None)
             if marker is not None and ControlRecord.parse(marker.key) == ABORT_MARKER:
                 self._aborting.discard(header.producer_id)
             return header.leader_epoch, next_offset, ()

@@ -100,6 +100,7 @@ class Receiver:
         self.app = build_app(settings, self.deliver, self.assigned, self.revoked)
         self.source: Source = self.app.source
         self.faults: dict[int, FetchFault] = {}
+        self.epochs: dict[int, int] = {}  # the leader epoch of each partition's last batch
 
     @property
     def partitions(self) -> frozenset[int]:
@@ -127,6 +128,7 @@ class Receiver:
 
     def take(self, batch: FetchedBatch) -> None:
         self.seen["batches"] += 1
+        self.epochs[batch.partition] = batch.leader_epoch
         self.seen["records_max"] = max(self.seen["records_max"], len(batch.records))
         inbox = self._inboxes[batch.partition]
         inbox.put_nowait(batch)
