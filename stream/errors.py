@@ -9,8 +9,8 @@
         ├── ScorerUnavailable      the model fails for what it is asked     retry: the partition waits
         ├── PartitionRevoked       the partition is another worker's now    drop the work, it is theirs
         └── PartitionFault         one partition cannot go on               stop that one, loudly; the others go on
-            ├── HeadOutsideLog     the log no longer has what the state     ask for a rebuild
-            │                      says comes next
+            ├── CheckpointOutsideLog  the log no longer has what the     ask for a rebuild
+            │                      state says comes next
             ├── UnreadableBatch    what lies there cannot be read:          a person has to look at the log
             │                      corrupt, or too large once decompressed
             └── DeadLetterFlood    most of what arrives is bad              better stopped than buried
@@ -54,7 +54,7 @@ class UnreadableBatch(PartitionFault):
     """A record batch is corrupt, or larger than `kafka.fetch_uncompressed_bytes_max` once decompressed."""
 
 
-class HeadOutsideLog(PartitionFault):
+class CheckpointOutsideLog(PartitionFault):
     """The stored checkpoint lies outside the retained log (retention passed it, the topic was made anew), or the
     number of partitions changed. Going on would skip events or fold them into another customer's partition."""
 

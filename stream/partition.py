@@ -1,268 +1,400 @@
-"""One partition of ours, from its assignment to its end: open, serve, and after any trouble open again.
+"""One partition of ours, from its assignment to its end: opened, served by turns, and after any fault opened again.
 
-    assigned ─▶ open: read checkpoint, resend outbox, seek ─▶ serve: batch after batch ─▶ … ─▶ revoked or drained
-                  ▲                                        │
+    assigned ─▶ open: read the checkpoint, resend the outbox, seek ─▶ pieces for turns ─▶ … ─▶ revoked or drained
+                  ▲                                                     │
                   └──── back off ◀── fenced, a gap, the store, Kafka or the model away
-    stopped ◀── most of what arrives is bad, or cannot be read: this partition only, until a person has looked
+    stopped ◀── a fault that waiting does not mend: this partition only, until a person has looked
 
-A checkpoint behind the group's committed offset is a state to be made again: the same steps from there, which say
+A checkpoint behind the group's committed offset is a state to be made again: the same turns from there, which say
 nothing that was said (`stream/suppression.py`). So a failover that lost its tail, a store that was lost altogether and
 a first start on an old topic are no cases of their own.
 
-One way back for every trouble: drop what is in hand, read the stored checkpoint, seek there. It is safe because a step
+One way back from every fault: drop what is in hand, read the stored checkpoint, seek there. It is safe because a turn
 changes nothing before it is applied, and what was applied is behind the checkpoint; a write whose answer was lost shows
-as a checkpoint that moved. So nothing is retried in place, and nothing waits for ever but here, where waiting costs one
-partition and no more. It refuses to know what a step does (`stream/pipeline.py`).
+as a checkpoint that moved. So nothing is retried in place, and waiting costs one partition and no more.
 """
 
 import asyncio
 import logging
 import random
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from ebbtide.featurestore.errors import Fenced, StoreUnavailable
-from ebbtide.featurestore.store.checkpoint import REBUILD, Checkpoint, check_checkpoint
-from ebbtide.stream.batch import CommittedOffset, Fetched, FetchFault, Source
-from ebbtide.stream.errors import (
-    BrokerUnavailable,
-    HeadOutsideLog,
-    PartitionFault,
-    PartitionRevoked,
-    ScorerUnavailable,
-)
-from ebbtide.stream.outputs.dead_letter import FloodGuard
+from ebbtide.featurestore.errors import Fenced, StoreMisconfigured, StoreUnavailable
+from ebbtide.stream.batch import Fetched, FetchedBatch, FetchFault, Source
+from ebbtide.stream.errors import BrokerMisconfigured, BrokerUnavailable, PartitionRevoked, ScorerUnavailable
 from ebbtide.stream.pipeline import Pipeline, Tools
-from ebbtide.stream.queue import Inbox
 from ebbtide.stream.retry import Backoff
 from ebbtide.stream.suppression import NO_SUPPRESSION, Suppression
+from ebbtide.stream.turn.flood import FloodGuard
+from ebbtide.stream.turn.opened import LogState, Opened, open_partition
+from ebbtide.stream.turn.queue import Budget, Queue
+from ebbtide.stream.turn.state import (
+    Done,
+    Draining,
+    Live,
+    Opening,
+    Rebuilding,
+    Retrying,
+    State,
+    Stopped,
+)
+from ebbtide.stream.turn.work import Piece
 
 log = logging.getLogger(__name__)
 
 RETRIED = (Fenced, StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
-MARK_POLL_S = 0.05
+"""What waiting mends."""
+FATAL = (StoreMisconfigured, BrokerMisconfigured)
+"""What is wrong for every partition, until a person changes a setting: the worker ends."""
+COMMITTED_POLL_S = 0.05
+COMMITTED_POLL_S_MAX = 30.0
 REBUILD_LOG_S = 10.0
 """How often a partition that makes its state again says how far it is."""
-TIDY_AFTER_S = 0.5
+ACK_AFTER_S = 0.5
 """An idle partition acknowledges its outbox after this, so that a restart sends nothing twice."""
-
-
-REBUILDING = "its state is being made again from the log"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Named bounds of one partition. `queued_batches_max`: fetched and not begun; beyond it the fetch pauses.
-    `step_records_max`: batches that had to wait are joined up to so many records, since a step costs a millisecond
-    before its first event. `dead_letter_share_max`: more bad records than this share are a flood. `look_s`: how long a
-    partition may be idle and not look whether its state is still there; lost at night, it is made again at night."""
+    """Named bounds of a worker.
+
+    queued_batches_max: fetched and not begun, a partition; beyond it its fetch pauses. queued_bytes_max: the same for
+    all partitions together, uncompressed. piece_records_max: batches that had to wait are joined up to so many records,
+    at most CUSTOMERS_MAX, since a commit holds no more customers. turn_records_max, turn_partitions_max: a turn, so
+    that nobody waits long for the next one and the event loop is never held for long. turns_in_flight: one is judged
+    while another is committed. dead_letter_share_max: more bad records than this share are a flood. idle_check_s: how
+    long a partition may be idle and not look whether its state is still there; lost at night, it is made again at
+    night.
+    """
 
     queued_batches_max: int = 4
-    step_records_max: int = 1000
-    dead_letter_share_max: float = 1.0
+    queued_bytes_max: int = 64 << 20
+    piece_records_max: int = 1000
+    turn_records_max: int = 2048
+    turn_partitions_max: int = 128
+    turns_in_flight: int = 2
+    dead_letter_share_max: float = 0.5
     idle_check_s: float = 5.0
 
 
 class Partition:
-    """The task of one partition. `offer` hands it a batch, `run` works, `drain` lets it finish what it has."""
+    """`offer` hands it a batch, `take` gives out a piece for a turn, `settle` hears what became of it; `run` opens it,
+    and opens it again. `on_ready` is called whenever a piece can be taken."""
 
     def __init__(
         self,
         number: int,
+        pipeline: Pipeline,
         tools: Tools,
         source: Source,
         *,
         alerts_from: Literal["now", "start"],
         limits: Limits,
+        budget: Budget,
+        on_ready: Callable[["Partition"], None],
     ) -> None:
         self.number = number
-        self.trouble = "it is being opened"
-        """Why it is not ready, in words; empty when it is."""
-        self._tools, self._source, self._alerts_from, self._limits = tools, source, alerts_from, limits
-        self._inbox = Inbox(limits.queued_batches_max, limits.step_records_max, self._pause, self._resume)
-        self._stopping = asyncio.Event()
-        self.finished = False
-        """`run` has returned with nothing left in hand; false when it gave up, or was given away."""
-        self._backoff = Backoff()  # until the next step: to open and to fail again is no success
-        self._said_s = 0.0
+        self.state: State = Opening()
+        self.opened: Opened | None = None
+        self.in_turn = False
+        """A piece of it is in a turn: it gives out no other one."""
+        self.alone = False
+        """Its last turn failed in a way that nobody foresaw: it takes the next one by itself."""
+        self.idle_since_s = 0.0
+        self.progress_s = tools.clock.monotonic_s()
+        """When something of it was last committed, or there was last nothing to commit."""
+        self._pipeline, self._tools, self._source = pipeline, tools, source
+        self._alerts_from, self._limits, self._on_ready = alerts_from, limits, on_ready
+        self._budget = budget
+        self._queue = Queue(limits.queued_batches_max, budget, self._pause, self._resume)
+        self._pieces: deque[FetchedBatch] = deque()
+        """What is left of a batch that was cut before tombstones."""
+        self._wake = asyncio.Event()
+        self._fault: Exception | None = None
+        self._backoff = Backoff()  # until the next commit: to open and to fail again is no success
+        self._logged_s = 0.0
         self._flood = FloodGuard(limits.dead_letter_share_max)
+
+    @property
+    def has_work(self) -> bool:
+        """A piece can be taken now."""
+        return self.opened is not None and not self.in_turn and bool(self._pieces or self._queue)
+
+    @property
+    def waits(self) -> bool:
+        """Something was fetched and is not committed."""
+        return self.in_turn or bool(self._pieces or self._queue)
+
+    @property
+    def queued_records(self) -> int:
+        """Records that were fetched and are in no turn."""
+        return sum(len(piece.records) for piece in self._pieces) + self._queue.records
+
+    @property
+    def draining(self) -> bool:
+        """It takes nothing more."""
+        return self._queue.closed
+
+    @property
+    def finished(self) -> bool:
+        """It has ended with nothing left in hand; false when it gave up, or was given away."""
+        return isinstance(self.state, Done | Stopped)
 
     def offer(self, fetched: Fetched) -> None:
         """Take a batch in order of arrival. A full queue pauses the fetch; what is on its way is still taken."""
-        self._inbox.put(fetched)
+        if isinstance(self.state, Stopped):
+            return
+        if not self.waits:
+            self.progress_s = self._tools.clock.monotonic_s()
+        self._queue.put(fetched)
+        if self.has_work:
+            self._on_ready(self)
+
+    def take(self) -> Piece | None:
+        """The next piece, for one turn; None when there is none, or what came does not continue the partition."""
+        opened = self.opened
+        while opened is not None and not self.in_turn:
+            if self._pieces:
+                self.in_turn = True
+                return Piece(opened, self._pieces.popleft())
+            batch = self._queue.take(self._limits.piece_records_max)
+            if batch is None:
+                return None
+            if batch.seek_id < opened.seek_id:
+                continue  # left over from a position that was given up
+            if isinstance(batch, FetchFault):
+                self.fail(batch.error)
+                return None
+            try:
+                opened.check_follows(batch)
+            except Fenced as error:
+                self.fail(error)
+                return None
+            self._pieces.extend(batch.cut_before_tombstones())
+        return None
+
+    def take_acknowledgement(self) -> Piece | None:
+        """A piece that only takes acknowledged alerts out of the outbox, when no batch comes to do it on its way."""
+        if self.opened is None or self.in_turn or not self.opened.acked:
+            return None
+        self.in_turn = True
+        return Piece(self.opened, None)
+
+    def settle(self, piece: Piece, error: Exception | None) -> None:
+        """What became of a piece that was taken."""
+        if piece.opened is not self.opened:
+            return  # of a time before it was opened anew
+        self.in_turn = False
+        if error is not None:
+            self.fail(error)
+            return
+        self._source.advance_committed(self.number, *piece.opened.committed)
+        self.alone = False
+        self._backoff.reset()
+        self._tell_progress(piece.opened)
+        self.idle_since_s = self.progress_s = self._tools.clock.monotonic_s()
+        if self.has_work:
+            self._on_ready(self)
+        else:
+            self._wake.set()
+
+    def retry_alone(self, piece: Piece) -> None:
+        """Its turn failed in a way that nobody foresaw: whose it is shows when each takes the next one alone."""
+        if piece.opened is self.opened:
+            self.alone = True
+            self.fail(Fenced("its turn failed for a reason of nobody yet"))
+
+    def fail(self, error: Exception) -> None:
+        """Open it again, or stop it: what is in hand is dropped. Heard by `run`."""
+        self._close()
+        self._fault = error
+        self._wake.set()
 
     def drain(self) -> None:
-        """Take nothing more, finish the queue, tidy the outbox, then let `run` return. Not bounded: cancel it.
+        """Take nothing more, finish what is queued, acknowledge the outbox, then let `run` return. Not bounded: cancel
+        it. Whatever goes wrong from now on ends it, too: what was not applied is the next owner's."""
+        self._queue.close()
+        if not isinstance(self.state, Stopped | Retrying):
+            self.state = Draining()
+        self._wake.set()
+        if self.has_work:
+            self._on_ready(self)
 
-        Whatever goes wrong from now on ends it, too: what was not applied is the next owner's.
-        """
-        self._inbox.close()
-        self._stopping.set()
+    def give_away(self) -> None:
+        """It is another worker's now: nothing more of it is applied or sent, and nobody waits for that."""
+        self._close()
+        self._queue.close()
 
     async def run(self) -> None:
-        """Until revoked (PartitionRevoked ends it quietly), drained or cancelled. Raises what asks for a crash."""
+        """Until revoked, drained or cancelled. Raises what concerns the whole worker."""
         while True:
             try:
-                pipeline, seek_id = await self._open()
-                await self._serve(pipeline, seek_id)
-                self.finished = not self._backoff.troubles
+                await self._open()
+                await self._served()
+                if not self._backoff.attempts:
+                    self.state = Done()
                 return
             except PartitionRevoked:
                 return
-            except PartitionFault as error:
-                await self._stop(error)
-                self.finished = True
-                return
+            except FATAL:
+                raise
             except RETRIED as error:
-                self._tools.cache.clear(self.number)  # a tombstone may have been applied, and its answer lost
+                self._close()
                 reason = type(error).__name__
-                self.trouble = f"{reason}: {error}"
+                wait_s = self._backoff.next_s()
+                self.state = Retrying(reason, str(error), self._backoff.attempts)
                 self._tools.telemetry.reopened(self.number, reason)
                 log.warning(
                     "partition reopens",
                     extra={"partition": self.number, "reason": reason, "error": str(error)},
                 )
-                if self._inbox.closed:
+                if self._queue.closed:
                     return
-                await self._drains(self._backoff.next_s())
+                await self._until_closed(wait_s)
+            except Exception as error:  # noqa: BLE001 - the supervised border of a partition
+                await self._stop(error)
+                return
 
-    async def _drains(self, timeout_s: float | None) -> None:
+    async def _served(self) -> None:
+        """Until all is done after a drain. Raises what a turn failed of."""
+        while True:
+            self._wake.clear()
+            if self._fault is not None:
+                error, self._fault = self._fault, None
+                raise error
+            if self._queue.closed and not self.waits:
+                if self.opened is None or not self.opened.acked:
+                    return
+                self._on_ready(self)  # for its acknowledgement
+            await self._wake.wait()
+
+    async def _until_closed(self, timeout_s: float | None) -> None:
         """Wait, but not when everything is to end."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._stopping.wait()
+                while not self._queue.closed:
+                    self._wake.clear()
+                    await self._wake.wait()
 
-    async def _stop(self, error: PartitionFault) -> None:
+    async def _stop(self, error: Exception) -> None:
         """Stay ours and do nothing: another owner would do the same, and the other partitions have done no wrong."""
-        self.trouble = f"it has stopped: {error}"
+        self._close()
+        self.state = Stopped(type(error).__name__, str(error))
         self._source.pause(self.number)
-        self._inbox.clear()
         self._tools.telemetry.stopped(self.number, type(error).__name__)
-        log.error("partition stopped", extra={"partition": self.number, "error": str(error)})
-        await self._drains(None)
+        log.error("partition stopped", extra={"partition": self.number, "error": str(error)}, exc_info=error)
+        await self._until_closed(None)
 
-    async def _open(self) -> tuple[Pipeline, int]:
+    def _close(self) -> None:
+        """Drop what is in hand. A turn under way keeps what it has, and what it says of us is not heard."""
+        if self.opened is not None:
+            self.opened.owned = False
+            self.opened = None
+        self.in_turn = False
+        self._pieces.clear()
+        self._queue.clear()
+        self._tools.cache.clear(self.number)  # a tombstone may have been applied, and its answer lost
+
+    async def _open(self) -> None:
         """Read where the partition is, finish what an earlier owner left, and have it fetched from there."""
         tools, source, number = self._tools, self._source, self.number
+        self._fault = None
         partitions = await source.partition_count()
-        stored = await tools.store.checkpoint(number)
-        check_checkpoint(stored, tools.layout.id, partitions)
         begin, end = await source.log_range(number)
         committed = await source.committed(number)
-        self._check_log(stored, committed, begin, end)
-        if committed is None and stored is None:
-            muted = await self._begin(begin, end)
-        else:
-            muted = NO_SUPPRESSION if committed is None else Suppression.by(committed)
-        start = stored or Checkpoint(begin, 0, 0, tools.layout.id, partitions)
-        pipeline = Pipeline(tools, number, stored, start, muted, self._flood)
-        await pipeline.send_outbox()
-        if stored is not None:
+        log_state = LogState(partitions, begin, end, committed)
+        suppression = NO_SUPPRESSION if committed is None else Suppression.by(committed)
+        opened = await open_partition(
+            tools.store, tools.layout.id, number, log_state, suppression, self._flood
+        )
+        if committed is None and opened.stored is None:
+            opened.suppression = await self._begin(begin, end)
+        await self._pipeline.send_outbox(opened)
+        if opened.stored is not None:
             # Applied and, just now, sent: the owner that applied it may not have lived to say so. Unless the outbox was
-            # lost after the checkpoint was read, and what is empty is another one: marked, its alerts would stay
+            # lost after the checkpoint was read, and what is empty is another one: committed, its alerts would stay
             # unsaid.
-            await pipeline.verify_fence()
-            source.advance_committed(number, *pipeline.committed)
-        self._inbox.clear()
-        seek_id = await source.seek(number, start.offset)
-        self._inbox.resume()
+            for error in (await self._pipeline.verify_fence([opened])).values():
+                raise error
+            source.advance_committed(number, *opened.committed)
+        self._queue.clear()
+        opened.seek_id = await source.seek(number, opened.checkpoint.offset)
+        self._queue.resume()
         log.info(
             "partition opened",
-            extra={"partition": number, "offset": start.offset, "end": end, "mark": muted.outputs_from},
+            extra={
+                "partition": number,
+                "offset": opened.checkpoint.offset,
+                "end": end,
+                "committed": opened.suppression.outputs_from,
+            },
         )
-        self._said_s = tools.clock.monotonic_s()
-        if pipeline.rebuilding and stored is None:
+        self._logged_s = self.idle_since_s = self.progress_s = tools.clock.monotonic_s()
+        if opened.rebuilding and opened.stored is None:
             log.warning(
                 "state is made from the log",
                 extra={
                     "partition": number,
-                    "from": start.offset,
-                    "until": muted.alerts_from,
-                    "sent": muted.outputs_from,
+                    "from": opened.checkpoint.offset,
+                    "until": opened.suppression.alerts_from,
+                    "sent": opened.suppression.outputs_from,
                 },
             )
-        if start.offset == end:
-            self._backoff.over()
-        if not self._backoff.troubles:
-            self._tell_progress(pipeline)
-        # else the next step has to show that it is over: to open takes neither the scorer nor a way out
-        return pipeline, seek_id
-
-    def _check_log(
-        self, stored: Checkpoint | None, committed: CommittedOffset | None, begin: int, end: int
-    ) -> None:
-        """Raises HeadOutsideLog when state or mark belong to a log that is no longer there."""
-        if stored is not None and not begin <= stored.offset <= end:
-            raise HeadOutsideLog(
-                f"partition {self.number} is at offset {stored.offset}, the log holds [{begin}, {end})",
-                hint=f"what is missing cannot be folded: {REBUILD}",
-            )
-        if committed is not None and committed.offset > end:
-            raise HeadOutsideLog(
-                f"partition {self.number} was sent up to offset {committed.offset}, the log ends at {end}",
-                hint="the topic was made anew: use another kafka.group, and another redis.prefix",
-            )
+        if opened.checkpoint.offset == end:
+            self._backoff.reset()
+        if not self._backoff.attempts:
+            self._tell_progress(opened)
+        # else the next commit has to show that it is over: to open takes neither the scorer nor a way out
+        self.opened = opened
 
     async def _begin(self, begin: int, end: int) -> Suppression:
         """The committed offset of a partition that nobody has worked on: an old topic must not flood the consumers of
         alerts."""
         if self._alerts_from == "start":
             return NO_SUPPRESSION
-        muted = Suppression(begin, end)
-        self._source.advance_committed(self.number, *muted.committed_at(begin, 0))
+        suppression = Suppression(begin, end)
+        self._source.advance_committed(self.number, *suppression.committed_at(begin, 0))
         # Kafka has to know before anything is applied: else whoever opens next would take the past for news.
-        while await self._source.committed(self.number) is None:  # noqa: ASYNC110 - no event tells it; it is once
-            await asyncio.sleep(MARK_POLL_S)
-        return muted
+        try:
+            async with asyncio.timeout(COMMITTED_POLL_S_MAX):
+                while await self._source.committed(self.number) is None:  # noqa: ASYNC110 - no event tells it; it is once
+                    await asyncio.sleep(COMMITTED_POLL_S)
+        except TimeoutError:
+            raise BrokerUnavailable("Kafka has not taken the group's first committed offset") from None
+        return suppression
 
-    def _tell_progress(self, pipeline: Pipeline) -> None:
+    def _tell_progress(self, opened: Opened) -> None:
         """Say how far a rebuild is; ready is who has nothing to make again."""
-        rebuilding = pipeline.rebuilding
+        rebuilding = opened.rebuilding
         if rebuilding is None:
-            if self.trouble.startswith(REBUILDING):
-                log.info("state is made again", extra={"partition": self.number, "offset": pipeline.position})
-            self.trouble = ""
+            if isinstance(self.state, Live):
+                return
+            if isinstance(self.state, Rebuilding):
+                log.info(
+                    "state is made again",
+                    extra={"partition": self.number, "offset": opened.checkpoint.offset},
+                )
+            self.state = Draining() if self._queue.closed else Live()
             self._tools.telemetry.rebuilding(self.number, 0)
             return
         position, until = rebuilding
-        self.trouble = f"{REBUILDING}: at offset {position:,} of {until:,}"
+        self.state = Rebuilding(position, until)
         self._tools.telemetry.rebuilding(self.number, until - position)
         now_s = self._tools.clock.monotonic_s()
-        if now_s - self._said_s >= REBUILD_LOG_S:
-            self._said_s = now_s
+        if now_s - self._logged_s >= REBUILD_LOG_S:
+            self._logged_s = now_s
             log.info("rebuilding", extra={"partition": self.number, "offset": position, "until": until})
 
-    async def _serve(self, pipeline: Pipeline, seek_id: int) -> None:
-        while True:
-            batch = await self._next(pipeline)
-            if batch is None:
-                return
-            if batch.seek_id < seek_id:
-                continue  # left over from a position that was given up
-            if isinstance(batch, FetchFault):
-                raise batch.error
-            if not batch.follows(seek_id, pipeline.position):
-                # A gap; or a later epoch, when somebody else sought. Whose batches would never be ours again.
-                raise Fenced(f"a batch begins at {batch.start}, expected {pipeline.position}: seeking back")
-            for piece in batch.cut_before_tombstones():
-                self._source.advance_committed(self.number, *await pipeline.process(piece))
-                self._backoff.over()
-                if self.trouble:
-                    self._tell_progress(pipeline)
-
-    async def _next(self, pipeline: Pipeline) -> Fetched | None:
-        """The next batch, with those that have queued behind it; None when draining and all is done."""
-        while not self._inbox:
-            self._inbox.resume()
-            if pipeline.has_unacked_outbox:
-                if self._inbox.closed or not await self._inbox.arrives(TIDY_AFTER_S):
-                    await pipeline.ack_outbox()
-            elif self._inbox.closed:
-                return None
-            elif not await self._inbox.arrives(random.uniform(0.5, 1.0) * self._limits.idle_check_s):
-                await pipeline.verify_fence()  # no step would tell us that the state has been lost
-        return self._inbox.take()
+    def idle_check_is_due(self, now_s: float) -> bool:
+        """Time to look whether the state is still there, since no commit would tell; then not for a while again."""
+        if self.opened is None or self.waits or now_s < self.idle_since_s + self._limits.idle_check_s:
+            return False
+        self.idle_since_s = now_s - random.uniform(0.0, 0.5) * self._limits.idle_check_s
+        return True
 
     def _pause(self) -> None:
         self._source.pause(self.number)

@@ -1,54 +1,59 @@
-"""The file to read first: what happens to a batch, step by step.
+"""The file to read first: what happens in a turn, step by step, to whatever waits in all partitions.
 
-    1 load ─▶ 2 fold ─▶ 3 score ─▶ 4 decide ─▶ 5 apply ─▶ 6 emit ─▶ 7 let the commit advance
-    ───────── changes nothing anywhere ──────┘     │          │
-                                one atomic step in the store  └ the outbox, until Kafka has acknowledged it
+    1 load ─▶ 2 fold ─▶ 3 score ─▶ 4 decide ─▶ 5 apply ─▶ 6 emit ─▶ 7 let the committed offset advance
+    └─ judge: changes nothing anywhere ─────┘  └─ commit │        └ the outbox, until Kafka has acknowledged it
+                                                one atomic commit a partition, fenced by its checkpoint
 
 A crash before 5 changes nothing; after 5 the next owner finds the outbox and sends it again, the same ids, the same
-bytes. Dead dead letters and scores are sent and acknowledged before 5, so that what the partition moves past is never
-lost; after a crash they may be there twice, with the same position.
+bytes, in order. Dead letters, tombstones and scores are sent and acknowledged before 5, so that what a partition moves
+past is never lost; after a crash they may be there twice, with the same position.
 
 What was sent before is not sent again (`stream/suppression.py`): a state that is made a second time, by a replay of the
 log, takes every step but speaks only from the group's committed offset on. A row that the model cannot score loses its
 decision, not its events: a dead letter `unscored` says so.
 
-The pipeline knows no Faust, Redis or TensorFlow: it is given a store, a batcher and a sink that wait out outages by
-themselves. It belongs to one partition, and batch n + 1 of it is folded after batch n was decided; the overlap is
-between partitions. It refuses nothing and retries nothing: whether a batch continues the last one is asked by
-`stream/partition.py`, which also opens the pipeline anew after a fence.
+The pipeline knows no Faust, Redis or TensorFlow: it is given a store, a batcher and a sink. It keeps nothing between
+turns and retries nothing. A partition that fails leaves its turn with its error and holds up nobody (`Work.failed`);
+what becomes of it is `stream/partition.py`'s affair. Who takes part in a turn is decided in `stream/worker.py`.
 """
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.errors import Fenced
-from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
-from ebbtide.featurestore.events.parse import Parsed, Parser
+from ebbtide.featurestore.errors import EbbtideError, Fenced, StoreUnavailable
+from ebbtide.featurestore.events.event import TOMBSTONE
+from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
-from ebbtide.featurestore.store.cache import Cache, load_through
-from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.cache import Cache
 from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.protocol import Store
-from ebbtide.stream.batch import CommittedOffset, FetchedBatch
 from ebbtide.stream.clock import Clock
-from ebbtide.stream.outputs.compose import CAUSES, Composer, Serving
-from ebbtide.stream.outputs.dead_letter import UNSCORED, FloodGuard
+from ebbtide.stream.errors import DeadLetterFlood, PartitionRevoked
+from ebbtide.stream.outputs.compose import CAUSES, Composer
+from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.outputs.message import Message, Sink
 from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages, unscored
 from ebbtide.stream.policy import Transition, decide
-from ebbtide.stream.scoring.batcher import Batcher, Scored
-from ebbtide.stream.suppression import Suppression
-from ebbtide.stream.telemetry import BatchDone, Stage, Telemetry
+from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.scoring.model import Scored
+from ebbtide.stream.telemetry import PieceDone, Stage, Telemetry, TurnDone
+from ebbtide.stream.turn.opened import Opened
+from ebbtide.stream.turn.work import Origin, Piece, Verdicts, Work
+
+TURN_WAIT_S = 0.25
+"""How long a server may say nothing after others have answered, before its partitions leave the turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What all partitions share."""
+    """What all turns share."""
 
     topic: str
     outputs: Outputs
@@ -59,7 +64,6 @@ class Tools:
     cache: Cache
     sink: Sink
     batcher: Batcher
-    serving: Callable[[], Serving]
     clock: Clock
     telemetry: Telemetry
 
@@ -78,212 +82,310 @@ class _Stopwatch:
 
 
 class Pipeline:
-    """One partition, from the checkpoint it was opened at; `suppressed` says what of it has been sent already."""
+    """Turns, for whoever owns partitions: a worker, or a rebuild."""
 
-    def __init__(
-        self,
-        tools: Tools,
-        partition: int,
-        stored: Checkpoint | None,
-        start: Checkpoint,
-        muted: Suppression,
-        flood: FloodGuard,
-    ) -> None:
-        self._tools, self._partition, self._muted = tools, partition, muted
-        self._stored = stored  # what the fence compares with: None when the partition never began
-        self._checkpoint = start
-        self._acked: list[bytes] = []
-        self._flood = flood
-        self._composer = Composer(tools.topic, partition, tools.layout, tools.batcher)
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._composer = Composer(tools.topic, tools.layout, tools.batcher)
 
-    @property
-    def position(self) -> int:
-        """The offset that the next batch has to start at."""
-        return self._checkpoint.offset
+    async def turn(self, pieces: Sequence[Piece]) -> dict[int, Exception | None]:
+        """Take the pieces' partitions over their batches. By partition: why it left the turn, or None when all of its
+        piece was applied and sent, and its committed offset may advance to `Opened.committed`.
 
-    @property
-    def has_unacked_outbox(self) -> bool:
-        """Alerts that Kafka has, and that the outbox does not know of yet."""
-        return bool(self._acked)
-
-    async def verify_fence(self) -> None:
-        """Raises Fenced when the partition is not where we left it: moved by another owner, fallen back, or lost.
-
-        For whoever speaks, or waits, without a step, whose own fence comes after we have spoken. A process that was
-        stopped for a while would say what it had in hand of somebody whom the other owner has forgotten since, and
-        nobody would forget them again.
+        Each piece continues its partition and holds no tombstone of a customer it has records of
+        (`FetchedBatch.cut_before_tombstones`); no partition comes twice. Raises what concerns all of them:
+        ScorerUnavailable, and whatever nobody foresaw.
         """
-        stored = await self._tools.store.checkpoint(self._partition)
-        if stored != self._stored:
-            raise Fenced(f"partition {self._partition} is at {stored}, not at {self._stored}")
-
-    async def send_outbox(self) -> None:
-        """Send again what an earlier owner left in the outbox: same ids, same bytes.
-
-        But not what the committed offset says was sent. In an outbox that is older than the committed offset there may
-        be an alert of a customer who has been forgotten since, and nobody would forget it a second time.
-        """
-        outbox = await self._tools.store.outbox(self._partition)
-        await self._send_alerts([entry for entry in outbox if entry.offset >= self._muted.outputs_from])
-        self._acked = [entry.id for entry in outbox]
-
-    async def ack_outbox(self) -> None:
-        """Take acknowledged alerts out of the outbox when no batch comes that could do it on its way."""
-        await self._apply(self._step(self._checkpoint.offset, [], self._tools.layout.empty(0), [], []))
-
-    async def process(self, batch: FetchedBatch) -> CommittedOffset:
-        """Take the partition over one batch that continues it (and holds no tombstone of a customer it has records
-        of: `cut_before_tombstones`). Raises Fenced when another owner has moved the partition."""
-        tools, watch = self._tools, _Stopwatch(self._tools.clock)
-        parsed = tools.parser.parse(batch.records)
-        self._flood.admit(batch.records, [bad.index for bad in parsed.rejected])
-        events = parsed.events
+        watch = _Stopwatch(self._tools.clock)
+        work = Work.of(pieces, self._tools.parser)
         watch.lap("parse")
+        verdicts = await self.judge(work, watch)
+        await self.commit(verdicts, watch)
+        self._tell(verdicts, watch)
+        for j, piece in enumerate(pieces):
+            if not piece.opened.owned:
+                work.failed.setdefault(
+                    j, PartitionRevoked(f"partition {piece.opened.partition} was given away")
+                )
+        return {piece.opened.partition: work.failed.get(j) for j, piece in enumerate(pieces)}
 
-        # 1. load: hot rows from memory, the others in one round trip
-        before, _ = await load_through(
-            tools.cache, tools.store, self._partition, self._stored, events.customers
-        )
+    async def judge(self, work: Work, watch: _Stopwatch) -> Verdicts:
+        """Steps 1 to 4. Changes nothing anywhere."""
+        tools = self._tools
+        work.fail(self._floods(work))
+
+        # 1. load: hot rows from memory, the others in one round trip to each server
+        before = await self._load(work)
         watch.lap("load")
 
         # 2. fold, collecting the points at which customers are to be decided
+        events = work.events
         after, points = tools.folder.fold(before, events)
+        origin = Origin(work.piece[points.event], events.position[points.event])
         watch.lap("fold")
 
-        # 3. score them, in whatever company they travel
-        scored = await self._score(points, batch)
+        # 3. score them, all by one version
+        scored = await self._score(work, points)
         watch.lap("score")
 
-        # 4. decide
-        serving = tools.serving()
-        transitions = self._not_suppressed(
-            decide(points, scored.p, before, after, serving.policy), points, events
-        )
-        composed = await self._composer.compose(transitions, points, scored, events, serving)
-        alerts = [
-            OutboxEntry(
-                identity,
-                self._checkpoint.sequence + 1,
-                events.customers[points.customer[t.point]].encode(),
-                int(events.position[points.event[t.point]]),
-                value,
-            )
-            for t, (identity, value) in zip(transitions, composed, strict=True)
-        ]
+        # 4. decide by the policy of that version
+        transitions = decide(points, scored.p, before, after, scored.serving.policy)
+        transitions = _not_suppressed(work, transitions, origin)
+        alerts = await self._composer.compose(work, transitions, points, origin, scored)
         watch.lap("decide")
+        return Verdicts(work, after, points, origin, scored, transitions, alerts)
 
-        # 5. apply, once the dead letters are safe
-        if messages := pre_commit_messages(tools.outputs, self._muted, batch, parsed, points, scored):
-            await self.verify_fence()
+    async def commit(self, verdicts: Verdicts, watch: _Stopwatch) -> None:
+        """Steps 5 to 7: `work.failed` says of which pieces they did not succeed."""
+        work, tools = verdicts.work, self._tools
+
+        # 5. apply, once dead letters, tombstones and scores are safe
+        if messages := pre_commit_messages(tools.topic, tools.outputs, verdicts):
+            messages = await self._fenced(work, messages)
             watch.lap("store")
-            await tools.sink.send_all(messages)
+            await self._send(work, messages)
             watch.lap("emit")
-        await self._store(batch.end, events.customers, after, alerts)
+        commits = self._commits(verdicts)
+        applied = await answers(tools.store.apply_each(list(commits.values())))
+        work.failed |= {j: error for j, error in zip(commits, applied, strict=True) if error is not None}
+        for j, commit in commits.items():
+            if j not in work.failed:
+                work.applied.add(j)
+                work.pieces[j].opened.advance(commit.checkpoint)
+                if work.pieces[j].opened.owned:
+                    tools.cache.put(commit)
         watch.lap("store")
 
         # 6. emit the outbox and wait for the acknowledgements
-        try:
-            await self._send_alerts(alerts)
-            self._acked = [entry.id for entry in alerts]
-            watch.lap("emit")
-        finally:
-            # It is applied, so it counts, also when its alerts have to be sent again.
-            self._tell(batch, parsed, points, scored, transitions, watch)
-        # 7. the caller lets the commit advance to here
-        return self.committed
+        alerts = {j: entries for j in work.alive if (entries := verdicts.alerts.get(j))}
+        await self._send(work, {j: self.alert_messages(entries) for j, entries in alerts.items()})
+        for j, entries in alerts.items():
+            if j not in work.failed:
+                work.pieces[j].opened.acked = [entry.id for entry in entries]
+        watch.lap("emit")
+        # 7. the owners let their committed offsets advance
 
-    @property
-    def committed(self) -> CommittedOffset:
-        """How far this partition is, as Kafka is to remember it."""
-        return self._muted.committed_at(self._checkpoint.offset, self._checkpoint.timer_ms)
+    async def send_outbox(self, opened: Opened) -> None:
+        """Send again what an earlier owner left in the outbox: same ids, same bytes, in the order of decision.
 
-    @property
-    def rebuilding(self) -> tuple[int, int] | None:
-        """(position, until) while it makes a state again of which all was sent already; None when it does not."""
-        position, until = self._checkpoint.offset, self._muted.alerts_from
-        return (position, until) if position < until else None
+        But not what the committed offset says was sent. In an outbox that is older there may be an alert of a customer
+        who has been forgotten since, and nobody would forget it a second time.
+        """
+        outbox = await self._tools.store.outbox(opened.partition)
+        since = opened.suppression.outputs_from
+        messages = self.alert_messages([entry for entry in outbox if entry.offset >= since])
+        if messages:
+            await self._tools.sink.send_all(messages)
+        opened.acked = [entry.id for entry in outbox]
 
-    async def _score(self, points: Points, batch: FetchedBatch) -> Scored:
-        chosen = np.flatnonzero(points.scored)
-        p, version = np.zeros(len(points), np.float32), np.zeros(len(points), np.int64)
-        if len(chosen):
-            scored = await self._tools.batcher.score(
-                points.rows[chosen],
-                points.as_of[chosen],
-                events=len(batch.records),
-                oldest_ms=batch.records[0].timestamp,
-            )
-            p[chosen], version[chosen] = scored.p, scored.version
-        return Scored(p, version)
+    async def verify_fence(self, opened: Sequence[Opened]) -> dict[int, Exception]:
+        """By index: Fenced for a partition that is not where we left it (moved by another owner, fallen back, lost), or
+        why that could not be asked.
 
-    def _not_suppressed(
-        self, transitions: list[Transition], points: Points, events: EventBatch
-    ) -> list[Transition]:
-        """The transitions to alert about: what was decided below the committed offset has been sent, or was never to
-        be."""
-        return [t for t in transitions if events.position[points.event[t.point]] >= self._muted.alerts_from]
+        For whoever speaks, or waits, without a commit, whose own fence comes after we have spoken. A process that was
+        stopped for a while would say what it had in hand of somebody whom the other owner has forgotten since, and
+        nobody would forget them again.
+        """
+        expected = [each.stored for each in opened]
+        asked = self._tools.store.checkpoint_each([each.partition for each in opened])
+        wrong: dict[int, Exception] = {}
+        for i, (each, stored, found) in enumerate(zip(opened, expected, await answers(asked), strict=True)):
+            if isinstance(found, Exception):
+                wrong[i] = found
+            elif found != stored:
+                wrong[i] = Fenced(f"partition {each.partition} is at {found}, not at {stored}")
+        return wrong
 
-    async def _store(self, end: int, customers: list[str], after: Rows, alerts: list[OutboxEntry]) -> None:
-        known = after["event_time"] != 0
-        if known.all():
-            kept, forgotten, rows = customers, [], after
-        else:
-            kept = [customers[i] for i in np.flatnonzero(known)]
-            forgotten = [customers[i] for i in np.flatnonzero(~known)]
-            rows = after[known]
-        await self._apply(self._step(end, kept, rows, forgotten, alerts))
-
-    def _step(
-        self,
-        end: int,
-        customers: list[str],
-        rows: Rows,
-        forgotten: list[str],
-        alerts: list[OutboxEntry],
-    ) -> Commit:
-        checkpoint = self._checkpoint._replace(offset=end, sequence=self._checkpoint.sequence + 1)
-        due: NDArray[np.int64] = self._tools.folder.due(rows)
-        return Commit(
-            self._partition, self._stored, checkpoint, customers, rows, due, forgotten, alerts, self._acked
-        )
-
-    async def _apply(self, commit: Commit) -> None:
-        await self._tools.store.apply(commit)
-        self._tools.cache.put(commit)
-        self._stored = self._checkpoint = commit.checkpoint
-        self._acked = []
-
-    async def _send_alerts(self, entries: list[OutboxEntry]) -> None:
-        """Send alerts in their order and wait until Kafka has them; a header tells the time of sending."""
+    def alert_messages(self, entries: Sequence[OutboxEntry]) -> list[Message]:
+        """Outbox entries as messages; a header tells the time of sending."""
         sent_at = [("emitted_at_ms", str(self._tools.clock.now_ms()).encode())]
         topic = self._tools.outputs.alerts
-        await self._tools.sink.send_all(
-            [Message(topic, entry.key, entry.value, sent_at) for entry in entries]
-        )
+        return [Message(topic, entry.key, entry.value, sent_at) for entry in entries]
 
-    def _tell(
-        self,
-        batch: FetchedBatch,
-        parsed: Parsed,
-        points: Points,
-        scored: Scored,
-        transitions: list[Transition],
-        watch: _Stopwatch,
-    ) -> None:
-        rejected = Counter(str(bad.reason) for bad in parsed.rejected)
-        if lost := len(unscored(points, scored, parsed.events)):
-            rejected[UNSCORED] = lost
-        causes = Counter(CAUSES[int(cause)] for cause in points.cause)
-        latency_s = (
-            (self._tools.clock.now_ms() - batch.records[0].timestamp) / 1000 if batch.records else None
+    def _floods(self, work: Work) -> dict[int, Exception]:
+        """The pieces of partitions of which most is bad."""
+        flooded: dict[int, Exception] = {}
+        bad = np.array([each.index for each in work.parsed.rejected], np.int64)
+        for j, piece in enumerate(work.pieces):
+            if piece.batch is not None and piece.batch.records:
+                low, high = work.first[j : j + 2]
+                of_piece = bad[(bad >= low) & (bad < high)] - low if len(bad) else bad
+                try:
+                    piece.opened.flood.admit(piece.batch.records, of_piece.tolist())
+                except DeadLetterFlood as error:
+                    flooded[j] = error
+        return flooded
+
+    async def _load(self, work: Work) -> Rows:
+        tools, customers, bounds = self._tools, work.events.customers, work.bounds.tolist()
+        rows = np.zeros(
+            len(customers), f"V{tools.layout.itemsize}"
+        )  # NumPy copies structured records by field
+        missing: dict[int, NDArray[np.int64]] = {}
+        for j in work.alive:
+            low, high = bounds[j], bounds[j + 1]
+            if low == high:
+                continue
+            opened = work.pieces[j].opened
+            known, found = tools.cache.get(opened.partition, opened.stored, customers[low:high])
+            rows[low:high] = known.view(rows.dtype)
+            if not found.all():
+                missing[j] = np.flatnonzero(~found) + low
+        asked = [
+            (work.pieces[j].opened.partition, [customers[i] for i in at.tolist()])
+            for j, at in missing.items()
+        ]
+        failed: dict[int, Exception] = {}
+        for j, answer in zip(missing, await answers(tools.store.load_each(asked)), strict=True):
+            if isinstance(answer, Exception):
+                failed[j] = answer
+            else:
+                rows[missing[j]] = answer[0].view(rows.dtype)
+        work.fail(failed)
+        return rows.view(tools.layout.dtype)
+
+    async def _score(self, work: Work, points: Points) -> Scored:
+        chosen = np.flatnonzero(points.scored)
+        every = len(chosen) == len(points)
+        oldest_ms = min(
+            (p.batch.records[0].timestamp for p in work.pieces if p.batch and p.batch.records), default=0
         )
-        self._tools.telemetry.batch_done(
-            BatchDone(
-                partition=self._partition, position=batch.end, records=len(batch.records), events=len(parsed.events),
-                rejected=dict(rejected), ignored=parsed.ignored,
-                forgotten=int((parsed.events.kind == TOMBSTONE).sum()), points=dict(causes),
-                alerts=dict(Counter(t.kind for t in transitions)), customers=len(parsed.events.customers),
-                seconds=watch.seconds, latency_s=latency_s,
-                lag=None if batch.log_end < 0 else max(batch.log_end - batch.end, 0),
+        rows = (
+            points.rows
+            if every
+            else points.rows.view(f"V{points.rows.itemsize}")[chosen].view(points.rows.dtype)
+        )
+        scored = await self._tools.batcher.score(
+            rows,
+            points.as_of if every else points.as_of[chosen],
+            events=len(work.events),
+            oldest_ms=oldest_ms,
+        )
+        if every:
+            return scored
+        p = np.zeros(len(points), np.float32)
+        p[chosen] = scored.p
+        return Scored(p, scored.serving)
+
+    async def _fenced(self, work: Work, messages: dict[int, list[Message]]) -> dict[int, list[Message]]:
+        """The messages of partitions that are still ours."""
+        asked = [j for j in work.alive if j in messages]
+        wrong = await self.verify_fence([work.pieces[j].opened for j in asked])
+        work.failed |= {asked[i]: error for i, error in wrong.items()}
+        return {j: messages[j] for j in work.alive if j in messages}
+
+    async def _send(self, work: Work, messages: dict[int, list[Message]]) -> None:
+        """Send and wait until Kafka has them; the pieces that had something to say leave when that is not known."""
+        flat = [message for each in messages.values() for message in each]
+        if not flat:
+            return
+        try:
+            await self._tools.sink.send_all(flat)
+        except EbbtideError as error:
+            work.failed |= dict.fromkeys(messages, error)
+
+    def _commits(self, verdicts: Verdicts) -> dict[int, Commit]:
+        """By piece: its records, due times and alerts, and the checkpoint that they lead to."""
+        work, after, tools = verdicts.work, verdicts.after, self._tools
+        known = after["event_time"] != 0
+        all_known = bool(known.all())
+        due: NDArray[np.int64] = tools.folder.due(after)
+        customers, bounds = work.events.customers, work.bounds.tolist()
+        commits: dict[int, Commit] = {}
+        for j in work.alive:
+            opened, piece = work.pieces[j].opened, work.pieces[j]
+            low, high = bounds[j], bounds[j + 1]
+            names, rows, dues = customers[low:high], after[low:high], due[low:high]
+            forgotten: list[str] = []
+            if not all_known:
+                here = known[low:high]
+                forgotten = [names[i] for i in np.flatnonzero(~here).tolist()]
+                names = [names[i] for i in np.flatnonzero(here).tolist()]
+                rows, dues = rows[here], dues[here]
+            checkpoint = opened.checkpoint
+            checkpoint = checkpoint._replace(offset=piece.end, sequence=checkpoint.sequence + 1)
+            commits[j] = Commit(
+                opened.partition, opened.stored, checkpoint, names, rows, dues, forgotten,
+                verdicts.alerts.get(j, []), opened.acked,
+            )  # fmt: skip
+        return commits
+
+    def _tell(self, verdicts: Verdicts, watch: _Stopwatch) -> None:
+        """Report what was applied; what was not is taken again, and counts then."""
+        work, k = verdicts.work, len(verdicts.work.pieces)
+        applied = np.array([j in work.applied for j in range(k)])
+        if not applied.any():
+            return
+        bad = np.array([each.index for each in work.parsed.rejected], np.int64)
+        records = np.diff(work.first)
+        rejected = np.bincount(np.searchsorted(work.first, bad, side="right") - 1, minlength=k)
+        events = np.bincount(work.piece, minlength=k)
+        reasons = Counter(
+            str(each.reason)
+            for each, at in zip(
+                work.parsed.rejected, np.searchsorted(work.first, bad, side="right") - 1, strict=True
+            )
+            if applied[at]
+        )
+        if lost := int(applied[work.piece[unscored(verdicts)]].sum()):
+            reasons[UNSCORED] = lost
+        causes = np.bincount(verdicts.points.cause[applied[verdicts.origin.piece]], minlength=len(CAUSES))
+        told = [(j, piece, piece.batch) for j, piece in enumerate(work.pieces) if applied[j]]
+        oldest_ms = min(
+            (b.records[0].timestamp for _, _, b in told if b is not None and b.records), default=None
+        )
+        self._tools.telemetry.turn_done(
+            TurnDone(
+                pieces=[
+                    PieceDone(
+                        piece.opened.partition, batch.end, int(records[j]), int(rejected[j]),
+                        None if batch.log_end < 0 else max(batch.log_end - batch.end, 0),
+                    )
+                    for j, piece, batch in told if batch is not None
+                ],
+                records=int(records[applied].sum()),
+                events=int(events[applied].sum()),
+                rejected=dict(reasons),
+                ignored=int((records - rejected - events)[applied].sum()),
+                forgotten=int((applied[work.piece] & (work.events.kind == TOMBSTONE)).sum()),
+                points={CAUSES[cause]: n for cause, n in enumerate(causes.tolist()) if n},
+                alerts=dict(Counter(t.kind for t in verdicts.transitions if applied[verdicts.origin.piece[t.point]])),
+                seconds=watch.seconds,
+                latency_s=None if oldest_ms is None else (self._tools.clock.now_ms() - oldest_ms) / 1000,
             )
         )  # fmt: skip
+
+
+async def answers(asked: Sequence[asyncio.Future[Any]]) -> list[Any]:
+    """What was asked of one or several servers, all at once: an answer each, or the
+    exception why there is none, in order.
+
+    A server that is silent for TURN_WAIT_S after another one has answered is waited for no longer: what was asked of it
+    may or may not have happened. One that is silent while nobody answers has its own timeout.
+    """
+    pending = {future for future in asked if not future.done()}
+    patience_s: float | None = None
+    while pending:
+        done, pending = await asyncio.wait(pending, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            break
+        patience_s = TURN_WAIT_S
+    for future in pending:
+        future.cancel()
+    silent = StoreUnavailable("no answer while others answered")
+    return [silent if future in pending else _outcome(future) for future in asked]
+
+
+def _outcome(future: asyncio.Future[Any]) -> Any:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, Exception):
+        return error
+    raise error
+
+
+def _not_suppressed(work: Work, transitions: list[Transition], origin: Origin) -> list[Transition]:
+    """The transitions to alert about: what was decided below `alerts_from` has been sent, or was never to be."""
+    since = [piece.opened.suppression.alerts_from for piece in work.pieces]
+    return [t for t in transitions if origin.offset[t.point] >= since[origin.piece[t.point]]]

@@ -1,10 +1,11 @@
 """What the data path tells about itself, as a protocol: it knows no Prometheus, and a test listens with a list."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple
 
 Stage = Literal["parse", "load", "fold", "score", "decide", "store", "emit"]
-"""The parts of a batch whose seconds are told apart; `score` includes waiting for the scorer."""
+"""The parts of a turn whose seconds are told apart; `score` includes waiting for the scorer."""
 
 Reason = Literal["idle", "full", "deadline", "linger"]
 """Why a dispatch went when it went, with the rows that it took."""
@@ -28,13 +29,25 @@ class Dispatched:
         return self.size - self.rows
 
 
-@dataclass(frozen=True, slots=True)
-class BatchDone:
-    """One batch of a partition, applied and sent. `latency_s`: from the oldest record's Kafka timestamp to the last
-    acknowledgement, or None for a batch without records. `lag`: offsets to the log's end when it was fetched."""
+class PieceDone(NamedTuple):
+    """One partition's share of a turn that was applied: it is at offset `position` now. `rejected` of its `records` are
+    bad. `lag`: offsets to the log's end when it was fetched, None where that is not known."""
 
     partition: int
     position: int
+    records: int
+    rejected: int
+    lag: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnDone:
+    """A turn, applied and sent: what its pieces brought, all together, by name where there are kinds of it.
+
+    `latency_s`: from the oldest record's Kafka timestamp to the last acknowledgement, None for a turn without records.
+    """
+
+    pieces: Sequence[PieceDone]
     records: int
     events: int
     rejected: dict[str, int]
@@ -42,37 +55,39 @@ class BatchDone:
     forgotten: int
     points: dict[str, int]
     alerts: dict[str, int]
-    customers: int
     seconds: dict[Stage, float]
     latency_s: float | None
-    lag: int | None
 
 
-class Telemetry(Protocol):
-    """Where the data path reports; every call is cheap and cannot fail."""
+class Telemetry:
+    """Where the data path reports; every call is made on the event loop, is cheap and must not raise.
 
-    def dispatched(self, dispatch: Dispatched) -> None: ...
-    def batch_done(self, step: BatchDone) -> None: ...
-    def assigned(self, partitions: frozenset[int]) -> None: ...
-    def paused(self, partition: int) -> None: ...
-    def resumed(self, partition: int) -> None: ...
-    def reopened(self, partition: int, reason: str) -> None: ...
-    def rebuilding(
-        self, partition: int, remaining: int
-    ) -> None: ...  # records until the state is where it was; 0: it is
-    def stopped(self, partition: int, reason: str) -> None: ...  # by an error that only a person can mend
-    def queued(self, rows: int) -> None: ...
+    This class ignores all of it: whoever listens overrides what it wants to hear.
+    """
 
+    def dispatched(self, dispatch: Dispatched) -> None:
+        """The model was called."""
 
-class NullTelemetry:
-    """Telemetry that goes nowhere: the default of tools and tests that do not ask."""
+    def turn_done(self, turn: TurnDone) -> None:
+        """A turn was applied and sent."""
 
-    def dispatched(self, dispatch: Dispatched) -> None: ...
-    def batch_done(self, step: BatchDone) -> None: ...
-    def assigned(self, partitions: frozenset[int]) -> None: ...
-    def paused(self, partition: int) -> None: ...
-    def resumed(self, partition: int) -> None: ...
-    def reopened(self, partition: int, reason: str) -> None: ...
-    def rebuilding(self, partition: int, remaining: int) -> None: ...
-    def stopped(self, partition: int, reason: str) -> None: ...
-    def queued(self, rows: int) -> None: ...
+    def assigned(self, partitions: frozenset[int]) -> None:
+        """These are ours now, and no others."""
+
+    def paused(self, partition: int) -> None:
+        """Its queue is full: it is fetched no more."""
+
+    def resumed(self, partition: int) -> None:
+        """It is fetched again."""
+
+    def reopened(self, partition: int, reason: str) -> None:
+        """It failed by an error of the class `reason`, and will be opened again."""
+
+    def rebuilding(self, partition: int, remaining: int) -> None:
+        """Offsets that remain until its state is where it was; 0 when it is."""
+
+    def stopped(self, partition: int, reason: str) -> None:
+        """It stopped by an error that only a person can mend."""
+
+    def queued(self, rows: int) -> None:
+        """Rows wait for the scorer."""

@@ -1,25 +1,40 @@
-"""All partitions of ours, the scorer they share, and the end of all: what a worker process runs.
+"""All partitions of ours, the turns that serve them, the scorer they share, and the end of all: what a worker runs.
 
-It takes note of what the source says (assigned, revoked, a batch) without waiting, and keeps a task a partition. A task
-that ends with an error no retry can mend ends the worker: `run` raises it, and the process exits with a message that
-says what to do. It knows neither Faust nor TensorFlow; `stream/consumer/app.py` and `ops/worker/run.py` put the real
-ones in.
+It takes note of what the source says (assigned, revoked, batches) without waiting, and keeps a task a partition for its
+opening. What waits in open partitions is taken into turns, as many at once as `turns_in_flight`: one is judged while
+another is committed.
+
+    fair   whoever has waited longest is first; a piece a partition and turn, so a backlog never holds up the others
+    half   under a backlog a turn takes half of the waiting partitions, so that there is work for the second place
+
+A turn takes out its partitions, not the worker: an error of one is told to that one, an error of all to all. Only what
+is wrong for every partition (a setting, a right) ends the worker: `run` raises it, and the process exits with a message
+that says what to do. It knows neither Faust nor TensorFlow; `ebbtide.ops.worker` puts the real ones in.
 """
 
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.batch import Fetched, Source
 from ebbtide.stream.errors import PartitionRevoked
-from ebbtide.stream.partition import Limits, Partition
-from ebbtide.stream.pipeline import Tools
+from ebbtide.stream.partition import ACK_AFTER_S, RETRIED, Limits, Partition
+from ebbtide.stream.pipeline import Pipeline, Tools
+from ebbtide.stream.turn.queue import Budget
+from ebbtide.stream.turn.state import describe
+from ebbtide.stream.turn.work import Piece
 
 log = logging.getLogger(__name__)
 
+HOUSEKEEPING_S = 0.05
+"""How often idle partitions are looked through: for alerts to acknowledge, and for a state that may have been lost."""
+BACKLOG_RECORDS = 256
+"""More than this waiting is a backlog: then two turns of half the partitions overlap, and take less time than one."""
+STALLED_S = 30.0
+"""A partition that has something and commits nothing for so long is not ready, whatever the reason."""
 PULSE_EVERY_S = 2.0
 PULSE_ANSWER_S_MAX = 5.0
 """Longer than a slow answer, shorter than the time-out of a request that may still succeed."""
@@ -64,6 +79,13 @@ class Pulse:
             self.away.pop(server, None)
 
 
+class Taken(NamedTuple):
+    """A piece in a turn, and whose it is."""
+
+    partition: Partition
+    piece: Piece
+
+
 class Worker:
     """`assigned`, `revoked` and `deliver` are the source's callbacks; `run` lasts until `stop` or a fatal error."""
 
@@ -71,8 +93,14 @@ class Worker:
         self, tools: Tools, *, alerts_from: Literal["now", "start"] = "now", limits: Limits | None = None
     ) -> None:
         self._tools, self._alerts_from, self._limits = tools, alerts_from, limits or Limits()
+        self._pipeline = Pipeline(tools)
+        self._budget = Budget(self._limits.queued_bytes_max)
         self._partitions: dict[int, Partition] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._waiting: dict[int, Partition] = {}
+        """Who has a piece to give, longest first."""
+        self._turns: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
         self._fatal: asyncio.Future[None] | None = None
         self._source: Source | None = None
         self._pulse = Pulse(tools.store)
@@ -83,17 +111,25 @@ class Worker:
         self._source = source
 
     @property
-    def troubles(self) -> list[str]:
-        """Why this worker is not ready, a sentence each; empty when every partition of ours is open and up to date and
-        both servers answer. A worker without partitions is not ready either."""
-        away = [f"{server}: {why}" for server, why in self._pulse.away.items()]
-        if not self._partitions:
-            return [
-                *away,
-                "no partition is assigned: the group is forming, or has more workers than partitions",
-            ]
-        closed = [f"partition {n}: {p.trouble}" for n, p in sorted(self._partitions.items()) if p.trouble]
-        return away + closed
+    def partitions(self) -> dict[int, Partition]:
+        """The partitions of ours, by number, by number."""
+        return dict(self._partitions)
+
+    @property
+    def not_ready_reasons(self) -> list[str]:
+        """Why this worker is not ready, a sentence each; empty when every partition of ours is open, up to date and
+        moving,
+        and both servers answer. A worker without partitions is ready: it is a standby."""
+        unreachable = [f"{server}: {why}" for server, why in self._pulse.away.items()]
+        now_s = self._tools.clock.monotonic_s()
+        reasons = []
+        for number, partition in sorted(self._partitions.items()):
+            why = describe(partition.state)
+            if not why and partition.waits and now_s - partition.progress_s > STALLED_S:
+                why = f"nothing of it was committed for {now_s - partition.progress_s:.0f} s, and something waits"
+            if why:
+                reasons.append(f"partition {number}: {why}")
+        return unreachable + reasons
 
     def assigned(self, partitions: frozenset[int]) -> None:
         """These are ours now. Only takes note: checkpoints are read in each partition's own task."""
@@ -103,8 +139,9 @@ class Worker:
             return  # we are about to leave: they are the next owner's
         for number in partitions - self._partitions.keys():
             partition = Partition(
-                number, self._tools, self._source, alerts_from=self._alerts_from, limits=self._limits
-            )
+                number, self._pipeline, self._tools, self._source, alerts_from=self._alerts_from, limits=self._limits,
+                budget=self._budget, on_ready=self._on_ready,
+            )  # fmt: skip
             self._partitions[number] = partition
             task = asyncio.create_task(partition.run(), name=f"partition-{number}")
             task.add_done_callback(self._ended)
@@ -114,9 +151,9 @@ class Worker:
     def revoked(self, partitions: frozenset[int]) -> None:
         """No longer ours: work before its apply is dropped, not awaited. The next owner starts from the checkpoint."""
         for number in partitions & self._partitions.keys():
-            del self._partitions[number]
+            self._partitions.pop(number).give_away()
+            self._waiting.pop(number, None)
             self._tasks.pop(number).cancel()
-            self._tools.cache.clear(number)
         self._tools.telemetry.assigned(frozenset(self._partitions))
 
     async def deliver(self, fetched: Sequence[Fetched]) -> None:
@@ -127,20 +164,24 @@ class Worker:
                 partition.offer(each)
 
     async def run(self) -> None:
-        """Score for whoever asks, until cancelled. Raises the error of a partition that no retry can mend."""
+        """Score for whoever asks, until cancelled. Raises what is wrong for all partitions."""
         self._fatal = asyncio.get_running_loop().create_future()
         if self._source is None:
             raise RuntimeError("attach a source before the worker runs")
-        scoring = asyncio.create_task(self._tools.batcher.run(), name="batcher")
-        pulse = asyncio.create_task(self._pulse.run(self._source), name="pulse")
+        working = {
+            asyncio.create_task(self._tools.batcher.run(), name="batcher"),
+            asyncio.create_task(self._pulse.run(self._source), name="pulse"),
+            asyncio.create_task(self._schedule(), name="turns"),
+            asyncio.create_task(self._keep_house(), name="housekeeping"),
+        }
         try:
-            await asyncio.wait({scoring, pulse, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
-            for future in (scoring, pulse, self._fatal):
+            await asyncio.wait({*working, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
+            for future in (*working, self._fatal):
                 if future.done():
                     future.result()
         finally:
             # The store and the sink are closed after us: nobody may use them any more.
-            left = [scoring, pulse, *self._tasks.values()]
+            left = [*working, *self._turns, *self._tasks.values()]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
@@ -158,6 +199,98 @@ class Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         return all(partition.finished for partition in partitions)
+
+    # -- turns
+
+    def _on_ready(self, partition: Partition) -> None:
+        self._waiting.setdefault(partition.number, partition)
+        self._wake.set()
+
+    async def _schedule(self) -> None:
+        """Begin a turn as soon as something waits and a place is free."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while len(self._turns) < self._limits.turns_in_flight and (taken := self._take()):
+                task = asyncio.create_task(self._turn(taken), name="turn")
+                self._turns.add(task)
+                task.add_done_callback(self._turned)
+
+    def _take(self) -> list[Taken]:
+        """The pieces of the next turn, whoever has waited longest first."""
+        limits, taken, records = self._limits, list[Taken](), 0
+        room = limits.turn_partitions_max
+        if len(self._waiting) > 1 and not self._turns:
+            # Nobody knows how much waits without looking; a queue of more than one batch is a backlog.
+            backlog = sum(partition.queued_records for partition in self._waiting.values())
+            if backlog > BACKLOG_RECORDS:
+                room = min(room, -(-len(self._waiting) // 2))
+        for number, partition in list(self._waiting.items()):
+            if len(taken) == room or records >= limits.turn_records_max or (taken and partition.alone):
+                break
+            del self._waiting[number]
+            piece = partition.take() or (partition.take_acknowledgement() if partition.draining else None)
+            if piece is None:
+                continue
+            taken.append(Taken(partition, piece))
+            records += 0 if piece.batch is None else len(piece.batch.records)
+            if partition.alone:
+                break
+        return taken
+
+    async def _turn(self, taken: Sequence[Taken]) -> None:
+        errors: dict[int, Exception | None]
+        try:
+            errors = await self._pipeline.turn([piece for _, piece in taken])
+        except RETRIED as error:
+            errors = {partition.number: error for partition, _ in taken}
+        except Exception as error:
+            if len(taken) == 1:
+                errors = {taken[0].partition.number: error}
+            else:
+                log.exception("a turn failed: its partitions are tried one by one")
+                errors = {}
+                for partition, piece in taken:
+                    partition.retry_alone(piece)
+                return
+        for partition, piece in taken:
+            partition.settle(piece, errors[partition.number])
+
+    def _turned(self, task: asyncio.Task[None]) -> None:
+        self._turns.discard(task)
+        self._wake.set()
+        self._ended(task)
+
+    async def _keep_house(self) -> None:
+        """Idle partitions acknowledge their outboxes, and look whether their state is still there."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            now_s = self._tools.clock.monotonic_s()
+            idle = [p for p in self._partitions.values() if p.opened is not None and not p.waits]
+            acks = [
+                Taken(p, piece)
+                for p in idle
+                if now_s - p.idle_since_s >= ACK_AFTER_S and (piece := p.take_acknowledgement())
+            ]
+            for at in range(0, len(acks), self._limits.turn_partitions_max):
+                await self._turn(acks[at : at + self._limits.turn_partitions_max])
+            asked = [p for p in idle if p.idle_check_is_due(now_s)]
+            if asked:
+                await self._verify(asked)
+
+    async def _verify(self, partitions: Sequence[Partition]) -> None:
+        opened = [p.opened for p in partitions if p.opened is not None]
+        expected = [each.stored for each in opened]
+        try:
+            wrong: dict[int, Exception] = await self._pipeline.verify_fence(opened)
+        except RETRIED as error:
+            wrong = dict.fromkeys(range(len(opened)), error)
+        for i, why in wrong.items():
+            partition = self._partitions.get(opened[i].partition)
+            # A turn of ours may have moved it while we asked.
+            unmoved = partition is not None and partition.opened is opened[i] and not partition.in_turn
+            if partition is not None and unmoved and opened[i].stored == expected[i]:
+                partition.fail(why)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or self._fatal is None or self._fatal.done():

@@ -59,13 +59,15 @@ class ParseLimits(BaseModel):
 class Parsed:
     """What a batch of records is. Indices are into the records.
 
-    events:     the good ones and the tombstones, in offset order; `position` is the offset
+    events:     the good ones and the tombstones, in the records' order; `position` is the offset
+    number:     int64[n], the record of each event
     rejected:   by index
     ignored:    how many were of types that the spec ignores
     tombstones: indices of the records that forget a customer (kind TOMBSTONE in `events`)
     """
 
     events: EventBatch
+    number: NDArray[np.int64]
     rejected: list[Rejected]
     ignored: int
     tombstones: list[int]
@@ -81,7 +83,7 @@ class Parser:
         self._columns = ColumnReader(spec)
 
     def parse(self, records: Sequence[KafkaRecord]) -> Parsed:
-        """Parse records of one partition, in offset order. Nothing that a producer can send raises."""
+        """Parse records, of each partition in offset order. Nothing that a producer can send raises."""
         rejected: list[Rejected] = []
         forgotten: dict[int, str] = {}  # record number of each tombstone -> its customer
         present, values = _with_values(records, forgotten, rejected)
@@ -92,8 +94,8 @@ class Parser:
         number = present[decoded][columns.index]
         columns, number = self._admitted(records, columns, number, rejected)
         rejected.sort(key=lambda bad: bad.index)
-        events = _in_order(records, columns, number, forgotten)
-        return Parsed(events, rejected, len(columns.ignored), list(forgotten))
+        events, number = _in_order(records, columns, number, forgotten)
+        return Parsed(events, number, rejected, len(columns.ignored), list(forgotten))
 
     def _admitted(
         self,
@@ -193,13 +195,16 @@ def _customer(key: bytes | None) -> str | None:
 
 def _in_order(
     records: Sequence[KafkaRecord], columns: Columns, number: NDArray[np.int64], forgotten: dict[int, str]
-) -> EventBatch:
-    """Events and tombstones as one batch, in the records' order. A tombstone's time is its record's."""
+) -> tuple[EventBatch, NDArray[np.int64]]:
+    """Events and tombstones as one batch, in the records' order, and the record of each.
+
+    A tombstone's time is its record's."""
     position = np.array([records[i].offset for i in number.tolist()], np.int64)
     if not forgotten:
-        return batch_of(columns, position)
+        return batch_of(columns, position), number
     lost = list(forgotten)
-    order = np.argsort(np.concatenate([number, np.array(lost, np.int64)]), kind="stable")
+    numbers = np.concatenate([number, np.array(lost, np.int64)])
+    order = np.argsort(numbers, kind="stable")
     users = [*columns.users, *forgotten.values()]
     customers, customer = _numbered([users[i] for i in order.tolist()])
     times = np.array([max(1, records[i].timestamp) for i in lost], np.int64)
@@ -209,7 +214,7 @@ def _in_order(
             order
         ]
 
-    return EventBatch(
+    events = EventBatch(
         customers=customers,
         customer=customer,
         kind=column(columns.kind, TOMBSTONE),
@@ -218,6 +223,7 @@ def _in_order(
         event_id=column(columns.event_ids(), 0),
         position=column(position, [records[i].offset for i in lost]),
     )
+    return events, numbers[order]
 
 
 def _numbered(users: Sequence[str]) -> tuple[list[str], NDArray[np.int32]]:

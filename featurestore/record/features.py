@@ -25,7 +25,7 @@ class Feature:
     transform: Transform
     sentence: str
 
-    def say(self, value: float) -> str:
+    def describe(self, value: float) -> str:
         """The value in plain words, e.g. 'no activity for 12.3 days'."""
         return self.sentence.format(value=value)
 

@@ -55,6 +55,9 @@ class MemoryStore:
     async def checkpoint(self, partition: int) -> Checkpoint | None:
         return (await self._at(partition)).checkpoint
 
+    def checkpoint_each(self, partitions: Sequence[int]) -> list[asyncio.Future[Checkpoint | None]]:
+        return [begun(self.checkpoint(partition)) for partition in partitions]
+
     async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
         check_count(customers)
         records = (await self._at(partition)).records

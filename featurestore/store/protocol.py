@@ -35,6 +35,9 @@ class Store(Protocol):
     async def checkpoint(self, partition: int) -> Checkpoint | None:
         """Where the partition is, None when it never began. Raises LayoutError for a checkpoint that cannot be read."""
 
+    def checkpoint_each(self, partitions: Sequence[int]) -> list[asyncio.Future[Checkpoint | None]]:
+        """`checkpoint` of each partition, all asked together; a future to each, in order, as with `load_each`."""
+
     async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
         """Records in the order asked: structured[n] (writable, the caller's own; zeros where absent), found bool[n].
 

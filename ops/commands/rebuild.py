@@ -14,7 +14,7 @@ from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import Steps, config_option, console, json_option, settings_of, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
 from ebbtide.ops.state.plan import plan
-from ebbtide.ops.state.rebuild import Counts, Rebuild, Rebuilt, Silence
+from ebbtide.ops.state.rebuild import Counts, ForbiddenSink, Rebuild, Rebuilt
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.clock import SystemClock
@@ -100,7 +100,7 @@ async def _run(
         open_store(settings, layout, settled.partitions) as store,
     ):
         begun = await plan(settled, store, settings.kafka.group, layout.id)
-        tools = await tools_of(settings, layout, slot, store, Silence(), counts)
+        tools = await tools_of(settings, layout, slot, store, ForbiddenSink(), counts)
         share_max = settings.dead_letter_share_max
         rebuild = Rebuild(settled, tools, counts, begun, dead_letter_share_max=share_max)
         if follow:

@@ -97,6 +97,7 @@ class BatchingSettings(_Frozen):
     deadline_s: float = Field(default=0.05, gt=0)
     linger_s: float = Field(default=0.0, ge=0)
     queued_batches_max: int = Field(default=4, ge=1)
+    queued_bytes_max: int = Field(default=64 << 20, ge=1 << 20)
 
 
 class HttpSettings(_Frozen):

@@ -155,7 +155,7 @@ class HttpServer:
                         "value": _number(v),
                         "unit": f.unit,
                         "contribution": _number(c),
-                        "words": f.say(float(v)),
+                        "words": f.describe(float(v)),
                     }
                     for f, v, c in zip(self._features, values, contributions, strict=True)
                 },

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from ebbtide.stream.telemetry import BatchDone, Dispatched
+from ebbtide.stream.telemetry import Dispatched, Telemetry, TurnDone
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 STAGE_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
@@ -18,7 +18,7 @@ ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TRANSITIONS = ("opened", "resolved", "terminated")
 
 
-class Metrics:
+class Metrics(Telemetry):
     """A `Telemetry` over one Prometheus registry."""
 
     content_type = CONTENT_TYPE_LATEST
@@ -114,24 +114,25 @@ class Metrics:
         self._seconds.labels(str(dispatch.size)).observe(dispatch.actual_s)
         self._predicted.inc(dispatch.predicted_s)
 
-    def batch_done(self, commit: BatchDone) -> None:
-        self._records.inc(commit.records)
-        self._events.inc(commit.events)
-        self._ignored.inc(commit.ignored)
-        self._forgotten.inc(commit.forgotten)
-        for reason, n in commit.rejected.items():
+    def turn_done(self, turn: TurnDone) -> None:
+        self._records.inc(turn.records)
+        self._events.inc(turn.events)
+        self._ignored.inc(turn.ignored)
+        self._forgotten.inc(turn.forgotten)
+        for reason, n in turn.rejected.items():
             self._rejected.labels(reason).inc(n)
-        for cause, n in commit.points.items():
+        for cause, n in turn.points.items():
             self._points.labels(cause).inc(n)
-        for transition, n in commit.alerts.items():
+        for transition, n in turn.alerts.items():
             self._alerts.labels(transition).inc(n)
-        for stage, seconds in commit.seconds.items():
+        for stage, seconds in turn.seconds.items():
             self._stages.labels(stage).observe(seconds)
-        if commit.latency_s is not None:
-            self._latency.observe(max(commit.latency_s, 0.0))
-        self._position.labels(str(commit.partition)).set(commit.position)
-        if commit.lag is not None:
-            self._lag.labels(str(commit.partition)).set(commit.lag)
+        if turn.latency_s is not None:
+            self._latency.observe(max(turn.latency_s, 0.0))
+        for piece in turn.pieces:
+            self._position.labels(str(piece.partition)).set(piece.position)
+            if piece.lag is not None:
+                self._lag.labels(str(piece.partition)).set(piece.lag)
 
     def assigned(self, partitions: frozenset[int]) -> None:
         for gone in self._partitions - partitions:

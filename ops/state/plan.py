@@ -11,12 +11,14 @@ It reads and changes nothing.
 from dataclasses import dataclass
 
 from ebbtide.featurestore.errors import LayoutError
-from ebbtide.featurestore.store.checkpoint import Checkpoint, check_checkpoint
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.errors import OpsError
 from ebbtide.stream.batch import CommittedOffset
-from ebbtide.stream.errors import HeadOutsideLog
+from ebbtide.stream.errors import CheckpointOutsideLog
 from ebbtide.stream.kafka.committed_log import CommittedLog
+from ebbtide.stream.suppression import SUPPRESS_ALL
+from ebbtide.stream.turn.flood import FloodGuard
+from ebbtide.stream.turn.opened import LogState, Opened, open_partition
 
 ANEW = "delete it with `ebbtide drop --prefix NEW --yes` and begin again, or choose another prefix"
 
@@ -31,60 +33,56 @@ class NotOurs(OpsError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """By partition, for those that the group has a committed offset of: where the log begins, and where the rebuild
-    does."""
+    """By partition, for those that the group has a committed offset of: where the rebuild begins."""
 
-    begin: dict[int, int]
     start: dict[int, int]
 
 
 async def plan(settled: CommittedLog, store: Store, group: str, layout_id: str) -> Plan:
-    """What there is to do. Raises NothingToRebuild, NotOurs, HeadOutsideLog; StoreUnavailable, BrokerUnavailable."""
+    """What there is to do.
+
+    Raises NothingToRebuild, NotOurs, CheckpointOutsideLog; StoreUnavailable, BrokerUnavailable.
+    """
     committed, ranges = await settled.committed(), await settled.ranges()
     if not committed:
         raise NothingToRebuild(
             f"group {group!r} has no committed offset: no worker of it has ever run",
             hint="start a worker with the new redis.prefix: a first start makes the state by itself",
         )
-    begins, starts = {}, {}
+    starts = {}
     for number, each in sorted(committed.items()):
         begin, end = ranges[number]
         check_committed(number, each, begin, end)
-        checkpoint = await head_of(store, number, layout_id, settled.partitions)
-        begins[number], starts[number] = begin, begin if checkpoint is None else checkpoint.offset
-        if starts[number] < begin:
-            raise NotOurs(
-                f"partition {number} under this prefix is at offset {starts[number]}, the log begins at {begin}",
-                hint=ANEW,
-            )
+        log = LogState(settled.partitions, begin, end, None)
+        opened = await open_ours(store, layout_id, number, log, FloodGuard(1.0))
+        starts[number] = opened.checkpoint.offset
         if starts[number] > each.offset:
             raise NotOurs(
                 f"partition {number} under this prefix is at offset {starts[number]}, beyond"
                 f" the committed offset {each.offset}",
                 hint="a worker uses this prefix already: choose another one",
             )
-    return Plan(begins, starts)
+    return Plan(starts)
 
 
 def check_committed(partition: int, committed: CommittedOffset, begin: int, end: int) -> None:
-    """Raises HeadOutsideLog when the committed offset belongs to a log that is no longer there."""
+    """Raises CheckpointOutsideLog when the committed offset belongs to a log that is no longer there."""
     if committed.offset < begin:
-        raise HeadOutsideLog(
+        raise CheckpointOutsideLog(
             f"partition {partition} was sent up to offset {committed.offset}, the log begins at {begin}",
             hint="what lay between is gone: start workers with the new redis.prefix, they fold what is retained",
         )
     if committed.offset > end:
-        raise HeadOutsideLog(
+        raise CheckpointOutsideLog(
             f"partition {partition} was sent up to offset {committed.offset}, the log ends at {end}",
             hint="the topic was made anew: workers need another kafka.group and another redis.prefix",
         )
 
 
-async def head_of(store: Store, partition: int, layout_id: str, partitions: int) -> Checkpoint | None:
-    """The checkpoint under the new prefix. Raises NotOurs when it belongs to another layout, topic or reset."""
+async def open_ours(store: Store, layout_id: str, number: int, log: LogState, flood: FloodGuard) -> Opened:
+    """The partition under the new prefix, all of it suppressed. Raises NotOurs when what is stored belongs to another
+    layout, topic or reset, or lies outside the log."""
     try:
-        checkpoint = await store.checkpoint(partition)
-        check_checkpoint(checkpoint, layout_id, partitions)
-    except LayoutError as error:
+        return await open_partition(store, layout_id, number, log, SUPPRESS_ALL, flood)
+    except (LayoutError, CheckpointOutsideLog) as error:
         raise NotOurs(f"this prefix holds another state: {error.args[0]}", hint=ANEW) from error
-    return checkpoint

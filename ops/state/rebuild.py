@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
-from ebbtide.featurestore.store.checkpoint import Checkpoint
-from ebbtide.ops.state.plan import NotOurs, Plan, head_of
+from ebbtide.ops.state.plan import NotOurs, Plan, open_ours
 from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.errors import BrokerUnavailable, ScorerUnavailable
 from ebbtide.stream.kafka.committed_log import CommittedLog
-from ebbtide.stream.outputs.dead_letter import FloodGuard
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.retry import Backoff
-from ebbtide.stream.suppression import SUPPRESS_ALL
-from ebbtide.stream.telemetry import BatchDone, NullTelemetry
+from ebbtide.stream.telemetry import Telemetry, TurnDone
+from ebbtide.stream.turn.flood import FloodGuard
+from ebbtide.stream.turn.opened import LogState, Opened
+from ebbtide.stream.turn.work import Piece
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ AWAY = (StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
 Progress = Callable[[float, float, str], None]
 
 
-class Silence:
+class ForbiddenSink:
     """A sink that is given nothing. What it is given all the same would be said a second time."""
 
     async def send_all(self, messages: Sequence[Message]) -> None:
@@ -65,17 +65,17 @@ class Rebuilt:
     seconds: float = 0.0
 
 
-class Counts(NullTelemetry):
-    """Records and bad records by partition, as the pipelines tell them."""
+class Counts(Telemetry):
+    """Records and bad records by partition, as the turns tell them."""
 
     def __init__(self) -> None:
         self.records: dict[int, int] = {}
         self.rejected: dict[int, int] = {}
 
-    def batch_done(self, commit: BatchDone) -> None:
-        self.records[commit.partition] = self.records.get(commit.partition, 0) + commit.records
-        bad = sum(commit.rejected.values())
-        self.rejected[commit.partition] = self.rejected.get(commit.partition, 0) + bad
+    def turn_done(self, turn: TurnDone) -> None:
+        for piece in turn.pieces:
+            self.records[piece.partition] = self.records.get(piece.partition, 0) + piece.records
+            self.rejected[piece.partition] = self.rejected.get(piece.partition, 0) + piece.rejected
 
 
 class Rebuild:
@@ -98,7 +98,7 @@ class Rebuild:
             number: _Part(number, settled, tools, begun, dead_letter_share_max, self._stop)
             for number in begun.start
         }
-        self._to_commit: dict[int, CommittedOffset] = {}
+        self._committed: dict[int, CommittedOffset] = {}
 
     def stop(self) -> None:
         """Finish the steps in hand, and no more."""
@@ -107,7 +107,8 @@ class Rebuild:
     async def run(self, progress: Progress = lambda *_: None, *, follow: bool = False) -> list[Rebuilt]:
         """Until every partition is at a committed offset that is less than FRESH_S old; with `follow` until `stop`.
 
-        Raises NotOurs, HeadOutsideLog, DeadLetterFlood, and what AWAY names when it lasts longer than OUTAGE_S_MAX.
+        Raises NotOurs, CheckpointOutsideLog, DeadLetterFlood, and what AWAY names when it lasts longer than
+        OUTAGE_S_MAX.
         """
         helpers = [
             asyncio.create_task(self._tools.batcher.run(), name="batcher"),
@@ -116,11 +117,11 @@ class Rebuild:
         try:
             while True:
                 read_s = self._clock.monotonic_s()
-                self._to_commit = await self._read_marks()
+                self._committed = await self._read_committed()
                 await _all(
-                    part.reach(self._to_commit[n].offset)
+                    part.reach(self._committed[n].offset)
                     for n, part in self._parts.items()
-                    if n in self._to_commit
+                    if n in self._committed
                 )
                 if self._stop.is_set() or (not follow and self._clock.monotonic_s() - read_s < FRESH_S):
                     return self.done()
@@ -139,21 +140,21 @@ class Rebuild:
             for n, part in self._parts.items()
         ]
 
-    async def _read_marks(self) -> dict[int, CommittedOffset]:
-        """The marks, asked for until Kafka answers."""
-        outage = _Outage(self._clock.monotonic_s)
+    async def _read_committed(self) -> dict[int, CommittedOffset]:
+        """The committed offsets, asked for until Kafka answers."""
+        backoff = Backoff(OUTAGE_S_MAX, self._clock.monotonic_s)
         while True:
             try:
                 return await self._settled.committed()
             except AWAY as error:
-                await outage.wait(error, self._stop)
+                await _pause(backoff, error, self._stop)
 
     async def _tell(self, progress: Progress) -> None:
         told_s = self._clock.monotonic_s()
         while True:
             done = sum(part.position - part.start for part in self._parts.values())
             known = [
-                (self._to_commit[n].offset, part) for n, part in self._parts.items() if n in self._to_commit
+                (self._committed[n].offset, part) for n, part in self._parts.items() if n in self._committed
             ]
             left = sum(max(0, committed - part.position) for committed, part in known)
             progress(done, done + left, f"{done:,} offsets, {left:,} to the committed offset")
@@ -176,12 +177,12 @@ class _Part:
         stop: asyncio.Event,
     ) -> None:
         self.start = self.position = begun.start[number]
-        self._begin = begun.begin[number]
         self.seconds = 0.0
+        self._pipeline = Pipeline(tools)
         self._number, self._settled, self._tools, self._stop = number, settled, tools, stop
         self._flood = FloodGuard(share_max)
-        self._pipeline: Pipeline | None = None
-        self._outage = _Outage(tools.clock.monotonic_s)
+        self._opened: Opened | None = None
+        self._backoff = Backoff(OUTAGE_S_MAX, tools.clock.monotonic_s)
 
     async def reach(self, until: int) -> None:
         """Fold up to `until`, or until told to stop."""
@@ -192,69 +193,51 @@ class _Part:
                     await self._fold(until)
                     return
                 except AWAY as error:
-                    self._pipeline = None
-                    await self._outage.wait(error, self._stop)
+                    self._opened = None
+                    await _pause(self._backoff, error, self._stop)
                 except Fenced as error:
-                    # A step whose answer was lost may still arrive after we asked where we are. Once.
-                    self._pipeline = None
-                    if not self._outage.recent:
+                    # A commit whose answer was lost may still arrive after we asked where we are. Once.
+                    self._opened = None
+                    if not self._backoff.attempts:
                         raise NotOurs(
                             f"somebody else moves the state under this prefix: {error}",
                             hint="a worker uses it, or another rebuild: end that, or choose another prefix",
                         ) from error
-                    self._outage.over()
+                    self._backoff.reset()
         finally:
             self.seconds += self._tools.clock.monotonic_s() - began_s
 
     async def _fold(self, until: int) -> None:
-        pipeline = self._pipeline or await self._open()
+        opened = self._opened or await self._open()
         while not self._stop.is_set():
             batch = await self._settled.next(self._number, until)
             if batch is None:
                 return
-            if batch.start != pipeline.position:
-                raise RuntimeError(f"a batch begins at {batch.start}, expected {pipeline.position}")
+            opened.check_follows(batch)
             for piece in batch.cut_before_tombstones():
-                await pipeline.process(piece)
-                self.position = pipeline.position
-            self._outage.over()
+                error = (await self._pipeline.turn([Piece(opened, piece)]))[self._number]
+                if error is not None:
+                    raise error
+                self.position = opened.checkpoint.offset
+            self._backoff.reset()
 
-    async def _open(self) -> Pipeline:
+    async def _open(self) -> Opened:
         tools, number = self._tools, self._number
-        stored = await head_of(tools.store, number, tools.layout.id, self._settled.partitions)
-        # None also when the store has lost what was there: then all of it is made once more.
-        begun = stored or Checkpoint(self._begin, 0, 0, tools.layout.id, self._settled.partitions)
-        self._pipeline = Pipeline(tools, number, stored, begun, SUPPRESS_ALL, self._flood)
-        self.position = begun.offset
-        self._settled.seek(number, begun.offset)
-        return self._pipeline
+        begin, end = (await self._settled.ranges())[number]
+        log_state = LogState(self._settled.partitions, begin, end, None)
+        # Without a checkpoint also when the store has lost what was there: then all of it is made once more.
+        opened = await open_ours(tools.store, tools.layout.id, number, log_state, self._flood)
+        self.position = opened.checkpoint.offset
+        self._settled.seek(number, opened.checkpoint.offset)
+        self._opened = opened
+        return opened
 
 
-class _Outage:
-    """Waits between tries, longer and longer, and not for ever."""
-
-    def __init__(self, monotonic_s: Callable[[], float]) -> None:
-        self._monotonic_s = monotonic_s
-        self._since_s: float | None = None
-        self._backoff = Backoff()
-
-    @property
-    def recent(self) -> bool:
-        return self._since_s is not None
-
-    def over(self) -> None:
-        self._since_s = None
-        self._backoff.over()
-
-    async def wait(self, error: Exception, stop: asyncio.Event) -> None:
-        """Before the next try. Raises `error` when it has been like this for OUTAGE_S_MAX."""
-        now_s = self._monotonic_s()
-        if self._since_s is None:
-            self._since_s = now_s
-        if now_s - self._since_s > OUTAGE_S_MAX:
-            raise error
-        log.warning("waiting", extra={"reason": str(error)})
-        await _wait(stop, self._backoff.next_s())
+async def _pause(backoff: Backoff, error: Exception, stop: asyncio.Event) -> None:
+    """Before the next try. Raises `error` when it has been like this for too long."""
+    wait_s = backoff.next_s(error)
+    log.warning("waiting", extra={"reason": str(error)})
+    await _wait(stop, wait_s)
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:

@@ -56,6 +56,7 @@ class Serving:
 
     name: str
     version: int
+    model: Scorer
     policy: Policy
 
 
@@ -67,6 +68,7 @@ def serving(scorer: Scorer, settings: PolicySettings) -> Serving:
     return Serving(
         manifest.name,
         manifest.version,
+        scorer,
         Policy(enter=enter, exit=leave, dwell_ms=settings.dwell_ms, cooldown_ms=settings.cooldown_ms),
     )
 
@@ -93,8 +95,16 @@ async def tools_of(
 ) -> Tools:
     """What every partition's pipeline works with, compiled; its batcher is not running yet."""
     clock = SystemClock()
+    served: list[Serving] = []
+
+    def current() -> Serving:
+        """One value a version, made when it takes over."""
+        if not served or served[0].model is not slot.current:
+            served[:] = [serving(slot.current, settings.policy)]
+        return served[0]
+
     batcher = Batcher(
-        lambda: slot.current,
+        current,
         clock,
         telemetry,
         deadline_s=settings.batching.deadline_s,
@@ -110,7 +120,6 @@ async def tools_of(
         cache=Cache(layout.dtype, settings.redis.cache_bytes_max),
         sink=sink,
         batcher=batcher,
-        serving=lambda: serving(slot.current, settings.policy),
         clock=clock,
         telemetry=telemetry,
     )
@@ -139,9 +148,10 @@ async def _serve(
         tools,
         alerts_from=settings.alerts_from,
         limits=Limits(
-            settings.batching.queued_batches_max,
-            settings.kafka.fetch_records_max,
-            settings.dead_letter_share_max,
+            queued_batches_max=settings.batching.queued_batches_max,
+            queued_bytes_max=settings.batching.queued_bytes_max,
+            piece_records_max=settings.kafka.fetch_records_max,
+            dead_letter_share_max=settings.dead_letter_share_max,
         ),
     )
     app = build_app(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
@@ -151,8 +161,8 @@ async def _serve(
         rows: Rows, as_of: NDArray[np.int64]
     ) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
         scored = await tools.batcher.score(rows, as_of, events=0, oldest_ms=tools.clock.now_ms())
-        values, contributions = await tools.batcher.explain(rows, as_of, scored.version)
-        return float(scored.p[0]), values[0], contributions[0], int(scored.version[0])
+        values, contributions = await tools.batcher.explain(rows, as_of, scored.serving)
+        return float(scored.p[0]), values[0], contributions[0], scored.serving.version
 
     face = HttpServer(
         settings.http,
@@ -161,9 +171,9 @@ async def _serve(
         metrics=metrics,
         ask=ask,
         clock=tools.clock,
-        why_not_ready=lambda: "; ".join(worker.troubles),
+        why_not_ready=lambda: "; ".join(worker.not_ready_reasons),
     )
-    metrics.ready(lambda: not worker.troubles)
+    metrics.ready(lambda: not worker.not_ready_reasons)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -36,7 +36,7 @@ from ebbtide.stream.consumer import offsets
 from ebbtide.stream.consumer.membership import Membership, group_consumer
 from ebbtide.stream.errors import (
     BrokerMisconfigured,
-    HeadOutsideLog,
+    CheckpointOutsideLog,
     PartitionFault,
     PartitionRevoked,
     UnreadableBatch,
@@ -227,7 +227,7 @@ class BatchThread(AIOKafkaConsumerThread):
         """The partition's fault; raises what is about all of them, which is a right that we lack."""
         where = f"{tp.topic}[{tp.partition}] at offset {place.position}"
         if isinstance(error, OffsetOutOfRangeError):
-            fault: PartitionFault = HeadOutsideLog(
+            fault: PartitionFault = CheckpointOutsideLog(
                 f"{where}: Kafka no longer has it", hint="the state has to be rebuilt from what is retained"
             )
         else:

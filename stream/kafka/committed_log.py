@@ -19,7 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch
-from ebbtide.stream.errors import BrokerUnavailable, HeadOutsideLog, StreamError
+from ebbtide.stream.errors import BrokerUnavailable, CheckpointOutsideLog, StreamError
 from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.reader import reader
@@ -98,8 +98,8 @@ class CommittedLog:
     async def next(self, partition: int, until: int) -> FetchedBatch | None:
         """The batch that begins where the last one ended; None at `until`, which no record given out reaches.
 
-        May be asked for several partitions at once. Raises HeadOutsideLog when retention was faster, BrokerUnavailable
-        when nothing comes, and then `seek` has to be called again.
+        May be asked for several partitions at once. Raises CheckpointOutsideLog when retention was faster,
+        BrokerUnavailable when nothing comes, and then `seek` has to be called again.
         """
         start, tp = self._positions[partition], self._tps[partition]
         if start >= until:
@@ -124,7 +124,7 @@ class CommittedLog:
     def _problem(self, tp: TopicPartition, start: int, error: Exception) -> StreamError:
         where = f"{tp.topic}[{tp.partition}] at offset {start}"
         if isinstance(error, OffsetOutOfRangeError):
-            return HeadOutsideLog(
+            return CheckpointOutsideLog(
                 f"{where}: Kafka no longer has it",
                 hint="retention was faster: drop what was made, begin again",
             )

@@ -5,79 +5,72 @@ composes the same bytes. Who left explicitly was not scored, so there is nothing
 model cannot explain goes out all the same, without reasons: that it happened matters more than why.
 """
 
-from typing import Protocol
-
-from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import EVENT, RESET, SILENCE, TERMINAL, Points
 from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.store.commit import OutboxEntry
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.stream.outputs.alert import Alert, Decision, Reason, alert_id, encode, instant, top_reasons
-from ebbtide.stream.policy import Policy, Transition
-from ebbtide.stream.scoring.batcher import Batcher, Scored
+from ebbtide.stream.policy import Transition
+from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.scoring.model import Scored
+from ebbtide.stream.turn.work import Origin, Work
 
 CAUSES = {EVENT: "event", SILENCE: "silence", TERMINAL: "terminal", RESET: "reset"}
 """A point's cause, as alerts, scores and metrics name it."""
 
 
-class Serving(Protocol):
-    """The model in service, as an alert names it, and the policy that goes with it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def policy(self) -> Policy: ...
-
-
 class Composer:
-    """Makes the alerts of one partition."""
+    """Makes the alerts of a topic's partitions."""
 
-    def __init__(self, topic: str, partition: int, layout: Layout, batcher: Batcher) -> None:
-        self._topic, self._partition, self._layout, self._batcher = topic, partition, layout, batcher
+    def __init__(self, topic: str, layout: Layout, batcher: Batcher) -> None:
+        self._topic, self._layout, self._batcher = topic, layout, batcher
         listed = features(layout.spec)
-        self._names, self._say = [f.name for f in listed], [f.say for f in listed]
+        self._names, self._describe = [f.name for f in listed], [f.describe for f in listed]
 
     async def compose(
-        self,
-        transitions: list[Transition],
-        points: Points,
-        scored: Scored,
-        events: EventBatch,
-        serving: Serving,
-    ) -> list[tuple[bytes, bytes]]:
-        """Outbox entries (alert id, encoded alert) of the transitions, in their order."""
+        self, work: Work, transitions: list[Transition], points: Points, origin: Origin, scored: Scored
+    ) -> dict[int, list[OutboxEntry]]:
+        """Outbox entries of the transitions, by piece, in the order of decision. Raises ScorerUnavailable."""
         if not transitions:
-            return []
+            return {}
         reasons = await self._reasons(
             [t for t in transitions if points.cause[t.point] != TERMINAL], points, scored
         )
-        entries = []
+        entries: dict[int, list[OutboxEntry]] = {}
         for t in transitions:
-            customer = events.customers[points.customer[t.point]]
-            left = points.cause[t.point] == TERMINAL
+            piece, offset = int(origin.piece[t.point]), int(origin.offset[t.point])
+            opened = work.pieces[piece].opened
+            customer = work.events.customers[points.customer[t.point]]
             alert = Alert(
                 alert_id=alert_id(self._topic, customer, t.kind, t.sequence),
                 customer=customer,
                 sequence=t.sequence,
                 transition=t.kind,
-                probability=None if left else round(float(scored.p[t.point]), 6),
-                threshold=serving.policy.enter,
+                probability=None if points.cause[t.point] == TERMINAL else round(float(scored.p[t.point]), 6),
+                threshold=scored.serving.policy.enter,
                 horizon_days=self._layout.spec.horizon_ms / DAY_MS,
                 reasons=reasons.get(t.point, ()),
-                model=serving.name,
-                model_version=serving.version if left else int(scored.version[t.point]),
+                model=scored.serving.name,
+                model_version=scored.serving.version,
                 layout=self._layout.id,
                 decision=Decision(
                     as_of=instant(int(points.as_of[t.point])),
                     cause=CAUSES[int(points.cause[t.point])],  # type: ignore[arg-type]  # RESET makes no transition
                     topic=self._topic,
-                    partition=self._partition,
-                    offset=int(events.position[points.event[t.point]]),
+                    partition=opened.partition,
+                    offset=offset,
                 ),
             )
-            entries.append((alert.alert_id.encode(), encode(alert)))
+            entries.setdefault(piece, []).append(
+                OutboxEntry(
+                    alert.alert_id.encode(),
+                    opened.checkpoint.sequence + 1,
+                    customer.encode(),
+                    offset,
+                    encode(alert),
+                )
+            )
         return entries
 
     async def _reasons(
@@ -88,11 +81,11 @@ class Composer:
             return {}
         chosen = [t.point for t in transitions]
         values, contributions = await self._batcher.explain(
-            points.rows[chosen], points.as_of[chosen], scored.version[chosen]
+            points.rows[chosen], points.as_of[chosen], scored.serving
         )
         return {
             t.point: top_reasons(
-                self._names, self._say, values[n], contributions[n], 1 if t.kind == "opened" else -1
+                self._names, self._describe, values[n], contributions[n], 1 if t.kind == "opened" else -1
             )
             for n, t in enumerate(transitions)
         }

@@ -1,9 +1,9 @@
-"""What a batch says ahead of its step: dead letters, tombstones passed on, scores.
+"""What a turn says ahead of its commits: dead letters, tombstones passed on, scores.
 
-    sent and acknowledged before the partition moves past the records they come from, so nothing is lost by being bad
-    alerts go the other way, through the outbox (`stream/pipeline.py`): they follow from the step
+    sent and acknowledged before a partition moves past the records they come from, so nothing is lost by being bad
+    alerts go the other way, through the outbox (`stream/pipeline.py`): they follow from the commit
 
-It knows what is to be said of one batch, and leaves out what the group's committed offset says was sent
+It leaves out what the group's committed offset says was sent
 (`stream/suppression.py`). It sends nothing. The invariant: the messages follow from the log and the committed offset
 alone, so after a crash the same ones are made again, with the same positions.
 """
@@ -13,16 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
-from ebbtide.featurestore.events.parse import Parsed
-from ebbtide.featurestore.record.fold import Points
-from ebbtide.stream.batch import FetchedBatch, Record
+from ebbtide.featurestore.events.event import TOMBSTONE
 from ebbtide.stream.outputs.compose import CAUSES
 from ebbtide.stream.outputs.dead_letter import UNSCORED, Position, dead_letter_of, propagated_tombstone
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.outputs.scores import score_message
-from ebbtide.stream.scoring.batcher import Scored
-from ebbtide.stream.suppression import Suppression
+from ebbtide.stream.turn.work import Verdicts
 
 UNSCORED_DETAIL = "the model fails for this customer's record; the event is folded"
 
@@ -40,49 +36,58 @@ class Outputs:
         return tuple(name for name in (self.alerts, self.dead_letters, self.scores) if name)
 
 
-def unscored(points: Points, scored: Scored, events: EventBatch) -> NDArray[np.int64]:
-    """Offsets int64[k], ascending, of the events that brought a point which the model cannot score."""
-    return np.unique(events.position[points.event[np.isnan(scored.p)]])
+def unscored(verdicts: Verdicts) -> NDArray[np.int64]:
+    """Indices int64[k], ascending, of the events that brought a point which the model cannot score."""
+    return np.unique(verdicts.points.event[np.isnan(verdicts.scored.p)]).astype(np.int64)
 
 
-def pre_commit_messages(
-    outputs: Outputs, muted: Suppression, batch: FetchedBatch, parsed: Parsed, points: Points, scored: Scored
-) -> list[Message]:
-    """What has to be acknowledged before the partition moves to `batch.end`."""
-    since = muted.outputs_from
-    if batch.end <= since:
-        return []
-    records, events = batch.records, parsed.events
-    bad: list[tuple[Record, str, str]] = [
-        (records[each.index], each.reason, each.detail) for each in parsed.rejected
-    ]
-    if len(lost := unscored(points, scored, events)):
-        by_offset = {record.offset: record for record in records}
-        bad += [(by_offset[offset], UNSCORED, UNSCORED_DETAIL) for offset in lost.tolist()]
-    messages = []
+def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dict[int, list[Message]]:
+    """By piece: what has to be acknowledged before its partition moves past it."""
+    work = verdicts.work
+    alive = np.zeros(len(work.pieces), np.bool_)
+    alive[work.alive] = True
+    since = np.array([piece.opened.suppression.outputs_from for piece in work.pieces], np.int64)
+    messages: dict[int, list[Message]] = {}
+
+    def source(piece: int, offset: int) -> Position:
+        return Position(topic, work.pieces[piece].opened.partition, offset)
+
     # First, since a batch is cut before a tombstone whose customer it knows: what else it says of them came after.
-    for e in np.flatnonzero((events.kind == TOMBSTONE) & (events.position >= since)):
-        key = events.customers[events.customer[e]].encode()
-        source = Position(batch.topic, batch.partition, int(events.position[e]))
-        messages += [propagated_tombstone(key, source, topic=topic) for topic in outputs.all]
-    messages += [
-        dead_letter_of(
-            record,
-            Position(batch.topic, batch.partition, record.offset),
-            reason,
-            detail,
-            topic=outputs.dead_letters,
-        )
-        for record, reason, detail in bad
-        if record.offset >= since
-    ]
-    if outputs.scores is not None:
-        offsets = events.position[points.event]
-        messages += [
-            score_message(
-                outputs.scores, events.customers[points.customer[m]], int(points.as_of[m]),
-                CAUSES[int(points.cause[m])], scored.p[m], int(scored.version[m]), batch.partition, int(offsets[m]),
+    events = work.events
+    for e in np.flatnonzero(events.kind == TOMBSTONE).tolist():
+        j, offset = int(work.piece[e]), int(events.position[e])
+        if alive[j] and offset >= since[j]:
+            key = events.customers[events.customer[e]].encode()
+            messages.setdefault(j, []).extend(
+                propagated_tombstone(key, source(j, offset), topic=each) for each in outputs.all
             )
-            for m in np.flatnonzero(points.scored & ~np.isnan(scored.p) & (offsets >= since))
-        ]  # fmt: skip
+    bad = [(each.index, str(each.reason), each.detail) for each in work.parsed.rejected]
+    bad += [(int(work.number[e]), UNSCORED, UNSCORED_DETAIL) for e in unscored(verdicts).tolist()]
+    for index, reason, detail in bad:
+        j, record = int(np.searchsorted(work.first, index, side="right")) - 1, work.records[index]
+        if alive[j] and record.offset >= since[j]:
+            messages.setdefault(j, []).append(
+                dead_letter_of(record, source(j, record.offset), reason, detail, topic=outputs.dead_letters)
+            )
+    if outputs.scores is not None:
+        _scores(outputs.scores, verdicts, alive, since, messages)
     return messages
+
+
+def _scores(
+    topic: str,
+    verdicts: Verdicts,
+    alive: NDArray[np.bool_],
+    since: NDArray[np.int64],
+    messages: dict[int, list[Message]],
+) -> None:
+    work, points, origin, scored = verdicts.work, verdicts.points, verdicts.origin, verdicts.scored
+    said = points.scored & ~np.isnan(scored.p) & alive[origin.piece] & (origin.offset >= since[origin.piece])
+    for m in np.flatnonzero(said).tolist():
+        j = int(origin.piece[m])
+        messages.setdefault(j, []).append(
+            score_message(
+                topic, work.events.customers[points.customer[m]], int(points.as_of[m]), CAUSES[int(points.cause[m])],
+                scored.p[m], scored.serving.version, work.pieces[j].opened.partition, int(origin.offset[m]),
+            )
+        )  # fmt: skip

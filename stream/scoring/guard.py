@@ -15,15 +15,15 @@ of calls is bounded (`calls_max`) however the model behaves.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.stream.errors import ScorerUnavailable
+from ebbtide.stream.scoring.model import Model
 from ebbtide.stream.sliding_share import SlidingShare
 
 log = logging.getLogger(__name__)
@@ -40,19 +40,6 @@ ROWS_JUDGED = 1_000
 customers would give them up a few at a time. A backlog and live traffic are judged alike."""
 
 ROLL_BACK = "if it stays so, publish the last good version under a higher number"
-
-
-class Model(Protocol):
-    """What is needed of a scorer; `model/serving/scorer.py` has the real one."""
-
-    @property
-    def sizes(self) -> Sequence[int]: ...
-    @property
-    def version(self) -> int: ...
-    def score(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]: ...
-    def explain(
-        self, rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 
 
 Call = Callable[[Rows, NDArray[np.int64]], NDArray[np.float32]]

@@ -29,9 +29,12 @@ from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.outputs.compose import Composer
 from ebbtide.stream.policy import decide
-from ebbtide.stream.scoring.batcher import Batcher, Scored
-from ebbtide.stream.telemetry import NullTelemetry
+from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.scoring.model import Scored
+from ebbtide.stream.telemetry import Telemetry
+from ebbtide.stream.turn.work import Origin, Piece, Work
 from tests.chaos.feed import checksum
+from tests.support.seams.turns import from_the_beginning
 
 CHUNK = 1_000
 VERSION = re.compile(rb'"model_version":\d+')
@@ -74,7 +77,7 @@ class Replay:
         self._scorer = Scorer.load(settings.model, self._layout)
         self._serving: Serving = serving(self._scorer, settings.policy)
         self._batcher = Batcher(
-            lambda: self._scorer, SystemClock(), NullTelemetry(), deadline_s=1.0, linger_s=0.0
+            lambda: self._serving, SystemClock(), Telemetry(), deadline_s=1.0, linger_s=0.0
         )
         self._rows: dict[int, dict[str, np.void]] = defaultdict(dict)
         self.end = Expected()
@@ -112,7 +115,11 @@ class Replay:
             await self._fold(partition, list(piece.records))
 
     async def _fold(self, partition: int, records: list[Record]) -> None:
-        parsed = self._parser.parse(records)
+        topic = self._settings.kafka.topic
+        opened = from_the_beginning(self._layout.id, partition, 1)
+        batch = FetchedBatch(topic, partition, 0, records[0].offset, records[-1].offset + 1, records)
+        work = Work.of([Piece(opened, batch)], self._parser)
+        parsed = work.parsed
         for bad in parsed.rejected:
             record = records[bad.index]
             said = (str(bad.reason), checksum(record.key, record.value))
@@ -123,16 +130,17 @@ class Replay:
             if customer in rows:
                 before[i] = rows[customer]
         after, points = self._folder.fold(before, events)
-        p, version = np.zeros(len(points), np.float32), np.full(len(points), self._scorer.version, np.int64)
+        p = np.zeros(len(points), np.float32)
         chosen: NDArray[np.intp] = np.flatnonzero(points.scored)
         if len(chosen):
             p[chosen] = self._scorer.score(points.rows[chosen], points.as_of[chosen])
         transitions = decide(points, p, before, after, self._serving.policy)
-        composer = Composer(self._settings.kafka.topic, partition, self._layout, self._batcher)
-        scored = Scored(p, version)
-        for identity, alert in await composer.compose(transitions, points, scored, events, self._serving):
-            assert identity not in self.end.alerts, "two alerts of one id in a single replay"
-            self.end.alerts[identity] = same_version(alert)
+        composer = Composer(self._settings.kafka.topic, self._layout, self._batcher)
+        origin = Origin(work.piece[points.event], events.position[points.event])
+        scored = Scored(p, self._serving)
+        for entry in (await composer.compose(work, transitions, points, origin, scored)).get(0, []):
+            assert entry.id not in self.end.alerts, "two alerts of one id in a single replay"
+            self.end.alerts[entry.id] = same_version(entry.value)
         for e in np.flatnonzero(events.kind == TOMBSTONE):
             self.end.tombstones[events.customers[events.customer[e]].encode()] += 1
         for i, customer in enumerate(events.customers):

@@ -65,7 +65,7 @@ async def finish(settings: Settings, service: Outage, events: int) -> float:
     ):
 
         async def done() -> bool:
-            return await applied(direct, store) == events and not successor.worker.troubles
+            return await applied(direct, store) == events and not successor.worker.not_ready_reasons
 
         await until(done, "the successor is at the end", 60.0)
     # Only a drained worker has counted all: a step shows in the checkpoint before its alerts are sent and it is told.

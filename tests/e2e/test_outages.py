@@ -173,10 +173,13 @@ async def successor_finishes(service: Outage, name: str, feed: Feed) -> None:
 
         async def done() -> bool:
             assert not successor.running.done()
-            return await applied(direct, store) == sent and not successor.worker.troubles
+            return await applied(direct, store) == sent and not successor.worker.not_ready_reasons
 
         await until(
-            done, "the successor is at the end of the log", 30.0, lambda: str(successor.worker.troubles)
+            done,
+            "the successor is at the end of the log",
+            30.0,
+            lambda: str(successor.worker.not_ready_reasons),
         )
     again = await same_as_the_log(direct, scorer)
     print(f"{sent} events, {again} alerts twice")
@@ -200,7 +203,7 @@ async def test_a_worker_joins_while_redis_is_away(service: Outage, unique_name: 
     await ensure_topics(direct.kafka, topic_specs(direct))
     async with inner_worker(settings, scorer) as first, open_store(direct, Layout(TINY), PARTITIONS) as store:
         await produce(direct, 0, 3_000)
-        await until(lambda: not first.worker.troubles, "the first worker serves")
+        await until(lambda: not first.worker.not_ready_reasons, "the first worker serves")
         await asyncio.to_thread(service.redis_proxy.hang)
         await produce(direct, 3_000, 1_000)
         async with inner_worker(settings, scorer) as second:
@@ -216,10 +219,12 @@ async def test_a_worker_joins_while_redis_is_away(service: Outage, unique_name: 
             )
             assert joined_s < 8.0
             await until(
-                lambda: all("Redis" in "; ".join(w.worker.troubles) for w in both), "both say why", 10.0
+                lambda: all("Redis" in "; ".join(w.worker.not_ready_reasons) for w in both),
+                "both say why",
+                10.0,
             )
             await asyncio.to_thread(service.redis_proxy.heal)
-            await until(lambda: not any(w.worker.troubles for w in both), "both serve", RESUMED_S)
+            await until(lambda: not any(w.worker.not_ready_reasons for w in both), "both serve", RESUMED_S)
             await produce(direct, 4_000, 1_000)
 
             async def done() -> bool:
@@ -240,13 +245,13 @@ async def test_an_idle_worker_names_who_does_not_answer(service: Outage, unique_
     await ensure_topics(service.direct(settings).kafka, topic_specs(settings))
     async with inner_worker(settings, load_scorer(service)) as idle:
         worker = idle.worker
-        await until(lambda: not worker.troubles, "it serves")
+        await until(lambda: not worker.not_ready_reasons, "it serves")
         await asyncio.to_thread(service.redis_proxy.hang)
-        await until(lambda: worker.troubles, "it has noticed", NOTICED_S)
-        (trouble,) = worker.troubles
+        await until(lambda: worker.not_ready_reasons, "it has noticed", NOTICED_S)
+        (trouble,) = worker.not_ready_reasons
         assert trouble.startswith("Redis: no answer within")
         await asyncio.to_thread(service.redis_proxy.heal)
-        await until(lambda: not worker.troubles, "it serves again", RESUMED_S)
+        await until(lambda: not worker.not_ready_reasons, "it serves again", RESUMED_S)
 
 
 def main(away_s: float) -> None:

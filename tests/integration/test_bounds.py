@@ -18,8 +18,9 @@ from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.kafka.client import ensure_topics
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
-from ebbtide.stream.outputs.dead_letter import FLOOD_RECORDS, parse_headers
+from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.message import Message
+from ebbtide.stream.turn.flood import FLOOD_RECORDS
 from tests.integration.test_pipeline import LIMITS, World, logs_of
 from tests.integration.test_pipeline import PARTITIONS as WORLD_PARTITIONS
 from tests.support.seams.models import TINY
@@ -131,7 +132,9 @@ async def test_a_backlog_and_then_a_flood(service: Outage, unique_name: str, tmp
         async def done() -> bool:
             return await applied(direct, store) == WARM + BACKLOG + BAD + 1_000
 
-        await until(done, "the stopped partition goes on", 30.0, lambda: str(successor.worker.troubles))
+        await until(
+            done, "the stopped partition goes on", 30.0, lambda: str(successor.worker.not_ready_reasons)
+        )
     # Only a drained worker has counted all: a step shows in the checkpoint before its alerts are sent and it is told.
     assert successor.value("ebbtide_records_total") == rest + ours
     assert successor.value("ebbtide_events_total") == rest + ours
@@ -145,14 +148,14 @@ async def test_a_backlog_and_then_a_flood(service: Outage, unique_name: str, tmp
     print(f"{len(letters)} dead letters before it stopped, {rest} folded after it was mended")
 
 
-async def test_a_step_takes_so_many_records_and_waits_once_for_the_scorer() -> None:
-    """However slow the model and long the queue: one request a partition, of at most `step_records_max` records."""
+async def test_a_turn_is_bounded_however_long_the_queue() -> None:
+    """However slow the model: at most `turns_in_flight` requests, of `piece_records_max` a partition."""
     logs = logs_of(seed=21, events=3_000)
     world = World(9, logs, rate=0.0)
     world.model = ArithmeticModel(sizes=(8, 32), seconds=0.01)
     world.source = LogSource("clickstream", logs, seed=4, faults=world.faults, records_max=20)
-    worker = world.worker(limits=replace(LIMITS, queued_batches_max=50))
-    step_records_max = worker._limits.step_records_max
+    limits = replace(LIMITS, queued_batches_max=50)
+    worker = world.worker(limits=limits)
     most_records = most_requests = 0
     async with world.at_work(worker):
         for _ in range(300):
@@ -160,5 +163,5 @@ async def test_a_step_takes_so_many_records_and_waits_once_for_the_scorer() -> N
             waiting = worker._tools.batcher._waiting
             most_requests = max(most_requests, len(waiting))
             most_records = max([most_records, *(request.events for request in waiting)])
-    assert 0 < most_requests <= WORLD_PARTITIONS
-    assert step_records_max - 20 < most_records <= step_records_max
+    assert 0 < most_requests <= limits.turns_in_flight
+    assert limits.piece_records_max - 20 < most_records <= WORLD_PARTITIONS * limits.piece_records_max

@@ -28,7 +28,7 @@ from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.state.plan import plan
-from ebbtide.ops.state.rebuild import Counts, Rebuild, Silence
+from ebbtide.ops.state.rebuild import Counts, ForbiddenSink, Rebuild
 from ebbtide.stream.dlq.replay import replay
 from ebbtide.stream.kafka.client import KafkaSink
 from ebbtide.stream.kafka.committed_log import open_committed_log
@@ -288,7 +288,7 @@ async def test_no_older_state_and_no_lost_one_brings_her_back(stack: Services, u
         said = await counts(world)
         told = Counts()
         async with open_committed_log(world.settings.kafka) as settled, world.store("new", NEW) as store:
-            tools = world.tools(NEW, store, Silence(), told)
+            tools = world.tools(NEW, store, ForbiddenSink(), told)
             begun = await plan(settled, store, world.settings.kafka.group, NEW.layout.id)
             await Rebuild(settled, tools, told, begun, dead_letter_share_max=1.0).run()
             tools.batcher.close()

@@ -28,7 +28,7 @@ from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.stream.clock import ManualClock, SystemClock
 from ebbtide.stream.errors import ScorerUnavailable
-from ebbtide.stream.telemetry import BatchDone, Dispatched
+from ebbtide.stream.telemetry import Dispatched, PieceDone, TurnDone
 from tests.support.seams.scoring import LAYOUT, ArithmeticModel
 
 DAY_MS = 86_400_000
@@ -185,11 +185,10 @@ async def test_metrics_are_prometheus_and_leave_with_their_partition() -> None:
     metrics = Metrics()
     metrics.assigned(frozenset({0, 1}))
     for partition in (0, 1):
-        metrics.batch_done(
-            BatchDone(
-                partition=partition, position=10, records=10, events=8, rejected={"not_json": 2}, ignored=0,
-                forgotten=0, points={"event": 3}, alerts={"opened": 1}, customers=4, seconds={"fold": 0.001},
-                latency_s=0.02, lag=5,
+        metrics.turn_done(
+            TurnDone(
+                pieces=[PieceDone(partition, 10, 10, 2, 5)], records=10, events=8, rejected={"not_json": 2}, ignored=0,
+                forgotten=0, points={"event": 3}, alerts={"opened": 1}, seconds={"fold": 0.001}, latency_s=0.02,
             )
         )  # fmt: skip
     metrics.dispatched(Dispatched("idle", 3, 5, 8, 8, 0.001, 0.002, 0.003))

@@ -29,7 +29,8 @@ from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.telemetry import NullTelemetry, Telemetry
+from ebbtide.stream.telemetry import Telemetry
+from ebbtide.stream.turn.state import Retrying, State, Stopped
 from ebbtide.stream.worker import Worker
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel, FussyModel
 from tests.support.seams.streams import Faults, FaultyStore, ListSink, LogRecord, LogSource, MuteSink
@@ -37,7 +38,7 @@ from tests.support.seams.streams import Faults, FaultyStore, ListSink, LogRecord
 TOPIC, PARTITIONS = "clickstream", 3
 DAY_MS = 86_400_000
 T0 = 1_700_000_000_000
-LIMITS = Limits(queued_batches_max=2, step_records_max=60, idle_check_s=0.05)
+LIMITS = Limits(queued_batches_max=2, piece_records_max=60, dead_letter_share_max=1.0, idle_check_s=0.05)
 
 
 def logs_of(seed: int, events: int = 1_500, customers: int = 40) -> list[list[LogRecord]]:
@@ -73,6 +74,11 @@ def logs_of(seed: int, events: int = 1_500, customers: int = 40) -> list[list[Lo
     return logs
 
 
+def attempts(state: State) -> int:
+    """How often in a row it failed."""
+    return state.attempts if isinstance(state, Retrying) else 0
+
+
 def event(event_id: str, ts: int) -> bytes:
     return orjson.dumps({"user_id": "ann", "event_id": event_id, "type": "visit", "ts": ts})
 
@@ -96,11 +102,11 @@ class World:
         clock: Clock | None = None,
     ) -> Worker:
         """A new process, as it were: its own cache, batcher and partitions."""
-        batcher = Batcher(lambda: self.model, SystemClock(), NullTelemetry(), deadline_s=0.05, linger_s=0.0)
+        batcher = Batcher(lambda: self.model, SystemClock(), Telemetry(), deadline_s=0.05, linger_s=0.0)
         tools = Tools(
             TOPIC, Outputs("alerts", "dead"), LAYOUT, Folder(LAYOUT), Parser(SPEC), self.store,
-            Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher, lambda: self.model,
-            clock or SystemClock(), telemetry or NullTelemetry(),
+            Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher,
+            clock or SystemClock(), telemetry or Telemetry(),
         )  # fmt: skip
         worker = Worker(tools, alerts_from=alerts_from, limits=limits)
         worker.attach(self.source)
@@ -322,7 +328,7 @@ async def test_a_state_made_again_says_nothing_again() -> None:
     assert await world.records() == records
 
 
-class Rebuilds(NullTelemetry):
+class Rebuilds(Telemetry):
     """What is said of states made again: partition to the records that remained, one after the other."""
 
     def __init__(self) -> None:
@@ -347,15 +353,15 @@ async def test_a_state_that_is_lost_while_nothing_comes_is_made_again() -> None:
     worker = world.worker(telemetry=heard, clock=Hasty())
     troubles: set[str] = set()
     async with world.at_work(worker), asyncio.timeout(30):
-        while worker.troubles or not await world.applied():  # noqa: ASYNC110 -- no event
+        while worker.not_ready_reasons or not await world.applied():  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
         said = {topic: len(messages) for topic, messages in world.sink.sent.items()}
         with capture_logs(logging.INFO) as lines:
             world.store.fall_back(None)
-            while not worker.troubles:  # noqa: ASYNC110 -- no event
+            while not worker.not_ready_reasons:  # noqa: ASYNC110 -- no event
                 await asyncio.sleep(0)
-            while worker.troubles or not await world.applied():
-                troubles.update(worker.troubles)
+            while worker.not_ready_reasons or not await world.applied():
+                troubles.update(worker.not_ready_reasons)
                 await asyncio.sleep(0)
         assert await worker.drain(5.0)
     assert {topic: len(messages) for topic, messages in world.sink.sent.items()} == said
@@ -433,17 +439,22 @@ async def test_an_old_outbox_does_not_bring_back_who_was_forgotten() -> None:
         assert {topic: len(messages) for topic, messages in world.sink.sent.items()} == said
 
 
-async def test_a_topic_made_anew_is_noticed_by_its_mark() -> None:
-    """State lost, topic shorter than the group's committed offset: to go on would mute what was never said."""
+async def test_a_topic_made_anew_is_noticed_by_its_committed_offset() -> None:
+    """State lost, topic shorter than the group's committed offset: to go on would suppress what was never said. That
+    partition stops and says what to do; the others go on."""
     logs = logs_of(seed=17, events=300)
     world = World(6, logs, rate=0.0)
     world.source.advance_committed(0, len(logs[0]) + 1, "timer_ms=0")
     worker = world.worker()
     async with world.at_work(worker), asyncio.timeout(20):
-        while not any("it has stopped" in trouble for trouble in worker.troubles):  # noqa: ASYNC110 -- no event tells it
-            await asyncio.sleep(0.005)
-        (trouble,) = [each for each in worker.troubles if "it has stopped" in each]
-        assert re.search(r"^partition 0: .*sent up to offset .*another kafka.group", trouble)
+        others = {partition: len(logs[partition]) for partition in (1, 2)}
+        while any(world.source.offset(partition) < end for partition, end in others.items()):  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.002)
+        (reason,) = worker.not_ready_reasons
+        assert re.search(r"partition 0: it has stopped.*sent up to offset .*another kafka.group", reason)
+        assert isinstance(worker.partitions[0].state, Stopped)
+        assert await world.store.checkpoint(0) is None
+        assert await worker.drain(1.0)
 
 
 async def test_a_partition_of_bad_records_stops_alone() -> None:
@@ -458,10 +469,10 @@ async def test_a_partition_of_bad_records_stops_alone() -> None:
         return checkpoint.offset if checkpoint else 0
 
     async with world.at_work(worker), asyncio.timeout(20):
-        while await at(0) < len(logs[0]) or await at(2) < len(logs[2]) or not worker.troubles:  # noqa: ASYNC110 -- no event
+        while await at(0) < len(logs[0]) or await at(2) < len(logs[2]) or not worker.not_ready_reasons:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.1)
-        (trouble,) = worker.troubles
+        (trouble,) = worker.not_ready_reasons
         assert trouble.startswith("partition 1: it has stopped")
         assert "ebbtide dlq list" in trouble
         assert 0 < await at(1) < 1_000
@@ -510,7 +521,7 @@ async def test_not_ready_until_a_step_shows_that_the_trouble_is_over() -> None:
     worker = world.worker()
 
     def failing() -> int:
-        return sum("ScorerUnavailable" in trouble for trouble in worker.troubles)
+        return sum("ScorerUnavailable" in trouble for trouble in worker.not_ready_reasons)
 
     async with world.at_work(worker), asyncio.timeout(20):
         while not all([await world.store.checkpoint(partition) for partition in range(PARTITIONS)]):  # noqa: ASYNC110 -- no event
@@ -518,11 +529,11 @@ async def test_not_ready_until_a_step_shows_that_the_trouble_is_over() -> None:
         broken.broken = True  # whoever has been scored once is scored with every event: no step gets past it
         while failing() < PARTITIONS:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0)
-        while any(p._backoff.troubles < 4 for p in worker._partitions.values()):
-            assert failing() == PARTITIONS, worker.troubles
+        while any(attempts(p.state) < 4 for p in worker.partitions.values()):
+            assert failing() == PARTITIONS, worker.not_ready_reasons
             await asyncio.sleep(0)
         broken.broken = False
-        while worker.troubles or not await world.applied():  # noqa: ASYNC110 -- no event
+        while worker.not_ready_reasons or not await world.applied():  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
         assert await worker.drain(5.0)
     await assert_same_end(world, clean)
@@ -537,7 +548,7 @@ async def test_a_drain_that_gave_up_says_so() -> None:
     broken.broken = True
     worker = world.worker()
     async with world.at_work(worker), asyncio.timeout(20):
-        while not all(p._backoff.troubles for p in worker._partitions.values()):  # noqa: ASYNC110 -- no event
+        while not all(attempts(p.state) for p in worker.partitions.values()):  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
         assert not await worker.drain(5.0)
     broken.broken = False
@@ -557,5 +568,5 @@ async def test_queues_are_bounded() -> None:
     async with world.at_work(worker):
         for _ in range(100):
             await asyncio.sleep(0.002)
-            most = max(most, *(len(p._inbox) for p in worker._partitions.values()))
-    assert 0 < most <= 3
+            most = max(most, *(p.queued_records for p in worker.partitions.values()))
+    assert 0 < most <= 3 * 5

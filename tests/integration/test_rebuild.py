@@ -28,8 +28,8 @@ from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.spec import dump_spec
 from ebbtide.ops.commands import drop, rebuild
 from ebbtide.ops.state.plan import NothingToRebuild, NotOurs, plan
-from ebbtide.ops.state.rebuild import Counts, Rebuild, Rebuilt, Silence
-from ebbtide.stream.errors import HeadOutsideLog
+from ebbtide.ops.state.rebuild import Counts, ForbiddenSink, Rebuild, Rebuilt
+from ebbtide.stream.errors import CheckpointOutsideLog
 from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.outputs.message import Message
@@ -47,7 +47,7 @@ async def rebuilding(world: World, prefix: str, kind: Kind) -> Any:
     """A rebuild that is ready to run, and the counts it keeps."""
     counts = Counts()
     async with open_committed_log(world.settings.kafka) as settled, world.store(prefix, kind) as store:
-        tools = world.tools(kind, store, Silence(), counts)
+        tools = world.tools(kind, store, ForbiddenSink(), counts)
         begun = await plan(settled, store, world.settings.kafka.group, kind.layout.id)
         yield Rebuild(settled, tools, counts, begun, dead_letter_share_max=1.0), counts
         tools.batcher.close()
@@ -242,7 +242,9 @@ async def test_what_cannot_be_made_again_is_refused_before_it_begins(
     ):
         await rebuilt(world, "new", NEW)
     await commit(world, {0: 50, 1: 50, 2: 50_000})
-    with pytest.raises(HeadOutsideLog, match="partition 2 was sent up to offset 50000, the log ends at"):
+    with pytest.raises(
+        CheckpointOutsideLog, match="partition 2 was sent up to offset 50000, the log ends at"
+    ):
         await rebuilt(world, "new", NEW)
     await commit(world, {0: 60, 1: 60, 2: 60})
     async with admin(world.settings.kafka) as client:
@@ -252,7 +254,9 @@ async def test_what_cannot_be_made_again_is_refused_before_it_begins(
     assert [one.start for one in await rebuilt(world, "newer", NEW)] == [55, 0, 0]
     async with admin(world.settings.kafka) as client:
         await client.delete_records({TopicPartition(unique_name, 0): RecordsToDelete(before_offset=70)})
-    with pytest.raises(HeadOutsideLog, match="partition 0 was sent up to offset 60, the log begins at 70"):
+    with pytest.raises(
+        CheckpointOutsideLog, match="partition 0 was sent up to offset 60, the log begins at 70"
+    ):
         await rebuilt(world, "newest", NEW)
 
 

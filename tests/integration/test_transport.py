@@ -20,7 +20,7 @@ from aiokafka.errors import GroupAuthorizationFailedError, KafkaError
 from redis.asyncio import Redis
 
 from ebbtide.stream.batch import Fetched, FetchedBatch
-from ebbtide.stream.errors import BrokerMisconfigured, HeadOutsideLog, PartitionRevoked
+from ebbtide.stream.errors import BrokerMisconfigured, CheckpointOutsideLog, PartitionRevoked
 from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, admin, ensure_topics
 from tests.support.receiver import MemoryChain, Receiver, RedisChain, check_chain, until
 from tests.support.servers.services import Services
@@ -375,7 +375,7 @@ async def test_a_head_that_the_log_no_longer_has(
     await chain.apply(0, 0, (0, 10, []))
     receiver = await join(settings, chain)
     await until(lambda: receiver.faults, "a fault")
-    assert isinstance(receiver.faults[0].error, HeadOutsideLog)
+    assert isinstance(receiver.faults[0].error, CheckpointOutsideLog)
     assert re.search(r"\[0\] at offset 10", str(receiver.faults[0].error))
     await feed.send(400)
     feed.sent[0].clear()

@@ -20,20 +20,19 @@ from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.cache import Cache
-from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.outputs.dead_letter import FloodGuard, Position, parse_headers, tombstone_origin
+from ebbtide.stream.outputs.dead_letter import Position, parse_headers, tombstone_origin
 from ebbtide.stream.outputs.pre_commit import Outputs
-from ebbtide.stream.pipeline import Pipeline, Tools
+from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.suppression import NO_SUPPRESSION
-from ebbtide.stream.telemetry import NullTelemetry
+from ebbtide.stream.telemetry import Telemetry
 from ebbtide.stream.worker import Worker
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel
 from tests.support.seams.streams import Faults, ListSink, LogRecord, LogSource
+from tests.support.seams.turns import from_the_beginning, take_over
 from tests.support.workers.worlds import eventually
 
 TOPIC, ANN = "clickstream", b"ann"
@@ -83,20 +82,20 @@ class ForgetfulStore(MemoryStore):
 
 def tools_of(store: MemoryStore, sink: ListSink, model: ArithmeticModel) -> Tools:
     """What a process of its own works with."""
-    batcher = Batcher(lambda: model, SystemClock(), NullTelemetry(), deadline_s=0.05, linger_s=0.0)
+    batcher = Batcher(lambda: model, SystemClock(), Telemetry(), deadline_s=0.05, linger_s=0.0)
     return Tools(
         TOPIC, OUTPUTS, LAYOUT, Folder(LAYOUT), Parser(SPEC), store, Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize),
-        sink, batcher, lambda: model, SystemClock(), NullTelemetry(),
+        sink, batcher, SystemClock(), Telemetry(),
     )  # fmt: skip
 
 
 async def follow(tools: Tools, log: list[LogRecord]) -> None:
     """One owner, from the partition's beginning through all of `log`."""
-    pipeline = Pipeline(tools, 0, None, Checkpoint(0, 0, 0, LAYOUT.id, 1), NO_SUPPRESSION, FloodGuard(1.0))
     scoring = asyncio.create_task(tools.batcher.run())
     try:
-        for piece in FetchedBatch(TOPIC, 0, 1, 0, len(log), log).cut_before_tombstones():
-            await pipeline.process(piece)
+        await take_over(
+            tools, from_the_beginning(LAYOUT.id, 0, 1), FetchedBatch(TOPIC, 0, 1, 0, len(log), log)
+        )
     finally:
         scoring.cancel()
         await asyncio.gather(scoring, return_exceptions=True)
@@ -133,7 +132,7 @@ async def test_a_tombstone_whose_answer_was_lost_leaves_nothing_in_memory() -> N
     pumping = asyncio.create_task(source.pump(worker.deliver))
     await asyncio.sleep(0)
     worker.assigned(source.assigned())
-    await eventually(lambda: store.lost and source.done() and not worker.troubles, "all is done")
+    await eventually(lambda: store.lost and source.done() and not worker.not_ready_reasons, "all is done")
     assert len(tools.cache) == 0
     assert ANN.decode() not in tools.cache._customer_of.tolist()
     worker.revoked(source.assigned())

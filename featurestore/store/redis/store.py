@@ -19,6 +19,7 @@ Sentinel's user `+sentinel|get-master-addr-by-name`. `-@dangerous`: `+@write` al
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -120,7 +121,17 @@ class RedisStore:
                 )
 
     async def checkpoint(self, partition: int) -> Checkpoint | None:
-        text = await self._client.ask("GET", self._tags[partition] + "checkpoint")
+        return self._checkpoint_of(
+            partition, await self._client.ask("GET", self._tags[partition] + "checkpoint")
+        )
+
+    def checkpoint_each(self, partitions: Sequence[int]) -> list[asyncio.Future[Checkpoint | None]]:
+        keys = [(partition, self._tags[partition] + "checkpoint") for partition in partitions]
+        return self._client.ask_each(
+            [Question(key, ("GET", key), partial(self._checkpoint_of, partition)) for partition, key in keys]
+        )
+
+    def _checkpoint_of(self, partition: int, text: bytes | None) -> Checkpoint | None:
         if text is None:
             return None
         try:

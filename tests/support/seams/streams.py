@@ -190,6 +190,10 @@ class LogSource:
         if offset >= self.marks.get(partition, CommittedOffset(0, "")).offset:
             self.marks[partition] = CommittedOffset(offset, metadata)
 
+    def offset(self, partition: int) -> int:
+        """The committed offset, 0 when there is none."""
+        return self.marks.get(partition, CommittedOffset(0, "")).offset
+
     def revoke(self) -> None:
         """Nothing is open any more."""
         self._places.clear()

@@ -238,10 +238,10 @@ def tools_of(settings: Settings, scorer: Any, store: Store, sink: Sink, metrics:
         parser=Parser(spec, ParseLimits(value_bytes_max=settings.record_bytes_max)),
         store=store, cache=Cache(layout.dtype, settings.redis.cache_bytes_max), sink=sink,
         batcher=Batcher(
-            lambda: scorer, clock, metrics,
+            lambda: now_serving, clock, metrics,
             deadline_s=settings.batching.deadline_s, linger_s=settings.batching.linger_s,
         ),
-        serving=lambda: now_serving, clock=clock, telemetry=metrics,
+        clock=clock, telemetry=metrics,
     )  # fmt: skip
 
 
@@ -258,7 +258,10 @@ async def inner_worker(settings: Settings, scorer: Any) -> AsyncIterator[Inner]:
         tools = tools_of(settings, scorer, store, sink, metrics)
         worker = Worker(
             tools, alerts_from=settings.alerts_from,
-            limits=Limits(settings.batching.queued_batches_max, 1000, settings.dead_letter_share_max),
+            limits=Limits(
+                queued_batches_max=settings.batching.queued_batches_max,
+                dead_letter_share_max=settings.dead_letter_share_max,
+            ),
         )  # fmt: skip
         app = build_app(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
         worker.attach(app.source)

@@ -36,18 +36,17 @@ from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, ensure_topics
 from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
-from ebbtide.stream.outputs.dead_letter import FloodGuard
 from ebbtide.stream.outputs.message import Message, Sink
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits
-from ebbtide.stream.pipeline import Pipeline, Tools
+from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.policy import Policy
 from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.suppression import NO_SUPPRESSION
-from ebbtide.stream.telemetry import NullTelemetry, Telemetry
+from ebbtide.stream.telemetry import Telemetry
 from ebbtide.stream.worker import Worker
 from tests.support.seams.scoring import SPEC, ArithmeticModel
 from tests.support.seams.streams import ListSink
+from tests.support.seams.turns import from_the_beginning, take_over
 from tests.support.servers.services import Services
 
 T0 = 1_700_000_000_000
@@ -157,13 +156,12 @@ class World:
 
     def tools(self, kind: Kind, store: Store, sink: Sink, telemetry: Telemetry | None = None) -> Tools:
         """What a pipeline works with."""
-        topics, said = self.settings.topics, telemetry or NullTelemetry()
+        topics, said = self.settings.topics, telemetry or Telemetry()
         batcher = Batcher(lambda: kind.model, self.clock, said, deadline_s=0.05, linger_s=0.0)
         cache = Cache(kind.layout.dtype, 4096 * kind.layout.itemsize)
         return Tools(
             self.settings.kafka.topic, Outputs(topics.alerts, topics.dead_letters, topics.scores), kind.layout,
-            Folder(kind.layout), Parser(kind.layout.spec), store, cache, sink, batcher, lambda: kind.model, self.clock,
-            said,
+            Folder(kind.layout), Parser(kind.layout.spec), store, cache, sink, batcher, self.clock, said,
         )  # fmt: skip
 
     @asynccontextmanager
@@ -178,7 +176,9 @@ class World:
         kafka = self.settings.kafka
         async with self.store(prefix, kind) as store, KafkaSink(kafka) as sink:
             tools = self.tools(kind, store, sink)
-            worker = Worker(tools, alerts_from="start", limits=Limits(4, 300, 1.0))
+            worker = Worker(
+                tools, alerts_from="start", limits=Limits(piece_records_max=300, dead_letter_share_max=1.0)
+            )
             app = build_app(kafka, worker.deliver, worker.assigned, worker.revoked)
             worker.attach(app.source)
             running = asyncio.create_task(worker.run())
@@ -265,13 +265,13 @@ class World:
         for number, log in (await self.log()).items():
             if not log:
                 continue
-            begun = Checkpoint(0, 0, 0, kind.layout.id, PARTITIONS)
-            pipeline = Pipeline(tools, number, None, begun, NO_SUPPRESSION, FloodGuard(1.0))
+            opened = from_the_beginning(kind.layout.id, number, PARTITIONS)
             for first in range(0, len(log), 500):
-                part, end = log[first : first + 500], log[: first + 500][-1].offset + 1
-                fetched = FetchedBatch(self.settings.kafka.topic, number, 0, pipeline.position, end, part)
-                for piece in fetched.cut_before_tombstones():
-                    await pipeline.process(piece)
+                part = log[first : first + 500]
+                start, end = opened.checkpoint.offset, part[-1].offset + 1
+                await take_over(
+                    tools, opened, FetchedBatch(self.settings.kafka.topic, number, 0, start, end, part)
+                )
         scoring.cancel()
         await asyncio.gather(scoring, return_exceptions=True)
         tools.batcher.close()

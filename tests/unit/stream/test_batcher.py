@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.errors import ScorerUnavailable
-from ebbtide.stream.scoring.batcher import Batcher, CostModel, Dispatch, Wait, Waiting, decide
-from ebbtide.stream.telemetry import Dispatched, NullTelemetry
+from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.scoring.dispatch import CostModel, Dispatch, Wait, Waiting, decide
+from ebbtide.stream.telemetry import Dispatched, Telemetry
 from tests.support.seams.scoring import ArithmeticModel, FussyModel, rows_of
 
 SIZES = (8, 32, 128)
@@ -86,7 +87,7 @@ def test_cost_is_learned() -> None:
     assert model.seconds(32) == pytest.approx(32e-4)
 
 
-class Listener(NullTelemetry):
+class Listener(Telemetry):
     """Telemetry that remembers dispatches."""
 
     def __init__(self) -> None:
@@ -127,7 +128,7 @@ async def test_rows_of_several_partitions_share_dispatches_and_get_their_own_sco
     )
     for (rows, as_of), scored in zip(requests, answers, strict=True):
         assert np.array_equal(scored.p, model.expected(rows, as_of))
-        assert set(scored.version) == {model.version}
+        assert scored.serving is model
     assert sum(d.rows for d in heard.seen) == sizes.sum()
     assert sum(d.events for d in heard.seen) == sizes.sum()
     assert all(d.rows <= d.size and d.padding == d.size - d.rows for d in heard.seen)
@@ -136,8 +137,8 @@ async def test_rows_of_several_partitions_share_dispatches_and_get_their_own_sco
     batcher.close()
 
 
-async def test_the_oldest_events_go_first() -> None:
-    """While a dispatch is on its way two requests gather; the one with the older event is answered first."""
+async def test_first_come_first_served_however_old() -> None:
+    """A backlog's request does not go before a live one that was there first: turns are fair, not the scorer."""
     model = ArithmeticModel((8,), seconds=0.02)
     batcher = batcher_of(model, Listener())
     loop = asyncio.create_task(batcher.run())
@@ -150,7 +151,7 @@ async def test_the_oldest_events_go_first() -> None:
     first = asyncio.create_task(ask("under way", 3_000))
     await asyncio.sleep(0.005)
     await asyncio.gather(first, ask("young", 2_000), ask("old", 1_000))
-    assert order == ["under way", "old", "young"]
+    assert order == ["under way", "young", "old"]
     loop.cancel()
     batcher.close()
 
@@ -191,7 +192,7 @@ async def test_only_the_owner_of_a_bad_row_misses_its_score() -> None:
         expected = model.expected(rows, as_of)
         expected[{1: [3], 2: [1]}.get(i, [])] = np.nan
         assert scored.p.tobytes() == expected.tobytes()
-        assert (scored.version == model.version).all()
+        assert scored.serving is model
     loop.cancel()
     batcher.close()
 
@@ -203,11 +204,11 @@ async def test_a_search_teaches_nothing_about_costs_and_an_outage_costs_two_call
     loop = asyncio.create_task(batcher.run())
     as_of = np.ones(32, np.int64)
     await batcher.score(rows_of(32), as_of, events=32, oldest_ms=0)
-    learned = batcher._costs.seconds(32)
+    learned = batcher._scorers[0].costs.seconds(32)
     model.raises = [5]
     scored = await batcher.score(rows_of(32), as_of, events=32, oldest_ms=0)
     assert np.flatnonzero(np.isnan(scored.p)).tolist() == [5]
-    assert batcher._costs.seconds(32) == learned
+    assert batcher._scorers[0].costs.seconds(32) == learned
     assert heard.seen[1].actual_s > 5 * 0.001
     model.calls.clear()
     model.broken = True
@@ -250,14 +251,41 @@ async def test_reasons_come_from_the_version_that_scored() -> None:
     batcher = Batcher(lambda: serving[0], SystemClock(), Listener(), deadline_s=60.0, linger_s=0.0)
     loop = asyncio.create_task(batcher.run())
     as_of = np.full(3, 86_400_000, np.int64)
-    versions = []
+    scored = []
     for model in (first, second):
         serving[0] = model
-        scored = await batcher.score(rows_of(3), as_of, events=3, oldest_ms=0)
-        versions.append(scored.version)
-    mixed = np.array([versions[1][0], versions[0][0], versions[1][0]])
-    values, _ = await batcher.explain(rows_of(3), as_of, mixed)
-    assert values[:, 0].tolist() == [2.0, 1.0, 2.0]
+        scored.append(await batcher.score(rows_of(3), as_of, events=3, oldest_ms=0))
+    for each, silence in zip(scored, (1.0, 2.0), strict=True):
+        values, _ = await batcher.explain(rows_of(3), as_of, each.serving)
+        assert values[:, 0].tolist() == [silence] * 3
+    loop.cancel()
+    batcher.close()
+
+
+async def test_no_request_is_scored_by_two_versions() -> None:
+    """A version takes over in the middle of a request of many dispatches: all of it is scored by the version that
+    served
+    when it came, and what comes after it by the next."""
+
+    class Second(ArithmeticModel):
+        version = 2
+
+        def expected(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]:
+            return np.full(len(rows), 0.25, np.float32)
+
+    first, second = ArithmeticModel((8,), seconds=0.002), Second((8, 16), seconds=0.002)
+    serving: list[ArithmeticModel] = [first]
+    batcher = Batcher(lambda: serving[0], SystemClock(), Listener(), deadline_s=60.0, linger_s=0.0)
+    loop = asyncio.create_task(batcher.run())
+    rows, as_of = rows_of(60), np.full(60, 86_400_000, np.int64)
+    long = asyncio.create_task(batcher.score(rows, as_of, events=60, oldest_ms=0))
+    await asyncio.sleep(0.005)
+    serving[0] = second
+    after = await batcher.score(rows, as_of, events=60, oldest_ms=0)
+    before = await long
+    assert (before.serving, after.serving) == (first, second)
+    assert np.array_equal(before.p, first.expected(rows, as_of))
+    assert np.array_equal(after.p, second.expected(rows, as_of))
     loop.cancel()
     batcher.close()
 

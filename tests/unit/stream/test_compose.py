@@ -10,15 +10,19 @@ import pytest
 from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.fold import SILENCE, Folder
 from ebbtide.featurestore.record.layout import Rows
+from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.errors import ScorerUnavailable
 from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.compose import Composer
 from ebbtide.stream.policy import decide
-from ebbtide.stream.scoring.batcher import Batcher, Scored
-from ebbtide.stream.telemetry import NullTelemetry
+from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.scoring.model import Scored
+from ebbtide.stream.telemetry import Telemetry
+from ebbtide.stream.turn.work import Origin, Piece, Work
 from tests.support.seams.scoring import LAYOUT, SPEC, FussyModel
 from tests.support.seams.streams import LogRecord
+from tests.support.seams.turns import from_the_beginning
 
 T0, HOUR_MS, DAY_MS, CUSTOMERS = 1_700_000_000_000, 3_600_000, 86_400_000, 5
 
@@ -40,21 +44,23 @@ class Desk:
 
     def __init__(self, model: FussyModel) -> None:
         self.model = model
-        self.batcher = Batcher(lambda: model, SystemClock(), NullTelemetry(), deadline_s=60.0, linger_s=0.0)
+        self.batcher = Batcher(lambda: model, SystemClock(), Telemetry(), deadline_s=60.0, linger_s=0.0)
         self._rows: dict[str, Rows] = {}
 
     async def alerts(self, records: Sequence[LogRecord]) -> list[Alert]:
-        events = Parser(SPEC).parse(records).events
+        opened = from_the_beginning(LAYOUT.id, 0, 1)
+        batch = FetchedBatch("clicks", 0, 0, records[0].offset, records[-1].offset + 1, records)
+        work = Work.of([Piece(opened, batch)], Parser(SPEC))
+        events = work.events
         before = np.concatenate([self._rows.get(name, LAYOUT.empty(1)) for name in events.customers])
         after, points = Folder(LAYOUT).fold(before, events)
-        scored = Scored(
-            np.where(points.cause == SILENCE, 0.9, 0.35).astype(np.float32), np.ones(len(points), np.int64)
-        )
+        scored = Scored(np.where(points.cause == SILENCE, 0.9, 0.35).astype(np.float32), self.model)
         transitions = decide(points, scored.p, before, after, self.model.policy)
-        composer = Composer("clicks", 0, LAYOUT, self.batcher)
-        entries = await composer.compose(transitions, points, scored, events, self.model)
+        origin = Origin(work.piece[points.event], events.position[points.event])
+        composer = Composer("clicks", LAYOUT, self.batcher)
+        entries = (await composer.compose(work, transitions, points, origin, scored)).get(0, [])
         self._rows = {name: after[i : i + 1] for i, name in enumerate(events.customers)}
-        return [Alert.model_validate_json(value) for _, value in entries]
+        return [Alert.model_validate_json(entry.value) for entry in entries]
 
 
 @pytest.fixture

@@ -5,13 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from ebbtide.stream.errors import DeadLetterFlood
-from ebbtide.stream.outputs.dead_letter import (
-    FloodGuard,
-    Position,
-    dead_letter_of,
-    original_headers,
-    parse_headers,
-)
+from ebbtide.stream.outputs.dead_letter import Position, dead_letter_of, original_headers, parse_headers
+from ebbtide.stream.turn.flood import FloodGuard
 from tests.support.seams.streams import LogRecord
 
 WHERE = Position("clickstream", 3, 42)

@@ -1,0 +1,103 @@
+"""A partition that is open: where it is, what fences it, and what of it may still be said. One way to open it.
+
+    the checkpoint   where the state is, and whose commits count           moved by a commit, in the store
+    the log          [begin, end): what can still be folded                moved by producers and retention
+    the committed    what has been said: nothing below it is said again    moved by the worker, in Kafka
+    offset
+
+The worker and a rebuild open a partition by the same rules; only what is said differs (`Suppression`).
+"""
+
+from dataclasses import dataclass, field
+
+from ebbtide.featurestore.errors import Fenced
+from ebbtide.featurestore.store.checkpoint import REBUILD, Checkpoint, check_checkpoint, draw_nonce
+from ebbtide.featurestore.store.protocol import Store
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch
+from ebbtide.stream.errors import CheckpointOutsideLog
+from ebbtide.stream.suppression import Suppression
+from ebbtide.stream.turn.flood import FloodGuard
+
+
+@dataclass(frozen=True, slots=True)
+class LogState:
+    """What Kafka says of a partition: its topic has `partitions`, it holds offsets [begin, end), and the group has
+    committed `committed` (None: never)."""
+
+    partitions: int
+    begin: int
+    end: int
+    committed: CommittedOffset | None
+
+
+@dataclass(slots=True, eq=False)
+class Opened:
+    """One open partition, as its turns see it.
+
+    stored: the checkpoint that the fence compares with; None when the partition never began. checkpoint: where it is.
+    acked: outbox entries that Kafka has, and the outbox does not know of yet. seek_id: what its batches carry. owned:
+    False once the partition was given away; then nothing more of it is applied or sent.
+    """
+
+    partition: int
+    stored: Checkpoint | None
+    checkpoint: Checkpoint
+    suppression: Suppression
+    flood: FloodGuard
+    acked: list[bytes] = field(default_factory=list)
+    seek_id: int = 0
+    owned: bool = True
+
+    def check_follows(self, batch: FetchedBatch) -> None:
+        """Raises Fenced for a batch that does not begin where the last one ended: something was lost on the way.
+
+        A gap; or a later seek, when somebody else sought, whose batches would never be ours again.
+        """
+        if not batch.follows(self.seek_id, self.checkpoint.offset):
+            raise Fenced(f"a batch begins at {batch.start}, expected {self.checkpoint.offset}: seeking back")
+
+    def advance(self, checkpoint: Checkpoint) -> None:
+        """A commit to `checkpoint` was applied."""
+        self.stored = self.checkpoint = checkpoint
+        self.acked = []
+
+    @property
+    def committed(self) -> CommittedOffset:
+        """How far this partition is, as Kafka is to remember it."""
+        return self.suppression.committed_at(self.checkpoint.offset, self.checkpoint.timer_ms)
+
+    @property
+    def rebuilding(self) -> tuple[int, int] | None:
+        """(position, until) while it makes a state again of which all was sent already; None when it does not."""
+        position, until = self.checkpoint.offset, self.suppression.alerts_from
+        return (position, until) if position < until else None
+
+
+async def open_partition(
+    store: Store, layout_id: str, partition: int, log: LogState, suppression: Suppression, flood: FloodGuard
+) -> Opened:
+    """Read the checkpoint and hold it against the log.
+
+    Raises LayoutError for state of another layout or number of partitions, CheckpointOutsideLog when the log no longer
+    has what comes next, StoreUnavailable.
+    """
+    stored = await store.checkpoint(partition)
+    check_checkpoint(stored, layout_id, log.partitions)
+    check_log(partition, stored, log)
+    start = stored or Checkpoint(log.begin, 0, 0, layout_id, log.partitions)
+    # Drawn anew, so that two histories of equal numbers (a failover that lost its tail) never have equal checkpoints.
+    return Opened(partition, stored, start._replace(nonce=draw_nonce()), suppression, flood)
+
+
+def check_log(partition: int, stored: Checkpoint | None, log: LogState) -> None:
+    """Raises CheckpointOutsideLog when state or committed offset belong to a log that is no longer there."""
+    if stored is not None and not log.begin <= stored.offset <= log.end:
+        raise CheckpointOutsideLog(
+            f"partition {partition} is at offset {stored.offset}, the log holds [{log.begin}, {log.end})",
+            hint=f"what is missing cannot be folded: {REBUILD}",
+        )
+    if log.committed is not None and log.committed.offset > log.end:
+        raise CheckpointOutsideLog(
+            f"partition {partition} was sent up to offset {log.committed.offset}, the log ends at {log.end}",
+            hint="the topic was made anew: use another kafka.group, and another redis.prefix",
+        )

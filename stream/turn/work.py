@@ -1,0 +1,133 @@
+"""The work of one turn: pieces of partitions, parsed and numbered together, and what was decided of them.
+
+    pieces ─▶ Work(events, customers, bounds) ─judge─▶ Verdicts(after, points, origin, scored, alerts) ─commit─▶
+
+Columns hold all partitions, one after the other: events, customers and points of piece j lie side by side, so one
+parse, one fold, one dispatch and one decision serve them all, and a slice gives each partition its own again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.events.parse import Parsed, Parser
+from ebbtide.featurestore.record.fold import Points
+from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.store.commit import OutboxEntry
+from ebbtide.stream.batch import FetchedBatch, Record
+from ebbtide.stream.policy import Transition
+from ebbtide.stream.scoring.model import Scored
+from ebbtide.stream.turn.opened import Opened
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One partition's share in a turn. `batch` None: nothing to fold, only acknowledged alerts to take out of the
+    outbox."""
+
+    opened: Opened
+    batch: FetchedBatch | None
+
+    @property
+    def end(self) -> int:
+        """The offset that the partition is at afterwards."""
+        return self.opened.checkpoint.offset if self.batch is None else self.batch.end
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where each of m points came from: a value, so that a timer's point has one as well as an event's.
+
+    piece: int32[m], index into the work's pieces. offset: int64[m], the position that the point is decided at.
+    """
+
+    piece: NDArray[np.int32]
+    offset: NDArray[np.int64]
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """k pieces with n events of m customers.
+
+    records: of all pieces, one after the other. events: in that order; a customer whom two partitions name is two
+    customers. number: int64[n], the record of each event. piece: int32[n], the piece of each event. first: int64[k +
+    1], piece j has the records [first[j], first[j + 1]). bounds: int64[k + 1], and the customers [bounds[j], bounds[j +
+    1]). failed: why a piece has left the turn; its events are no longer among `events`. applied: the pieces that were
+    committed.
+    """
+
+    pieces: Sequence[Piece]
+    records: list[Record]
+    parsed: Parsed
+    events: EventBatch
+    number: NDArray[np.int64]
+    piece: NDArray[np.int32]
+    first: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    failed: dict[int, Exception] = field(default_factory=dict)
+    applied: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], parser: Parser) -> "Work":
+        """Parse the records of all pieces in one call."""
+        records: list[Record] = []
+        first = [0]
+        for piece in pieces:
+            if piece.batch is not None:
+                records += piece.batch.records
+            first.append(len(records))
+        parsed = parser.parse(records)
+        events, number, starts = parsed.events, parsed.number, np.array(first, np.int64)
+        k, m = len(pieces), len(events.customers)
+        if k == 1:
+            return cls(
+                pieces, records, parsed, events, number, np.zeros(len(events), np.int32), starts,
+                np.array([0, m], np.int64),
+            )  # fmt: skip
+        of = (np.searchsorted(starts, number, side="right") - 1).astype(np.int32)
+        names = events.customers
+        known, customer = np.unique(of.astype(np.int64) * m + events.customer, return_inverse=True)
+        events = replace(
+            events,
+            customers=[names[i] for i in (known % max(m, 1)).tolist()],
+            customer=customer.astype(np.int32),
+        )
+        bounds = np.searchsorted(known, np.arange(k + 1) * m)
+        return cls(pieces, records, parsed, events, number, of, starts, bounds)
+
+    @property
+    def alive(self) -> list[int]:
+        """The pieces that are still in the turn."""
+        return [j for j, piece in enumerate(self.pieces) if j not in self.failed and piece.opened.owned]
+
+    def fail(self, errors: dict[int, Exception]) -> None:
+        """Let pieces leave: their events are folded by nobody."""
+        if not errors:
+            return
+        self.failed |= errors
+        keep = ~np.isin(self.piece, list(errors))
+        e = self.events
+        self.events = EventBatch(
+            e.customers, e.customer[keep], e.kind[keep], e.time[keep], e.value[keep], e.event_id[keep], e.position[keep]
+        )  # fmt: skip
+        self.number, self.piece = self.number[keep], self.piece[keep]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What was decided of a turn's work; nothing of it has been applied or sent.
+
+    after: records[m], as folded and decided. transitions: those to alert
+    about. alerts: by piece, the outbox entries in the order of decision.
+    """
+
+    work: Work
+    after: Rows
+    points: Points
+    origin: Origin
+    scored: Scored
+    transitions: list[Transition]
+    alerts: dict[int, list[OutboxEntry]]
