@@ -17,7 +17,7 @@ from ebbtide.featurestore.check.times import roles, time_findings
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.contract import Reason
 from ebbtide.featurestore.files.event_log import EventLog
-from ebbtide.featurestore.files.reader import read_events
+from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Kind, Spec
 
@@ -50,7 +50,7 @@ _LEAVING = re.compile(
 def check(path: Path | str, spec: Spec) -> list[Finding]:
     """Findings about an event file under a spec, the gravest first. A file that cannot be read is a finding, too."""
     try:
-        log = read_events(path, spec, tolerant=True)
+        log = read_log(path, spec, tolerant=True)
     except SpecError as problem:
         return [error("unreadable", f"{problem}.")]
     return check_log(log, spec)

@@ -1,9 +1,8 @@
 """An attribute's value as the float that a record keeps; parsing, not a feature."""
 
-from datetime import UTC, datetime
-
 from ebbtide.featurestore.spec import Kind
 from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.timestamps import iso_days
 
 
 def encode_attribute(kind: Kind, raw: object) -> float:
@@ -17,9 +16,5 @@ def encode_attribute(kind: Kind, raw: object) -> float:
         text = str(raw)
         return 1.0 + kind.categories.index(text) if text in kind.categories else 0.0
     if kind.attribute == "date":
-        if isinstance(raw, int | float):
-            return float(raw) / DAY_MS
-        moment = datetime.fromisoformat(str(raw))
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return moment.timestamp() * 1000 / DAY_MS
+        return float(raw) / DAY_MS if isinstance(raw, int | float) else iso_days(str(raw))
     return float(raw)  # type: ignore[arg-type]  # float() itself refuses what is no number

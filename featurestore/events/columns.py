@@ -85,7 +85,12 @@ class Columns:
         return np.zeros(len(self), np.uint64) if self.ids is None else hash_texts(self.ids)
 
 
-class _Refusal(Exception):
+NULL_WORDS = frozenset({"", "\\N", "NULL", "null", "None"})
+"""What exporters write into a text file where there is nothing; said of numbers, dates and event ids, not of texts that
+a customer or a category could be called. Not NaN: a number that is none is an error worth seeing."""
+
+
+class Refusal(Exception):
     """Why one value cannot be read."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -218,8 +223,9 @@ class ColumnReader:
                     out.refuse(index[j], Reason.WRONG_TYPE, f"{name}: expected a number, got text")
         for j in np.flatnonzero(self._apart[kind]).tolist():
             try:
-                raw[j] = self._value_apart(int(kind[j]), events[j])
-            except _Refusal as refusal:
+                code = int(kind[j])
+                raw[j] = self.value_of(code, _dig(events[j], self._paths[code]))
+            except Refusal as refusal:
                 raw[j] = None
                 out.refuse(index[j], refusal.reason, refusal.detail)
         if self._text:
@@ -228,11 +234,12 @@ class ColumnReader:
         values[~self._valued[kind]] = np.nan
         return values
 
-    def _value_apart(self, code: int, event: Event) -> float | None:
-        """The value of a kind that reads `properties`, encodes an attribute, or has text. Raises _Refusal."""
+    def value_of(self, code: int, raw: object) -> float | None:
+        """The number that a kind keeps of the value it reads, None where that is missing. Raises Refusal."""
         kind = self._spec.kinds[code]
-        raw = _dig(event, self._paths[code])
-        if raw is None or (raw == "" and self._text):
+        if raw is None or (
+            self._text and raw in (NULL_WORDS if kind.attribute != "category" else ("", "\\N"))
+        ):
             return None
         if kind.attribute is not None:
             return _encoded(kind, raw, text=self._text)
@@ -240,37 +247,14 @@ class ColumnReader:
             try:
                 raw = float(raw)
             except ValueError:
-                raise _Refusal(Reason.WRONG_TYPE, f"{kind.name}: {kind.value}: expected a number") from None
+                raise Refusal(Reason.WRONG_TYPE, f"{kind.name}: {kind.value}: expected a number") from None
         if type(raw) is not float and type(raw) is not int:
-            raise _Refusal(Reason.WRONG_TYPE, f"{kind.name}: {kind.value}: expected a number")
+            raise Refusal(Reason.WRONG_TYPE, f"{kind.name}: {kind.value}: expected a number")
         return _bounded(kind, raw)
 
 
-def joined(parts: Sequence[Columns]) -> Columns:
-    """The events of all parts, one after the other, `index` as it is in each; what they refused is left to them."""
-
-    def column(name: str, dtype: type) -> NDArray[Any]:
-        return np.concatenate([np.empty(0, dtype), *(getattr(part, name) for part in parts)])
-
-    ids = None
-    if any(part.ids for part in parts):
-        ids = [event_id for part in parts for event_id in part.ids or [""] * len(part)]
-    return Columns(
-        index=column("index", np.int64),
-        users=[user for part in parts for user in part.users],
-        kind=column("kind", np.uint8),
-        time=column("time", np.int64),
-        stated=column("stated", np.int64),
-        value=column("value", np.float64),
-        ids=ids,
-        rejected=[],
-        ignored=[],
-        unknown=[],
-    )
-
-
 def _encoded(kind: Kind, raw: object, *, text: bool) -> float:
-    refusal = _Refusal(Reason.BAD_ATTRIBUTE, f"{kind.name}: {kind.value}: expected a {kind.attribute}")
+    refusal = Refusal(Reason.BAD_ATTRIBUTE, f"{kind.name}: {kind.value}: expected a {kind.attribute}")
     as_text = text or kind.attribute != "number"
     if type(raw) is not int and type(raw) is not float and not (as_text and type(raw) is str):
         raise refusal  # true is an int to isinstance, and no number to us
@@ -283,7 +267,7 @@ def _encoded(kind: Kind, raw: object, *, text: bool) -> float:
 def _bounded(kind: Kind, number: float) -> float:
     if not isfinite(number) or abs(number) > VALUE_MAX:
         words = f"expected a finite number within ±{VALUE_MAX:g}"
-        raise _Refusal(Reason.NOT_FINITE, f"{kind.name}: {kind.value}: {words}")
+        raise Refusal(Reason.NOT_FINITE, f"{kind.name}: {kind.value}: {words}")
     return float(number)
 
 

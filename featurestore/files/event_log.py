@@ -22,11 +22,12 @@ UNKNOWN_TYPES_MAX = 1_000
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """A row that does not fit, by its line (or row) number."""
+    """A row that does not fit, by its line (or row) number, and by its file where there are several."""
 
     line: int
     reason: Reason
     detail: str
+    file: str = ""
 
 
 @dataclass(slots=True)
@@ -50,14 +51,18 @@ class Problems:
             if len(self.first) < PROBLEMS_SHOWN_MAX:
                 self.first.append(problem)
 
-    def add_unknown(self, types: Iterable[str]) -> None:
-        for event_type, count in Counter(types).items():
+    def add_unknown(self, types: Counter[str]) -> None:
+        for event_type, count in types.items():
             if event_type in self.unknown_types or len(self.unknown_types) < UNKNOWN_TYPES_MAX:
                 self.unknown_types[event_type] += count
 
+    def place(self, problem: Problem) -> str:
+        """'line 7', or 'line 7 of may.csv' where the log is of several files."""
+        return f"{self.unit} {problem.line}" + (f" of {problem.file}" if problem.file else "")
+
     def words(self, shown: int = 5) -> str:
         """The first ones, each with its place: `line 7: ts: expected ... [wrong_type]; ...`."""
-        examples = [f"{self.unit} {p.line}: {p.detail} [{p.reason}]" for p in self.first[:shown]]
+        examples = [f"{self.place(p)}: {p.detail} [{p.reason}]" for p in self.first[:shown]]
         return "; ".join([*examples, "..."] if self.total > len(examples) else examples)
 
 

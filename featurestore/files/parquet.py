@@ -1,74 +1,153 @@
-"""Parquet event files as chunks of rows.
+"""Parquet event files as blocks.
 
-It knows Arrow's types and refuses to know a row's meaning, as `rows.py` does, of which it is the third format.
 What a typed column already says is not read again as text: timestamps and dates are times whatever the mapping's time
-format; whole-number ids are their digits; NaN, which is how data frames write what is missing, is missing.
-
-The only module that imports pyarrow; so only who reads Parquet needs the extra `train`.
+format, in UTC where they have no zone; whole-number ids are their digits; NaN, which is how data frames write what is
+missing, is missing. As engines write it: text as bytes without the mark of text (UTF-8, or an error), numbers as
+decimals, times as INT96, columns as dictionaries, fields in structs (found by dotted path).
 """
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from ebbtide.featurestore.errors import SpecError
-from ebbtide.featurestore.files.rows import CHUNK_ROWS, Chunk, RowFile
+from ebbtide.featurestore.files.block import ARRIVAL, Block, BlockReader, EventFile, rows_of_columns
+from ebbtide.featurestore.files.sources import ByteSource
 from ebbtide.featurestore.spec import Spec
 
+BLOCK_ROWS = 16_384
+_TEXTS = ("user_id", "event_id", "type")
 
-class ParquetRows(RowFile):
+
+class ParquetBlocks(BlockReader):
     """Typed columns, found by name or by dotted path into structs."""
 
     unit = "row"
 
-    def __init__(self, path: Path, spec: Spec) -> None:
-        super().__init__(path, spec)
+    def __init__(self, file: EventFile, spec: Spec) -> None:
+        super().__init__(file, spec)
+        self._source = ByteSource(file.path, text=False)
         try:
-            source = io.BytesIO(self._file.read()) if self._gzipped else self._raw
-            self._parquet = parquet.ParquetFile(source)
+            # INT96 in nanoseconds ends in 2262, and what lies beyond would come out as another century.
+            self._parquet = parquet.ParquetFile(
+                self._source.file if self._source.file.seekable() and not _gzipped(self._source)
+                else io.BytesIO(self._source.file.read()),
+                coerce_int96_timestamp_unit="us",
+            )  # fmt: skip
         except pa.ArrowInvalid as error:
-            raise SpecError(f"{path} is not Parquet: {error}") from None
+            raise SpecError(f"{self.path} is not Parquet: {error}") from None
         schema = self._parquet.schema_arrow
-        self._columns = self._wanted(lambda name: _type_of(schema, name) is not None, schema.names)
-        if _is_time(_type_of(schema, spec.mapping.ts)):
+        known = [*schema.names, *(key for key in self.partition if key not in schema.names)]
+        self._columns = self.wanted(
+            known, lambda name: name in self.partition or _type_of(schema, name) is not None
+        )
+        self._own = {name: column for name, column in self._columns.items() if _has(schema, column)}
+        if self._is_time("ts"):
             self.mapping = self.mapping.model_copy(update={"ts_format": "ms"})
-        if spec.mapping.arrival and _is_time(_type_of(schema, spec.mapping.arrival)):
+        if self._is_time(ARRIVAL):
             self.arrival_format = "ms"
-        for name in (spec.mapping.user_id, spec.mapping.event_id):
-            kind = _type_of(schema, name)
-            if kind is not None and pa.types.is_floating(kind):
+        for name in ("user_id", "event_id"):
+            kind = _type_of(schema, self._own.get(name, ""))
+            if kind is not None and (
+                pa.types.is_floating(kind) or (pa.types.is_decimal(kind) and kind.scale > 0)
+            ):
                 raise SpecError(
-                    f"{path}: column {name!r} holds fractions ({kind}), not ids", hint="write it as text"
+                    f"{self.path}: column {self._own[name]!r} holds fractions ({kind}), not ids",
+                    hint="write it as text or whole numbers: a missing id in a data frame makes fractions of all",
                 )
 
-    def _chunks(self) -> Iterator[Chunk]:
-        wanted, done = self._columns, 0
-        ids = {wanted.fields["user_id"], wanted.fields.get("event_id"), wanted.fields["type"]}
-        for batch in self._parquet.iter_batches(CHUNK_ROWS, columns=wanted.columns):
-            columns = {name: _plain(batch, name, as_text=name in ids) for name in wanted.columns}
-            arrivals = columns[wanted.arrival] if wanted.arrival else None
-            rows = wanted.rows(columns)
-            lines = range(done + 1, done + len(rows) + 1)
-            done += len(rows)
-            yield Chunk(rows, lines, arrivals, done / max(1, self._parquet.metadata.num_rows))
+    def _is_time(self, name: str) -> bool:
+        kind = _type_of(self._parquet.schema_arrow, self._own.get(name, ""))
+        return kind is not None and _is_time(kind)
+
+    def blocks(self) -> Iterator[Block]:
+        done, wanted = 0, list(dict.fromkeys(self._own.values()))
+        try:
+            for batch in self._parquet.iter_batches(BLOCK_ROWS, columns=wanted):
+                n = len(batch)
+                columns = {name: self._plain(batch, name) for name in self._columns}
+                lines = np.arange(done + 1, done + n + 1)
+                done += n
+
+                def rows(chosen: NDArray[np.int64], columns: dict[str, Any] = columns) -> list[Any]:
+                    return rows_of_columns(columns, chosen)
+
+                yield Block(columns, rows, lines, done / max(1, self._parquet.metadata.num_rows))
+        except pa.ArrowInvalid as error:
+            raise SpecError(f"{self.path}: damaged after row {done:,}: {error}") from None
+
+    def _plain(self, batch: Any, name: str) -> Any:
+        column = self._columns[name]
+        if name not in self._own:
+            return pa.array([self.partition[column]] * len(batch), pa.string())
+        values = plain(_found(batch, column), f"{self.path}: column {column!r}")
+        if name in _TEXTS and pa.types.is_integer(values.type):
+            values = values.cast(pa.string())
+        return values
+
+
+def plain(values: Any, where: str) -> Any:
+    """A column as text, whole numbers (times as ms UTC), doubles, or what it is; null where missing.
+
+    Raises SpecError, which begins with `where`, for bytes that are no text."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values.type, pa.BaseExtensionType):
+        values = values.storage
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind = values.type
+    if _is_time(kind):
+        zone = kind.tz if pa.types.is_timestamp(kind) else None
+        return values.cast(pa.timestamp("ms", zone), safe=False).cast(pa.int64())
+    if pa.types.is_decimal(kind):
+        return values.cast(pa.int64() if kind.scale == 0 and kind.precision <= 18 else pa.float64())
+    if pa.types.is_integer(kind):
+        return values if pa.types.is_uint64(kind) else values.cast(pa.int64())
+    if pa.types.is_floating(kind):
+        values = values.cast(pa.float64())
+        return pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
+    if pa.types.is_null(kind) or pa.types.is_string(kind) or _is_bytes(kind):
+        try:
+            return values.cast(pa.string())
+        except pa.ArrowInvalid:
+            raise SpecError(f"{where} holds bytes that are not UTF-8 text", hint="write it as text") from None
+    return values
+
+
+def _gzipped(source: ByteSource) -> bool:
+    return not isinstance(getattr(source.file, "raw", None), io.FileIO)
+
+
+def _found(batch: Any, column: str) -> Any:
+    if column in batch.schema.names:
+        return batch.column(column)
+    first, *rest = column.split(".")
+    return pc.struct_field(batch.column(first), rest)
+
+
+def _has(schema: Any, name: str) -> bool:
+    return _type_of(schema, name) is not None
 
 
 def _type_of(schema: Any, name: str) -> Any:
     """The Arrow type of a column or of a struct's field, None where there is none."""
     if name in schema.names:
-        return schema.field(name).type
-    found, (first, *rest) = None, name.split(".")
-    if rest and first in schema.names:
-        found = schema.field(first).type
-        for part in rest:
-            if not pa.types.is_struct(found) or found.get_field_index(part) < 0:
-                return None
-            found = found.field(part).type
+        return schema.types[schema.names.index(name)]
+    first, *rest = name.split(".")
+    if not rest or first not in schema.names:
+        return None
+    found = schema.types[schema.names.index(first)]
+    for part in rest:
+        if not pa.types.is_struct(found) or found.get_field_index(part) < 0:
+            return None
+        found = found.field(part).type
     return found
 
 
@@ -76,23 +155,9 @@ def _is_time(kind: Any) -> bool:
     return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
 
 
-def _plain(batch: Any, name: str, *, as_text: bool) -> list[Any]:
-    """A column as Python values: text, numbers (times as ms UTC), None where missing."""
-    if name in batch.schema.names:
-        values = batch.column(name)
-    else:
-        first, *rest = name.split(".")
-        values = pc.struct_field(batch.column(first), rest)
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    kind = values.type
-    if _is_time(kind):
-        zone = kind.tz if pa.types.is_timestamp(kind) else None
-        values = values.cast(pa.timestamp("ms", zone), safe=False).cast(pa.int64())
-    elif pa.types.is_decimal(kind):
-        values = values.cast(pa.float64())
-    elif as_text and pa.types.is_integer(kind):
-        values = values.cast(pa.string())
-    if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
-    return list(values.to_pylist())
+def _is_bytes(kind: Any) -> bool:
+    types = pa.types
+    return bool(
+        types.is_large_string(kind) or types.is_string_view(kind) or types.is_binary(kind)
+        or types.is_large_binary(kind) or types.is_binary_view(kind) or types.is_fixed_size_binary(kind)
+    )  # fmt: skip

@@ -1,138 +1,196 @@
 """Event files to whole-log columns.
 
-    file ─rows─▶ rows ─events/columns─▶ columns ─sort─▶ EventLog ─as_stream─▶ the stream that it would have been
+    files ─sources─▶ bytes ─delimited, json_lines, parquet─▶ blocks ─fast─▶ events ─sort─▶ EventLog
+                                                               └ rows that are not surely events ─events/columns─▶
 
-It knows what arrival order is (a mapped `arrival`, else the stamped time; ties as they stand in the file), and which
-reader a name asks for. It refuses to know formats, and what is done with a log. The invariant: a row that does not fit
-stops the reading, unless the caller asked for such rows to be counted; none is skipped in silence.
+Arrival order is that of a mapped `arrival`, else of the stamped times; ties as they stand in the files. A row that
+does not fit stops the reading, unless the caller asked for such rows to be counted; none is skipped in silence.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
-from ebbtide.featurestore.events.columns import ColumnReader, Columns, joined
 from ebbtide.featurestore.events.contract import TIME_MS_MAX, TIME_MS_MIN, Reason
-from ebbtide.featurestore.events.parse import batch_of
-from ebbtide.featurestore.files.as_stream import contract_spec, records_of
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.files.block import ARRIVAL, Block, BlockReader, EventFile
 from ebbtide.featurestore.files.event_log import EventLog, Problem, Problems
-from ebbtide.featurestore.files.rows import Chunk, CsvRows, JsonRows, RowFile
-from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.files.sources import event_files, format_of
+from ebbtide.featurestore.hashing import hash_texts
+from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.featurestore.times.timestamps import TimeReader
 
-__all__ = ["EventLog", "contract_spec", "open_rows", "read_events", "records_of"]
-
-ENDINGS = {
-    ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-    ".parquet": "parquet", ".pq": "parquet",
-}  # fmt: skip
+__all__ = ["EventLog", "read_log"]
 
 
-def read_events(
-    path: Path | str,
-    spec: Spec,
+def read_log(
+    path: Path | str | Sequence[Path | str],
+    spec: Spec | Path | str,
     *,
     tolerant: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> EventLog:
-    """Read an event file (CSV, JSON Lines, Parquet; gzipped or not) with the spec's mapping.
+    """Read a log of events: CSV, TSV, JSON (lines or an array) or Parquet, gzipped or not, under a spec's mapping.
 
-    Raises SpecError when it cannot be read, lacks a column, or, unless `tolerant`, has a row that does not fit; the
-    message names the first ones. `progress` is called with the share of the file that has been read, 0 to 1.
+        log = read_log("events.csv.gz", "spec.yaml")
+        len(log), len(log.events.customers), log.known_until
+
+    path: a file, a folder (all event files in it and below; `key=value` folders are columns), a pattern such as
+    'events/2026-*.csv', or several of them, read one after the other. spec: a spec or the path of one. tolerant: rows
+    that do not fit are counted in `log.problems` instead of refused. progress: called with the share that has been
+    read, 0 to 1, ascending.
+
+    Raises SpecError, one for a file, when it cannot be read, lacks a column that the spec needs or has it twice, or
+    (unless tolerant) has rows that do not fit; the message names the file, the first rows by line, and the remedy.
     """
-    source = open_rows(path, spec)
-    gather = _Gather(spec, source)
-    for chunk in source:
-        gather.add(chunk)
-        if progress is not None:
-            progress(chunk.share)
+    spec = spec if isinstance(spec, Spec) else load_spec(spec)
+    files = event_files(path)
+    gather = _Gather(spec)
+    for number, file in enumerate(files):
+        source = _opened(file, spec)
+        gather.begin(source, str(file.path) if len(files) > 1 else "")
+        for block in _blocks(source):
+            gather.add(block)
+            if progress is not None:
+                progress((number + block.share) / len(files))
     problems = gather.problems
     if problems.total and not tolerant:
+        name = files[0].path if len(files) == 1 else f"{len(files)} files"
         raise SpecError(
-            f"{path}: {problems.total:,} of {gather.rows:,} rows do not fit the spec: {problems.words()}",
+            f"{name}: {problems.total:,} of {gather.rows:,} rows do not fit the spec: {problems.words()}",
             hint="ebbtide spec check says more about the file",
         )
     return gather.log()
 
 
-def open_rows(path: Path | str, spec: Spec) -> RowFile:
-    """The rows of a file, by the format that its name ends in. Raises SpecError."""
-    path = Path(path)
-    endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".gzip")]
-    file_format = ENDINGS.get(endings[-1]) if endings else None
-    if file_format is None:
-        hint = f"let its name end in one of {' '.join(ENDINGS)}, then .gz if it is gzipped"
-        raise SpecError(f"{path}: cannot tell its format", hint=hint)
+def _opened(file: EventFile, spec: Spec) -> BlockReader:
+    """The reader of a file's format. Raises SpecError."""
+    kind = format_of(file.path)
     try:
-        if file_format == "csv":
-            return CsvRows(path, spec)
-        if file_format == "jsonl":
-            return JsonRows(path, spec)
-        from ebbtide.featurestore.files.parquet import ParquetRows  # noqa: PLC0415 - needs pyarrow, an extra
+        # The readers need pyarrow, which a worker, who imports this package and reads no file, never loads.
+        if kind == "csv":
+            from ebbtide.featurestore.files.delimited import DelimitedBlocks  # noqa: PLC0415 - pyarrow, see above
 
-        return ParquetRows(path, spec)
-    except ImportError:
-        raise SpecError("Parquet files need pyarrow", hint="pip install 'ebbtide[train]'") from None
-    except OSError as error:
-        raise SpecError(f"cannot read {path}: {error.strerror or error}", hint="give --events FILE") from None
-    except (EOFError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read {path}: {error}", hint="is it damaged, or not UTF-8?") from None
+            return DelimitedBlocks(file, spec)
+        if kind == "json":
+            from ebbtide.featurestore.files.json_lines import JsonBlocks  # noqa: PLC0415 - pyarrow, see above
+
+            return JsonBlocks(file, spec)
+        from ebbtide.featurestore.files.parquet import ParquetBlocks  # noqa: PLC0415 - pyarrow, see above
+
+        return ParquetBlocks(file, spec)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(file.path, error) from None
+
+
+def _blocks(source: BlockReader) -> Any:
+    try:
+        yield from source.blocks()
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(source.path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> SpecError:
+    if isinstance(error, OSError) and error.strerror:
+        return SpecError(f"cannot read {path}: {error.strerror}", hint="give --events FILE")
+    return SpecError(f"{path} is a damaged gzip file: {error}", hint="copy it again")
 
 
 class _Gather:
-    """Chunks of rows, as they come, to one log."""
+    """Blocks of files, as they come, to one log."""
 
-    def __init__(self, spec: Spec, source: RowFile) -> None:
-        self._columns = ColumnReader(spec, mapping=source.mapping, text=source.text)
-        self._arrivals = TimeReader(source.arrival_format, digits=source.text)
-        self._future_max_ms = spec.future_max_ms
-        self._parts: list[Columns] = []
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._parts: list[Any] = []
         self._arrived: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self._index: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self._ignored = 0
+        self._file = ""
         self.rows = 0
-        self.problems = Problems(source.unit)
+        self.problems = Problems()
 
-    def add(self, chunk: Chunk) -> None:
-        columns = self._columns.read(chunk.rows)
-        bad = [Problem(*place) for place in chunk.bad]
-        bad += [Problem(chunk.lines[r.index], r.reason, r.detail) for r in columns.rejected]
-        self.problems.add_unknown(columns.unknown)
-        self._ignored += len(columns.ignored)
-        arrival = columns.time
-        if chunk.arrivals is not None:
-            columns, arrival = self._with_arrival(chunk, chunk.arrivals, columns, bad)
+    def begin(self, source: BlockReader, name: str) -> None:
+        """The blocks that follow are of this file."""
+        from ebbtide.featurestore.files.fast import FastReader  # noqa: PLC0415 - pyarrow, see `_opened`
+
+        self._reader = FastReader(self._spec, source)
+        self._arrivals = TimeReader(source.arrival_format, digits=source.text)
+        self.problems.unit, self._file = source.unit, name
+
+    def add(self, block: Block) -> None:
+        part = self._reader.read(block)
+        bad = [Problem(*place, self._file) for place in block.bad]
+        bad += [Problem(int(block.lines[r.index]), r.reason, r.detail, self._file) for r in part.rejected]
+        self.problems.add_unknown(part.unknown)
+        self._ignored += part.ignored
+        arrival = part.time
+        if ARRIVAL in block.columns:
+            part, arrival = self._with_arrival(block, part, bad)
         self.problems.add(sorted(bad))
-        self._parts.append(replace(columns, index=columns.index + self.rows))
+        self._parts.append(part)
+        self._index.append(part.index + self.rows)
         self._arrived.append(arrival)
-        self.rows += len(chunk.rows) + len(chunk.bad)
+        self.rows += len(block) + len(block.bad)
 
-    def _with_arrival(
-        self, chunk: Chunk, arrivals: list[object], columns: Columns, bad: list[Problem]
-    ) -> tuple[Columns, NDArray[np.int64]]:
+    def _with_arrival(self, block: Block, part: Any, bad: list[Problem]) -> tuple[Any, NDArray[np.int64]]:
         """The events that have an arrival, and have not happened long after it: as on the stream."""
-        arrival, unreadable = self._arrivals.read([arrivals[i] for i in columns.index.tolist()])
+        from ebbtide.featurestore.files.fast import read_times  # noqa: PLC0415 - pyarrow, see `_opened`
+
+        arrival, sure = read_times(block.columns[ARRIVAL], self._arrivals, len(block))
+        arrival, sure = arrival[part.index], sure[part.index]
         beyond = (arrival < TIME_MS_MIN) | (arrival > TIME_MS_MAX)
-        wrong = beyond | (columns.stated - self._future_max_ms > arrival)
+        future_max_ms = self._spec.future_max_ms
+        wrong = ~sure | beyond | (part.stated - future_max_ms > arrival)
         for j in np.flatnonzero(wrong).tolist():
-            line = chunk.lines[columns.index[j]]
-            if j in unreadable:
-                bad.append(Problem(line, Reason.WRONG_TYPE, f"arrival: expected {self._arrivals.words}"))
+            line = int(block.lines[part.index[j]])
+            if not sure[j]:
+                reason, detail = Reason.WRONG_TYPE, f"arrival: expected {self._arrivals.words}"
             elif beyond[j]:
-                bad.append(Problem(line, Reason.TIMESTAMP_RANGE, "arrival is not between 1970 and 9999"))
+                reason, detail = Reason.TIMESTAMP_RANGE, "arrival is not between 1970 and 9999"
             else:
-                late = format_duration(self._future_max_ms)
-                bad.append(Problem(line, Reason.FUTURE, f"ts is more than {late} after arrival"))
+                reason, detail = (
+                    Reason.FUTURE,
+                    f"ts is more than {format_duration(future_max_ms)} after arrival",
+                )
+            bad.append(Problem(line, reason, detail, self._file))
         keep = np.flatnonzero(~wrong)
-        return columns.take(keep), arrival[keep]
+        return part.take(keep), arrival[keep]
 
     def log(self) -> EventLog:
+        import pyarrow as pa  # noqa: PLC0415 - see `_opened`
+
         arrival = np.concatenate(self._arrived)
         order = np.argsort(arrival, kind="stable")
-        whole = joined(self._parts).take(order)
-        events = batch_of(whole, whole.index)
-        return EventLog(events, whole.ids, arrival[order], self.rows, self._ignored, self.problems)
+        chosen = pa.array(order)
+
+        def column(name: str, dtype: type) -> NDArray[Any]:
+            return np.concatenate([np.empty(0, dtype), *(getattr(part, name) for part in self._parts)])[order]
+
+        def text(arrays: list[Any]) -> Any:
+            return pa.chunked_array(arrays, pa.string()).cast(pa.large_string()).combine_chunks().take(chosen)
+
+        users = text([part.users for part in self._parts]).dictionary_encode()
+        ids = None
+        if any(part.ids is not None for part in self._parts):
+            none = [
+                pa.array([""] * len(part), pa.string()) if part.ids is None else part.ids
+                for part in self._parts
+            ]
+            found = text(none).to_pylist()
+            ids = found if any(found) else None
+        events = EventBatch(
+            customers=users.dictionary.to_pylist(),
+            customer=users.indices.to_numpy().astype(np.int32),
+            kind=column("kind", np.uint8),
+            time=column("time", np.int64),
+            value=column("value", np.float64),
+            event_id=np.zeros(len(order), np.uint64) if ids is None else hash_texts(ids),
+            position=np.concatenate(self._index)[order],
+        )
+        return EventLog(events, ids, arrival[order], self.rows, self._ignored, self.problems)

@@ -1,13 +1,16 @@
-"""Event times as producers write them, to milliseconds since 1970 UTC.
+"""Instants: read as producers and operators write them, written for people; milliseconds since 1970 UTC inside.
 
-    auto        RFC 3339 text (UTC where it has no offset), or whole milliseconds as a number
-    s, ms, us   seconds, milliseconds, microseconds since 1970, as a number or as digits
-    else        a strptime format such as %Y%m%d; UTC unless the format reads an offset
+    auto             RFC 3339 text (UTC where it has no offset), or whole milliseconds as a number
+    s, ms, us, ns    seconds, milliseconds, ... since 1970, as a number or as digits
+    else             a strptime format such as %Y%m%d; UTC unless the format reads an offset
 
 Fractions of a millisecond are cut off, so that an event never moves into the next millisecond. This module knows no
-range: a date of 1900 is a negative number here, and whoever asked decides whether it may be one.
+range: a date of 1900 is a negative number here, and whoever asked decides whether it may be one. No reading depends
+on the machine: of the names that %Z reads, only those of UTC are taken, since Python's %Z takes the names of the zone
+that the machine happens to be in.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,44 +22,54 @@ from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.times.durations import DAY_MS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MS_PER_UNIT = {"auto": (1, 1), "ms": (1, 1), "s": (1000, 1), "us": (1, 1000)}  # numerator, denominator
+_MS_PER_UNIT = {  # numerator, denominator
+    "auto": (1, 1), "ms": (1, 1), "s": (1000, 1), "us": (1, 1000), "ns": (1, 1_000_000),
+}  # fmt: skip
 _FAR_MS = 1 << 62
 """Stands for every time too far away for 64 bits: outside of any range, and still a number."""
 DISTINCT_MAX = 1 << 16
 """strptime takes 5 µs a text; dates repeat, so the last 65,536 different ones are remembered."""
+_UTC_NAMES = ("UTC", "GMT", "Z")
+_ZONE_NAME = re.compile(r"(?<!%)((?:%%)*)%Z")
 
 
 class TimeReader:
     """Reads the times of one field. Instances keep a bounded memory of texts, nothing else.
 
-    `digits`: digits in text are a number in every format, as in a CSV file, where all is text."""
+    `scale`: milliseconds a unit as (numerator, denominator), None for a strptime format.
+    `reads_digits`: digits in text are a number. `reads_iso`: RFC 3339 text is a time."""
 
     def __init__(self, ts_format: str, *, digits: bool = False) -> None:
-        """Raises SpecError for a format that is none."""
+        """`digits`: digits in text are a number in every format, as in a CSV file, where all is text.
+
+        Raises SpecError for a format that is none."""
         if ts_format not in _MS_PER_UNIT and "%" not in ts_format:
             raise SpecError(
                 f"mapping.ts_format {ts_format!r} is not a time format",
-                hint="write auto, s, ms, us, or a strptime format such as %Y%m%d",
+                hint="write auto, s, ms, us, ns, or a strptime format such as %Y%m%d",
             )
         self._format = ts_format
-        self._digits = digits or ts_format != "auto"
-        self._ms_per_unit = _MS_PER_UNIT.get(ts_format)
+        self.reads_digits = digits or ts_format != "auto"
+        self.reads_iso = ts_format == "auto"
+        self.scale = _MS_PER_UNIT.get(ts_format)
         self._strptime = lru_cache(maxsize=DISTINCT_MAX)(self._strptime_ms)
 
     @property
     def words(self) -> str:
         """What this reader takes, for messages."""
-        if self._ms_per_unit is None:
-            return f"a date in the form {self._format}"
+        if self.scale is None:
+            zone = ", its zone as UTC, GMT or Z (%z reads offsets)" if _ZONE_NAME.search(self._format) else ""
+            return f"a date in the form {self._format}{zone}"
         return {
             "auto": "RFC 3339 text or a whole number of milliseconds since 1970",
             "s": "seconds since 1970", "ms": "milliseconds since 1970", "us": "microseconds since 1970",
+            "ns": "nanoseconds since 1970",
         }[self._format]  # fmt: skip
 
     def read(self, raw: Sequence[object]) -> tuple[NDArray[np.int64], list[int]]:
         """int64[n] in ms UTC, and the indices of what is no time in this format (0 there)."""
         try:
-            if self._ms_per_unit == (1, 1) and set(map(type, raw)) == {int}:
+            if self.scale == (1, 1) and set(map(type, raw)) == {int}:
                 return np.array(raw, np.int64), []
             return np.array([self._one(value) for value in raw], np.int64), []
         except (ValueError, OverflowError):
@@ -73,14 +86,14 @@ class TimeReader:
 
     def _one(self, value: object) -> int:
         """Milliseconds. Raises ValueError."""
-        if self._ms_per_unit is None:
+        if self.scale is None:
             return self._strptime(str(value))
         if type(value) is str:
-            if self._digits and value.replace(".", "", 1).isdecimal():
+            if self.reads_digits and value.replace(".", "", 1).isdecimal():
                 value = float(value) if "." in value else int(value[:400])
-            elif self._format == "auto":
+            elif self.reads_iso:
                 return iso_ms(value)
-        times, over = self._ms_per_unit
+        times, over = self.scale
         if type(value) is int:
             return max(-_FAR_MS, min(value * times // over, _FAR_MS))
         if type(value) is float:
@@ -91,14 +104,50 @@ class TimeReader:
         raise ValueError(value)
 
     def _strptime_ms(self, text: str) -> int:
-        return _ms(datetime.strptime(text, self._format))  # noqa: DTZ007 - _ms takes a time without offset as UTC
+        return _ms(_strptime(text, self._format))
 
 
 def iso_ms(text: str) -> int:
-    """Milliseconds of RFC 3339 text: a date, or date and time, with dashes. Raises ValueError."""
+    """Milliseconds of RFC 3339 text: a date, or date and time, with dashes; UTC where it has no offset.
+
+    Raises ValueError."""
     if text[4:5] != "-":
         raise ValueError(text)  # 20240101 would be a date to Python, and is more likely a number
     return _ms(datetime.fromisoformat(text if text.isupper() else text.upper()))
+
+
+def iso_days(text: str) -> float:
+    """Days since 1970 of ISO 8601 text, to the microsecond; UTC where it has no offset. Raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment.timestamp() * 1000 / DAY_MS
+
+
+def instant(ms: int) -> datetime:
+    """Milliseconds since 1970 as a datetime in UTC. Raises OverflowError or ValueError beyond the year 9999."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def format_time(ms: int) -> str:
+    """The instant to the second: '2026-03-01T12:00:00+00:00'."""
+    return instant(ms).isoformat(timespec="seconds")
+
+
+def format_date(ms: int) -> str:
+    """The UTC date of an instant: '2026-03-01'."""
+    return instant(ms).date().isoformat()
+
+
+def _strptime(text: str, ts_format: str) -> datetime:
+    """strptime whose %Z takes the names of UTC alone, on every machine. Raises ValueError."""
+    if not _ZONE_NAME.search(ts_format):
+        return datetime.strptime(text, ts_format)  # noqa: DTZ007 - `_ms` takes a time without offset as UTC
+    for name in _UTC_NAMES:
+        try:
+            return datetime.strptime(text, _ZONE_NAME.sub(rf"\g<1>{name}", ts_format))  # noqa: DTZ007 - UTC, it says
+        except ValueError:
+            continue
+    raise ValueError(text)
 
 
 def _ms(moment: datetime) -> int:

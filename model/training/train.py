@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
-from ebbtide.featurestore.files.reader import read_events
+from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.record.replay import only, remembered, replay, state_at
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
@@ -92,7 +92,7 @@ def train_model(
     config, stages = config or TrainConfig(), Stages(progress, clock)
     spec = _with(spec, name, horizon_ms)
     with stages.of("reading events", 5) as share:
-        events = log if isinstance(log, EventBatch) else read_events(log, spec, progress=share).events
+        events = log if isinstance(log, EventBatch) else read_log(log, spec, progress=share).events
         log = remembered(events)
     if not len(log):
         raise SpecError("the log has no event", hint="check --events and the mapping of the spec")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ebbtide.featurestore.files.reader import read_events
+from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.ops.commands.dates import DATE
@@ -43,7 +43,7 @@ async def _run(
 ) -> Backfilled:
     layout = Layout(load_spec(settings.spec))
     progress(f"reading {path.name}")
-    log = read_events(path, layout.spec, progress=lambda share: progress.advance(share, 1.0))
+    log = read_log(path, layout.spec, progress=lambda share: progress.advance(share, 1.0))
     counts = await ensure_topics(settings.kafka, topic_specs(settings))
     ends = {p: end for p, (_, end) in (await log_ranges(settings.kafka, settings.kafka.topic)).items()}
     before = until_ms if until_ms is not None else int(log.events.time.max(initial=0)) + 1

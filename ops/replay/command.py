@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ebbtide.featurestore.files.reader import read_events
+from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
@@ -48,7 +48,7 @@ def run(
 ) -> tuple[Group, dict[str, Any]]:
     """Replay, judge, and return the table and the same figures as plain data."""
     progress(f"reading {events.name}")
-    log = read_events(events, spec, progress=lambda share: progress.advance(share, 1.0))
+    log = read_log(events, spec, progress=lambda share: progress.advance(share, 1.0))
     progress("loading the model")
     configure()
     scorer = Scorer.load(settings.model, Layout(spec))

@@ -22,7 +22,8 @@ from pyarrow import parquet
 from ebbtide.featurestore.events.columns import ColumnReader
 from ebbtide.featurestore.events.contract import event_adapter
 from ebbtide.featurestore.events.parse import Parser
-from ebbtide.featurestore.files.reader import read_events, records_of
+from ebbtide.featurestore.files.as_stream import records_of
+from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.spec import Spec, parse_spec
 from tests.support.fuzz import NOW_MS
 from tests.support.seams.streams import LogRecord
@@ -117,7 +118,7 @@ def bench_files(n: int) -> None:
         print(f"{n:,} rows of a file, seconds")
         for path in paths:
             start = time.process_time()
-            log = read_events(path, spec_of())
+            log = read_log(path, spec_of())
             print(f"  {path.suffix:30s} {time.process_time() - start:5.2f}")
         start = time.process_time()
         sent = sum(1 for _ in records_of(log, spec_of()))

@@ -16,8 +16,9 @@ from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.contract import Reason
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.files.as_stream import contract_spec, records_of
 from ebbtide.featurestore.files.event_log import EventLog
-from ebbtide.featurestore.files.reader import contract_spec, read_events, records_of
+from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.hashing import hash_texts
 from ebbtide.featurestore.spec import Spec, load_spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS, HOUR_MS
@@ -127,7 +128,7 @@ def written(folder: Path, name: str, data: bytes) -> Path:
 
 
 def read_text(folder: Path, text: str, spec: Spec, name: str = "events.csv", **more: Any) -> EventLog:
-    return read_events(written(folder, name, text.encode()), spec, **more)
+    return read_log(written(folder, name, text.encode()), spec, **more)
 
 
 def streamed(log: EventLog, spec: Spec) -> EventBatch:
@@ -147,7 +148,7 @@ def assert_same(events: EventBatch, others: EventBatch, columns: tuple[str, ...]
 @pytest.mark.parametrize("gz", ["", ".gz"])
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_every_format_is_the_same_log(tmp_path: Path, name: str, gz: str) -> None:
-    log = read_events(written(tmp_path, name + gz, WRITERS[name](ROWS)), spec_of())
+    log = read_log(written(tmp_path, name + gz, WRITERS[name](ROWS)), spec_of())
     events = log.events
     order = [
         1,
@@ -177,7 +178,7 @@ def test_every_format_is_the_same_log(tmp_path: Path, name: str, gz: str) -> Non
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_a_file_streamed_is_the_file_read_bit_for_bit(tmp_path: Path, name: str) -> None:
     spec = spec_of()
-    log = read_events(written(tmp_path, name, WRITERS[name](ROWS)), spec)
+    log = read_log(written(tmp_path, name, WRITERS[name](ROWS)), spec)
     assert_same(streamed(log, spec), log.events, ("customer", "kind", "time", "value", "event_id"))
 
 
@@ -195,16 +196,16 @@ def test_odd_values_survive_the_stream(tmp_path: Path) -> None:
         due = f"{moment}Z" if i % 2 else str(moment)[:10]
         rows.append({"who": "c", "what": "renewal", "when": T0 + 1000 + i, "due": due})
     spec = spec_of()
-    log = read_events(written(tmp_path, "odd.jsonl", as_jsonl(rows)), spec)
+    log = read_log(written(tmp_path, "odd.jsonl", as_jsonl(rows)), spec)
     assert log.events.value[: len(numbers)].tobytes() == numbers.tobytes()
     assert_same(streamed(log, spec), log.events)
-    from_csv = read_events(written(tmp_path, "odd.csv", as_csv(rows)), spec)
+    from_csv = read_log(written(tmp_path, "odd.csv", as_csv(rows)), spec)
     assert_same(from_csv.events, log.events)
 
 
 def test_records_of_can_begin_later_and_carry_the_logs_own_times(tmp_path: Path) -> None:
     spec = spec_of()
-    log = read_events(written(tmp_path, "events.csv", as_csv(ROWS)), spec)
+    log = read_log(written(tmp_path, "events.csv", as_csv(ROWS)), spec)
     every = list(records_of(log, spec))
     assert list(records_of(log, spec, 4)) == every[4:]
     assert [ts for _, _, ts in every] == log.events.time.tolist()
@@ -267,7 +268,7 @@ def test_typed_times_of_parquet_need_no_format(tmp_path: Path, kind: Any) -> Non
         value=[np.nan, 2.5],
     )
     path = written(tmp_path, "typed.parquet", data)
-    events = read_events(path, spec_of({"ts_format": "%Y%m%d"}, KINDS[:2])).events
+    events = read_log(path, spec_of({"ts_format": "%Y%m%d"}, KINDS[:2])).events
     assert events.customers == ["7"]
     assert events.time.tolist() == [T0, T0]
     np.testing.assert_array_equal(events.value, [np.nan, 2.5])
@@ -394,21 +395,21 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(SpecError, match=words):
-        read_events(path, spec_of({}, KINDS[:1]))
+        read_log(path, spec_of({}, KINDS[:1]))
 
 
 def test_a_file_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     for name in ("no.csv", "no.jsonl.gz", "no.parquet"):
         with pytest.raises(SpecError, match="No such file"):
-            read_events(tmp_path / name, spec_of())
+            read_log(tmp_path / name, spec_of())
     (tmp_path / "dir.csv").mkdir()
     with pytest.raises(SpecError, match="directory"):
-        read_events(tmp_path / "dir.csv", spec_of())
+        read_log(tmp_path / "dir.csv", spec_of())
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.jsonl", "e.parquet"])
 def test_a_file_without_rows_is_an_empty_log(tmp_path: Path, name: str) -> None:
-    log = read_events(written(tmp_path, name, WRITERS[f"events{name[1:]}"]([])), spec_of())
+    log = read_log(written(tmp_path, name, WRITERS[f"events{name[1:]}"]([])), spec_of())
     assert (len(log), log.rows, log.events.customers) == (0, 0, [])
     assert list(records_of(log, spec_of())) == []
 
@@ -417,7 +418,7 @@ def test_a_file_without_rows_is_an_empty_log(tmp_path: Path, name: str) -> None:
 def test_progress_is_told_and_ends_at_the_end(tmp_path: Path, name: str) -> None:
     rows = [{"who": f"c{i}", "what": "visit", "when": T0 + i} for i in range(20_000)]
     told: list[float] = []
-    log = read_events(
+    log = read_log(
         written(tmp_path, name, WRITERS[f"events.{name.split('.')[1]}"](rows)),
         spec_of(),
         progress=told.append,
@@ -441,6 +442,6 @@ def test_public_logs_are_read_whole_and_stream_as_they_were_read(
     if not path.exists():
         pytest.skip("no public logs beside the project")
     spec = load_spec(Path(__file__).resolve().parents[3] / "ops" / "specs" / f"{name}.yaml")
-    log = read_events(path, spec)
+    log = read_log(path, spec)
     assert (len(log), len(log.events.customers), log.problems.total) == (events, customers, 0)
     assert_same(streamed(log, spec), log.events, ("customer", "kind", "time", "value"))

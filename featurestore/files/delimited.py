@@ -1,0 +1,316 @@
+"""CSV and its relatives as blocks: a header, then a row a line; the delimiter is the one under which the header has
+the columns that the spec needs.
+
+pyarrow reads a block at a time, of the needed columns only, and the block is taken as read only where it came out as
+one row a line: a quote that is not closed swallows lines, and so shows. Any other block is read again by Python's csv
+module, row by row with its lines, which also says what is wrong:
+
+    fields that are too many or too few                           a bad row
+    a quoted field over lines that are rows by themselves         a bad row that names the lines: a lone quote
+    a quoted field over LINES_MAX lines                           an error: nothing after it can be trusted
+    text that is not UTF-8 in a column that is read               an error with line and column
+
+A tab-separated file has no quoting, unless each field of its beginning that begins with a quote ends with one.
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow import csv as arrow_csv
+
+from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.events.columns import NULL_WORDS
+from ebbtide.featurestore.events.contract import Reason
+from ebbtide.featurestore.files.block import BadRow, Block, BlockReader, EventFile, rows_of_columns
+from ebbtide.featurestore.files.sources import ByteSource
+from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.times.timestamps import TimeReader
+
+BLOCK_BYTES = 256 * 1024
+LINES_MAX = 10_000
+"""Lines that one quoted field may span."""
+_DELIMITERS = ",;\t|"
+_CR, _LF = 13, 10
+_MISSING = ["", "\\N"]
+
+
+class DelimitedBlocks(BlockReader):
+    """CSV, TSV and the like: every field is text."""
+
+    text = True
+
+    def __init__(self, file: EventFile, spec: Spec) -> None:
+        super().__init__(file, spec)
+        self._source = ByteSource(file.path, text=True)
+        self._next = self._read_block()
+        self._line = 1  # of the next block's first row
+        first = self._take_line()
+        if first.startswith("sep=") and len(first.strip()) == len("sep=") + 1:  # as spreadsheets write it
+            self._delimiter, first = first[4], self._take_line()
+        else:
+            self._delimiter = self._delimiter_of(first)
+        self._quotes = self._delimiter != "\t" or self._quotes_tabs(first)
+        self._header = [name.strip() for name in self._fields(first, self._delimiter)]
+        known = [*self._header, *(key for key in self.partition if key not in self._header)]
+        self._columns = self.wanted(known, known.__contains__)
+        self._times = TimeReader(spec.mapping.ts_format, digits=True)
+
+    def blocks(self) -> Iterator[Block]:
+        while self._next:
+            data, self._next = self._next, b""
+            bad: list[BadRow] = []
+            table = self._by_arrow(data)
+            if table is not None:
+                lines = self._line + _line_numbers(data)
+                self._line += _count_lines(data)
+            else:
+                table, lines, bad = self._by_row(data)
+            columns = self._named(table)
+            yield Block(
+                columns,
+                lambda chosen, columns=columns: rows_of_columns(columns, chosen),  # type: ignore[misc]  # mypy knows no default here
+                lines,
+                self._source.share if not self._next else min(self._source.share, 0.999),
+                bad=bad,
+            )
+            self._next = self._next or self._read_block()
+
+    def _read_block(self) -> bytes:
+        data = self._source.file.read(BLOCK_BYTES)
+        return data + self._source.file.readline() if data else b""
+
+    def _take_line(self) -> str:
+        """The next line of the beginning. Raises SpecError where it is no text."""
+        end = min((at for at in (self._next.find(b"\n"), self._next.find(b"\r")) if at >= 0), default=-1)
+        end = len(self._next) if end < 0 else end + (2 if self._next[end : end + 2] == b"\r\n" else 1)
+        line, self._next = self._next[:end], self._next[end:]
+        if not self._next:
+            self._next = self._read_block()
+        self._line += 1
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            raise SpecError(
+                f"{self.path} is not UTF-8 in its header: {error}", hint="write it as UTF-8"
+            ) from None
+
+    def _fields(self, line: str, delimiter: str) -> list[str]:
+        return next(csv.reader([line], delimiter=delimiter), [])
+
+    def _delimiter_of(self, header: str) -> str:
+        """The one under which most of the mapped columns are found; of equals, the most frequent."""
+        mapping = self.spec.mapping
+        needed = {mapping.user_id, mapping.type, mapping.ts}
+
+        def fit(delimiter: str) -> tuple[int, int]:
+            names = {name.strip() for name in self._fields(header, delimiter)}
+            return len(needed & names), header.count(delimiter)
+
+        return max(_DELIMITERS, key=fit)
+
+    def _quotes_tabs(self, header: str) -> bool:
+        """Whether the fields of the file's beginning that begin with a quote end with one, and there are such."""
+        fields = [
+            text
+            for line in [header.encode(), *self._next.splitlines()]
+            for text in line.strip(b"\r\n").split(b"\t")
+            if text.startswith(b'"')
+        ]
+        return bool(fields) and all(len(text) > 1 and text.endswith(b'"') for text in fields)
+
+    def _by_arrow(self, data: bytes) -> dict[str, Any] | None:
+        """The needed columns of a block by place; None where it is not simply a row a line."""
+        names = [str(i) for i in range(len(self._header))]
+        try:
+            table = arrow_csv.read_csv(
+                pa.BufferReader(data),
+                arrow_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
+                arrow_csv.ParseOptions(
+                    delimiter=self._delimiter,
+                    quote_char='"' if self._quotes and b'"' in data else False,
+                    newlines_in_values=False,
+                ),
+                arrow_csv.ConvertOptions(
+                    include_columns=[str(i) for i in self._places()],
+                    column_types=dict.fromkeys(names, pa.string()),
+                    null_values=_MISSING,
+                    strings_can_be_null=True,
+                    check_utf8=True,
+                ),
+            )
+        except pa.ArrowInvalid:
+            return None
+        if len(table) != _count_rows(data):
+            return None
+        return {name: table.column(name).combine_chunks() for name in table.column_names}
+
+    def _places(self) -> list[int]:
+        names = [name for name in self._columns.values() if name in self._header]
+        return list(dict.fromkeys(self._header.index(name) for name in names))
+
+    def _by_row(self, data: bytes) -> tuple[dict[str, Any], NDArray[np.int64], list[BadRow]]:
+        """The same, row by row; reads on where the block ends inside of a quoted field."""
+        width, places = len(self._header), self._places()
+        lines: list[int] = []
+        bad: list[BadRow] = []
+        values: list[list[str | None]] = [[] for _ in places]
+        text = _Lines(data, self._read_block)
+        first = self._line
+        csv.field_size_limit(sys.maxsize)
+        quoting = csv.QUOTE_MINIMAL if self._quotes else csv.QUOTE_NONE
+        reader = csv.reader(text, delimiter=self._delimiter, quoting=quoting)  # type: ignore[arg-type]  # quoting is one of csv's
+        while True:
+            text.begin_row()
+            line = first + text.taken
+            try:
+                row = next(reader)
+            except StopIteration:
+                break
+            except _TooLong:
+                raise SpecError(
+                    f"{self.path}, line {line}: a quoted field does not end within {LINES_MAX:,} lines",
+                    hint="is a quote not closed? Double a quote that is text",
+                ) from None
+            last = first + text.taken - 1
+            if not row:
+                continue
+            if self._swallowed(text.row):
+                field = f"a quoted field reaches from line {line} to line {last}, over other rows"
+                bad.append((line, Reason.BAD_ROW, f"{field}: is a quote not closed?"))
+            elif len(row) != width:
+                bad.append((line, Reason.BAD_ROW, _width_words(row, width)))
+            else:
+                lines.append(line)
+                for column, place in zip(values, places, strict=True):
+                    column.append(self._decoded(row[place], line, place))
+        self._line = first + text.taken
+        columns = {str(i): pa.array(column, pa.string()) for i, column in zip(places, values, strict=True)}
+        return columns, np.array(lines, np.int64), bad
+
+    def _swallowed(self, lines: Sequence[str]) -> bool:
+        """Whether a row of several lines is held together by quotes that are none: there are rows among its lines,
+        or text stands behind the closing quote."""
+        if len(lines) == 1:
+            return False
+        last = lines[-1]
+        if any(map(self._is_row, lines[1:-1])) or (f'{self._delimiter}"' in last and self._is_row(last)):
+            return True
+        try:
+            next(csv.reader(lines, delimiter=self._delimiter, strict=True))
+        except csv.Error:
+            return True
+        return False
+
+    def _is_row(self, line: str) -> bool:
+        fields = self._fields(line.rstrip("\r\n"), self._delimiter)
+        ts = self._columns["ts"]
+        if len(fields) != len(self._header) or ts not in self._header:
+            return False
+        return not self._times.read([fields[self._header.index(ts)]])[1]
+
+    def _decoded(self, text: str, line: int, place: int) -> str | None:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise SpecError(
+                f"{self.path}, line {line}, column {self._header[place]!r}: not UTF-8 (Latin-1?)",
+                hint="write it as UTF-8, e.g. iconv -f latin1 -t utf-8",
+            ) from None
+        return None if text in _MISSING else text
+
+    def _named(self, by_place: dict[str, Any]) -> dict[str, Any]:
+        n = len(next(iter(by_place.values()))) if by_place else 0
+        columns = {}
+        for name, column in self._columns.items():
+            if column in self._header:
+                columns[name] = by_place[str(self._header.index(column))]
+            else:
+                columns[name] = pa.array([self.partition[column]] * n, pa.string())
+        if "event_id" in columns:
+            ids = columns["event_id"]
+            none = pc.is_in(ids, value_set=pa.array(sorted({*NULL_WORDS, "NaN", "nan"})))
+            columns["event_id"] = pc.if_else(none, pa.scalar(None, pa.string()), ids)
+        return columns
+
+
+class _TooLong(Exception):
+    """A row of more lines than any has."""
+
+
+@dataclass(slots=True)
+class _Lines:
+    """The lines of a block for csv.reader, and of the blocks after it while a row is not complete."""
+
+    data: bytes
+    more: Any
+    taken: int = 0
+    row: list[str] = field(default_factory=list)
+    _text: Any = None
+
+    def __post_init__(self) -> None:
+        self._open(self.data)
+
+    def _open(self, data: bytes) -> None:
+        self._text = io.TextIOWrapper(io.BytesIO(data), "utf-8", errors="surrogateescape", newline="")
+
+    def begin_row(self) -> None:
+        self.row = []
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline()
+        if not line and self.row:
+            self._open(self.more())
+            line = self._text.readline()
+        if not line:
+            raise StopIteration
+        if len(self.row) >= LINES_MAX:
+            raise _TooLong
+        self.taken += 1
+        self.row.append(line)
+        return str(line)
+
+
+def _width_words(row: Sequence[str], width: int) -> str:
+    words = f"{len(row)} fields under a header of {width}"
+    return f"{words}: a delimiter at the line's end?" if len(row) == width + 1 and not row[-1] else words
+
+
+def _ends(data: bytes) -> NDArray[np.int64]:
+    """Where each line of a block ends: the index behind its last character, before LF, CR LF or CR."""
+    raw = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(raw == _LF)
+    if b"\r" in data:
+        alone = np.flatnonzero(raw == _CR)
+        after = np.append(raw, 0)[alone + 1]
+        ends = np.sort(np.concatenate([ends, alone[after != _LF]]))
+    return ends if data.endswith((b"\n", b"\r")) else np.append(ends, len(data))
+
+
+def _line_numbers(data: bytes) -> NDArray[np.int64]:
+    """int64, from 0: which lines of a block are not empty."""
+    ends = _ends(data)
+    length = np.diff(ends, prepend=-1) - 1
+    if b"\r" in data:
+        raw = np.frombuffer(data, np.uint8)
+        length = length - ((length > 0) & (ends < len(data)) & (raw[np.minimum(ends, len(data) - 1)] == _LF)
+                           & (raw[np.maximum(ends - 1, 0)] == _CR))  # fmt: skip
+    return np.flatnonzero(length > 0)
+
+
+def _count_lines(data: bytes) -> int:
+    return len(_ends(data))
+
+
+def _count_rows(data: bytes) -> int:
+    return len(_line_numbers(data))

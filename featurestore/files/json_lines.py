@@ -1,0 +1,167 @@
+"""JSON as blocks: an event a line, as it would come through Kafka, or one array of events.
+
+The decoder is the stream's own, a value at a time, so that a file means what the stream means: what repeats, overflows
+or is cut off in a line is judged alike. Only the fields that the spec needs are kept of a row; a row that does not fit
+is decoded again to be judged. Ids that are whole numbers are taken as their digits. There is no bound on a line: what
+Kafka could not carry can still be learnt from.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.events.parse import decode
+from ebbtide.featurestore.files.block import ARRIVAL, Block, BlockReader, EventFile
+from ebbtide.featurestore.files.sources import ByteSource
+from ebbtide.featurestore.spec import Spec
+
+BLOCK_ROWS = 4_096
+_NO_BOUND = 1 << 62
+_IDS = ("user_id", "event_id")
+_TIMES = ("ts", ARRIVAL)
+
+
+class JsonBlocks(BlockReader):
+    """Objects, one a line or all in an array; fields are found by dotted path."""
+
+    def __init__(self, file: EventFile, spec: Spec) -> None:
+        super().__init__(file, spec)
+        self.mapping = spec.mapping
+        self._source = ByteSource(file.path, text=True)
+        self._paths = {
+            name: getattr(spec.mapping, name) for name in ("user_id", "type", "ts", "event_id", "value")
+        }
+        if spec.mapping.arrival is not None:
+            self._paths[ARRIVAL] = spec.mapping.arrival
+        self._properties = sorted({kind.value for kind in spec.kinds if kind.value and kind.value != "value"})
+
+    def blocks(self) -> Iterator[Block]:
+        lines = self._lines()
+        numbered = ((i, line) for i, line in enumerate(lines, 1) if not line.isspace())
+        while taken := list(itertools.islice(numbered, BLOCK_ROWS)):
+            texts = [line for _, line in taken]
+            try:
+                rows, bad, kept = list(map(orjson.loads, texts)), [], texts
+                places = np.array([number for number, _ in taken], np.int64)
+            except orjson.JSONDecodeError:
+                index, rows, rejected = decode(texts, _NO_BOUND)
+                bad = [(taken[r.index][0], r.reason, r.detail) for r in rejected]
+                kept = [texts[i] for i in index.tolist()]
+                places = np.array([taken[i][0] for i in index.tolist()], np.int64)
+            yield self._block(rows, kept, places, bad)
+
+    def _lines(self) -> Iterator[bytes]:
+        """The file's lines, whatever ends them; of an array, its elements."""
+        file = self._source.file
+        blank, first = 0, file.readline()
+        while first and first.isspace():
+            first, blank = file.readline(), blank + 1
+        rest = itertools.chain([first] if first else [], iter(file.readline, b""))
+        if first.lstrip().startswith(b"["):
+            whole = b"".join(rest)
+            try:
+                elements = orjson.loads(whole)
+            except orjson.JSONDecodeError:
+                elements = None
+            if isinstance(elements, list):
+                return iter([orjson.dumps(element) for element in elements])
+            rest = itertools.chain(whole.splitlines(keepends=True))
+        elif (
+            b"\r" in first.rstrip()
+        ):  # ends of lines that readline does not know; no JSON text holds a bare one
+            rest = itertools.chain.from_iterable(line.splitlines(keepends=True) for line in rest)
+        return itertools.chain([b"\n"] * blank, rest)
+
+    def _decoded(self, text: bytes) -> Any:
+        """One row for its own reader."""
+        row = orjson.loads(text)
+        if isinstance(row, dict):
+            if self.partition:
+                row = {**self.partition, **row}
+            for name in _IDS:
+                path = getattr(self.mapping, name)
+                place, found = _place(row, path)
+                if type(found) is int:
+                    place[path if path in place else path.rpartition(".")[2]] = str(found)
+        return row
+
+    def _block(self, rows: list[Any], texts: list[bytes], lines: NDArray[np.int64], bad: list[Any]) -> Block:
+        odd = np.array([type(row) is not dict for row in rows], np.bool_)
+        if odd.any():
+            rows = [row if type(row) is dict else {} for row in rows]
+        if self.partition:
+            rows = [{**self.partition, **row} for row in rows]
+        found = {name: _dug(rows, path, odd) for name, path in self._paths.items()}
+        for name in _IDS:
+            found[name] = _texts(found[name], odd)
+        found["type"] = _texts(found["type"], odd, digits=False)
+        properties = _dug(rows, self.mapping.properties, odd)
+        odd |= np.array([value is not None and type(value) is not dict for value in properties], np.bool_)
+        for path in self._properties:
+            found[path] = [_dig(value, path.split(".")[1:]) for value in properties]
+        columns = {name: _column(values, whole=name in _TIMES) for name, values in found.items()}
+
+        def judged(chosen: NDArray[np.int64]) -> list[Any]:
+            return [self._decoded(texts[i]) for i in chosen.tolist()]
+
+        return Block(columns, judged, lines, self._source.share, odd, bad)
+
+
+def _dug(rows: Sequence[dict[str, Any]], path: str, odd: NDArray[np.bool_]) -> list[Any]:
+    """What each row holds at a path. A name that has dots itself comes first; where that or an array may matter, the
+    row is odd."""
+    if "." not in path:
+        return [row.get(path) for row in rows]
+    keys = path.split(".")
+    if any(key.isdigit() for key in keys):
+        odd[:] = True
+    return [row[path] if path in row else _dig(row, keys) for row in rows]
+
+
+def _dig(found: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        found = found.get(key) if type(found) is dict else None
+    return found
+
+
+def _texts(values: list[Any], odd: NDArray[np.bool_], *, digits: bool = True) -> list[str | None]:
+    """Text or nothing; whole numbers as their digits; a row with anything else is odd."""
+    if set(map(type, values)) <= {str, type(None)}:
+        return values
+    texts: list[str | None] = []
+    for i, value in enumerate(values):
+        known = type(value) is str or value is None
+        number = digits and type(value) is int
+        odd[i] |= not (known or number)
+        texts.append(value if known else str(value) if number else None)
+    return texts
+
+
+def _column(values: list[Any], *, whole: bool) -> Any:
+    """An Arrow array where all values are text, or all whole numbers, or (unless `whole`) all numbers; the list itself
+    where not."""
+    types = set(map(type, values)) - {type(None)}
+    if types <= {str}:
+        return pa.array(values, pa.string())
+    try:
+        if types <= {int}:
+            return pa.array(values, pa.int64())
+        if types <= {int, float} and not whole:
+            numbers = np.array([np.nan if value is None else value for value in values], np.float64)
+            return pa.array(numbers, mask=np.isnan(numbers))
+    except (OverflowError, pa.ArrowInvalid):
+        pass
+    return values
+
+
+def _place(row: Any, name: str) -> tuple[dict[str, Any], Any]:
+    """The object in which a field lies, under the last part of its name, and what it holds."""
+    if isinstance(row, dict) and name not in row and "." in name:
+        first, rest = name.split(".", 1)
+        return _place(row.get(first), rest)
+    return (row, row.get(name)) if isinstance(row, dict) else ({}, None)
