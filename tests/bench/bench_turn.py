@@ -131,10 +131,11 @@ def table(cells: list[Cell], machine: Machine) -> RenderableType:
     lines = []
     for store in stores:
         for partitions in PARTITIONS[1:]:
-            one, many = found[store, 1, partitions], found[store, partitions, partitions]
+            alone, one = found[store, 1, 1], found[store, 1, partitions]
+            many = found[store, partitions, partitions]
             lines.append(
                 f"{store}: {partitions} partitions with an event each cost {many.cpu_ms / one.cpu_ms:.1f} times the "
-                f"CPU of {partitions} events in one ({many.cpu_ms / found[store, 1, 1].cpu_ms:.1f} times that of one event)."
+                f"CPU of {partitions} events in one, {many.cpu_ms / alone.cpu_ms:.1f} times that of one event."
             )
     grid = Table(
         "events in a turn", *(f"{events:,}" for events in EVENTS), "µs an event",

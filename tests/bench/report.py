@@ -41,7 +41,7 @@ def table(figures: dict[str, Figures]) -> RenderableType:
     for name in ("worker", "kafka", "redis", "others"):
         row(f"cores busy at most: {name}", partial(_cores, name))
     row("worker's peak RSS, MiB", lambda f: f"{f.rss_bytes_max / MIB:,.0f}")
-    row("bytes a customer in Redis", lambda f: f"{f.redis_bytes_per_customer:,.0f}", end_section=True)
+    row("bytes a customer in the store", lambda f: f"{f.store_bytes_per_customer:,.0f}", end_section=True)
     for stage in ("fetch", *STAGES):
         row(f"{stage}, µs an event", partial(_stage, stage))
     row("events a batch", lambda f: _figure(f.batches.get("events"), "{:,.1f}"))

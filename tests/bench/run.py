@@ -26,7 +26,7 @@ from tests.bench.logs import Alerts, Input, latencies, read_alerts, read_input, 
 from tests.bench.producer import PARTITIONS
 from tests.bench.publish import ALERT_SHARE
 from tests.bench.services import Cpu, Place, Service, Variant, prefix_of
-from tests.bench.traffic import SPEC
+from tests.bench.traffic import CUSTOMERS, SPEC
 
 KNOWN = 120_000  # events folded before anything is measured: six a customer
 SETTLE_S = 3.0  # of a paced phase, not counted
@@ -66,7 +66,7 @@ class Figures:
     batches: dict[str, float] = field(default_factory=dict)
     dispatches: dict[str, float] = field(default_factory=dict)
     rss_bytes_max: int = 0
-    redis_bytes_per_customer: float = 0.0
+    store_bytes_per_customer: float = 0.0
     producer_per_s: float = 0.0
     load: tuple[float, float] = (0.0, 0.0)
 
@@ -107,7 +107,7 @@ class Run:
         source, alerts = await self._logs()
         figures.half = self._latency(source, alerts, half, cpu)
         figures.common = self._latency(source, alerts, common, cpu) if common else None
-        figures.redis_bytes_per_customer = await self._redis_bytes()
+        figures.store_bytes_per_customer = await self._store_bytes()
         figures.load = (before, os.getloadavg()[0])
         return figures
 
@@ -123,14 +123,14 @@ class Run:
         """Customers who are known, so that what follows is one mix of work."""
         self._say(f"{self._variant.name}: filling its state with {KNOWN:,} events")
         place = self._place
-        if self._variant.ours:
+        if self._variant.name == "idiomatic":
+            await python("tests.bench.backfill", place.redis_url, str(place.start_ms), str(KNOWN))
+            self._sent = self._filled = KNOWN
+        else:
             await self._produce(KNOWN, 0)
             whole_batches = Variant(self._variant.name, "", 0)
             with Service(whole_batches, place) as service:
                 await self._drained(service)
-        else:
-            await python("tests.bench.backfill", place.redis_url, str(place.start_ms), str(KNOWN))
-            self._sent = self._filled = KNOWN
 
     async def _produce(self, count: int, rate: float) -> dict[str, float]:
         arguments = (
@@ -204,9 +204,12 @@ class Run:
                 reason = name.split('reason="')[1].split('"')[0]
                 figures.dispatches[reason] = figures.dispatches.get(reason, 0.0) + value
 
-    async def _redis_bytes(self) -> float:
-        """MEMORY USAGE of all that is kept of a customer, on average over some of them."""
+    async def _store_bytes(self) -> float:
+        """All that is kept of a customer: MEMORY USAGE on average over some of them, or RocksDB's files by customer."""
         url = self._place.redis_url
+        if self._variant.name == "quix":
+            files = [path for path in self._place.quix_state.rglob("*") if path.is_file()]
+            return sum(path.stat().st_size for path in files) / CUSTOMERS
         if self._variant.ours:
             prefix = prefix_of(self._variant)
             store = RedisStore(url, Layout(SPEC).dtype, self._variant.topic, PARTITIONS, prefix=prefix)
