@@ -1,11 +1,12 @@
 """Where the benches hold on to the pipeline: the one file that changes when the pipeline's own seam does.
 
-A bench gives work to `Pipelines.take`: pieces of several partitions that wait at the same time. Everything but the
-model and the sink is what production runs.
+A bench gives work to `Pipelines.take`: pieces of several partitions that wait at the same time; or it lets a whole
+worker run (`running`). Everything but the model is what production runs.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Self
 
 from ebbtide.featurestore.events.parse import Parser
@@ -17,14 +18,20 @@ from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.config.settings import BatchingSettings, RedisSettings
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.consumer.app import FaustSource
+from ebbtide.stream.kafka.client import KafkaSettings
 from ebbtide.stream.outputs.dead_letter import FloodGuard
 from ebbtide.stream.outputs.message import Sink
 from ebbtide.stream.outputs.pre_commit import Outputs
+from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.suppression import NO_SUPPRESSION
 from ebbtide.stream.telemetry import NullTelemetry
+from ebbtide.stream.worker import Worker
 from tests.support.workers.worlds import Arithmetic
+
+DRAIN_S = 10.0
 
 
 def tools_of(topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Sink) -> Tools:
@@ -65,3 +72,24 @@ class Pipelines:
         self._scoring.cancel()
         await asyncio.gather(self._scoring, return_exceptions=True)
         self._tools.batcher.close()
+
+
+@asynccontextmanager
+async def running(
+    kafka: KafkaSettings, layout: Layout, model: Arithmetic, store: Store, sink: Sink
+) -> AsyncIterator[Worker]:
+    """A worker in its group, drained at the end."""
+    tools = tools_of(kafka.topic, layout, model, store, sink)
+    worker = Worker(tools, alerts_from="start", limits=Limits(step_records_max=kafka.fetch_records_max))
+    source = FaustSource(kafka, worker.deliver, worker.assigned, worker.revoked)
+    worker.attach(source)
+    working = asyncio.create_task(worker.run())
+    await source.start()
+    try:
+        yield worker
+        await worker.drain(DRAIN_S)
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        await source.stop()
+        tools.batcher.close()

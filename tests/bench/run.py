@@ -23,6 +23,7 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, admin, ensure_topics
 from tests.bench.logs import Alerts, Input, latencies, read_alerts, read_input, throughput
+from tests.bench.parts import PARTS
 from tests.bench.producer import PARTITIONS
 from tests.bench.publish import ALERT_SHARE
 from tests.bench.services import Cpu, Place, Service, Variant, prefix_of
@@ -33,6 +34,7 @@ SETTLE_S = 3.0  # of a paced phase, not counted
 ALERTS_WANTED = 1_000  # a p99 stands on ten
 DRAIN_S_MAX = 240.0
 CUSTOMERS_ASKED = 500
+PARTS_EVENTS = 40_000  # of the backlog, on which the parts are measured
 STAGES = ("parse", "load", "fold", "score", "decide", "store", "emit")
 
 Say = Callable[[str], None]
@@ -55,7 +57,8 @@ class Latency:
 class Figures:
     """events_per_s: maximum, over the steady part of a backlog. half, common: latency at half of it, and at the rate
     common to all. cores: busy on average meanwhile, by process. split_us: µs an event that a batch spends in each
-    stage, waiting for its turn on the event loop included. batches: of one run through the backlog."""
+    stage, waiting for its turn on the event loop included. batches: of one run through the backlog. parts_us: CPU µs an
+    event of each part alone (`parts.py`). store_bytes_per_customer: what its server, or its disk, keeps of one."""
 
     events_per_s: float = 0.0
     half: Latency | None = None
@@ -69,6 +72,17 @@ class Figures:
     store_bytes_per_customer: float = 0.0
     producer_per_s: float = 0.0
     load: tuple[float, float] = (0.0, 0.0)
+    parts_us: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU µs an event that the worker spent at its maximum."""
+        return self.cores.get("worker", float("nan")) / self.events_per_s * 1e6
+
+    @property
+    def efficiency(self) -> float:
+        """What the parts cost alone, over what the worker spent."""
+        return sum(self.parts_us.values()) / self.cpu_us
 
 
 class Run:
@@ -82,7 +96,7 @@ class Run:
         self._filled = 0  # of them, not through Kafka
 
     async def measure(self) -> Figures:
-
+        """All of it."""
         figures, before = Figures(), os.getloadavg()[0]
         await self._make_topics()
         await self._fill()
@@ -108,8 +122,19 @@ class Run:
         figures.half = self._latency(source, alerts, half, cpu)
         figures.common = self._latency(source, alerts, common, cpu) if common else None
         figures.store_bytes_per_customer = await self._store_bytes()
+        if self._variant.name == "ours":
+            figures.parts_us = await self._parts(min(count, PARTS_EVENTS), figures.alert_share)
         figures.load = (before, os.getloadavg()[0])
         return figures
+
+    async def _parts(self, count: int, alert_share: float) -> dict[str, float]:
+        """What the parts cost alone, when nobody works."""
+        self._say(f"{self._variant.name}: its parts alone")
+        place, v = self._place, self._variant
+        arguments = (place.kafka_url, place.redis_url, place.directory, v.topic, v.alerts, KNOWN, count)
+        told: dict[str, float] = json.loads(await python("tests.bench.parts", *map(str, arguments)))
+        told["emit"] = told["alert"] * alert_share
+        return {part: told[part] for part in PARTS}
 
     async def _make_topics(self) -> None:
         """The broker stamps alerts itself: its clock is the producer's, since they share a machine."""
