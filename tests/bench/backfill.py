@@ -11,7 +11,8 @@ import sys
 
 import orjson
 
-from tests.bench.idiomatic import SCORE_EVERY_MS, Click, Store, grouped
+from tests.bench.idiomatic import Click, Store, grouped
+from tests.bench.plain import SCORE_EVERY_MS
 from tests.bench.traffic import clicks, records
 
 CHUNK = 4_000

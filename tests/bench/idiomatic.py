@@ -27,18 +27,21 @@ import numpy as np
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
-KINDS = (
-    "page_view", "search", "add_to_cart", "wishlist", "purchase", "review", "support_ticket", "newsletter",
-)  # fmt: skip
-WINDOWS = {"1h": (HOUR_MS, 6), "1d": (DAY_MS, 8), "7d": (7 * DAY_MS, 7), "30d": (30 * DAY_MS, 6)}
-"""Length in ms and tiles. A tile's count is a field of the hash; a window's is the sum of its last tiles."""
-HOPS = [length // tiles for length, tiles in WINDOWS.values()]
-TILES = [tiles for _, tiles in WINDOWS.values()]
+from tests.bench.plain import (
+    CONTACT,
+    HOPS,
+    KINDS,
+    SCORE_EVERY_MS,
+    SEQUENCE,
+    TILES,
+    WINDOWS,
+    Entry,
+    PlainModel,
+    Profile,
+    features_of,
+)
+
 KIND_CODE = {kind: str(code) for code, kind in enumerate(KINDS)}
-SEQUENCE = 32
-SCORE_EVERY_MS = 3 * HOUR_MS
 TTL_S = 60 * 24 * 3600
 BATCH = int(os.environ.get("IDIOMATIC_BATCH", "500"))
 WITHIN_S = float(os.environ.get("IDIOMATIC_WITHIN_S", "0.05"))
@@ -96,7 +99,7 @@ class Store:
                         field = f"s:{window}:{tile}"
                         sums[field] = sums.get(field, 0.0) + click.value
                 seen[f"t:{code}"] = ts
-                if click.type != "newsletter":
+                if click.type != CONTACT:
                     counts["active"] += 1
                     seen["last"] = ts
             for field, count in counts.items():
@@ -144,29 +147,7 @@ def grouped(clicks: list[Click]) -> dict[str, list[Click]]:
     return by_user
 
 
-def filled_columns() -> NDArray[np.bool_]:
-    """Which of the network's features this service computes."""
-    return np.array(
-        [not ("_decay_" in name or name in ("active_days_30d", "gap_spread")) for name in feature_names()]
-    )
-
-
-def feature_names() -> list[str]:
-    """The network's inputs, in order: as the data scientist who trained it left them."""
-    rhythm = [
-        "silence", "tenure", "activity_total", "gap_usual", "gap_spread", "gap_missing", "silence_ratio",
-        "active_days_30d",
-    ]  # fmt: skip
-    windows = [f"{kind}_count_{window}" for kind in KINDS for window in WINDOWS]
-    values = [f"purchase_{aggregate}_{window}" for aggregate in ("sum", "mean") for window in WINDOWS]
-    recency = [f"{kind}_since" for kind in KINDS] + [f"{kind}_never" for kind in KINDS]
-    return rhythm + windows + values + recency + [f"{kind}_decay_1d" for kind in KINDS]
-
-
-WIDTH = len(feature_names())
-
-
-def features_of(state: dict[str, str], as_of: int) -> tuple[list[float], list[str]]:
+def read_state(state: dict[str, str], as_of: int) -> tuple[list[float], list[str]]:
     """The features of a customer, and the fields of tiles that have left their window."""
     counts = [[0] * len(WINDOWS) for _ in KINDS]
     sums = [0.0] * len(WINDOWS)
@@ -183,58 +164,23 @@ def features_of(state: dict[str, str], as_of: int) -> tuple[list[float], list[st
             counts[int(parts[2])][window] += int(value)
         else:
             sums[window] += float(value)
-    first, last, active = int(state["first"]), int(state.get("last", 0)), int(state.get("active", 0))
-    silence = (as_of - last) / DAY_MS if last else 0.0
-    usual = (last - first) / DAY_MS / (active - 1) if active > 1 else 0.0
-    row = [silence, (as_of - first) / DAY_MS, active, usual, 0.0, float(active < 2)]
-    row += [silence / usual if usual else 0.0, 0.0]
-    for kind in counts:
-        row += kind
-    row += sums
-    bought = counts[KINDS.index("purchase")]
-    row += [total / n if n else 0.0 for total, n in zip(sums, bought, strict=True)]
     seen = [int(state.get(f"t:{code}", 0)) for code in range(len(KINDS))]
-    row += [(as_of - ts) / DAY_MS if ts else 0.0 for ts in seen]
-    row += [float(not ts) for ts in seen]
-    row += [0.0] * len(KINDS)
-    return row, stale
+    first, last, active = int(state["first"]), int(state.get("last", 0)), int(state.get("active", 0))
+    return features_of(Profile(first, last, active, seen, counts, sums), as_of), stale
 
 
-class Scorer:
-    """The SavedModel, and the arrays it takes."""
-
-    def __init__(self, path: Path) -> None:
-        import tensorflow as tf
-
-        self._tf = tf
-        self._loaded = tf.saved_model.load(str(path))
-        self._score = self._loaded.signatures["score"]
-
-    def score(self, rows: list[list[float]], sequences: list[list[str]]) -> NDArray[np.float32]:
-        """p float32[n]. Runs in a thread: TensorFlow lets go of the interpreter."""
-        n = len(rows)
-        kind, count = np.zeros((n, SEQUENCE), np.int32), np.zeros((n, SEQUENCE), np.float32)
-        value, gap = np.zeros((n, SEQUENCE), np.float32), np.zeros((n, SEQUENCE), np.float32)
-        for i, entries in enumerate(sequences):
-            before = 0
-            for at, entry in enumerate(reversed(entries), SEQUENCE - len(entries)):
-                code, ts, amount = entry.split(":")
-                kind[i, at], count[i, at], value[i, at] = int(code) + 1, 1, float(amount)
-                gap[i, at] = (int(ts) - before) / 1000 if before else 0.0
-                before = int(ts)
-        inputs = {
-            "features": np.array(rows, np.float32),
-            "kind": kind,
-            "count": count,
-            "value": value,
-            "gap": gap,
-        }
-        out = self._score(**{name: self._tf.constant(column) for name, column in inputs.items()})
-        probability: NDArray[np.float32] = out["probability"].numpy()
-        return probability
+def entries_of(sequence: list[str]) -> list[Entry]:
+    """The list of a customer's last events, oldest first."""
+    parts = (entry.split(":") for entry in reversed(sequence))
+    return [(int(code), int(ts), float(amount)) for code, ts, amount in parts]
 
 
-async def handle(events: list[Click], store: Store, scorer: Scorer) -> None:
+def score(model: PlainModel, rows: list[list[float]], sequences: list[list[str]]) -> NDArray[np.float32]:
+    """p float32[n]. Runs in a thread."""
+    return model.score(rows, [entries_of(sequence) for sequence in sequences])
+
+
+async def handle(events: list[Click], store: Store, model: PlainModel) -> None:
     """Count a batch of events, score who is due, alert whose episode opens or ends."""
     clicks = grouped(events)
     known = await store.add(clicks)
@@ -245,8 +191,8 @@ async def handle(events: list[Click], store: Store, scorer: Scorer) -> None:
         return
     users = list(as_of)
     states = await store.read(users)
-    made = [features_of(state, as_of[user]) for user, (state, _) in zip(users, states, strict=True)]
-    p = await asyncio.to_thread(scorer.score, [row for row, _ in made], [entries for _, entries in states])
+    made = [read_state(state, as_of[user]) for user, (state, _) in zip(users, states, strict=True)]
+    p = await asyncio.to_thread(score, model, [row for row, _ in made], [sequence for _, sequence in states])
     decided, sent = {}, []
     for user, (_, stale), probability in zip(users, made, p.tolist(), strict=True):
         is_open = probability >= ENTER
@@ -262,9 +208,9 @@ async def handle(events: list[Click], store: Store, scorer: Scorer) -> None:
 @app.agent(clickstream)
 async def score_customers(stream: Any) -> None:
     store = Store(os.environ["IDIOMATIC_REDIS"])
-    scorer = Scorer(Path(os.environ["IDIOMATIC_MODEL"]))
+    model = PlainModel(Path(os.environ["IDIOMATIC_MODEL"]))
     async for events in stream.take(BATCH, within=WITHIN_S):
-        await handle(events, store, scorer)
+        await handle(events, store, model)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.ops.tensorflow import load_tensorflow
-from tests.bench.idiomatic import filled_columns
+from tests.bench.plain import filled_columns
 from tests.bench.traffic import SPEC, batch_of, clicks
 
 ALERT_SHARE = 0.02  # of events: far more than in life, so that a p99 stands on a thousand alerts

@@ -23,16 +23,18 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, admin, ensure_topics
 from tests.bench.logs import Alerts, Input, latencies, read_alerts, read_input, throughput
+from tests.bench.parts import PARTS
 from tests.bench.producer import PARTITIONS
 from tests.bench.publish import ALERT_SHARE
 from tests.bench.services import Cpu, Place, Service, Variant, prefix_of
-from tests.bench.traffic import SPEC
+from tests.bench.traffic import CUSTOMERS, SPEC
 
 KNOWN = 120_000  # events folded before anything is measured: six a customer
 SETTLE_S = 3.0  # of a paced phase, not counted
 ALERTS_WANTED = 1_000  # a p99 stands on ten
 DRAIN_S_MAX = 240.0
 CUSTOMERS_ASKED = 500
+PARTS_EVENTS = 40_000  # of the backlog, on which the parts are measured
 STAGES = ("parse", "load", "fold", "score", "decide", "store", "emit")
 
 Say = Callable[[str], None]
@@ -55,7 +57,8 @@ class Latency:
 class Figures:
     """events_per_s: maximum, over the steady part of a backlog. half, common: latency at half of it, and at the rate
     common to all. cores: busy on average meanwhile, by process. split_us: µs an event that a batch spends in each
-    stage, waiting for its turn on the event loop included. batches: of one run through the backlog."""
+    stage, waiting for its turn on the event loop included. batches: of one run through the backlog. parts_us: CPU µs an
+    event of each part alone (`parts.py`). store_bytes_per_customer: what its server, or its disk, keeps of one."""
 
     events_per_s: float = 0.0
     half: Latency | None = None
@@ -66,9 +69,20 @@ class Figures:
     batches: dict[str, float] = field(default_factory=dict)
     dispatches: dict[str, float] = field(default_factory=dict)
     rss_bytes_max: int = 0
-    redis_bytes_per_customer: float = 0.0
+    store_bytes_per_customer: float = 0.0
     producer_per_s: float = 0.0
     load: tuple[float, float] = (0.0, 0.0)
+    parts_us: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU µs an event that the worker spent at its maximum."""
+        return self.cores.get("worker", float("nan")) / self.events_per_s * 1e6
+
+    @property
+    def efficiency(self) -> float:
+        """What the parts cost alone, over what the worker spent."""
+        return sum(self.parts_us.values()) / self.cpu_us
 
 
 class Run:
@@ -82,7 +96,7 @@ class Run:
         self._filled = 0  # of them, not through Kafka
 
     async def measure(self) -> Figures:
-
+        """All of it."""
         figures, before = Figures(), os.getloadavg()[0]
         await self._make_topics()
         await self._fill()
@@ -107,9 +121,20 @@ class Run:
         source, alerts = await self._logs()
         figures.half = self._latency(source, alerts, half, cpu)
         figures.common = self._latency(source, alerts, common, cpu) if common else None
-        figures.redis_bytes_per_customer = await self._redis_bytes()
+        figures.store_bytes_per_customer = await self._store_bytes()
+        if self._variant.name == "ours":
+            figures.parts_us = await self._parts(min(count, PARTS_EVENTS), figures.alert_share)
         figures.load = (before, os.getloadavg()[0])
         return figures
+
+    async def _parts(self, count: int, alert_share: float) -> dict[str, float]:
+        """What the parts cost alone, when nobody works."""
+        self._say(f"{self._variant.name}: its parts alone")
+        place, v = self._place, self._variant
+        arguments = (place.kafka_url, place.redis_url, place.directory, v.topic, v.alerts, KNOWN, count)
+        told: dict[str, float] = json.loads(await python("tests.bench.parts", *map(str, arguments)))
+        told["emit"] = told["alert"] * alert_share
+        return {part: told[part] for part in PARTS}
 
     async def _make_topics(self) -> None:
         """The broker stamps alerts itself: its clock is the producer's, since they share a machine."""
@@ -123,14 +148,14 @@ class Run:
         """Customers who are known, so that what follows is one mix of work."""
         self._say(f"{self._variant.name}: filling its state with {KNOWN:,} events")
         place = self._place
-        if self._variant.ours:
+        if self._variant.name == "idiomatic":
+            await python("tests.bench.backfill", place.redis_url, str(place.start_ms), str(KNOWN))
+            self._sent = self._filled = KNOWN
+        else:
             await self._produce(KNOWN, 0)
             whole_batches = Variant(self._variant.name, "", 0)
             with Service(whole_batches, place) as service:
                 await self._drained(service)
-        else:
-            await python("tests.bench.backfill", place.redis_url, str(place.start_ms), str(KNOWN))
-            self._sent = self._filled = KNOWN
 
     async def _produce(self, count: int, rate: float) -> dict[str, float]:
         arguments = (
@@ -204,9 +229,12 @@ class Run:
                 reason = name.split('reason="')[1].split('"')[0]
                 figures.dispatches[reason] = figures.dispatches.get(reason, 0.0) + value
 
-    async def _redis_bytes(self) -> float:
-        """MEMORY USAGE of all that is kept of a customer, on average over some of them."""
+    async def _store_bytes(self) -> float:
+        """All that is kept of a customer: MEMORY USAGE on average over some of them, or RocksDB's files by customer."""
         url = self._place.redis_url
+        if self._variant.name == "quix":
+            files = [path for path in self._place.quix_state.rglob("*") if path.is_file()]
+            return sum(path.stat().st_size for path in files) / CUSTOMERS
         if self._variant.ours:
             prefix = prefix_of(self._variant)
             store = RedisStore(url, Layout(SPEC).dtype, self._variant.topic, PARTITIONS, prefix=prefix)

@@ -3,6 +3,7 @@
     ours         `ebbtide worker` as it is
     per_record   the same with kafka.fetch_records_max=1: one Faust message a record, as Faust has it
     idiomatic    tests/bench/idiomatic.py
+    quix         tests/bench/quix.py, by an interpreter of its own
 
 It knows how each is started and told where things are; it refuses to know what is measured of them.
 """
@@ -24,6 +25,7 @@ import yaml
 
 from ebbtide.featurestore.spec import dump_spec
 from ebbtide.ops.config.settings import child_environment
+from tests.bench.producer import PARTITIONS
 from tests.bench.traffic import SPEC
 
 SAMPLE_EVERY_S = 0.25
@@ -32,18 +34,25 @@ STOP_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run happens. `directory` holds the published model; START_MS is when the stream begins."""
+    """Where a run happens. `directory` holds the published model and Quix's state; `quix_python`: its interpreter, None
+    where it is not measured; START_MS is when the stream begins."""
 
     kafka_url: str
     redis_url: str
     directory: Path
     start_ms: int
     enter: dict[str, float]
+    quix_python: Path | None = None
+
+    @property
+    def quix_state(self) -> Path:
+        """Where Quix Streams keeps its RocksDB."""
+        return self.directory / "quix-state"
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One of the three. `guess_per_s`: about how fast, to size a backlog by; wrong by half does no harm."""
+    """One of the four. `guess_per_s`: about how fast, to size a backlog by; wrong by half does no harm."""
 
     name: str
     title: str
@@ -60,18 +69,29 @@ class Variant:
 
     @property
     def ours(self) -> bool:
-        return self.name != "idiomatic"
+        return self.name in ("ours", "per_record")
 
 
 VARIANTS = (
     Variant("ours", "ours: a message a fetched batch", 40_000),
     Variant("per_record", "ours, a message a record", 3_000, fetch_records_max=1),
     Variant("idiomatic", "Faust take() + Redis hashes", 2_000),
+    Variant("quix", "Quix Streams + RocksDB", 6_000),
 )
 
 
 def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tuple[list[str], dict[str, str]]:
     """Command line and environment."""
+    if variant.name == "quix":
+        own = {
+            "KAFKA": place.kafka_url, "TOPIC": variant.topic, "ALERTS": variant.alerts, "GROUP": variant.topic,
+            "STATE": str(place.quix_state), "MODEL": str(place.directory / "plain"),
+            "ENTER": str(place.enter["plain"]), "PARTITIONS": str(PARTITIONS),
+        }  # fmt: skip
+        # What the caller's environment says of BENCH_QUIX_COMMIT_S and _EVERY holds: that is how they were tuned.
+        return [str(place.quix_python), "-m", "tests.bench.quix"], child_environment(
+            TF_CPP_MIN_LOG_LEVEL="2", **{f"BENCH_{name}": value for name, value in own.items()}
+        )
     if not variant.ours:
         own = {
             "KAFKA": place.kafka_url, "REDIS": place.redis_url, "TOPIC": variant.topic, "ALERTS": variant.alerts,

@@ -1,0 +1,95 @@
+"""Where the benches hold on to the pipeline: the one file that changes when the pipeline's own seam does.
+
+A bench gives work to `Pipelines.take`: pieces of several partitions that wait at the same time; or it lets a whole
+worker run (`running`). Everything but the model is what production runs.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Self
+
+from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.store.cache import Cache
+from ebbtide.featurestore.store.checkpoint import Checkpoint
+from ebbtide.featurestore.store.protocol import Store
+from ebbtide.ops.config.settings import BatchingSettings, RedisSettings
+from ebbtide.stream.batch import FetchedBatch
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.consumer.app import FaustSource
+from ebbtide.stream.kafka.client import KafkaSettings
+from ebbtide.stream.outputs.dead_letter import FloodGuard
+from ebbtide.stream.outputs.message import Sink
+from ebbtide.stream.outputs.pre_commit import Outputs
+from ebbtide.stream.partition import Limits
+from ebbtide.stream.pipeline import Pipeline, Tools
+from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.suppression import NO_SUPPRESSION
+from ebbtide.stream.telemetry import NullTelemetry
+from ebbtide.stream.worker import Worker
+from tests.support.workers.worlds import Arithmetic
+
+DRAIN_S = 10.0
+
+
+def tools_of(topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Sink) -> Tools:
+    """What production's pipelines work with, at its defaults, but for the model. Its batcher is not running yet."""
+    clock, telemetry, batching = SystemClock(), NullTelemetry(), BatchingSettings()
+    batcher = Batcher(
+        lambda: model, clock, telemetry, deadline_s=batching.deadline_s, linger_s=batching.linger_s
+    )
+    return Tools(
+        topic, Outputs(f"{topic}-alerts", f"{topic}-dead-letters", None), layout, Folder(layout),
+        Parser(layout.spec), store, Cache(layout.dtype, RedisSettings().cache_bytes_max), sink, batcher,
+        lambda: model, clock, telemetry,
+    )  # fmt: skip
+
+
+class Pipelines:
+    """Partitions 0 to `partitions` - 1 of `topic`, each at its beginning."""
+
+    def __init__(
+        self, topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Sink, partitions: int
+    ) -> None:
+        self._tools = tools_of(topic, layout, model, store, sink)
+        begun = Checkpoint(0, 0, 0, layout.id, partitions)
+        self._pipelines = [
+            Pipeline(self._tools, number, None, begun, NO_SUPPRESSION, FloodGuard(1.0))
+            for number in range(partitions)
+        ]
+
+    async def take(self, waiting: Sequence[FetchedBatch]) -> None:
+        """Work off what waits, a batch a partition: returns when all of it is applied and sent."""
+        await asyncio.gather(*(self._pipelines[batch.partition].process(batch) for batch in waiting))
+
+    async def __aenter__(self) -> Self:
+        self._scoring = asyncio.create_task(self._tools.batcher.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._scoring.cancel()
+        await asyncio.gather(self._scoring, return_exceptions=True)
+        self._tools.batcher.close()
+
+
+@asynccontextmanager
+async def running(
+    kafka: KafkaSettings, layout: Layout, model: Arithmetic, store: Store, sink: Sink
+) -> AsyncIterator[Worker]:
+    """A worker in its group, drained at the end."""
+    tools = tools_of(kafka.topic, layout, model, store, sink)
+    worker = Worker(tools, alerts_from="start", limits=Limits(step_records_max=kafka.fetch_records_max))
+    source = FaustSource(kafka, worker.deliver, worker.assigned, worker.revoked)
+    worker.attach(source)
+    working = asyncio.create_task(worker.run())
+    await source.start()
+    try:
+        yield worker
+        await worker.drain(DRAIN_S)
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        await source.stop()
+        tools.batcher.close()
