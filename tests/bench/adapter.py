@@ -13,22 +13,21 @@ from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.cache import Cache
-from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.config.settings import BatchingSettings, RedisSettings
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.consumer.app import FaustSource
+from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.kafka.client import KafkaSettings
-from ebbtide.stream.outputs.dead_letter import FloodGuard
 from ebbtide.stream.outputs.message import Sink
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.suppression import NO_SUPPRESSION
-from ebbtide.stream.telemetry import NullTelemetry
+from ebbtide.stream.telemetry import Telemetry
+from ebbtide.stream.turn.work import Piece
 from ebbtide.stream.worker import Worker
+from tests.support.seams.turns import from_the_beginning
 from tests.support.workers.worlds import Arithmetic
 
 DRAIN_S = 10.0
@@ -36,14 +35,14 @@ DRAIN_S = 10.0
 
 def tools_of(topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Sink) -> Tools:
     """What production's pipelines work with, at its defaults, but for the model. Its batcher is not running yet."""
-    clock, telemetry, batching = SystemClock(), NullTelemetry(), BatchingSettings()
+    clock, telemetry, batching = SystemClock(), Telemetry(), BatchingSettings()
     batcher = Batcher(
         lambda: model, clock, telemetry, deadline_s=batching.deadline_s, linger_s=batching.linger_s
     )
     return Tools(
         topic, Outputs(f"{topic}-alerts", f"{topic}-dead-letters", None), layout, Folder(layout),
         Parser(layout.spec), store, Cache(layout.dtype, RedisSettings().cache_bytes_max), sink, batcher,
-        lambda: model, clock, telemetry,
+        clock, telemetry,
     )  # fmt: skip
 
 
@@ -54,15 +53,15 @@ class Pipelines:
         self, topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Sink, partitions: int
     ) -> None:
         self._tools = tools_of(topic, layout, model, store, sink)
-        begun = Checkpoint(0, 0, 0, layout.id, partitions)
-        self._pipelines = [
-            Pipeline(self._tools, number, None, begun, NO_SUPPRESSION, FloodGuard(1.0))
-            for number in range(partitions)
-        ]
+        self._pipeline = Pipeline(self._tools)
+        self._opened = [from_the_beginning(layout.id, number, partitions) for number in range(partitions)]
 
     async def take(self, waiting: Sequence[FetchedBatch]) -> None:
         """Work off what waits, a batch a partition: returns when all of it is applied and sent."""
-        await asyncio.gather(*(self._pipelines[batch.partition].process(batch) for batch in waiting))
+        errors = await self._pipeline.turn([Piece(self._opened[batch.partition], batch) for batch in waiting])
+        for error in errors.values():
+            if error is not None:
+                raise error
 
     async def __aenter__(self) -> Self:
         self._scoring = asyncio.create_task(self._tools.batcher.run())
@@ -80,16 +79,16 @@ async def running(
 ) -> AsyncIterator[Worker]:
     """A worker in its group, drained at the end."""
     tools = tools_of(kafka.topic, layout, model, store, sink)
-    worker = Worker(tools, alerts_from="start", limits=Limits(step_records_max=kafka.fetch_records_max))
-    source = FaustSource(kafka, worker.deliver, worker.assigned, worker.revoked)
-    worker.attach(source)
+    worker = Worker(tools, alerts_from="start", limits=Limits(piece_records_max=kafka.fetch_records_max))
+    app = build_app(kafka, worker.deliver, worker.assigned, worker.revoked)
+    worker.attach(app.source)
     working = asyncio.create_task(worker.run())
-    await source.start()
+    await app.start()
     try:
         yield worker
         await worker.drain(DRAIN_S)
     finally:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
-        await source.stop()
+        await app.stop()
         tools.batcher.close()

@@ -113,7 +113,7 @@ async def worker(kafka_url: str, redis_url: str, topic: str, partitions: int) ->
         KafkaSink(kafka) as sink,
         running(kafka, layout, model, store, sink) as at_work,
     ):
-        while at_work.troubles:  # noqa: ASYNC110 -- what happens is told by no event
+        while at_work.not_ready_reasons or len(at_work.partitions) < partitions:  # noqa: ASYNC110 -- what happens is told by no event
             await asyncio.sleep(0.05)
         assert "tensorflow" not in sys.modules
         print(json.dumps(probe.take()), flush=True)
