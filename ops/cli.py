@@ -35,6 +35,10 @@ COMMANDS = {
         "ebbtide.ops.commands.rebuild",
         "The state made again under a new prefix, beside the workers.",
     ),
+    "adopt": (
+        "ebbtide.ops.commands.adopt",
+        "Let the state belong to the topic as it is now, after a restore.",
+    ),
     "drop": ("ebbtide.ops.commands.drop", "Delete the state under a prefix that nobody uses."),
     "spec": ("ebbtide.ops.commands.spec", "Check a feature spec against a log, draw its record."),
     "model": ("ebbtide.ops.commands.model", "Show what a published model is."),

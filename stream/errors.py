@@ -6,11 +6,15 @@
         ├── BrokerMisconfigured    wrong password, topic missing or cut     crash: a person has to act
         │                          otherwise, no right to it
         ├── RecordTooLarge         no broker would take what we send        crash: a topic accepts too little
+        ├── TopicRepartitioned     the topic has another number of          crash: customers have moved
+        │                          partitions than at the start
         ├── ScorerUnavailable      the model fails for what it is asked     retry: the partition waits
         ├── PartitionRevoked       the partition is another worker's now    drop the work, it is theirs
         └── PartitionFault         one partition cannot go on               stop that one, loudly; the others go on
             ├── CheckpointOutsideLog  the log no longer has what the     ask for a rebuild
             │                      state says comes next
+            ├── AnotherLog         the topic was made anew, or the log    adopt it on purpose, or rebuild
+            │                      lost its tail
             ├── UnreadableBatch    what lies there cannot be read:          a person has to look at the log
             │                      corrupt, or too large once decompressed
             └── DeadLetterFlood    most of what arrives is bad              better stopped than buried
@@ -42,6 +46,12 @@ class PartitionRevoked(StreamError):
     """The partition is not ours (any more). Nothing is wrong: its new owner starts from the stored checkpoint."""
 
 
+class TopicRepartitioned(StreamError):
+    """The input topic has another number of partitions than when the worker started: customers have moved away from
+    their
+    state, so nothing may be folded."""
+
+
 class ScorerUnavailable(StreamError):
     """The model raised. The batch's customers stay as they were; it is asked again."""
 
@@ -52,6 +62,11 @@ class PartitionFault(StreamError):
 
 class UnreadableBatch(PartitionFault):
     """A record batch is corrupt, or larger than `kafka.fetch_uncompressed_bytes_max` once decompressed."""
+
+
+class AnotherLog(PartitionFault):
+    """The log is not the one that the state was folded from: its topic was deleted and made again, or its tail was lost
+    and filled anew. Going on would skip what lies below the checkpoint now."""
 
 
 class CheckpointOutsideLog(PartitionFault):

@@ -24,13 +24,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ebbtide.featurestore.errors import Fenced, StoreMisconfigured, StoreUnavailable
-from ebbtide.stream.batch import Fetched, FetchedBatch, FetchFault, Source
-from ebbtide.stream.errors import BrokerMisconfigured, BrokerUnavailable, PartitionRevoked, ScorerUnavailable
+from ebbtide.stream.batch import Fetched, FetchedBatch, FetchFault, LogPosition, Source
+from ebbtide.stream.errors import (
+    BrokerMisconfigured,
+    BrokerUnavailable,
+    PartitionRevoked,
+    ScorerUnavailable,
+    TopicRepartitioned,
+)
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.retry import Backoff
 from ebbtide.stream.suppression import NO_SUPPRESSION, Suppression
 from ebbtide.stream.turn.flood import FloodGuard
-from ebbtide.stream.turn.opened import LogState, Opened, open_partition
+from ebbtide.stream.turn.opened import LogState, Opened, check_tail, open_partition
 from ebbtide.stream.turn.queue import Budget, Queue
 from ebbtide.stream.turn.state import (
     Done,
@@ -48,12 +54,14 @@ log = logging.getLogger(__name__)
 
 RETRIED = (Fenced, StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
 """What waiting mends."""
-FATAL = (StoreMisconfigured, BrokerMisconfigured)
+FATAL = (StoreMisconfigured, BrokerMisconfigured, TopicRepartitioned)
 """What is wrong for every partition, until a person changes a setting: the worker ends."""
 COMMITTED_POLL_S = 0.05
 COMMITTED_POLL_S_MAX = 30.0
 REBUILD_LOG_S = 10.0
 """How often a partition that makes its state again says how far it is."""
+STALLED_S = 30.0
+"""A partition whose log holds more than it has committed, and that commits nothing for so long, is not ready."""
 ACK_AFTER_S = 0.5
 """An idle partition acknowledges its outbox after this, so that a restart sends nothing twice."""
 
@@ -107,6 +115,7 @@ class Partition:
         self.idle_since_s = 0.0
         self.progress_s = tools.clock.monotonic_s()
         """When something of it was last committed, or there was last nothing to commit."""
+        self.log_position = LogPosition(-1, -1, -1)
         self._pipeline, self._tools, self._source = pipeline, tools, source
         self._alerts_from, self._limits, self._on_ready = alerts_from, limits, on_ready
         self._budget = budget
@@ -144,6 +153,22 @@ class Partition:
         """It has ended with nothing left in hand; false when it gave up, or was given away."""
         return isinstance(self.state, Done | Stopped)
 
+    def look(self, position: LogPosition, now_s: float) -> None:
+        """Note where its log ends: who is there makes progress by waiting."""
+        self.log_position = position
+        if self.opened is not None and position.high_watermark <= self.opened.checkpoint.offset:
+            self.progress_s = now_s
+
+    def stalled(self, now_s: float) -> str:
+        """Why it stands still, in words; empty when it moves, or has nothing to do."""
+        still_s = now_s - self.progress_s
+        if self.opened is None or still_s < STALLED_S:
+            return ""
+        _, high, stable = self.log_position
+        if self.opened.checkpoint.offset >= stable >= 0 and high > stable:
+            return f"an open transaction of a producer has held back {high - stable:,} records for {still_s:.0f} s"
+        return f"nothing of it was committed for {still_s:.0f} s, and something waits"
+
     def offer(self, fetched: Fetched) -> None:
         """Take a batch in order of arrival. A full queue pauses the fetch; what is on its way is still taken."""
         if isinstance(self.state, Stopped):
@@ -171,6 +196,9 @@ class Partition:
                 return None
             try:
                 opened.check_follows(batch)
+                known = opened.checkpoint.leader_epoch
+                if 0 <= batch.leader_epoch < known:
+                    raise Fenced(f"leader epoch {batch.leader_epoch} after {known}: is it another log?")
             except Fenced as error:
                 self.fail(error)
                 return None
@@ -306,11 +334,19 @@ class Partition:
         partitions = await source.partition_count()
         begin, end = await source.log_range(number)
         committed = await source.committed(number)
-        log_state = LogState(partitions, begin, end, committed)
+        if partitions != tools.store.partitions:
+            raise TopicRepartitioned(
+                f"topic {tools.topic!r} has {partitions} partitions, and had {tools.store.partitions} when this"
+                " worker started: customers moved away from their state, so nothing is folded",
+                hint="send all events anew, by key, to another topic, with another kafka.group and redis.prefix",
+            )
+        log_state = LogState(partitions, begin, end, committed, await source.topic_id())
         suppression = NO_SUPPRESSION if committed is None else Suppression.by(committed)
         opened = await open_partition(
             tools.store, tools.layout.id, number, log_state, suppression, self._flood
         )
+        if opened.checkpoint.leader_epoch >= 0:
+            check_tail(opened, await source.epoch_end(number, opened.checkpoint.leader_epoch))
         if committed is None and opened.stored is None:
             opened.suppression = await self._begin(begin, end)
         await self._pipeline.send_outbox(opened)

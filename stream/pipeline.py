@@ -303,7 +303,12 @@ class Pipeline:
                 names = [names[i] for i in np.flatnonzero(here).tolist()]
                 rows, dues = rows[here], dues[here]
             checkpoint = opened.checkpoint
-            checkpoint = checkpoint._replace(offset=piece.end, sequence=checkpoint.sequence + 1)
+            epoch = -1 if piece.batch is None else piece.batch.leader_epoch
+            checkpoint = checkpoint._replace(
+                offset=piece.end,
+                sequence=checkpoint.sequence + 1,
+                leader_epoch=checkpoint.leader_epoch if epoch < 0 else epoch,
+            )
             commits[j] = Commit(
                 opened.partition, opened.stored, checkpoint, names, rows, dues, forgotten,
                 verdicts.alerts.get(j, []), opened.acked,

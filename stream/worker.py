@@ -33,8 +33,8 @@ HOUSEKEEPING_S = 0.05
 """How often idle partitions are looked through: for alerts to acknowledge, and for a state that may have been lost."""
 BACKLOG_RECORDS = 256
 """More than this waiting is a backlog: then two turns of half the partitions overlap, and take less time than one."""
-STALLED_S = 30.0
-"""A partition that has something and commits nothing for so long is not ready, whatever the reason."""
+LOOK_S = 1.0
+"""How often it is noted where the logs end: `/readyz` and the lag tell what stands still, also when nothing arrives."""
 PULSE_EVERY_S = 2.0
 PULSE_ANSWER_S_MAX = 5.0
 """Longer than a slow answer, shorter than the time-out of a request that may still succeed."""
@@ -86,6 +86,15 @@ class Taken(NamedTuple):
     piece: Piece
 
 
+class Lag(NamedTuple):
+    """What a partition's log holds beyond what is committed. `records`: offsets to the high watermark; `blocked`: of
+    them, behind an open transaction; `stalled_s`: seconds since it last committed something, 0 when nothing is left."""
+
+    records: int
+    blocked: int
+    stalled_s: float
+
+
 class Worker:
     """`assigned`, `revoked` and `deliver` are the source's callbacks; `run` lasts until `stop` or a fatal error."""
 
@@ -104,7 +113,7 @@ class Worker:
         self._fatal: asyncio.Future[None] | None = None
         self._source: Source | None = None
         self._pulse = Pulse(tools.store)
-        self._draining = False
+        self._draining = self._joined = False
 
     def attach(self, source: Source) -> None:
         """The source whose callbacks will come; before `run`."""
@@ -119,22 +128,39 @@ class Worker:
     def not_ready_reasons(self) -> list[str]:
         """Why this worker is not ready, a sentence each; empty when every partition of ours is open, up to date and
         moving,
-        and both servers answer. A worker without partitions is ready: it is a standby."""
+        and both servers answer. A worker to whom the group gave no partition is ready: it is a standby."""
         unreachable = [f"{server}: {why}" for server, why in self._pulse.away.items()]
         now_s = self._tools.clock.monotonic_s()
         reasons = []
         for number, partition in sorted(self._partitions.items()):
             why = describe(partition.state)
-            if not why and partition.waits and now_s - partition.progress_s > STALLED_S:
-                why = f"nothing of it was committed for {now_s - partition.progress_s:.0f} s, and something waits"
-            if why:
+            if why := why or partition.stalled(now_s):
                 reasons.append(f"partition {number}: {why}")
+        if not self._joined:
+            reasons.append("the group is forming")
         return unreachable + reasons
+
+    def lags(self) -> dict[int, Lag]:
+        """By partition of ours, as of now: what its log holds beyond what is committed."""
+        positions = self._source.positions() if self._source is not None else {}
+        now_s, found = self._tools.clock.monotonic_s(), dict[int, Lag]()
+        for number, partition in self._partitions.items():
+            position = positions.get(number)
+            if partition.opened is None or position is None or position.high_watermark < 0:
+                continue
+            partition.look(position, now_s)
+            records = max(position.high_watermark - partition.opened.checkpoint.offset, 0)
+            blocked = (
+                max(position.high_watermark - position.last_stable, 0) if position.last_stable >= 0 else 0
+            )
+            found[number] = Lag(records, blocked, now_s - partition.progress_s if records else 0.0)
+        return found
 
     def assigned(self, partitions: frozenset[int]) -> None:
         """These are ours now. Only takes note: checkpoints are read in each partition's own task."""
         if self._source is None:
             raise RuntimeError("attach a source before partitions are assigned")
+        self._joined = True
         if self._draining:
             return  # we are about to leave: they are the next owner's
         for number in partitions - self._partitions.keys():
@@ -263,9 +289,13 @@ class Worker:
 
     async def _keep_house(self) -> None:
         """Idle partitions acknowledge their outboxes, and look whether their state is still there."""
+        looked_s = 0.0
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             now_s = self._tools.clock.monotonic_s()
+            if now_s - looked_s >= LOOK_S:
+                looked_s = now_s
+                self.lags()
             idle = [p for p in self._partitions.values() if p.opened is not None and not p.waits]
             acks = [
                 Taken(p, piece)

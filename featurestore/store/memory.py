@@ -55,6 +55,10 @@ class MemoryStore:
     async def checkpoint(self, partition: int) -> Checkpoint | None:
         return (await self._at(partition)).checkpoint
 
+    @property
+    def partitions(self) -> int:
+        return len(self._partitions)
+
     def checkpoint_each(self, partitions: Sequence[int]) -> list[asyncio.Future[Checkpoint | None]]:
         return [begun(self.checkpoint(partition)) for partition in partitions]
 

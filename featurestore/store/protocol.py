@@ -29,6 +29,11 @@ class Store(Protocol):
     Methods may be called concurrently; those on one partition by several owners, too.
     """
 
+    @property
+    def partitions(self) -> int:
+        """Of the input topic, when the store was opened."""
+        ...
+
     async def start(self) -> None:
         """Raise StoreMisconfigured when the server is set up so that state would be lost."""
 

@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 
 from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
-from ebbtide.stream.kafka.errors import RIGHTS, forbidden
+from ebbtide.stream.kafka.errors import RIGHTS, failure, forbidden
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.protocol import Described, Operation, describe
 from ebbtide.stream.kafka.settings import URL_SETTING, KafkaSettings, ms
@@ -53,6 +53,16 @@ async def admin(settings: KafkaSettings, timeout_s: float = 10.0) -> AsyncIterat
         yield client
     finally:
         await client.close()
+
+
+async def topic_id(settings: KafkaSettings) -> str:
+    """Which topic of its name the input is, as its deletion and re-creation would change; "" when Kafka cannot say."""
+    async with admin(settings) as client:
+        try:
+            described = await describe(client._client, [settings.topic])  # noqa: SLF001 -- it has no public way to ask
+        except KafkaError as error:
+            raise failure(settings, "to describe the topic", error) from error
+    return described[settings.topic].topic_id
 
 
 async def check_connection(settings: KafkaSettings, timeout_s: float = 10.0) -> None:

@@ -14,20 +14,23 @@ from ebbtide.featurestore.errors import Fenced
 from ebbtide.featurestore.store.checkpoint import REBUILD, Checkpoint, check_checkpoint, draw_nonce
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch
-from ebbtide.stream.errors import CheckpointOutsideLog
+from ebbtide.stream.errors import AnotherLog, CheckpointOutsideLog
 from ebbtide.stream.suppression import Suppression
 from ebbtide.stream.turn.flood import FloodGuard
+
+ADOPT = f"if it holds the same events on purpose (a restore, a mirror), `ebbtide adopt`; else {REBUILD}"
 
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """What Kafka says of a partition: its topic has `partitions`, it holds offsets [begin, end), and the group has
-    committed `committed` (None: never)."""
+    """What Kafka says of a partition: its topic has `partitions` and is `topic_id` ("": unknown), it holds offsets
+    [begin, end), and the group has committed `committed` (None: never)."""
 
     partitions: int
     begin: int
     end: int
     committed: CommittedOffset | None
+    topic_id: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,12 +88,35 @@ async def open_partition(
     check_checkpoint(stored, layout_id, log.partitions)
     check_log(partition, stored, log)
     start = stored or Checkpoint(log.begin, 0, 0, layout_id, log.partitions)
+    if log.topic_id:
+        start = start._replace(topic_id=log.topic_id)
     # Drawn anew, so that two histories of equal numbers (a failover that lost its tail) never have equal checkpoints.
     return Opened(partition, stored, start._replace(nonce=draw_nonce()), suppression, flood)
 
 
+def check_tail(opened: Opened, epoch_end: int | None) -> None:
+    """Raises AnotherLog when the log lost what the state was folded from: an unclean election, a power cut.
+
+    epoch_end: where the log of the checkpoint's leader epoch ends, -1 when it never had such an epoch, None when Kafka
+    cannot say (KIP-320).
+    """
+    checkpoint = opened.checkpoint
+    if epoch_end is not None and epoch_end < checkpoint.offset:
+        raise AnotherLog(
+            f"partition {opened.partition} is at offset {checkpoint.offset}, folded from leader epoch"
+            f" {checkpoint.leader_epoch}, but the log of that epoch ends at {max(epoch_end, 0)}: its tail was lost",
+            hint=ADOPT,
+        )
+
+
 def check_log(partition: int, stored: Checkpoint | None, log: LogState) -> None:
-    """Raises CheckpointOutsideLog when state or committed offset belong to a log that is no longer there."""
+    """Raises AnotherLog or CheckpointOutsideLog when state or committed offset belong to a log that is gone."""
+    if stored is not None and stored.topic_id and log.topic_id and stored.topic_id != log.topic_id:
+        raise AnotherLog(
+            f"partition {partition}: the topic was deleted and made again: it is {log.topic_id} now,"
+            f" the state was folded from {stored.topic_id}",
+            hint=ADOPT,
+        )
     if stored is not None and not log.begin <= stored.offset <= log.end:
         raise CheckpointOutsideLog(
             f"partition {partition} is at offset {stored.offset}, the log holds [{log.begin}, {log.end})",

@@ -23,6 +23,7 @@ from ebbtide.featurestore.record.layout import EPISODE_FIELDS
 from ebbtide.featurestore.store.cache import Cache
 from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.stream.clock import Clock, SystemClock
+from ebbtide.stream.errors import TopicRepartitioned
 from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.pre_commit import Outputs
@@ -455,6 +456,68 @@ async def test_a_topic_made_anew_is_noticed_by_its_committed_offset() -> None:
         assert isinstance(worker.partitions[0].state, Stopped)
         assert await world.store.checkpoint(0) is None
         assert await worker.drain(1.0)
+
+
+async def test_a_log_that_lost_its_tail_stops_its_partition() -> None:
+    """Partition 1's log was cut and refilled while nobody looked: what lies below the checkpoint now would be skipped.
+    A
+    topic made anew stops all of them."""
+    logs = logs_of(seed=31, events=300)
+    world = World(10, logs, rate=0.0)
+    world.source.named, world.source.leader_epoch = "topic-a", 4
+    await world.finish(world.worker())
+    checkpoint = await world.store.checkpoint(1)
+    assert checkpoint is not None
+    assert (checkpoint.topic_id, checkpoint.leader_epoch) == ("topic-a", 4)
+    world.source.revoke()
+    world.source.epoch_ends[1, 4] = checkpoint.offset - 1
+    worker = world.worker()
+
+    def stopped() -> list[str]:
+        return [str(p.state.detail) for p in worker.partitions.values() if isinstance(p.state, Stopped)]
+
+    async with world.at_work(worker), asyncio.timeout(20):
+        while worker.not_ready_reasons == ["the group is forming"] or not stopped():  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.002)
+        (detail,) = stopped()
+        assert "its tail was lost" in detail
+        assert "ebbtide adopt" in detail
+    world.source.revoke()
+    world.source.named = "topic-b"
+    worker = world.worker()
+    async with world.at_work(worker), asyncio.timeout(20):
+        while len(stopped()) < PARTITIONS:  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.002)
+        assert all("deleted and made again" in detail for detail in stopped())
+    assert await world.store.checkpoint(1) == checkpoint
+
+
+async def test_a_batch_of_an_older_leader_asks_which_log_it_is() -> None:
+    """The check comes again in service: an unclean election needs no restart to be noticed."""
+    logs = logs_of(seed=32, events=300)
+    world = World(11, logs, rate=0.0)
+    world.source.named, world.source.leader_epoch = "topic-a", 4
+    await world.finish(world.worker())
+    worker = world.worker()
+    world.source.revoke()
+    async with world.at_work(worker), asyncio.timeout(20):
+        while worker.not_ready_reasons:  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.002)
+        world.source.leader_epoch = 3
+        world.source.epoch_ends[0, 4] = len(logs[0]) - 5
+        logs[0].append(LogRecord(len(logs[0]), T0, b"ann", event("late", T0)))
+        while not isinstance(worker.partitions[0].state, Stopped):  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.002)
+        assert "its tail was lost" in worker.not_ready_reasons[0]
+
+
+async def test_partitions_that_were_added_end_the_worker() -> None:
+    """Customers moved away from their state: one clear error, and nothing is folded."""
+    logs = logs_of(seed=33, events=100)
+    world = World(12, [*logs, []], rate=0.0)
+    with pytest.raises(TopicRepartitioned, match="4 partitions, and had 3"):
+        await world.finish(world.worker())
+    assert [await world.store.checkpoint(partition) for partition in range(PARTITIONS)] == [None] * PARTITIONS
 
 
 async def test_a_partition_of_bad_records_stops_alone() -> None:
