@@ -72,38 +72,38 @@ class Commit:
 
     def check(self, dtype: np.dtype[Any]) -> None:
         """Raises ValueError for a commit that no store could apply whole. Its maker is at fault, not the store."""
-        n = len(self.customers)
-        names = {*self.customers, *self.forgotten}
-        problems = [
-            problem
-            for wrong, problem in (
-                (len(names) > CUSTOMERS_MAX, f"{len(names)} customers, at most {CUSTOMERS_MAX}"),
-                (len(names) != n + len(self.forgotten), "a customer is named twice"),
-                (_unwritable(names), "a customer id is no valid Unicode"),
-                (self.rows.shape != (n,), f"rows of shape {self.rows.shape} for {n} customers"),
-                (self.due.shape != (n,), f"due times of shape {self.due.shape} for {n} customers"),
-                (self.rows.dtype != dtype, "rows of another layout than the store's"),
-                (self.due.dtype != np.int64, f"due times are {self.due.dtype}, not int64"),
-                (self.nbytes > COMMIT_BYTES_MAX, f"{self.nbytes} bytes, at most {COMMIT_BYTES_MAX}"),
-                (n and (self.due.min() < 0 or self.due.max() > DUE_MS_MAX), "a due time is out of range"),
-                (
-                    self.expected and self.checkpoint.sequence <= self.expected.sequence,
-                    "the sequence must grow",
-                ),
-                (
-                    any(entry.sequence != self.checkpoint.sequence for entry in self.outbox),
-                    "an outbox entry of another sequence",
-                ),
-                (any(entry.offset < 0 for entry in self.outbox), "an outbox entry without an offset"),
-                (
-                    not self.checkpoint.is_readable,
-                    f"a checkpoint that nobody could read: {self.checkpoint}",
-                ),
-            )
-            if wrong
-        ]
+        problems = list(self._problems(dtype))
         if problems:
             raise ValueError(f"commit of partition {self.partition}: {'; '.join(problems)}")
+
+    def _problems(self, dtype: np.dtype[Any]) -> Iterator[str]:
+        n, names = len(self.customers), {*self.customers, *self.forgotten}
+        if len(names) > CUSTOMERS_MAX:
+            yield f"{len(names)} customers, at most {CUSTOMERS_MAX}"
+        if len(names) != n + len(self.forgotten):
+            yield "a customer is named twice"
+        if _unwritable(names):
+            yield "a customer id is no valid Unicode"
+        if self.rows.shape != (n,):
+            yield f"rows of shape {self.rows.shape} for {n} customers"
+        if self.due.shape != (n,):
+            yield f"due times of shape {self.due.shape} for {n} customers"
+        if self.rows.dtype != dtype:
+            yield "rows of another layout than the store's"
+        if self.due.dtype != np.int64:
+            yield f"due times are {self.due.dtype}, not int64"
+        if self.nbytes > COMMIT_BYTES_MAX:
+            yield f"{self.nbytes} bytes, at most {COMMIT_BYTES_MAX}"
+        if n and (self.due.min() < 0 or self.due.max() > DUE_MS_MAX):
+            yield "a due time is out of range"
+        if self.expected and self.checkpoint.sequence <= self.expected.sequence:
+            yield "the sequence must grow"
+        if any(entry.sequence != self.checkpoint.sequence for entry in self.outbox):
+            yield "an outbox entry of another sequence"
+        if any(entry.offset < 0 for entry in self.outbox):
+            yield "an outbox entry without an offset"
+        if not self.checkpoint.is_readable:
+            yield f"a checkpoint that nobody could read: {self.checkpoint}"
 
 
 def _unwritable(names: Iterable[str]) -> bool:

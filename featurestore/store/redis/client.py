@@ -24,6 +24,7 @@ from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.store.outcomes import promised
 from ebbtide.featurestore.store.redis.cluster import Cluster
 from ebbtide.featurestore.store.redis.errors import close_all, explain
+from ebbtide.featurestore.store.redis.round_trip import round_trip
 from ebbtide.featurestore.store.redis.sentinel import watched_pool
 from ebbtide.featurestore.store.redis.url import Address, RedisTarget, read_url
 
@@ -111,7 +112,7 @@ class _Master:
         return [list(range(len(keys)))]
 
     async def ask_group(self, _keys: Sequence[str | bytes], commands: Sequence[Sequence[Any]]) -> list[Any]:
-        return await self.ask_all([tuple(command) for command in commands])
+        return await round_trip(self._client.connection_pool, commands)
 
     async def infos(self) -> list[tuple[str, Any]]:
         return [(self._where, await self._client.execute_command("INFO"))]

@@ -20,6 +20,7 @@ from redis import exceptions as refused
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from ebbtide.featurestore.store.redis.errors import close_all, most_telling
+from ebbtide.featurestore.store.redis.round_trip import round_trip
 from ebbtide.featurestore.store.redis.url import Address
 
 # One MOVED that we missed, one ASK behind it, and each once more for a slot that moves on meanwhile.
@@ -134,9 +135,11 @@ class Cluster:
         try:
             if len(commands) == 1 and not asking and not patient:
                 replies: list[Any] = [await node.execute_command(*commands[0])]
+            elif not asking:
+                replies = await round_trip(node.connection_pool, commands)
             else:
                 pipeline = node.pipeline(transaction=False)
-                for command in [("ASKING",), *commands] if asking else commands:
+                for command in [("ASKING",), *commands]:
                     pipeline.execute_command(*command)
                 # Not raised by the pipeline, whose message would quote the key, and with it the customer.
                 replies = await pipeline.execute(raise_on_error=False)
@@ -147,7 +150,10 @@ class Cluster:
             if not isinstance(error, refused.ResponseError) or isinstance(error, refused.ClusterDownError):
                 self._suspects.add(address)  # a cancelled question, too: the time may have run out
             raise
-        self._suspects.discard(address)
+        if isinstance(replies[-1], refused.RedisError) and not isinstance(replies[-1], refused.ResponseError):
+            self._suspects.add(address)  # it went away half-way
+        else:
+            self._suspects.discard(address)
         return replies
 
     async def _owner(self, slot: int) -> Address:
