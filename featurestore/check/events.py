@@ -7,7 +7,7 @@ fills, our own mails as signs of life, one customer who is everybody without an 
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +37,10 @@ _NOBODY = {
     "anonymous",
     "guest",
     "test",
+    "\\n",
 }
 _OURS = re.compile(r"mail|newsletter|campaign|push|sms|notif|reminder", re.IGNORECASE)
+_DECIMAL_ID = re.compile(r"\d+\.0+")
 _THEIRS = re.compile(r"open|click|repl|read|view|redeem|subscri", re.IGNORECASE)
 _OF_THEM = "account|subscription|membership|contract|plan"
 _LEAVING = re.compile(
@@ -47,7 +49,7 @@ _LEAVING = re.compile(
 )
 
 
-def check(path: Path | str, spec: Spec) -> list[Finding]:
+def check(path: Path | str | Sequence[Path | str], spec: Spec) -> list[Finding]:
     """Findings about an event file under a spec, the gravest first. A file that cannot be read is a finding, too."""
     try:
         log = read_log(path, spec, tolerant=True)
@@ -74,7 +76,7 @@ def _rows(log: EventLog) -> Iterator[Finding]:
         yield error("nothing_fits", f"None of the {count(log.rows, 'row')} is an event under this spec.")
     for reason, n in problems.counts.most_common():
         if reason is not Reason.UNKNOWN_TYPE:  # said by type, below
-            places = [f"{problems.unit} {p.line}: {p.detail}" for p in problems.first if p.reason is reason]
+            places = [f"{problems.place(p)}: {p.detail}" for p in problems.first if p.reason is reason]
             where = f": {'; '.join(places[:3])}" if places else ""
             yield error(
                 reason, f"{count(n, 'row')} ({percent(n, log.rows)}) cannot be read ({reason}){where}."
@@ -174,6 +176,9 @@ def _customers(log: EventLog, spec: Spec) -> Iterator[Finding]:
     if alike := m - len({customer.strip().casefold() for customer in customers}):
         text = f"Ids that differ from another in case or blanks only: {alike:,}. Are they one customer?"
         yield warning("alike", text)
+    if decimals := [customer for customer in customers if _DECIMAL_ID.fullmatch(customer)]:
+        text = f"Ids that are whole numbers written as decimals: {len(decimals):,}, such as {decimals[0]!r}"
+        yield warning("decimal_ids", f"{text}. A stream that writes them otherwise means other customers.")
     active = np.isin(log.events.kind, roles(spec, "activity"))
     activities = np.bincount(log.events.customer[active], minlength=m)
     single = float((activities == 1).sum() / max(1, (activities > 0).sum()))

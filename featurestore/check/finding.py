@@ -9,7 +9,6 @@ It knows how to say something to a person who knows their data and not our code;
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 from ebbtide.featurestore.times.durations import DAY_MS
@@ -57,8 +56,3 @@ def days(ms: float) -> str:
         if ms >= 2 * size:
             return f"{ms / size:.0f} {unit}s"
     return f"{ms / 1000:.0f} seconds"
-
-
-def date(ms: int) -> str:
-    """The UTC date of a time."""
-    return datetime.fromtimestamp(ms / 1000, UTC).date().isoformat()

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.check.finding import Finding, count, date, days, error, note, percent, warning
+from ebbtide.featurestore.check.finding import Finding, count, days, error, note, percent, warning
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.spec import Role, Spec
 from ebbtide.featurestore.times.durations import DAY_MS, format_duration
+from ebbtide.featurestore.times.timestamps import format_date, format_time
 
 _YEAR_MS = 365 * DAY_MS
 _LAST_YEAR = 2105
@@ -21,6 +22,8 @@ LONG_GAPS_MAX = 0.1
 """More returns than this after the horizon: silence of that length is how these customers live."""
 HORIZONS_MIN = 4
 """Training, calibration and test follow each other in time, a horizon apart; the last one waits for its labels."""
+NAMED_MAX = 3
+"""Events that are named where they are counted."""
 SEEN_MIN = 100
 """Fewer events or gaps than this say nothing about a habit."""
 
@@ -39,17 +42,40 @@ def roles(spec: Spec, role: Role) -> list[int]:
 
 
 def _units(log: EventLog) -> Iterator[Finding]:
-    first, last = int(log.events.time.min()), int(log.events.time.max())
+    first, last = int(log.events.time.min()), log.known_until
     size = f"{count(len(log), 'event')} of {count(len(log.events.customers), 'customer')}"
-    yield note("size", f"{size}, {date(first)} to {date(last)}.")
+    yield note("size", f"{size}, {format_date(first)} to {format_date(last)}.")
+    early = np.flatnonzero(log.events.time < _YEAR_MS)
     if last < _YEAR_MS:
         yield error(
             "unit", "All events lie in 1970: seconds, read as milliseconds? Then mapping: {ts_format: s}."
         )
     elif last > (_LAST_YEAR - 1970) * _YEAR_MS:
-        yield error("unit", f"The last event is of {date(last)}: is mapping.ts_format right?")
-    elif first < _YEAR_MS:
-        yield warning("unit", f"The first event is of {date(first)}: a stand-in for an unknown time?")
+        yield error("unit", f"The last event is of {format_date(last)}: is mapping.ts_format right?")
+    elif len(early):
+        text = f"{count(len(early), 'event')} of 1970 ({_named(log, early)})"
+        yield warning("unit", f"{text}: seconds among milliseconds, or a stand-in for an unknown time?")
+    yield from _outliers(log)
+
+
+def _outliers(log: EventLog) -> Iterator[Finding]:
+    beyond = log.beyond
+    if not len(beyond):
+        return
+    gap = days(int(log.events.time[beyond[0]]) - log.known_until)
+    text = f"{count(len(beyond), 'event')} ({_named(log, beyond)}), {gap} or more after all others"
+    cure = "a wrong date? Mend or drop it; what is known ends without it at"
+    yield warning("outlier", f"{text}: {cure} {format_date(log.known_until)}.")
+
+
+def _named(log: EventLog, which: NDArray[np.int64]) -> str:
+    """Some events by row, customer and date."""
+    events = log.events
+    named = []
+    for j in which[:NAMED_MAX].tolist():
+        customer, when = events.customers[events.customer[j]], format_time(int(events.time[j]))
+        named.append(f"row {events.position[j] + 1:,}: customer {customer!r}, {when}")
+    return "; ".join([*named, "..."] if len(which) > NAMED_MAX else named)
 
 
 def _order(log: EventLog, spec: Spec) -> Iterator[Finding]:
@@ -100,13 +126,13 @@ def _resolution(log: EventLog, spec: Spec) -> Iterator[Finding]:
 
 
 def _span(log: EventLog, spec: Spec) -> Iterator[Finding]:
-    first, last = int(log.events.time.min()), int(log.events.time.max())
+    first, last = int(log.events.time.min()), log.known_until
     span, horizon = last - first, format_duration(spec.horizon_ms)
     if span <= spec.horizon_ms:
         text = f"The log spans {days(span)}, the horizon is {horizon}: no silence is confirmed, nothing has a label."
         yield error("span", text)
         return
-    until = date(last - spec.horizon_ms)
+    until = format_date(last - spec.horizon_ms)
     yield note(
         "labels_until", f"Labels are known until {until}: the log's end less the horizon of {horizon}."
     )
@@ -120,11 +146,11 @@ def _span(log: EventLog, spec: Spec) -> Iterator[Finding]:
 def _rhythm(log: EventLog, spec: Spec) -> Iterator[Finding]:
     """How long customers stay away who come back, and how many of the last ones did."""
     events = log.events
-    active = np.isin(events.kind, roles(spec, "activity"))
+    active = np.isin(events.kind, roles(spec, "activity")) & (events.time <= log.known_until)
     customer, time = events.customer[active], events.time[active]
     yield from _gaps(customer, time, spec)
     if len(time):
-        yield from _base_rate(customer, time, int(events.time.max()), spec)
+        yield from _base_rate(customer, time, log.known_until, spec)
 
 
 def _gaps(customer: NDArray[np.int32], time: NDArray[np.int64], spec: Spec) -> Iterator[Finding]:
@@ -170,8 +196,8 @@ def _base_rate(
         return
     rate = 1 - float(np.isin(before, customer[time > as_of]).mean())
     text = (
-        f"Of {count(len(before), 'customer')} who could have been scored at {date(as_of)}, {percent(rate)} did nothing "
-        f"in the {format_duration(spec.horizon_ms)} after: about the base rate."
+        f"Of {count(len(before), 'customer')} who could have been scored at {format_date(as_of)}, {percent(rate)} did "
+        f"nothing in the {format_duration(spec.horizon_ms)} after: about the base rate."
     )
     if 0.02 <= rate <= 0.98:
         yield note("base_rate", text)

@@ -212,12 +212,35 @@ def test_a_horizon_that_customers_outlive(tmp_path: Path) -> None:
 
 
 def test_a_label_that_is_always_the_same(tmp_path: Path) -> None:
-    rows = [row for row in history() if row[2] < T0 + 120 * DAY_MS] + [
-        ("last", "visit", T0 + 150 * DAY_MS, "", "z")
-    ]
+    rows = [row for row in history() if row[2] < T0 + 120 * DAY_MS]
+    rows += [("c1", "newsletter", T0 + day * DAY_MS, "", f"z{day}") for day in range(120, 151)]
     assert said(found(tmp_path, rows, spec_of(eligibility={})), "base_rate").startswith(
         "warning: Of 200 customers"
     )
+
+
+@pytest.mark.parametrize("far", [33, 730])
+def test_one_event_ahead_of_all_others_is_named(tmp_path: Path, far: int) -> None:
+    """And what is known ends where it ended without it (one event moved the base rate from 9 to 66 %)."""
+    rows = history()
+    clean = found(tmp_path, rows)
+    at = rows[-1][2] + far * DAY_MS
+    findings = found(tmp_path, [*rows, ("c7", "visit", at, "", "z")])
+    text = said(findings, "outlier")
+    assert text.startswith(f"warning: 1 event (row {len(rows) + 1:,}: customer 'c7', 202")
+    assert f"{far} days or more after all others" in text
+    for code in ("labels_until", "base_rate"):
+        assert said(findings, code) == said(clean, code)
+
+
+def test_seconds_among_milliseconds_are_named(tmp_path: Path) -> None:
+    findings = found(tmp_path, [("c7", "visit", T0 // 1000, "", "z"), *history()])
+    assert said(findings, "unit").startswith("warning: 1 event of 1970 (row 1: customer 'c7', 1970-01-20T")
+
+
+def test_ids_that_went_through_fractions_are_named(tmp_path: Path) -> None:
+    findings = found(tmp_path, [*history(), ("123.0", "visit", T0, "", "z")])
+    assert "1, such as '123.0'" in said(findings, "decimal_ids")
 
 
 def test_customers_who_are_nobody_everybody_or_twice(tmp_path: Path) -> None:
