@@ -1,7 +1,7 @@
 """How a model is trained: every number that is a choice, in one frozen object, with the reason beside it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,7 +32,3 @@ class TrainConfig(BaseModel):
     log_dir: Path | None = None
     """Where TensorBoard finds the curves; None: nowhere."""
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data that `TrainConfig.model_validate` reads back. `log_dir` is a place, not a choice: left out."""
-        return self.model_dump(mode="json", exclude={"log_dir"})

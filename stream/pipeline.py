@@ -29,14 +29,14 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.errors import EbbtideError, Fenced, StoreUnavailable
 from ebbtide.featurestore.events.event import TOMBSTONE
 from ebbtide.featurestore.events.parse import Parser
-from ebbtide.featurestore.record.fold import Folder, Points
+from ebbtide.featurestore.record.fold import CAUSES, Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.store.cache import Cache
 from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.errors import DeadLetterFlood, PartitionRevoked
-from ebbtide.stream.outputs.compose import CAUSES, Composer
+from ebbtide.stream.outputs.compose import Composer
 from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.outputs.message import Message, Sink
 from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages, unscored

@@ -20,7 +20,9 @@ never move back: an event that comes late is folded where it belongs (its tiles,
 The loop itself is in `loop.py`, the arrays it works on in `arrays.py`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +48,10 @@ from ebbtide.featurestore.record.loop import (
 )
 from ebbtide.featurestore.times.durations import DAY_MS
 
-__all__ = ["EVENT", "EXPIRY_GRACE_MS", "RESET", "SILENCE", "TERMINAL", "Folder", "Points"]
+__all__ = ["CAUSES", "EVENT", "EXPIRY_GRACE_MS", "RESET", "SILENCE", "TERMINAL", "Folder", "Points"]
 
+CAUSES = {EVENT: "event", SILENCE: "silence", TERMINAL: "terminal", RESET: "reset"}
+"""A point's cause in words, as alerts, scores, metrics and tables name it."""
 EXPIRY_GRACE_MS = 7 * DAY_MS
 """A record outlives `memory` by a week, so that an event that comes late finds its row rather than a new one."""
 
@@ -77,6 +81,17 @@ class Points:
     def scored(self) -> NDArray[np.bool_]:
         """bool[m]: the points that a model is asked about."""
         return self.cause <= SILENCE
+
+    def take(self, chosen: NDArray[Any]) -> "Points":
+        """The points of a mask bool[m] or of indices, copied."""
+        return Points(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    @classmethod
+    def joined(cls, layout: Layout, parts: Sequence["Points"]) -> "Points":
+        """Points of one layout one after the other; none of them when there is no part."""
+        none = np.zeros(0, np.int32)
+        parts = [cls(layout.empty(0), none, none.astype(np.int64), none.astype(np.uint8), none), *parts]
+        return cls(*(np.concatenate([getattr(points, f.name) for points in parts]) for f in fields(cls)))
 
 
 class Folder:

@@ -20,13 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
+from ebbtide.featurestore.record import fold
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
+from ebbtide.featurestore.times.durations import DAY_MS
 
 SNAPSHOT = 4
 """Cause of a point that a stated date brought about, not the customer; beside the causes of `fold`."""
+CAUSES = {**fold.CAUSES, SNAPSHOT: "snapshot"}
+"""A point's cause in words."""
 CHUNK_EVENTS = 65_536
 """Events folded at once: tens of megabytes of points for a schedule of 15 silences, and no time lost to Python."""
+
+
+OUTLIERS, PAUSES, FEW = 1_000, 3, 100
+"""See `known_until`: at most one event in OUTLIERS, or a single one of FEW; fewer say nothing of their pauses."""
 
 
 def replay(
@@ -36,22 +44,26 @@ def replay(
     *,
     snapshots: Sequence[int] = (),
     chunk: int = CHUNK_EVENTS,
+    reached: NDArray[np.int64] | None = None,
 ) -> Iterator[Points]:
     """All points of a log before `until_ms`, chunk by chunk; `customer` is the index into `log.customers`.
 
     A customer's decision points come in the order in which they were decided. `event` is the index into the log, -1
     for a silence after the customer's last event and for snapshots. `snapshots`: times in ms UTC; those before
     `until_ms` give a point of cause SNAPSHOT for every customer eligible then. `chunk` bounds the events and the
-    customers taken at once (>= 1); the points do not depend on it.
+    customers taken at once (>= 1); the points do not depend on it. `reached`: int64[n], `reached_ms` of a larger log of
+    which this is the part of some customers (`only`), so that the parts stop where the whole would; default: its own.
     """
     folder, rows = Folder(layout), layout.empty(len(log.customers))
+    reached = reached_ms(log) if reached is None else reached
     start = 0
     for as_of in sorted({int(t) for t in snapshots if t < until_ms}):
-        end = arrived_before(log, as_of + 1)
+        end = int(np.searchsorted(reached, as_of + 1, side="left"))
         yield from _fold_chunks(folder, rows, log, start, end, chunk)
         yield from _snapshot(folder, rows, as_of, chunk)
         start = end
-    yield from _fold_chunks(folder, rows, log, start, arrived_before(log, until_ms), chunk)
+    end = int(np.searchsorted(reached, until_ms, side="left"))
+    yield from _fold_chunks(folder, rows, log, start, end, chunk)
     for first in range(0, len(rows), chunk):
         part = slice(first, first + chunk)
         rows[part], points = folder.elapse(rows[part], until_ms)
@@ -71,13 +83,40 @@ def state_at(layout: Layout, log: EventBatch, before_ms: int, *, chunk: int = CH
 
 def arrived_before(log: EventBatch, before_ms: int) -> int:
     """How many events, from the log's start, had arrived when the first one of `before_ms` or later came."""
-    latest = np.maximum.accumulate(log.time)
-    return int(np.searchsorted(latest, before_ms, side="left"))
+    return int(np.searchsorted(reached_ms(log), before_ms, side="left"))
+
+
+def reached_ms(log: EventBatch) -> NDArray[np.int64]:
+    """int64[n], ms UTC, never decreasing: the latest event time that had arrived with each event."""
+    return np.maximum.accumulate(log.time)
 
 
 def only(log: EventBatch, customers: NDArray[np.bool_]) -> EventBatch:
     """The log of some customers: bool[m] over `log.customers`, whose indices stay as they are."""
     return _kept(log, customers[log.customer])
+
+
+def before(log: EventBatch, end_ms: int) -> EventBatch:
+    """The log without events of `end_ms` or later, wherever they stand in it."""
+    return _kept(log, log.time < end_ms)
+
+
+def known_until(log: EventBatch) -> int:
+    """ms UTC: the log is taken as complete up to, not including, this time: just after its last event, 0 without one.
+
+    One event far ahead of all others (a wrong clock, a wrong unit) must not move it: as the end of what is known, it
+    would turn everybody into a churner. So the last events, a thousandth of the log at most, do not count when they lie
+    behind a pause of more than a day that is more than PAUSES times as long as any in the later half of the rest.
+    """
+    time = np.sort(log.time)
+    n = len(time)
+    if not n:
+        return 0
+    gaps = np.diff(time)
+    for at in range(n - 1 - max(n // OUTLIERS, int(n >= FEW)), n - 1):
+        if gaps[at] > max(DAY_MS, PAUSES * int(gaps[at // 2 : at].max(initial=0))):
+            return int(time[at]) + 1
+    return int(time[-1]) + 1
 
 
 def remembered(log: EventBatch) -> EventBatch:

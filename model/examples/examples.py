@@ -1,26 +1,17 @@
 """Examples: what was known of a customer at a point, and what happened next, as columns.
 
-It knows how rows are held, weighed and handed to somebody else's tools; it refuses to know where they come from
-(`dataset.py`) and how they are split (`slices.py`). Features are in natural units, as the graph computes them.
+It knows how rows are held and weighed; where they come from is `dataset.py`'s, how they are split `slices.py`'s, how
+they are handed to somebody else's tools `rows_file.py`'s. Features are in natural units, as the graph computes them.
 """
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.record.features import features
-from ebbtide.featurestore.record.fold import EVENT, SILENCE
 from ebbtide.featurestore.record.replay import SNAPSHOT
-from ebbtide.featurestore.spec import Spec
-from ebbtide.model.examples.labels import CANCELLED, CHURNED, STAYED
-
-CAUSES = {EVENT: "event", SILENCE: "silence", SNAPSHOT: "snapshot"}
-LABELS = {STAYED: "stayed", CHURNED: "churned", CANCELLED: "left"}
+from ebbtide.model.examples.labels import CANCELLED, CHURNED
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +75,3 @@ class Examples:
                 weight[sort] = rows**-0.5 / (rows**-0.5).sum()
         scaled: NDArray[np.float32] = (weight * (len(self) / max(weight.sum(), 1e-12))).astype(np.float32)
         return scaled
-
-
-def write_rows(
-    path: Path, examples: Examples, names: list[str], slices: NDArray[np.str_], spec: Spec
-) -> None:
-    """Write the examples as Parquet: customer, as_of, cause, label, weight, slice, then every feature by its name.
-
-    `names`: the log's customer ids. `label` is `churned`, `stayed` or `left` in words, as `cause` is. Raises OSError.
-    """
-    columns: dict[str, Any] = {
-        "customer": pa.array(names).take(pa.array(examples.customer)),
-        "as_of": pa.array(examples.as_of, pa.timestamp("ms", tz="UTC")),
-        "cause": _in_words(examples.cause, CAUSES),
-        "label": _in_words(examples.label, LABELS),
-        "weight": examples.weights(),
-        "slice": pa.array(slices).dictionary_encode(),
-    }
-    for i, feature in enumerate(features(spec)):
-        columns[feature.name] = examples.features[:, i]
-    pq.write_table(pa.table(columns), path, compression="zstd")
-
-
-def _in_words(codes: NDArray[Any], words: dict[int, str]) -> Any:
-    return pa.array([words[code] for code in codes.tolist()]).dictionary_encode()

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.features import aggregated_kinds, counted_kinds, decayed_kinds, features
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
 
 Tensor = Any
@@ -42,19 +41,13 @@ SEQUENCE_FIELDS = ("kind", "count", "value", "gap")
 
 
 class FeatureLayer(keras.layers.Layer):
-    """`layer(record, as_of)` -> {"features": f4[n, F], "kind": i4[n, L], "count" "value" "gap": f4[n, L]}.
+    """`layer(record, as_of)`: the features and the sequence of n records; see `call`."""
 
-    record: {field: tensor[n, …]} with at least `layout.model_fields`, in the layout's dtypes; `as_of`:
-    int64[n], ms UTC. features: natural units, in the order of `featurestore.record.features.features(spec)`. kind: 0
-    where the ring holds nothing yet, else 1 + index of the kind; count: events in the entry; value: their
-    summed value; gap: seconds since the activity before. Chronological: padding first, the latest entry last.
-    """
-
-    def __init__(self, spec: Spec, **kwargs: Any) -> None:
+    def __init__(self, layout: Layout, **kwargs: Any) -> None:
         # Keras would cast float64 inputs (gap_mean) to float32 on the way in.
         super().__init__(autocast=False, trainable=False, dtype="float32", **kwargs)
-        self.spec = spec
-        self.layout = Layout(spec)
+        self.layout = layout
+        self.spec = spec = layout.spec
         self.feature_count = len(features(spec))
         tiles = np.array([window.tiles for window in spec.windows], np.int64)
         self._window_of_tile = np.repeat(np.arange(len(tiles)), tiles)
@@ -63,6 +56,21 @@ class FeatureLayer(keras.layers.Layer):
         self._hop = np.array([window.hop_ms for window in spec.windows], np.int64)
 
     def call(self, record: dict[str, Tensor], as_of: Tensor) -> dict[str, Tensor]:
+        """n records as of n times, n >= 0.
+
+        record: {field: [n, …]} with at least `layout.model_fields`, in the layout's dtypes and shapes; zero bytes are
+        a customer of whom nothing is known. as_of: int64[n], ms UTC, not before the record's `clock`.
+
+        features  float32[n, F]  natural units (days, events, the log's own values; flags 0 or 1), finite, in the order
+                                 of `featurestore.record.features.features(spec)`, which names the unit of each
+        kind      int32[n, L]    0 where the ring holds nothing yet, else 1 + index of the kind: 0 … K
+        count     float32[n, L]  events in the entry, >= 1; 0 for padding
+        value     float32[n, L]  their summed value, in the log's units; 0 where none has one
+        gap       float32[n, L]  seconds since the activity before, >= 0
+
+        The sequence is chronological: padding first, the latest entry last. Row i depends on record i and as_of[i]
+        alone. A graph's function: no side effect, no error of its own; it may be traced for any n.
+        """
         parts = [
             *self._rhythm(record, as_of),
             *self._active_days(record, as_of),

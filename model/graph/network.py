@@ -18,16 +18,12 @@ from typing import Annotated, Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.graph.features import SEQUENCE_FIELDS
-
-STANDARD_MAX = 8.0
-"""Standardised figures are clipped here: beyond eight deviations nothing was learned, and a figure that training never
-saw must not throw the logit to infinity."""
+from ebbtide.model.graph.standard import STANDARD_MAX, moments, squeeze
 
 
 class NetworkConfig(BaseModel):
@@ -59,13 +55,8 @@ class Standardise(keras.layers.Layer):
         self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
 
     def call(self, x: Any) -> Any:
-        x = keras.ops.where(self.log, keras.ops.sign(x) * keras.ops.log1p(keras.ops.abs(x)), x)
+        x = squeeze(x, self.log, keras.ops)
         return keras.ops.clip((x - self.mean) * self.scale, -STANDARD_MAX, STANDARD_MAX)
-
-    def squash(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
-        """What is averaged to adapt the layer: the figures after the logarithm, before the scale."""
-        wide = np.asarray(x, np.float64)
-        return np.where(self.log, np.sign(wide) * np.log1p(np.abs(wide)), wide)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "log": self.log}
@@ -150,45 +141,19 @@ def _head(width: int, config: NetworkConfig, precision: str) -> keras.Model:
     return keras.Model([state, x], (out(deep) + wide(x))[:, 0], name="head")
 
 
-def adapt(network: keras.Model, batches: Iterable[Mapping[str, Any]]) -> None:
-    """Set means and scales from training data, one pass. `batches`: dicts as `FeatureLayer` makes them (arrays or
-    tensors). The ring's figures are averaged over its real entries, not over padding."""
-    dense = network.get_layer("standardise")
-    ring = network.get_layer("recurrent").get_layer("standardise_ring")
-    moments, ring_moments = _Moments(), _Moments()
-    for batch in batches:
-        moments.add(dense.squash(np.asarray(batch["features"])))
-        numbers = np.stack([np.asarray(batch[name]) for name in ("count", "value", "gap")], axis=-1)
-        ring_moments.add(ring.squash(numbers[np.asarray(batch["kind"]) > 0]))
-    for layer, found in ((dense, moments), (ring, ring_moments)):
-        if found.n:
-            layer.mean.assign(found.mean)
-            layer.scale.assign(found.scale())
-
-
-class _Moments:
-    """Mean and variance of columns, batch by batch (Chan, Golub & LeVeque 1979), so nothing is held in memory."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.mean: NDArray[np.float64] = np.zeros(1)
-        self.m2: NDArray[np.float64] = np.zeros(1)
-
-    def add(self, x: NDArray[np.float64]) -> None:
-        """x: float64[m, C]."""
-        if not len(x):
-            return
-        mean = x.mean(axis=0)
-        delta, total = mean - self.mean, self.n + len(x)
-        self.m2 = self.m2 + ((x - mean) ** 2).sum(axis=0) + delta**2 * (self.n * len(x) / total)
-        self.mean = self.mean + delta * (len(x) / total)
-        self.n = total
-
-    def scale(self) -> NDArray[np.float64]:
-        """1 / deviation; 0 where a column never varied (to within what float32 can tell apart)."""
-        deviation = np.sqrt(self.m2 / self.n)
-        varied = deviation > 1e-5 * np.maximum(1.0, np.abs(self.mean))
-        return np.where(varied, 1.0 / np.where(varied, deviation, 1.0), 0.0)
+def adapt(network: keras.Model, inputs: Mapping[str, Any]) -> None:
+    """Set means and scales from training data. `inputs`: as `FeatureLayer` makes them, arrays or tensors of n rows.
+    The ring's figures are averaged over its real entries, not over padding."""
+    ring = np.stack([np.asarray(inputs[name]) for name in ("count", "value", "gap")], axis=-1)
+    found = (
+        (network.get_layer("standardise"), np.asarray(inputs["features"])),
+        (network.get_layer("recurrent").get_layer("standardise_ring"), ring[np.asarray(inputs["kind"]) > 0]),
+    )
+    for layer, figures in found:
+        if len(figures):
+            mean, scale = moments(squeeze(figures.astype(np.float64), layer.log))
+            layer.mean.assign(mean)
+            layer.scale.assign(scale)
 
 
 def in_float32(network: keras.Model, spec: Spec, config: NetworkConfig) -> keras.Model:

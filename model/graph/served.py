@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow as tf
 
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.spec import Spec
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.features import FeatureLayer, Tensor
 
@@ -43,20 +42,18 @@ def input_specs(layout: Layout, size: int | None = None) -> dict[str, Any]:
 
 
 class Served(tf.Module):
-    """`Served(spec, network, calibrator)`: the functions of a model. `network` is in float32 (`network.in_float32`).
+    """`Served(layout, network, calibrator)`: the functions of a model. `network` is in float32 (`network.in_float32`).
 
-    features: [n, F] natural units, in the order of `featurestore.record.features.features(spec)`
-    probability, logit: calibrated, [n] contributions: [n, F] logit units, integrated gradients (Sundararajan,
-    Taly & Yan 2017) along the straight line from the training mean to the row in the space of standardised
-    features, the sequence's part held fixed. A row's sum is `logit - reference`, where `reference` is the
-    calibrated logit of this sequence with mean features.
+    Each takes the record's fields by name, `layout.model_fields` in their dtypes and shapes [n, …], and `as_of`
+    int64[n], ms UTC; n is any number of rows. Row i of an answer depends on row i alone, and every figure is finite.
+    They are pure, so they may be called from any thread; a missing or misshapen field is TensorFlow's own error.
     """
 
-    def __init__(self, spec: Spec, network: keras.Model, calibrator: Calibrator) -> None:
+    def __init__(self, layout: Layout, network: keras.Model, calibrator: Calibrator) -> None:
         super().__init__(name="ebbtide")
-        self.layout = Layout(spec)
+        self.layout = layout
         self._calibrator = calibrator
-        self._layer = FeatureLayer(spec)
+        self._layer = FeatureLayer(layout)
         self._network = network
         self._standardise = network.get_layer("standardise")
         self._recurrent = network.get_layer("recurrent")
@@ -66,15 +63,29 @@ class Served(tf.Module):
         self._step_weights = (weights / 2.0).astype(np.float32)
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """features: float32[n, F], natural units, in the order of `featurestore.record.features.features(spec)`."""
         return {"features": self._parts(inputs)["features"]}
 
     def score(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """probability: float32[n] in [0, 1], calibrated: no activity within the horizon after `as_of`, given that no
+        leave is stated in it. logit: float32[n], `probability` before the sigmoid, in nats."""
         parts = self._parts(inputs)
         state, x = self._encode(parts)
         logit = self._logit(state, x)
         return {"probability": tf.sigmoid(logit), "logit": logit}
 
     def explain(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Why a row's logit is what it is: for the few rows that become alerts, some EXPLAIN_STEPS times as dear as
+        `score`.
+
+        features       float32[n, F]  as `features` gives them
+        contributions  float32[n, F]  nats, > 0 towards churn: integrated gradients (Sundararajan, Taly & Yan 2017)
+                                      along the straight line from the training mean to the row in the space of
+                                      standardised features, the sequence's part held fixed
+        logit          float32[n]     as `score` gives it
+        reference      float32[n]     the calibrated logit of this sequence with mean features; a row's contributions
+                                      sum to `logit - reference`, to within what EXPLAIN_STEPS nodes can integrate
+        """
         parts = self._parts(inputs)
         state, x = self._encode(parts)
         width = x.shape[1]

@@ -33,6 +33,8 @@ LIFT_SHARE = 0.10
 MOMENT_ROWS_MIN = 30
 """Below this, figures of a moment are noise and are left out."""
 
+Figure = float | None
+"""A figure, or that it cannot be known here: of too few rows, or of one class."""
 Interval = tuple[float, float]
 Scores = Mapping[str, NDArray[np.floating[Any]]]
 """Probabilities float[n] by name; `model` is one of the names."""
@@ -40,12 +42,16 @@ Scores = Mapping[str, NDArray[np.floating[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Figures of some scores on n rows of m customers.
+    """Figures of some scores on n rows of m customers; a name is `model` or a baseline's.
 
-    values:      metric -> name -> value; metrics are auroc, auprc, log_loss, ece, lift_at_10
-    intervals:   metric -> name -> 95 % interval, for auroc, auprc, log_loss
+    rows, customers: n, m >= 1
+    base_rate:   share of the rows that churned, 0 to 1
+    values:      metric -> name -> value: auroc and auprc 0 to 1, log_loss in nats, ece 0 to 1, lift_at_10 >= 0 (1 is
+                 chance); NaN where one class is missing
+    intervals:   metric -> name -> 95 % interval by bootstrap over customers, for auroc, auprc, log_loss
     differences: metric -> baseline -> 95 % interval of model minus baseline, paired
-    ece_bound:   name -> what a perfectly calibrated model with these probabilities stays below in 95 % of samples
+    ece_bound:   name -> the ece that a perfectly calibrated model with these probabilities stays below in 95 % of
+                 samples
     """
 
     rows: int
@@ -61,6 +67,22 @@ class Evaluation:
         """Name of the baseline with the highest AUROC."""
         others = {name: value for name, value in self.values["auroc"].items() if name != MODEL}
         return max(others, key=lambda name: (np.nan_to_num(others[name], nan=-1.0), name))
+
+    @property
+    def unknown(self) -> list[str]:
+        """The figures that are no finite numbers, by name: then nothing is known of them."""
+        bounds = {
+            f"{metric} {kind}": {name: sum(pair) for name, pair in by_name.items()}
+            for kind, found in (("interval", self.intervals), ("difference", self.differences))
+            for metric, by_name in found.items()
+        }
+        named = {**self.values, **bounds, "ece bound": self.ece_bound, "base rate": {"rows": self.base_rate}}
+        return [
+            f"{metric} of {name}"
+            for metric, by_name in named.items()
+            for name, value in by_name.items()
+            if not np.isfinite(value)
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, stable names: `auroc` {name: value}, `auroc_interval`, `auroc_difference` and so on."""
@@ -120,9 +142,28 @@ def evaluate(
     )
 
 
-def by_moment(examples: Examples, scores: Scores, enter: float) -> list[dict[str, Any]]:
-    """The table by moment: rows of plain figures for decisions just after an event, in silences of three lengths, and
-    for all decisions with p >= enter. Moments with too few rows to rank have no AUROC."""
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What scores are worth at one sort of decision: `rows` of them, `base_rate` of which churned, 0 to 1. From
+    MOMENT_ROWS_MIN rows on: the model's mean probability, and by name auroc (None of one class) and log_loss."""
+
+    moment: str
+    rows: int
+    base_rate: Figure
+    predicted: Figure = None
+    auroc: dict[str, Figure] | None = None
+    log_loss: dict[str, Figure] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON; what too few rows leave out is left out."""
+        figures = {"predicted": self.predicted, "auroc": self.auroc, "log_loss": self.log_loss}
+        shown = figures if self.predicted is not None else {}
+        return {"moment": self.moment, "rows": self.rows, "base_rate": self.base_rate, **shown}
+
+
+def by_moment(examples: Examples, scores: Scores, enter: float) -> list[Moment]:
+    """The table by moment: decisions just after an event, in silences of three lengths, and all decisions with
+    p >= enter."""
     decision, silence = ~examples.snapshot, examples.silence_days
     in_silence = examples.cause == SILENCE
     moments: dict[str, NDArray[np.bool_]] = {
@@ -136,7 +177,14 @@ def by_moment(examples: Examples, scores: Scores, enter: float) -> list[dict[str
 
 
 def check_gate(evaluation: Evaluation, title: str) -> None:
-    """Raises ModelRefused when the paired AUROC interval lies wholly below the best baseline - 0.005."""
+    """Raises ModelRefused when a figure cannot be known (no such model can be vouched for), or when the paired AUROC
+    interval lies wholly below the best baseline - 0.005."""
+    if unknown := evaluation.unknown:
+        raise ModelRefused(
+            f"model {title} is not published: {', '.join(unknown[:3])} cannot be computed on the {evaluation.rows:,} "
+            f"snapshots of the test slice, {evaluation.base_rate:.1%} of which churned",
+            hint="use a longer log or another --horizon: both outcomes must be there to judge by",
+        )
     best = evaluation.best_baseline
     low, high = evaluation.differences["auroc"][best]
     if high < WORST_DIFFERENCE:
@@ -148,14 +196,19 @@ def check_gate(evaluation: Evaluation, title: str) -> None:
         )
 
 
-def _moment(name: str, rows: NDArray[np.bool_], churned: NDArray[Any], scores: Scores) -> dict[str, Any]:
+def _moment(name: str, rows: NDArray[np.bool_], churned: NDArray[Any], scores: Scores) -> Moment:
     n, y = int(rows.sum()), churned[rows]
-    out: dict[str, Any] = {"moment": name, "rows": n, "base_rate": float(y.mean()) if n else None}
-    if n >= MOMENT_ROWS_MIN:
-        out["predicted"] = float(np.mean(scores[MODEL][rows]))
-        out["auroc"] = {key: Ranking(p[rows], y).auroc() for key, p in scores.items()}
-        out["log_loss"] = {key: log_loss(p[rows], y) for key, p in scores.items()}
-    return dict(_no_nan(out))
+    base_rate = float(y.mean()) if n else None
+    if n < MOMENT_ROWS_MIN:
+        return Moment(name, n, base_rate)
+    return Moment(
+        name,
+        n,
+        base_rate,
+        predicted=float(np.mean(scores[MODEL][rows])),
+        auroc={key: _no_nan(Ranking(p[rows], y).auroc()) for key, p in scores.items()},
+        log_loss={key: log_loss(p[rows], y) for key, p in scores.items()},
+    )
 
 
 def _lists(intervals: Mapping[str, Iterable[float]]) -> dict[str, list[float]]:

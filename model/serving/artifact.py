@@ -70,7 +70,8 @@ def export(
     Raises ModelUnwritable when it cannot be written or the version is there already.
     """
     home = directory / spec.name
-    layout, served = Layout(spec), Served(spec, network, calibrator)
+    layout = Layout(spec)
+    served = Served(layout, network, calibrator)
     staging = None
     try:
         home.mkdir(parents=True, exist_ok=True)

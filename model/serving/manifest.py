@@ -15,8 +15,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.spec import Spec, parse_spec
+from ebbtide.model.config import TrainConfig
 from ebbtide.model.errors import ModelDamaged, ModelForeign, ModelMissing
 from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.judging.evaluate import Evaluation
 
 MANIFEST = "manifest.json"
 
@@ -27,7 +29,9 @@ class Facts(BaseModel):
     """What only the trainer knows about a model.
 
     p >= enter opens an episode, p < exit ends it; `alert_rate`: the share of customers that `enter` was chosen to
-    alert, on the calibration slice. `data_hash`: of the examples it learned from. `metrics`: plain JSON.
+    alert, on the last horizon of the log. `data_hash`: of the examples it learned from. `train_config`: how it was
+    trained; `labels_until`: the end of what was known; `evaluation`: of the recipe, on the test slice. The last three
+    are None for a model that was not trained. No figure is NaN or infinite: such facts do not validate.
     """
 
     created: AwareDatetime
@@ -35,13 +39,21 @@ class Facts(BaseModel):
     exit: Probability
     alert_rate: Probability
     data_hash: str
-    metrics: dict[str, Any] = {}
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    train_config: TrainConfig | None = None
+    labels_until: AwareDatetime | None = None
+    evaluation: Evaluation | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.exit > self.enter:
             raise ValueError("exit must not lie above enter: an episode would end as it begins")
+        return self
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.evaluation and self.evaluation.unknown:
+            raise ValueError(f"no finite number: {', '.join(self.evaluation.unknown)}")
         return self
 
 

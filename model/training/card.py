@@ -15,7 +15,7 @@ from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.slices import HELD_OUT_PERCENT
-from ebbtide.model.judging.evaluate import MODEL
+from ebbtide.model.judging.evaluate import MODEL, Figure, Moment
 from ebbtide.model.training.fit import Fit
 from ebbtide.model.training.plots import draw_plots
 from ebbtide.model.training.report import TrainReport, stamp
@@ -53,7 +53,7 @@ def card_text(spec: Spec, config: TrainConfig, report: TrainReport, created: dat
     return f"""# {spec.name}: churn within {horizon}
 
 Made {created:%Y-%m-%d %H:%M} UTC from {report.events:,} events of {report.customers:,} customers; examples
-`{report.data_hash}`, seed {config.seed}.
+`{report.data_hash}`, seed {config.seed}.{_beyond(report)}
 
 ## What it answers
 
@@ -123,12 +123,15 @@ def _metric_table(report: TrainReport) -> str:
 def _moment_table(report: TrainReport) -> str:
     lines = ["| moment | rows | churned | predicted | AUROC | best baseline |", "|---|---|---|---|---|---|"]
     for row in report.moments:
-        auroc: dict[str, float | None] = row.get("auroc", {})
-        others = [value for name, value in auroc.items() if name != MODEL and value is not None]
-        cells = [row["base_rate"], row.get("predicted"), auroc.get(MODEL), max(others, default=None)]
-        shown = " | ".join("" if value is None else f"{value:.3f}" for value in cells)
-        lines.append(f"| {row['moment']} | {row['rows']:,} | {shown} |")
+        shown = " | ".join("" if value is None else f"{value:.3f}" for value in _cells(row))
+        lines.append(f"| {row.moment} | {row.rows:,} | {shown} |")
     return "\n".join(lines)
+
+
+def _cells(row: Moment) -> list[Figure]:
+    auroc = row.auroc or {}
+    others = [value for name, value in auroc.items() if name != MODEL and value is not None]
+    return [row.base_rate, row.predicted, auroc.get(MODEL), max(others, default=None)]
 
 
 def _slice_table(report: TrainReport) -> str:
@@ -170,11 +173,18 @@ def _lateness(spec: Spec) -> str:
 
 def _tested(report: TrainReport) -> str:
     """What the evaluated network's own threshold, chosen the same way, did in the test slice."""
-    if np.isnan(report.tested.alerted):
-        return "The test slice had no decision point to try it on."
-    right = "" if np.isnan(report.tested.precision) else f", {report.tested.precision:.1%} of them rightly"
-    alerted = f"{report.tested.alerted:.1%} in the test slice{right}"
+    tested = report.tested
+    if tested is None or tested.alerted is None:
+        return "The test slice, or the horizon before it, had no decision point to try one on."
+    right = "" if tested.precision is None else f", {tested.precision:.1%} of them rightly"
+    alerted = f"{tested.alerted:.1%} in the test slice{right}"
     return f"The evaluated network's own, chosen on the horizon before the test slice, alerted {alerted}."
+
+
+def _beyond(report: TrainReport) -> str:
+    if not report.events_beyond:
+        return ""
+    return f" Left out: {report.events_beyond:,} of the log's events, dated far ahead of all others."
 
 
 def _eligibility(spec: Spec) -> str:

@@ -113,7 +113,7 @@ class Trainer:
         deep path's last layer zero."""
         for variable, value in zip(self._variables, self._first, strict=True):
             variable.assign(value)
-        adapt(self._network, [train.inputs])
+        adapt(self._network, train.inputs)
         x = np.asarray(self._network.get_layer("standardise")(train.features))
         linear = fit_logistic(x, train.churned, train.weights())
         wide, deep, bias = self._last_layer()

@@ -18,7 +18,8 @@ def nothing(_done: float, _total: float, _text: str) -> None:
 class Stages:
     """Stages one after the other; what one leaves of its weight is made up when it ends."""
 
-    def __init__(self, progress: Progress, clock: Callable[[], float] | None) -> None:
+    def __init__(self, progress: Progress = nothing, clock: Callable[[], float] | None = None) -> None:
+        """`clock`: seconds, from whenever; without one nobody knows how long a stage took."""
         self._progress, self._clock = progress, clock
         self._done = 0.0
         self.seconds: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """What a training run has to say, in names that scripts may rely on."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,72 +10,69 @@ import numpy as np
 
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.slices import Slices
-from ebbtide.model.judging.evaluate import Evaluation
-from ebbtide.model.judging.operating import Thresholds
+from ebbtide.model.judging.evaluate import Evaluation, Moment
+from ebbtide.model.judging.thresholds import Thresholds
 
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """The result of `train_model`. Times in ms UTC, `seconds` of wall clock by stage (empty without a clock).
+    """What a training found, whole before anything is written. Times in ms UTC.
 
-    evaluation: on the snapshots of the test slice      moments:    on its decision points, see `evaluate.by_moment`
-    thresholds: of the published network                tested:     what the evaluated network's own came to in it
-    examples:   rows by slice, `refit`, `held_out`      epochs, share: of both fits, see `fit.py`; 0: the linear model
+    customers, events: of the log, as learned from        events_beyond: left out, far ahead of all others
+    examples:   rows by slice, `refit`, `held_out`        left: examples that ended in a stated leave and took no part
+    evaluation: on the snapshots of the test slice        moments: on its decision points, see `evaluate.by_moment`
+    thresholds: of the published network                  tested: what the evaluated network's own, chosen on the
+    horizon before the test slice, came to in it; None when nobody came up for a decision there
+    epochs, share: of both fits, see `fit.py`; 0: the linear model
     """
 
     name: str
-    version: int
-    path: Path
     horizon_ms: int
     labels_until_ms: int
     customers: int
     events: int
+    events_beyond: int
     slices: Slices
     examples: dict[str, int]
     left: int
     evaluation: Evaluation
-    moments: list[dict[str, Any]]
+    moments: list[Moment]
     thresholds: Thresholds
-    tested: Thresholds
+    tested: Thresholds | None
     epochs: int
     share: float
     refit: bool
     data_hash: str
-    seconds: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
         """`auroc`, `auprc`, `log_loss`, `ece`, `lift_at_10`: each {model, recency, logistic, trees}; their intervals
         and differences under `<metric>_interval`, `<metric>_difference`; the rest by the names of the attributes."""
+        evaluation = self.evaluation.as_json()
+        evaluation["test_rows"] = evaluation.pop("rows")
+        evaluation["test_customers"] = evaluation.pop("customers")
         return {
             "name": self.name,
-            "version": self.version,
-            "path": str(self.path),
             "horizon_ms": self.horizon_ms,
             "labels_until": stamp(self.labels_until_ms),
             "customers": self.customers,
             "events": self.events,
+            "events_beyond": self.events_beyond,
             "slices": self.spans,
             "examples": self.examples,
             "left": self.left,
-            **{"test_rows" if key == "rows" else "test_customers" if key == "customers" else key: value
-               for key, value in self.evaluation.as_json().items()},
-            "moments": self.moments,
+            **evaluation,
+            "moments": [moment.as_json() for moment in self.moments],
             "enter": self.thresholds.enter,
             "exit": self.thresholds.exit,
             "alert_rate": self.thresholds.alert_rate,
             "alerted": self.thresholds.alerted,
-            "alerted_in_test": self.tested.alerted,
-            "precision_in_test": None if np.isnan(self.tested.precision) else self.tested.precision,
+            "alerted_in_test": self.tested.alerted if self.tested else None,
+            "precision_in_test": self.tested.precision if self.tested else None,
             "epochs": self.epochs,
             "share": self.share,
             "refit": self.refit,
             "data_hash": self.data_hash,
-            "seconds": self.seconds,
-        }  # fmt: skip
-
-    def published(self, path: Path, seconds: dict[str, float]) -> "TrainReport":
-        """The same report once it is known where the model went and how long it took."""
-        return replace(self, path=path, version=int(path.name), seconds=seconds)
+        }
 
     @property
     def spans(self) -> dict[str, list[str] | None]:
@@ -88,9 +85,33 @@ class TrainReport:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The result of `train_model`: the report, the version's folder, and seconds of wall clock by stage (empty without
+    a clock)."""
+
+    report: TrainReport
+    path: Path
+    seconds: dict[str, float]
+
+    @property
+    def version(self) -> int:
+        return int(self.path.name)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report's names, and `version`, `path`, `seconds`."""
+        where = {"version": self.version, "path": str(self.path), "seconds": self.seconds}
+        return {**self.report.as_json(), **where}
+
+
 def stamp(time_ms: int) -> str:
     """RFC 3339, UTC, to the second."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
+    return instant(time_ms).isoformat(timespec="seconds")
+
+
+def instant(time_ms: int) -> datetime:
+    """ms UTC as a datetime, to the millisecond."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC)
 
 
 def data_hash(examples: Examples) -> str:

@@ -34,7 +34,7 @@ def show(directory: Path, json_path: Path | None) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
-    auroc = manifest.metrics.get("auroc") or {}
+    auroc = manifest.evaluation.values["auroc"] if manifest.evaluation else {}
     rows = {
         "model": manifest.title,
         "folder": str(path),
@@ -45,8 +45,7 @@ def show(directory: Path, json_path: Path | None) -> None:
         "features": f"{len(manifest.features)}",
         "alerts": f"open at p ≥ {manifest.enter:.3f}, end below {manifest.exit:.3f}"
         f" (asked for {manifest.alert_rate:.1%} of customers)",
-        "AUROC": ", ".join(f"{name} {value:.3f}" for name, value in auroc.items() if value is not None)
-        or "-",
+        "AUROC": ", ".join(f"{name} {value:.3f}" for name, value in auroc.items()) or "-",
         "data": manifest.data_hash,
         "padded sizes": ", ".join(map(str, manifest.sizes)),
         "files": f"{len(manifest.files)}, all as published",

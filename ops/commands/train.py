@@ -114,18 +114,24 @@ def command(
         progress("loading TensorFlow")
         load_tensorflow()
         from ebbtide.model.config import TrainConfig  # noqa: PLC0415 - loaded quietly above
-        from ebbtide.model.training.train import train_model  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.training.progress import Stages  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.training.train import respec, train_model  # noqa: PLC0415 - loaded quietly above
 
         clock = SystemClock()
         config = TrainConfig(**{key: value for key, value in choices.items() if value is not None})
         progress("training")
-        report = train_model(
-            events, spec, out, created=instant(clock.now_ms()), name=name, horizon_ms=horizon_ms,
-            labels_until_ms=labels_until_ms, config=config, rows_path=rows_path, clock=clock.monotonic_s,
-            progress=progress.advance,
+        published = train_model(
+            events, respec(spec, name, horizon_ms), out, created=instant(clock.now_ms()),
+            labels_until_ms=labels_until_ms, config=config, rows_path=rows_path,
+            stages=Stages(progress.advance, clock.monotonic_s),
         )  # fmt: skip
-    data = report.as_json()
+    data = published.as_json()
     show(data)
+    if rows_path:
+        console().print(
+            f"Examples in {rows_path}, customers' ids in clear: only you may read it (mode 0600)",
+            soft_wrap=True,
+        )
     table_and_json(None, data, json_path)
 
 
@@ -133,7 +139,7 @@ def show(data: Mapping[str, Any]) -> None:
     """The report as tables, from its own JSON."""
     to = console()
     to.print(
-        f"\n{data['customers']:,} customers, {data['events']:,} events; churn is no activity for "
+        f"\n{data['customers']:,} customers, {data['events']:,} events{_known(data)}; churn is no activity for "
         f"{format_duration(data['horizon_ms'])}\n\nOn the test slice, {_span(data['slices']['test'])}: "
         f"{data['test_rows']:,} snapshots of {data['test_customers']:,} customers, "
         f"{data['base_rate']:.1%} of them followed by churn",
@@ -142,14 +148,22 @@ def show(data: Mapping[str, Any]) -> None:
     to.print(_evaluation(data))
     to.print("\nBy moment, at the decision points of the same slice")
     to.print(_moments(data["moments"]))
-    precision = data["precision_in_test"]
+    tested, precision = data["alerted_in_test"], data["precision_in_test"]
     to.print(
         f"\nAlerts open at p ≥ {data['enter']:.3f} and end below {data['exit']:.3f}: {data['alerted']:.1%} of customers"
-        f" in a horizon (asked for {data['alert_rate']:.1%}). In the test slice: {data['alerted_in_test']:.1%} alerted"
+        f" in a horizon (asked for {data['alert_rate']:.1%})."
+        + (f" In the test slice: {tested:.1%} alerted" if tested is not None else "")
         + (f", {precision:.1%} of them rightly" if precision is not None else "")
         + f"\nPublished {data['path']}  (model card: {data['path']}/model_card.md)",
         soft_wrap=True,
     )
+
+
+def _known(data: Mapping[str, Any]) -> str:
+    """Up to when the log counts, and what of it does not."""
+    beyond = data["events_beyond"]
+    left_out = f", {beyond:,} dated far ahead of all others left out" if beyond else ""
+    return f" known until {data['labels_until'][:10]}{left_out}"
 
 
 def _evaluation(data: Mapping[str, Any]) -> Table:

@@ -1,7 +1,6 @@
 """What `ebbtide replay` does, step by step, and the table it ends in."""
 
 import asyncio
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,6 +29,7 @@ from ebbtide.ops.replay.report import (
     as_json,
     compare,
     fit_baselines,
+    history_of,
     judge,
 )
 from ebbtide.ops.replay.run import Replayed, replay
@@ -51,9 +51,8 @@ def run(
     log = read_log(events, spec, progress=lambda share: progress.advance(share, 1.0))
     progress("loading the model")
     configure()
-    scorer = Scorer.load(settings.model, Layout(spec))
-    config = TrainConfig.model_validate(scorer.manifest.metrics.get("config", {}))
-    until = scorer.manifest.metrics.get("labels_until")
+    layout = Layout(spec)
+    scorer = Scorer.load(settings.model, layout)
     progress("replaying")
     replayed = asyncio.run(
         replay(
@@ -62,12 +61,13 @@ def run(
         )
     )  # fmt: skip
     progress("fitting the baselines")
-    until_ms = round(datetime.fromisoformat(until).timestamp() * 1000) if until else from_ms
-    baselines = fit_baselines(spec, log, until_ms, config)
+    history, until = history_of(layout, log), scorer.manifest.labels_until
+    until_ms = round(until.timestamp() * 1000) if until else from_ms
+    baselines = fit_baselines(history, until_ms, scorer.manifest.train_config or TrainConfig())
     progress("judging")
-    judged = [judge(each, spec, log, scorer, baselines, BOOTSTRAP) for each in replayed.snapshots]
-    agreement = compare(replayed, spec, log, scorer)
-    alerts = alerting(replayed, spec, log)
+    judged = [judge(each, history, scorer, baselines, BOOTSTRAP) for each in replayed.snapshots]
+    agreement = compare(replayed, history, scorer)
+    alerts = alerting(replayed, history)
     data = as_json(replayed, log, judged, agreement, alerts)
     return _tables(replayed, judged, agreement, alerts, data, spec), data
 

@@ -10,20 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.files.event_log import EventLog
+from ebbtide.featurestore.record.fold import CAUSES
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.record.replay import replay
-from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.record.replay import known_until, replay
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.config import TrainConfig
-from ebbtide.model.examples.dataset import Inputs, draw
-from ebbtide.model.examples.labels import CHURNED, STAYED, Labeller
+from ebbtide.model.examples.dataset import History, draw
+from ebbtide.model.examples.labels import CHURNED, STAYED
 from ebbtide.model.examples.slices import held_out
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.model.training.baselines import Baselines
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.replay.run import Replayed, Snapshot
-from ebbtide.stream.outputs.compose import CAUSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,43 +58,42 @@ class Alerting:
         return self.right / self.known if self.known else float("nan")
 
 
-def fit_baselines(spec: Spec, log: EventLog, labels_until_ms: int, config: TrainConfig) -> Baselines:
+def history_of(layout: Layout, log: EventLog) -> History:
+    """The log, taken as complete up to, not including, the time just after its last event."""
+    return History(layout, log.events, known_until(log.events))
+
+
+def fit_baselines(history: History, labels_until_ms: int, config: TrainConfig) -> Baselines:
     """The baselines on all that training may know: they are fitted again, never stored."""
-    examples = draw(
-        spec, log.events, labels_until_ms, examples_max=config.examples_max, every_ms=config.snapshot_every_ms,
-        seed=config.seed,
-    )  # fmt: skip
-    usable = examples.usable()
-    held = held_out(log.events.customers)[usable.customer]
-    return Baselines(spec, usable.take(~held), usable.take(held), config.seed)
-
-
-def known_until(log: EventLog) -> int:
-    """ms UTC: the log is taken as complete up to, not including, this time: just after its last event."""
-    return int(log.events.time.max()) + 1
+    known = History(history.layout, history.log, labels_until_ms, history.inputs)
+    usable = draw(
+        known, examples_max=config.examples_max, every_ms=config.snapshot_every_ms, seed=config.seed
+    ).usable()
+    held = held_out(history.log.customers)[usable.customer]
+    return Baselines(history.layout.spec, usable.take(~held), usable.take(held), config.seed)
 
 
 def judge(
-    snapshot: Snapshot, spec: Spec, log: EventLog, scorer: Scorer, baselines: Baselines, bootstrap: int
+    snapshot: Snapshot, history: History, scorer: Scorer, baselines: Baselines, bootstrap: int
 ) -> Judged:
     """Score a snapshot's records with the served model and hold it against what followed. Raises OpsError when the
     log ends before the snapshot's horizon does."""
     as_of = np.full(len(snapshot.rows), snapshot.as_of, np.int64)
-    label = Labeller(spec, log.events, known_until(log)).label(snapshot.customer, as_of)
+    label = history.labeller.label(snapshot.customer, as_of)
     usable = (label == CHURNED) | (label == STAYED)
     if not usable.any():
         raise OpsError(
             "a snapshot's horizon ends after the log: nobody knows who churned",
-            hint=f"take --snapshot at least {spec.horizon_ms / DAY_MS:.0f} days before the last event",
+            hint=f"take --snapshot at least {history.layout.spec.horizon_ms / DAY_MS:.0f} days before the last event",
         )
     rows, times = snapshot.rows[usable], as_of[usable]
-    features = Inputs(spec)(rows, times)["features"]
+    features = history.inputs(rows, times)["features"]
     scores: dict[str, NDArray[Any]] = {MODEL: scorer.score(rows, times), **baselines.probabilities(features)}
     evaluation = evaluate(scores, label[usable] == CHURNED, snapshot.customer[usable], bootstrap=bootstrap)
     return Judged(snapshot.as_of, len(snapshot.rows), evaluation)
 
 
-def compare(replayed: Replayed, spec: Spec, log: EventLog, scorer: Scorer) -> Agreement:
+def compare(replayed: Replayed, history: History, scorer: Scorer) -> Agreement:
     """Every decision point of the streamed part, scored again offline from the log alone."""
     streamed = {
         (s.partition, s.offset, s.as_of, s.cause): s.p for s in replayed.scores
@@ -103,7 +101,7 @@ def compare(replayed: Replayed, spec: Spec, log: EventLog, scorer: Scorer) -> Ag
     if len(streamed) != len(replayed.scores):
         raise OpsError("one decision point was streamed with two different scores", hint="this is a defect")
     missing, same, difference = 0, 0, 0.0
-    for points in replay(Layout(spec), log.events, known_until(log)):
+    for points in replay(history.layout, history.log, history.known_until_ms):
         # What was due before the stream began is history: the backfill took it and nobody was asked to score it.
         own = points.scored & (points.event >= replayed.start) & (points.as_of >= replayed.from_ms)
         if not own.any():
@@ -124,30 +122,32 @@ def compare(replayed: Replayed, spec: Spec, log: EventLog, scorer: Scorer) -> Ag
     return Agreement(same, missing, len(streamed), difference)
 
 
-def alerting(replayed: Replayed, spec: Spec, log: EventLog) -> Alerting:
+def alerting(replayed: Replayed, history: History) -> Alerting:
     """One episode is one alert; it was right if no activity followed within the horizon. Its lead is last activity +
     horizon - decision: how long before the customer counts as lost it was said."""
     opened = [alert for alert in replayed.alerts if alert.transition == "opened"]
-    index = {name: i for i, name in enumerate(log.events.customers)}
+    index = {name: i for i, name in enumerate(history.log.customers)}
     customer = np.array([index[alert.customer] for alert in opened], np.int32)
     as_of = np.array([round(alert.decision.as_of.timestamp() * 1000) for alert in opened], np.int64)
     if not opened:
         return Alerting(0, 0, 0, float("nan"))
-    label = Labeller(spec, log.events, known_until(log)).label(customer, as_of)
+    label = history.labeller.label(customer, as_of)
     right = label == CHURNED
     known = right | (label == STAYED)
-    lead = _last_activity(spec, log, customer[right], as_of[right]) + spec.horizon_ms - as_of[right]
+    lead = _last_activity(history, customer[right], as_of[right])
+    lead += history.layout.spec.horizon_ms - as_of[right]
     p50 = float(np.median(lead)) / DAY_MS if right.any() else float("nan")
     return Alerting(len(opened), int(known.sum()), int(right.sum()), p50)
 
 
 def _last_activity(
-    spec: Spec, log: EventLog, customer: NDArray[np.int32], as_of: NDArray[np.int64]
+    history: History, customer: NDArray[np.int32], as_of: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """int64[n]: each customer's latest activity at or before `as_of`."""
-    roles = np.array([kind.role == "activity" for kind in spec.kinds])
-    active = roles[log.events.kind]
-    who, when = log.events.customer[active], log.events.time[active]
+    log = history.log
+    roles = np.array([kind.role == "activity" for kind in history.layout.spec.kinds])
+    active = roles[log.kind]
+    who, when = log.customer[active], log.time[active]
     order = np.lexsort((when, who))
     who, when = who[order], when[order]
     first, last = np.searchsorted(who, customer, "left"), np.searchsorted(who, customer, "right")

@@ -6,7 +6,7 @@ model cannot explain goes out all the same, without reasons: that it happened ma
 """
 
 from ebbtide.featurestore.record.features import features
-from ebbtide.featurestore.record.fold import EVENT, RESET, SILENCE, TERMINAL, Points
+from ebbtide.featurestore.record.fold import CAUSES, TERMINAL, Points
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.commit import OutboxEntry
 from ebbtide.featurestore.times.durations import DAY_MS
@@ -15,9 +15,6 @@ from ebbtide.stream.policy import Transition
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.turn.work import Origin, Work
-
-CAUSES = {EVENT: "event", SILENCE: "silence", TERMINAL: "terminal", RESET: "reset"}
-"""A point's cause, as alerts, scores and metrics name it."""
 
 
 class Composer:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import TOMBSTONE
-from ebbtide.stream.outputs.compose import CAUSES
+from ebbtide.featurestore.record.fold import CAUSES
 from ebbtide.stream.outputs.dead_letter import UNSCORED, Position, dead_letter_of, propagated_tombstone
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.outputs.scores import score_message

@@ -42,7 +42,7 @@ def main(directory: Path, start_ms: int) -> None:
     from ebbtide.model.serving.artifact import Facts, export
 
     layout, points = Layout(SPEC), _points(start_ms)
-    layer = FeatureLayer(SPEC)
+    layer = FeatureLayer(layout)
     network = build_network(SPEC, NetworkConfig(units=48, dense=(64, 32), seed=SEED))
 
     def inputs(part: slice) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def main(directory: Path, start_ms: int) -> None:
         return made
 
     parts = [slice(at, at + SCORED_AT_ONCE) for at in range(0, len(points), SCORED_AT_ONCE)]
-    adapt(network, [inputs(part) for part in parts])
+    adapted = [inputs(part) for part in parts]
+    adapt(network, {name: np.concatenate([part[name] for part in adapted]) for name in adapted[0]})
     rng = np.random.default_rng(SEED)  # weights that start at zero: biases, the wide path
     network.set_weights(
         [w if w.any() else rng.normal(0.0, 0.05, w.shape).astype(w.dtype) for w in network.get_weights()]
@@ -67,7 +68,7 @@ def main(directory: Path, start_ms: int) -> None:
     enter = {"ours": _enter(points, np.concatenate(ours)), "plain": _enter(points, np.concatenate(plain))}
     facts = Facts(
         created=datetime.fromtimestamp(start_ms / 1000, UTC), enter=enter["ours"], exit=enter["ours"],
-        alert_rate=ALERT_SHARE, data_hash="0" * 64, metrics={},
+        alert_rate=ALERT_SHARE, data_hash="0" * 64,
     )  # fmt: skip
     warm_up = points.rows[-64:], points.as_of[-64:]
     export(directory / "models", SPEC, network, Calibrator(), facts, warm_up)

@@ -31,7 +31,7 @@ def spec_of(name: int | str) -> Spec:
 
 def computed(spec: Spec, rows: Rows, as_of: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
     record = {name: np.ascontiguousarray(rows[name]) for name in Layout(spec).model_fields}
-    return {name: np.asarray(column) for name, column in FeatureLayer(spec)(record, as_of).items()}
+    return {name: np.asarray(column) for name, column in FeatureLayer(Layout(spec))(record, as_of).items()}
 
 
 @pytest.mark.parametrize("name", [*SEEDS, *EXAMPLES])

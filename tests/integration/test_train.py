@@ -5,13 +5,16 @@ things, not how well it learns.
 """
 
 import json
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from ebbtide.featurestore.errors import SpecError
@@ -22,14 +25,18 @@ from ebbtide.featurestore.record.replay import only, state_at
 from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.config import TrainConfig
-from ebbtide.model.examples.dataset import draw
-from ebbtide.model.examples.examples import CAUSES
+from ebbtide.model.errors import ModelRefused
+from ebbtide.model.examples.dataset import History, draw
+from ebbtide.model.examples.made_up import made_up
 from ebbtide.model.graph.network import NetworkConfig
 from ebbtide.model.judging.metrics import log_loss
+from ebbtide.model.serving import warmup
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.model.training.fit import Trainer, logits
-from ebbtide.model.training.report import TrainReport
-from ebbtide.model.training.train import train_model
+from ebbtide.model.training.prepare import known_log
+from ebbtide.model.training.progress import Stages
+from ebbtide.model.training.report import Published
+from ebbtide.model.training.train import respec, train_model
 from ebbtide.ops.demo.shop.behaviour import Scenario, simulate
 from ebbtide.ops.demo.shop.events import TYPES
 
@@ -80,17 +87,17 @@ class Ticks:
 @pytest.fixture(scope="module")
 def trained(
     spec: Spec, log: EventBatch, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrainReport, Path, list[float]]:
+) -> tuple[Published, Path, list[float]]:
     out, done = tmp_path_factory.mktemp("models"), []
     report = train_model(
-        log, spec, out, created=CREATED, name="corner", labels_until_ms=KNOWN_UNTIL, config=CONFIG,
-        rows_path=out / "rows.parquet", clock=Ticks(), progress=lambda at, total, _text: done.append(at / total),
+        log, respec(spec, "corner"), out, created=CREATED, labels_until_ms=KNOWN_UNTIL, config=CONFIG,
+        rows_path=out / "rows.parquet", stages=Stages(lambda at, total, _: done.append(at / total), Ticks()),
     )  # fmt: skip
     return report, out, done
 
 
 def test_the_report_has_the_promised_names_and_is_json(
-    trained: tuple[TrainReport, Path, list[float]],
+    trained: tuple[Published, Path, list[float]],
 ) -> None:
     report, out, _ = trained
     data = json.loads(json.dumps(report.as_json(), allow_nan=False))
@@ -112,14 +119,14 @@ def test_the_report_has_the_promised_names_and_is_json(
     assert all(seconds > 0 for seconds in data["seconds"].values())
 
 
-def test_it_ranks_who_falls_silent(trained: tuple[TrainReport, Path, list[float]]) -> None:
+def test_it_ranks_who_falls_silent(trained: tuple[Published, Path, list[float]]) -> None:
     """Not how well, but that it learned at all: far from a coin, and not refused beside its baselines."""
-    values = trained[0].evaluation.values["auroc"]
+    values = trained[0].report.evaluation.values["auroc"]
     assert values["model"] > 0.7
     assert values["model"] > values["trees"] - 0.05
 
 
-def test_progress_goes_forward_to_its_end(trained: tuple[TrainReport, Path, list[float]]) -> None:
+def test_progress_goes_forward_to_its_end(trained: tuple[Published, Path, list[float]]) -> None:
     done = trained[2]
     assert done == sorted(done)
     assert done[0] == 0.0
@@ -127,47 +134,51 @@ def test_progress_goes_forward_to_its_end(trained: tuple[TrainReport, Path, list
 
 
 def test_what_is_published_is_served_with_its_thresholds_and_card(
-    trained: tuple[TrainReport, Path, list[float]], spec: Spec, log: EventBatch
+    trained: tuple[Published, Path, list[float]], spec: Spec, log: EventBatch
 ) -> None:
-    report, _, _ = trained
-    layout = Layout(spec)
-    scorer = Scorer.load(report.path, layout, warm=False)
+    published, _, _ = trained
+    layout, report = Layout(spec), published.report
+    scorer = Scorer.load(published.path, layout, warm=False)
     assert scorer.manifest.enter == report.thresholds.enter
-    assert scorer.manifest.metrics["auroc"]["model"] == report.evaluation.values["auroc"]["model"]
-    assert TrainConfig.model_validate(scorer.manifest.metrics["config"]) == CONFIG
+    assert scorer.manifest.evaluation == report.evaluation
+    assert scorer.manifest.train_config == CONFIG
+    assert scorer.manifest.labels_until == datetime.fromtimestamp(KNOWN_UNTIL / 1000, UTC)
     as_of = int(log.time.max())
     rows = state_at(layout, log, as_of + 1)
     rows = rows[Folder(layout).eligible(rows, as_of)][:40]
     p = scorer.score(rows, np.full(len(rows), as_of, np.int64))
     assert ((p > 0) & (p < 1)).all()
-    card = (report.path / "model_card.md").read_text(encoding="utf-8")
+    card = (published.path / "model_card.md").read_text(encoding="utf-8")
     for words in ("no activity in the 10 days", "AUROC", "just after an event", "85 % of the customers"):
         assert words in card, words
     for plot in ("reliability", "roc", "training", "silence"):
-        assert (report.path / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
+        assert (published.path / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_rows_are_the_examples(
-    trained: tuple[TrainReport, Path, list[float]], spec: Spec, log: EventBatch
+    trained: tuple[Published, Path, list[float]], spec: Spec, log: EventBatch
 ) -> None:
-    report, out, _ = trained
+    report, out = trained[0].report, trained[1]
     table = pq.read_table(out / "rows.parquet")
     counts = dict.fromkeys(("train", "calibration", "test", "gap"), 0)
     for name, label in zip(table["slice"].to_pylist(), table["label"].to_pylist(), strict=True):
         counts[name] += label != "left"
     assert counts["train"] == report.examples["train"]
     assert counts["test"] == report.examples["test"]
-    assert set(table["cause"].to_pylist()) == set(CAUSES.values())
+    assert set(table["cause"].to_pylist()) == {"event", "silence", "snapshot"}
+    assert stat.S_IMODE((out / "rows.parquet").stat().st_mode) == 0o600, (
+        "ids in clear are for their owner alone"
+    )
     # No label looks beyond the end of what is known.
     latest = np.max(table["as_of"].to_numpy()).astype("datetime64[ms]").astype(np.int64)
     assert latest + spec.horizon_ms < report.labels_until_ms
 
 
 def test_training_is_repeatable_and_sees_nothing_beyond_its_labels(
-    trained: tuple[TrainReport, Path, list[float]], spec: Spec, log: EventBatch
+    trained: tuple[Published, Path, list[float]], spec: Spec, log: EventBatch
 ) -> None:
     """A log that ends where the labels of the first training ended: the same examples, figures and thresholds."""
-    report, out, _ = trained
+    report, out = trained[0].report, trained[1]
     keep = log.time < KNOWN_UNTIL
     cut = EventBatch(
         log.customers, log.customer[keep], log.kind[keep], log.time[keep], log.value[keep], log.event_id[keep],
@@ -175,15 +186,12 @@ def test_training_is_repeatable_and_sees_nothing_beyond_its_labels(
     )  # fmt: skip
     assert len(cut) < len(log)
     again = train_model(
-        cut, spec, out, created=CREATED, name="corner", labels_until_ms=KNOWN_UNTIL, config=CONFIG
+        cut, respec(spec, "corner"), out, created=CREATED, labels_until_ms=KNOWN_UNTIL, config=CONFIG
     )
     assert again.version == 2
-    assert again.data_hash == report.data_hash
-    assert again.evaluation.values == report.evaluation.values
-    assert (again.thresholds.enter, again.thresholds.exit) == (
-        report.thresholds.enter,
-        report.thresholds.exit,
-    )
+    assert again.report.data_hash == report.data_hash
+    assert again.report.evaluation.values == report.evaluation.values
+    assert again.report.thresholds == report.thresholds
     assert again.seconds == {}, "without a clock nobody knows how long it took"
 
 
@@ -191,7 +199,7 @@ def test_a_log_that_cannot_be_learned_from_is_refused_by_name(
     spec: Spec, log: EventBatch, tmp_path: Path
 ) -> None:
     with pytest.raises(SpecError, match="needs at least"):
-        train_model(log, spec, tmp_path, created=CREATED, horizon_ms=40 * DAY_MS)
+        train_model(log, respec(spec, horizon_ms=40 * DAY_MS), tmp_path, created=CREATED)
     nobody = only(log, np.zeros(len(log.customers), np.bool_))
     with pytest.raises(SpecError, match="no event"):
         train_model(nobody, spec, tmp_path, created=CREATED)
@@ -201,10 +209,65 @@ def test_a_log_that_cannot_be_learned_from_is_refused_by_name(
     assert not list(tmp_path.iterdir()), "nothing is published"
 
 
+def appended(log: EventBatch, customer: NDArray[Any], kind: int, time: NDArray[Any]) -> EventBatch:
+    """The log and events more of one kind, the last to arrive."""
+    n = len(time)
+    return EventBatch(
+        log.customers, np.append(log.customer, customer).astype(np.int32),
+        np.append(log.kind, np.full(n, kind)).astype(np.uint8), np.append(log.time, time).astype(np.int64),
+        np.append(log.value, np.full(n, np.nan)), np.append(log.event_id, np.zeros(n, np.uint64)),
+        np.append(log.position, len(log) + np.arange(n)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("days", [33, 730])
+def test_one_event_far_ahead_does_not_move_the_end(spec: Spec, log: EventBatch, days: int) -> None:
+    """As the end of what is known it would make churners of everybody."""
+    layout = Layout(spec)
+    plain = known_log(layout, log, None)
+    assert plain.until_ms == int(log.time.max()) + 1
+    assert plain.beyond == 0
+    beyond = np.array([int(log.time.max()) + days * DAY_MS])
+    far = known_log(layout, appended(log, np.zeros(1), int(log.kind[0]), beyond), None)
+    assert (far.until_ms, far.beyond, len(far.log)) == (plain.until_ms, 1, len(log))
+
+
+def test_labels_beyond_the_end_of_the_log_are_refused(spec: Spec, log: EventBatch, tmp_path: Path) -> None:
+    end = int(log.time.max())
+    with pytest.raises(SpecError, match="the log is known until"):
+        train_model(log, spec, tmp_path, created=CREATED, labels_until_ms=end + 33 * DAY_MS, config=CONFIG)
+    midnight = -(-end // DAY_MS) * DAY_MS
+    assert known_log(Layout(spec), log, midnight).until_ms == midnight, "as an export is dated"
+    assert not list(tmp_path.iterdir()), "nothing is published"
+
+
+def test_a_log_without_recent_decisions_is_not_published(spec: Spec, log: EventBatch, tmp_path: Path) -> None:
+    """Nine days at the end with newsletters alone, where silence is over after three: nobody comes up for a decision,
+    so no threshold can be chosen, and no NaN gets into a manifest."""
+    m, last = len(log.customers), int(log.time.max())
+    sent = np.linspace(last + DAY_MS, last + 9 * DAY_MS, 9 * m).astype(np.int64)
+    quiet = appended(log, np.arange(9 * m) % m, spec.kind_of_type["newsletter"], sent)
+    short = respec(spec, horizon_ms=3 * DAY_MS)
+    quick = CONFIG.model_copy(update={"examples_max": 3_000, "epochs_max": 1, "refit": False})
+    with pytest.raises(ModelRefused, match="no customer came up for a decision"):
+        train_model(quiet, short, tmp_path, created=CREATED, config=quick)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nobody_travels_with_a_model(
+    trained: tuple[Published, Path, list[float]], spec: Spec, log: EventBatch
+) -> None:
+    """The warm-up records are made up: the same whatever the log, and no time of the log is in them."""
+    layout = Layout(spec)
+    rows, _ = warmup.read(trained[0].path, layout)
+    assert rows.tobytes() == made_up(layout)[0].tobytes()
+    assert not set(rows["last_seen"].tolist()) & set(log.time.tolist())
+
+
 def test_training_begins_as_the_linear_model_and_keeps_the_best_epoch(
     spec: Spec, log: EventBatch, tmp_path: Path
 ) -> None:
-    usable = draw(spec, log, KNOWN_UNTIL, examples_max=2_000).usable()
+    usable = draw(History(Layout(spec), log, KNOWN_UNTIL), examples_max=2_000).usable()
     odd = usable.customer % 2 == 1
     train, others = usable.take(~odd), usable.take(odd)
     trainer = Trainer(spec, CONFIG.model_copy(update={"log_dir": tmp_path}), len(train))

@@ -48,8 +48,7 @@ TINY = parse_spec(
 )  # fmt: skip
 """Compiles in a fraction of the time, for tests of what happens around a model."""
 FACTS = Facts(
-    created=datetime(2024, 5, 1, tzinfo=UTC), enter=0.6, exit=0.4, alert_rate=0.05, data_hash="0" * 64,
-    metrics={"auroc": 0.5},
+    created=datetime(2024, 5, 1, tzinfo=UTC), enter=0.6, exit=0.4, alert_rate=0.05, data_hash="0" * 64
 )  # fmt: skip
 
 
@@ -90,7 +89,7 @@ def network_of(spec: Spec = SPEC, seed: int = 0) -> keras.Model:
     data, layout = sample(256, spec=spec, seed=seed), Layout(spec)
     network = build_network(spec, NetworkConfig(seed=seed))
     record = {name: tf.constant(data.rows[name]) for name in layout.model_fields}
-    adapt(network, [FeatureLayer(spec)(record, tf.constant(data.as_of))])
+    adapt(network, FeatureLayer(layout)(record, tf.constant(data.as_of)))
     # Weights that start at zero (biases, the wide path) would hide the terms they belong to.
     rng = np.random.default_rng(seed)
     network.set_weights(

@@ -5,10 +5,19 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from ebbtide.featurestore.events.event import TOMBSTONE
+from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
 from ebbtide.featurestore.record.fold import EVENT, RESET, SILENCE, TERMINAL, Folder, Points
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.record.replay import SNAPSHOT, arrived_before, only, remembered, replay, state_at
+from ebbtide.featurestore.record.replay import (
+    SNAPSHOT,
+    arrived_before,
+    known_until,
+    only,
+    reached_ms,
+    remembered,
+    replay,
+    state_at,
+)
 from ebbtide.featurestore.times.durations import DAY_MS
 from tests.support.oracle.histories import START, columns, one, random_history, random_spec
 from tests.support.oracle.oracle import Event
@@ -138,3 +147,52 @@ def test_an_empty_log_has_no_points() -> None:
     log = columns([])
     assert sum(len(points) for points in replay(Layout(SPEC), log, START, snapshots=[START - 1])) == 0
     assert len(state_at(Layout(SPEC), log, START)) == 0
+
+
+def visits(times: list[int]) -> EventBatch:
+    return columns([(f"c{i % 7}", Event(0, time)) for i, time in enumerate(times)])
+
+
+@pytest.mark.parametrize("far_days", [2, 33, 730, 100_000])
+def test_the_end_is_not_moved_by_one_event_far_ahead(far_days: int) -> None:
+    """
+    ●●●● ●●●●● ●●●●●● ●●●|                                    ●    the pause is like no other, so it ends at the bar
+    """
+    times = [START + i * DAY_MS // 20 for i in range(2_000)]
+    assert known_until(visits(times)) == times[-1] + 1
+    assert known_until(visits([*times, times[-1] + far_days * DAY_MS])) == times[-1] + 1
+    assert known_until(visits([times[-1] + far_days * DAY_MS, *times])) == times[-1] + 1, "wherever it stands"
+
+
+def test_the_end_is_the_last_event_where_pauses_are_common() -> None:
+    """A shop closed over the week-end, a log of few events, and more events beyond than a thousandth."""
+    weeks = [
+        START + week * 7 * DAY_MS + day * DAY_MS + i * 60_000
+        for week in range(8)
+        for day in range(5)
+        for i in range(60)
+    ]
+    assert known_until(visits([*weeks, weeks[-1] + 3 * DAY_MS])) == weeks[-1] + 3 * DAY_MS + 1
+    few = [START, START + DAY_MS, START + 90 * DAY_MS]
+    assert known_until(visits(few)) == few[-1] + 1
+    many = [*weeks, *(weeks[-1] + 40 * DAY_MS + i for i in range(5))]
+    assert known_until(visits(many)) == many[-1] + 1
+    assert known_until(visits([])) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_of_the_customers_see_what_the_whole_log_sees(seed: int) -> None:
+    """Late events, and snapshots among them: each part stops where the whole log had arrived, not where itself had."""
+    spec = random_spec(seed)
+    log = columns(random_history(spec, seed, 400, customers=9))
+    layout, end = Layout(spec), int(log.time.max()) + DAY_MS
+    dates = tuple(int(t) for t in np.quantile(log.time, [0.2, 0.5, 0.9]))
+
+    whole = joined(list(replay(layout, log, end, snapshots=dates)))
+    for part in range(3):
+        keep = np.arange(len(log.customers)) % 3 == part
+        reached = reached_ms(log)[keep[log.customer]]
+        found = joined(list(replay(layout, only(log, keep), end, snapshots=dates, reached=reached)))
+        expected = in_order(whole.take(keep[whole.customer]))
+        for name in ("rows", "customer", "as_of", "cause"):
+            assert getattr(in_order(found), name).tobytes() == getattr(expected, name).tobytes(), name

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from ebbtide.featurestore.record.layout import Layout
+from ebbtide.model.config import TrainConfig
 from ebbtide.model.errors import ModelDamaged, ModelError, ModelForeign, ModelMissing, ModelUnwritable
 from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.judging.evaluate import Evaluation, evaluate
 from ebbtide.model.serving import warmup
 from ebbtide.model.serving.artifact import export, latest_version, locate, verify, versions
 from ebbtide.model.serving.manifest import Facts
@@ -38,7 +41,7 @@ def test_the_manifest_says_what_the_model_is(published: Path) -> None:
     assert manifest.parsed_spec() == TINY
     assert manifest.horizon_ms == TINY.horizon_ms
     assert (manifest.enter, manifest.exit, manifest.alert_rate) == (0.6, 0.4, 0.05)
-    assert manifest.metrics == {"auroc": 0.5}
+    assert (manifest.train_config, manifest.labels_until, manifest.evaluation) == (None, None, None)
     assert {"saved_model.pb", warmup.ROWS_FILE, warmup.SERVING_FILE} <= set(manifest.files)
     assert {"tensorflow", "keras", "numpy"} <= set(manifest.libraries)
     on_disk = {path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()}
@@ -186,6 +189,32 @@ def test_the_records_for_tf_serving_are_three_framed_messages(published: Path) -
         assert b"kiosk" in message
         assert signature in message
         assert all(name.encode() in message for name in (*LAYOUT.model_fields, "as_of"))
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf")])
+def test_facts_with_a_figure_that_is_no_number_do_not_validate(figure: float) -> None:
+    """In JSON it would be null, and read as nothing: a model with a threshold of NaN alerts nobody, or everybody."""
+    found = Evaluation(1, 1, 0.5, {"auroc": {"model": figure}}, {}, {}, {})
+    for changed in ({"evaluation": found}, {"enter": figure}, {"alert_rate": figure}):
+        with pytest.raises(ValidationError):
+            Facts.model_validate({**FACTS.model_dump(), **changed})
+
+
+def test_facts_come_back_from_the_manifest_as_they_were() -> None:
+    evaluation = evaluate(
+        {"model": np.array([0.1, 0.9, 0.4]), "recency": np.array([0.2, 0.3, 0.4])},
+        np.array([0, 1, 0]),
+        np.arange(3),
+        bootstrap=20,
+    )
+    facts = FACTS.model_copy(
+        update={
+            "train_config": TrainConfig(seed=4),
+            "labels_until": datetime(2024, 4, 1, tzinfo=UTC),
+            "evaluation": evaluation,
+        }
+    )
+    assert Facts.model_validate_json(facts.model_dump_json()) == facts
 
 
 def test_exit_must_not_lie_above_enter() -> None:

@@ -15,9 +15,11 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.record.replay import SNAPSHOT, replay
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.model.examples.dataset import Inputs, Sample, draw, snapshot_dates
-from ebbtide.model.examples.examples import Examples, write_rows
+from ebbtide.model.examples.dataset import History, Inputs, draw
+from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.labels import CANCELLED, CHURNED, STAYED, Labeller
+from ebbtide.model.examples.rows_file import write_rows
+from ebbtide.model.examples.sample import Sample, snapshot_dates
 from ebbtide.model.examples.slices import HELD_OUT_PERCENT, held_out, plan_slices
 from tests.support.oracle.histories import START, columns
 from tests.support.oracle.oracle import Event
@@ -42,7 +44,7 @@ UNTIL = int(LOG.time.max()) + 1
 
 
 def drawn(examples_max: int = 100_000, spec: Spec = TINY) -> Examples:
-    return draw(spec, LOG, UNTIL, examples_max=examples_max)
+    return draw(History(Layout(spec), LOG, UNTIL), examples_max=examples_max)
 
 
 def test_every_labelled_point_is_an_example_when_there_is_room() -> None:
@@ -153,13 +155,13 @@ def test_snapshot_dates_are_whole_days_for_long_horizons_and_follow_short_ones()
     assert all(date % DAY_MS == 0 for date in week)
     quick = TINY.model_copy(update={"horizon_ms": 8 * 60_000})
     assert set(np.diff(snapshot_dates(quick, LOG, START + DAY_MS))) == {60_000}
-    assert snapshot_dates(TINY, LOG, START) == []
+    assert snapshot_dates(TINY, LOG, START) == ()
 
 
 def test_inputs_do_not_depend_on_how_many_rows_come_together() -> None:
     layout = Layout(TINY)
     points = next(iter(replay(layout, LOG, UNTIL)))
-    inputs = Inputs(TINY)
+    inputs = Inputs(layout)
     whole, alone = inputs(points.rows, points.as_of), inputs(points.rows[3:4], points.as_of[3:4])
     for name, column in whole.items():
         assert len(column) == len(points)

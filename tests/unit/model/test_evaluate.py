@@ -25,7 +25,8 @@ from ebbtide.model.judging.metrics import (
     reliability,
     resamplings,
 )
-from ebbtide.model.judging.operating import Peaks, fit_calibrator
+from ebbtide.model.judging.thresholds import Peaks, Thresholds
+from ebbtide.model.training.calibrate import fit_calibrator
 
 F8 = NDArray[np.float64]
 
@@ -155,17 +156,18 @@ def test_the_table_by_moment() -> None:
         np.arange(n, dtype=np.int32), np.ones(n, np.int64), cause, churned, {"features": silence[:, None]}
     )
     p = np.where(cause == SNAPSHOT, 0.9, np.linspace(0, 0.8, n))
-    table = {row["moment"]: row for row in by_moment(examples, {"model": p, "recency": silence}, enter=0.3)}
-    assert {name: row["rows"] for name, row in table.items()} == {
+    table = {row.moment: row for row in by_moment(examples, {"model": p, "recency": silence}, enter=0.3)}
+    assert {name: row.rows for name, row in table.items()} == {
         "just after an event": 40,
         "silent under 1 day": 40,
         "silent 1 to 7 days": 40,
         "silent over 7 days": 10,
         "p >= enter": int(((p >= 0.3) & (cause != SNAPSHOT)).sum()),
     }
-    assert "auroc" not in table["silent over 7 days"]
-    assert table["just after an event"]["auroc"]["recency"] == 0.5
-    assert table["silent under 1 day"]["base_rate"] == pytest.approx(churned[40:80].mean())
+    assert table["silent over 7 days"].auroc is None
+    assert "auroc" not in table["silent over 7 days"].as_json()
+    assert table["just after an event"].as_json()["auroc"]["recency"] == 0.5
+    assert table["silent under 1 day"].base_rate == pytest.approx(churned[40:80].mean())
 
 
 def test_the_calibrator_finds_what_bent_the_probabilities() -> None:
@@ -184,25 +186,33 @@ def test_the_calibrator_finds_what_bent_the_probabilities() -> None:
 
 def test_enter_alerts_the_stated_share_of_customer_horizons() -> None:
     """Ten customers in two horizons each: the peaks are 0.00, 0.05 ... 0.95, whatever the other decisions say."""
-    peaks = Peaks(start_ms=1_000, horizon_ms=100)
-    for n in range(20):
-        customer, window = n // 2, n % 2
-        as_of = 1_000 + 100 * window + np.array([0, 50, 99])
-        p = np.array([0.0, n / 20, n / 40])
-        peaks.add(
-            np.full(3, customer),
-            as_of,
-            p,
-            np.array([UNKNOWN, CHURNED if n >= 18 else STAYED, CANCELLED], np.int8),
-        )
+    n, window = np.divmod(np.arange(20), 2)
+    at = np.array([0, 50, 99])
+    customer, as_of = np.repeat(n, 3), np.add.outer(1_000 + 100 * window, at).ravel()
+    p = np.outer(np.arange(20), [0.0, 1 / 20, 1 / 40]).ravel()
+    label = [label for i in range(20) for label in (UNKNOWN, CHURNED if i >= 18 else STAYED, CANCELLED)]
+    peaks = Peaks(1_000, 100, customer, as_of, p, np.array(label, np.int8))
     chosen = peaks.thresholds(0.2)
+    assert chosen is not None
     assert chosen.enter == pytest.approx(0.80)
     assert chosen.alerted == pytest.approx(0.2)
     assert chosen.customer_horizons == 20
     assert chosen.precision == pytest.approx(0.5), "of the first decisions at enter, not of all"
     assert 0 < chosen.exit < chosen.enter
     assert peaks.at(chosen) == chosen
-    assert Peaks(0, 100).thresholds(0.2).enter > 0.999, "who has seen nobody alerts nobody"
-    nobody = Peaks(0, 100).at(chosen)
-    assert np.isnan(nobody.alerted)
-    assert np.isnan(nobody.precision)
+
+
+def test_without_a_decision_there_is_no_threshold() -> None:
+    none = np.zeros(0, np.int64)
+    peaks = Peaks(0, 100, none, none, np.zeros(0), none.astype(np.int8))
+    assert peaks.thresholds(0.2) is None
+    nobody = peaks.at(Thresholds(enter=0.5, exit=0.4, alert_rate=0.2))
+    assert (nobody.alerted, nobody.precision, nobody.customer_horizons) == (None, None, 0)
+
+
+def test_the_gate_refuses_figures_that_cannot_be_known() -> None:
+    """One class among the snapshots: AUROC is NaN, and NaN is below nothing."""
+    p, y, _ = outcomes(50)
+    found = evaluate({"model": p, "recency": p / 2}, y * 0, np.arange(50), bootstrap=20)
+    with pytest.raises(ModelRefused, match="auroc of model"):
+        check_gate(found, "shop")

@@ -58,7 +58,7 @@ def told(
     )
     rows, _ = Folder(layout).fold(layout.empty(1), batch)
     record = {name: tf.constant(rows[name]) for name in layout.model_fields}
-    out = FeatureLayer(spec)(record, tf.constant([START + round(as_of * DAY_MS)], tf.int64))
+    out = FeatureLayer(layout)(record, tf.constant([START + round(as_of * DAY_MS)], tf.int64))
     row = {name: value.numpy()[0] for name, value in out.items()}
     names = [feature.name for feature in features(spec)]
     assert row["features"].dtype == np.float32

@@ -6,14 +6,15 @@ import tensorflow as tf
 
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.features import FeatureLayer
-from ebbtide.model.graph.network import STANDARD_MAX, NetworkConfig, adapt, build_network, in_float32
+from ebbtide.model.graph.network import NetworkConfig, adapt, build_network, in_float32
+from ebbtide.model.graph.standard import STANDARD_MAX
 from tests.support.seams.models import LAYOUT, SPEC, network_of, sample
 
 
 def parts(n: int = 128, later_ms: int = 0) -> dict[str, tf.Tensor]:
     data = sample(n)
     record = {name: tf.constant(data.rows[name]) for name in LAYOUT.model_fields}
-    out: dict[str, tf.Tensor] = FeatureLayer(SPEC)(record, tf.constant(data.as_of + later_ms))
+    out: dict[str, tf.Tensor] = FeatureLayer(LAYOUT)(record, tf.constant(data.as_of + later_ms))
     return out
 
 
@@ -39,8 +40,7 @@ def test_padding_changes_nothing() -> None:
 
 def test_adapted_features_have_mean_0_and_deviation_1() -> None:
     network, inputs = build_network(SPEC), parts(256)
-    halves = [{name: value[s] for name, value in inputs.items()} for s in (slice(0, 100), slice(100, 256))]
-    adapt(network, halves)
+    adapt(network, inputs)
     x = network.get_layer("standardise")(inputs["features"]).numpy().astype(np.float64)
     varied = x.std(axis=0) > 0
     unclipped = (np.abs(x) < STANDARD_MAX).all(axis=0)
@@ -52,7 +52,7 @@ def test_adapted_features_have_mean_0_and_deviation_1() -> None:
 def test_a_feature_that_never_varied_stays_silent_and_extremes_are_clipped() -> None:
     network, inputs = build_network(SPEC), parts()
     constant = tf.concat([tf.ones((128, 1)), inputs["features"][:, 1:]], axis=1)
-    adapt(network, [{**inputs, "features": constant}])
+    adapt(network, {**inputs, "features": constant})
     standardise = network.get_layer("standardise")
     extreme = standardise(tf.fill((1, constant.shape[1]), 1e30)).numpy()[0]
     assert extreme[0] == 0.0
@@ -62,7 +62,7 @@ def test_a_feature_that_never_varied_stays_silent_and_extremes_are_clipped() -> 
 def test_what_trained_in_bfloat16_is_served_in_float32() -> None:
     config = NetworkConfig(mixed_precision=True, dropout=0.3)
     trained, inputs = build_network(SPEC, config), parts()
-    adapt(trained, [inputs])
+    adapt(trained, inputs)
     served = in_float32(trained, SPEC, config)
     assert not [v.path for v in served.variables if v.dtype in ("bfloat16", "float16", "float64")]
     assert served.get_layer("recurrent").get_layer("gru").compute_dtype == "float32"

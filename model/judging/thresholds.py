@@ -1,0 +1,85 @@
+"""From probabilities to a service: the thresholds at which alerts begin and end.
+
+The alert rate is stated in what it costs: of the customers who come up for a decision within one horizon, the share
+that is to get an alert. So `enter` is a quantile of *peaks*: the highest calibrated p of a customer over all decision
+points in a window one horizon long. A quantile of single rows would say nothing of the number of alerts (a customer has
+dozens of decision points), and a quantile of a snapshot would be set by those who have been gone for long, whom no
+decision point asks about any more.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from ebbtide.model.examples.labels import CHURNED, STAYED
+
+HYSTERESIS = 0.5
+"""`exit` lies this far below `enter`, in logits: a p that trembles at the threshold opens one episode, not ten."""
+P_MIN = 1e-6
+"""Thresholds stay this far from 0 and 1, where every or no p would pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """p >= enter opens an episode, p < exit ends it; 0 < exit < enter < 1.
+
+    alert_rate:        the share of customer-horizons that was to reach `enter`, 0 to 1
+    alerted:           the share that did where it was looked at, 0 to 1; None where nobody came up for a decision
+    precision:         how many of the first such decisions with a label were right, 0 to 1; None without any
+    customer_horizons: customers with a decision, counted in each horizon anew
+    """
+
+    enter: float
+    exit: float
+    alert_rate: float
+    alerted: float | None = None
+    precision: float | None = None
+    customer_horizons: int = 0
+
+
+class Peaks:
+    """n decisions, and in them each customer's highest p, horizon by horizon from `start_ms`.
+
+    customer: int[n]     as_of: int64[n], ms UTC     p: float[n], calibrated     label: int8[n], as `examples.labels`
+    """
+
+    def __init__(
+        self,
+        start_ms: int,
+        horizon_ms: int,
+        customer: NDArray[Any],
+        as_of: NDArray[Any],
+        p: NDArray[Any],
+        label: NDArray[Any],
+    ) -> None:
+        window = (as_of - start_ms) // horizon_ms
+        order = np.lexsort((as_of, window, customer))
+        customer, window = customer[order], window[order]
+        self._p, self._label = p[order], label[order]
+        new = np.ones(len(order), np.bool_)
+        new[1:] = (np.diff(customer) != 0) | (np.diff(window) != 0)
+        self._group = np.cumsum(new) - 1
+        self._peaks = np.maximum.reduceat(self._p, np.flatnonzero(new)) if len(order) else self._p
+
+    def thresholds(self, alert_rate: float) -> Thresholds | None:
+        """`enter` such that `alert_rate` (0 to 1) of the customer-horizons reach it, or as near as ties allow. None
+        without a single decision: then nothing is known of how many would be alerted."""
+        if not len(self._peaks):
+            return None
+        enter = float(np.clip(np.quantile(self._peaks, 1 - alert_rate, method="higher"), P_MIN, 1 - P_MIN))
+        return self.at(Thresholds(enter, float(expit(logit(enter) - HYSTERESIS)), alert_rate))
+
+    def at(self, chosen: Thresholds) -> Thresholds:
+        """What thresholds chosen elsewhere come to here: the share alerted, and how often rightly."""
+        above = np.flatnonzero(self._p >= chosen.enter)
+        opened = self._label[above[np.unique(self._group[above], return_index=True)[1]]]
+        known = opened[(opened == CHURNED) | (opened == STAYED)]
+        return replace(
+            chosen,
+            alerted=float((self._peaks >= chosen.enter).mean()) if len(self._peaks) else None,
+            precision=float((known == CHURNED).mean()) if len(known) else None,
+            customer_horizons=len(self._peaks),
+        )

@@ -1,0 +1,159 @@
+"""From a log to what a training works on: its end, its slices, its examples, and the panels for the thresholds.
+
+    log ─▶ end of what is known ─▶ slices in time, customers held out ─▶ one walk through the log ─▶ Prepared
+
+It knows times and rows; it trains nothing. All that a training ever asks of its log is gathered in one walk, and seen
+through one feature layer and one labeller.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.record.fold import Points
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.record.replay import before, known_until, remembered
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.model.config import TrainConfig
+from ebbtide.model.examples.dataset import History, wanted_of
+from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.labels import CANCELLED
+from ebbtide.model.examples.sample import SNAPSHOTS_A_HORIZON, Panel, gather
+from ebbtide.model.examples.slices import Slices, held_out, plan_slices
+from ebbtide.model.training.report import stamp
+
+ROWS_MIN = 50
+"""A slice with fewer labelled rows decides nothing."""
+PANEL_MIN = 400
+"""Customers behind a threshold at least, if there are so many: a tenth of fewer is no quantile."""
+POINTS_AN_EVENT = 6
+"""Decision points that an event and the silences after it bring, roughly: only used to bound a sample of customers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The log as it may be learned from, `until_ms` (not included) the end of what is known; `beyond`: events left out,
+    dated far ahead of all others."""
+
+    log: EventBatch
+    until_ms: int
+    beyond: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """Every decision of a panel of customers in a span: `start_ms` is where its horizons are counted from."""
+
+    start_ms: int
+    rows: Examples
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training works on.
+
+    drawn:    the examples, those whose customer left in so many words among them     slice_of: str[n], see `Slices.of`
+    held:     bool[m] over the log's customers: whom the published network never sees
+    before_test, in_test, recent: the decisions in the horizon before the test slice, in it, in the log's last horizon
+    """
+
+    layout: Layout
+    known: Known
+    slices: Slices
+    held: NDArray[np.bool_]
+    drawn: Examples
+    slice_of: NDArray[np.str_]
+    before_test: Decisions
+    in_test: Decisions
+    recent: Decisions
+
+    @cached_property
+    def usable(self) -> Examples:
+        """The examples without those whose customer left in so many words."""
+        return self.drawn.usable()
+
+    @cached_property
+    def train(self) -> Examples:
+        return self._slice("train")
+
+    @cached_property
+    def calibration(self) -> Examples:
+        return self._slice("calibration")
+
+    @cached_property
+    def test(self) -> Examples:
+        return self._slice("test")
+
+    def _slice(self, name: str) -> Examples:
+        return self.drawn.take((self.slice_of == name) & (self.drawn.label != CANCELLED))
+
+
+def known_log(layout: Layout, log: EventBatch, labels_until_ms: int | None) -> Known:
+    """The log without what its customers had forgotten and without events dated far ahead of all others, known up to
+    `labels_until_ms` or, by default, to just after its last event. Raises SpecError: no event, or labels asked for from
+    beyond the log's end, which would take everybody's silence there for churn."""
+    log = remembered(log)
+    if not len(log):
+        raise SpecError("the log has no event", hint="check --events and the mapping of the spec")
+    end = known_until(log)
+    within = before(log, end)
+    # A little beyond is how an export is dated: to the midnight after its last event.
+    slack = min(DAY_MS, layout.spec.horizon_ms // SNAPSHOTS_A_HORIZON)
+    if labels_until_ms is not None and labels_until_ms > end + slack:
+        raise SpecError(
+            f"labels are asked for until {stamp(labels_until_ms)}, but the log is known until {stamp(end)} only: "
+            "whoever is silent in between would be taken for gone",
+            hint="leave --labels-until out, or give a date within the log",
+        )
+    return Known(within, end if labels_until_ms is None else labels_until_ms, len(log) - len(within))
+
+
+def prepare(layout: Layout, known: Known, config: TrainConfig, progress: Callable[[float], None]) -> Prepared:
+    """Draw the examples and the panels. Raises SpecError when the history is too short."""
+    spec, log, until, seed = layout.spec, known.log, known.until_ms, config.seed
+    slices = plan_slices(spec, int(log.time.min()), until)
+    start, end = slices.test
+    spans = ((start - spec.horizon_ms, start), (start, end), (until - spec.horizon_ms, until))
+    panels = tuple(Panel(*span, _panel(log, span, config.examples_max // 2, seed)) for span in spans)
+    wanted = wanted_of(layout, log, until, config.examples_max, config.snapshot_every_ms, seed, panels)
+    found = gather(layout, log, wanted, progress)
+    history, held = History(layout, log, until), held_out(log.customers)
+    drawn = history.examples(Points.joined(layout, [found.decisions, found.snapshots]))
+    before_test, in_test, recent = (
+        Decisions(panel.start_ms, history.examples(points))
+        for panel, points in zip(panels, found.panels, strict=True)
+    )
+    slice_of = slices.of(drawn, held)
+    return Prepared(layout, known, slices, held, drawn, slice_of, before_test, in_test, recent)
+
+
+def check_slices(prepared: Prepared) -> None:
+    """Raises SpecError when a slice cannot carry its task."""
+    for name in ("train", "calibration", "test"):
+        rows: Examples = getattr(prepared, name)
+        churned = int(rows.churned.sum())
+        if len(rows) < ROWS_MIN or churned in (0, len(rows)):
+            raise SpecError(
+                f"the {name} slice has {len(rows)} labelled rows, {churned} of them churned: too few to learn from",
+                hint="use a longer log, another --horizon, or an eligibility that leaves more customers",
+            )
+    if not prepared.test.snapshot.any():
+        raise SpecError(
+            "the test slice has no snapshot", hint="set snapshot_every_ms below the length of the slice"
+        )
+
+
+def _panel(log: EventBatch, span: tuple[int, int], points_max: int, seed: int) -> NDArray[np.bool_]:
+    """bool[m]: customers in random order, as many as bring some `points_max` decision points in `span`."""
+    order = np.random.default_rng(seed).permutation(len(log.customers))
+    inside = log.customer[(log.time >= span[0]) & (log.time < span[1])]
+    counts = np.bincount(inside, minlength=len(order))[order]
+    points = (1 + counts) * POINTS_AN_EVENT
+    panel = np.zeros(len(order), np.bool_)
+    panel[order[: max(PANEL_MIN, int(np.searchsorted(np.cumsum(points), points_max)))]] = True
+    return panel
