@@ -14,7 +14,7 @@ from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import config_option, console, json_option, settings_of, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.dlq.replay import Letter, Replayed, letters, replay
-from ebbtide.stream.kafka.client import KafkaSink
+from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.outputs.alert import instant
 
 reason_option = click.option(

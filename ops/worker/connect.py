@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import Settings
-from ebbtide.stream.kafka.client import TopicSpec, check_connection
+from ebbtide.stream.kafka.client import check_connection
+from ebbtide.stream.kafka.topics import TopicSpec
 
 
 def topic_specs(settings: Settings) -> list[TopicSpec]:

@@ -33,7 +33,9 @@ from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
-from ebbtide.stream.kafka.client import KafkaSink, check_connection, ensure_topics
+from ebbtide.stream.kafka.client import check_connection
+from ebbtide.stream.kafka.producer import KafkaSink
+from ebbtide.stream.kafka.topics import ensure_topics
 from ebbtide.stream.outputs.message import Sink
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits

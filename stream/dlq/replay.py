@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 
 from ebbtide.stream.batch import Record
 from ebbtide.stream.kafka.bookmarks import Bookmarks, Progress
-from ebbtide.stream.kafka.client import KafkaSettings
 from ebbtide.stream.kafka.committed_log import CommittedLog, open_committed_log
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.outputs.dead_letter import (
     UNSCORED,
     Position,

@@ -12,8 +12,10 @@ from click.testing import CliRunner
 
 from ebbtide.ops.commands.dlq import command
 from ebbtide.stream.dlq.replay import CHUNK_LETTERS, replay
-from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
+from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from ebbtide.stream.outputs.dead_letter import Position, dead_letter_of, propagated_tombstone
 from ebbtide.stream.outputs.message import Message
 from tests.support.servers.services import Services
