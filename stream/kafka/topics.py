@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 from numpy.typing import NDArray
@@ -23,15 +24,19 @@ from ebbtide.stream.kafka.errors import RIGHTS, forbidden
 from ebbtide.stream.kafka.protocol import Described, Operation, describe
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
 
+MESSAGE_BYTES = "max.message.bytes"
+
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """A topic as it should be. `setting` is what a person would change if it is not."""
+    """A topic as it should be. `setting` is what a person would change if it is not; `message_bytes_min`: what it has
+    to take at least in one message (its `max.message.bytes`), if that is known."""
 
     name: str
     partitions: int
     setting: str
     config: Mapping[str, str] = field(default_factory=dict)
+    message_bytes_min: int = 0
 
 
 async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) -> dict[str, int]:
@@ -55,16 +60,48 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) ->
                     await asyncio.sleep(0.05)
         except (KafkaError, TimeoutError) as error:
             raise await unreachable(settings, error) from error
+        takes = await _message_bytes_max(client, [t.name for t in wanted.values() if t.message_bytes_min])
     counts = {name: topic.partitions for name, topic in found.items()}
     wrong = [
         f"topic {spec.name!r} has {counts.get(name, 0)} partitions, {spec.setting} asks for {spec.partitions}"
         for name, spec in wanted.items()
         if counts.get(name, 0) < spec.partitions
     ]
+    small = [
+        f"topic {name!r} takes messages of {taken:,} bytes, it has to take {wanted[name].message_bytes_min:,}"
+        for name, taken in takes.items()
+        if taken < wanted[name].message_bytes_min
+    ]
+    if small:
+        raise BrokerMisconfigured("; ".join(wrong + small), hint="raise max.message.bytes of these topics")
     if wrong:
         names = ", ".join(sorted({spec.setting for spec in wanted.values()}))
         raise BrokerMisconfigured("; ".join(wrong), hint=f"set {names} to what is there, or use a new topic")
     return counts
+
+
+async def message_bytes_max(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
+    """How large a message each topic takes (its `max.message.bytes`); one that Kafka does not tell us is missing: the
+    right DESCRIBE_CONFIGS is asked for, not demanded."""
+    async with admin(settings) as client:
+        return await _message_bytes_max(client, topics)
+
+
+async def _message_bytes_max(client: AIOKafkaAdminClient, topics: Sequence[str]) -> dict[str, int]:
+    if not topics:
+        return {}
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name, {MESSAGE_BYTES: None}) for name in topics]
+    try:
+        answers = await client.describe_configs(asked)
+    except KafkaError:
+        return {}
+    return {
+        name: int(value)
+        for answer in answers
+        for _, _, _, name, configs in answer.resources
+        for key, value, *_ in configs
+        if key == MESSAGE_BYTES
+    }
 
 
 async def _described(

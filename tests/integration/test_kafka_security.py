@@ -29,7 +29,7 @@ from tests.support.servers.kafka import ASKED, PASSWORD, SHORT_S, SecureKafka, a
 
 pytestmark = pytest.mark.kafka
 PROMPTLY_S = 8.0
-HERE = "tests.support.kafka_servers"
+HERE = "tests.support.servers.kafka"
 
 
 @pytest.fixture(scope="module")
