@@ -22,6 +22,37 @@ def hash_texts(texts: Sequence[str]) -> NDArray[np.uint64]:
     return hashes
 
 
+def murmur2_texts(texts: Sequence[bytes]) -> NDArray[np.uint32]:
+    """uint32[n], MurmurHash2 of each text under Kafka's seed: what its default partitioner takes the partition from."""
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    hashes = np.empty(len(texts), np.uint32)
+    _murmur2(np.frombuffer(b"".join(texts), np.uint8), ends, hashes)
+    return hashes
+
+
+@numba.njit(cache=True, nogil=True)
+def _murmur2(data, ends, hashes):  # type: ignore[no-untyped-def]  # compiled: types are Numba's
+    m = np.uint32(0x5BD1E995)
+    start = 0
+    for i in range(len(ends)):
+        end = ends[i]
+        h = np.uint32(0x9747B28C) ^ np.uint32(end - start)
+        whole = start + (end - start) // 4 * 4
+        for j in range(start, whole, 4):
+            k = np.uint32(data[j]) | np.uint32(data[j + 1]) << np.uint32(8)
+            k |= np.uint32(data[j + 2]) << np.uint32(16) | np.uint32(data[j + 3]) << np.uint32(24)
+            k = np.uint32(k * m)
+            k = np.uint32((k ^ (k >> np.uint32(24))) * m)
+            h = np.uint32(np.uint32(h * m) ^ k)
+        if end > whole:
+            for j in range(end - 1, whole - 1, -1):
+                h ^= np.uint32(data[j]) << np.uint32(8 * (j - whole))
+            h = np.uint32(h * m)
+        h = np.uint32((h ^ (h >> np.uint32(13))) * m)
+        hashes[i] = h ^ (h >> np.uint32(15))
+        start = end
+
+
 @numba.njit(cache=True, nogil=True)
 def _hash(data, ends, hashes):  # type: ignore[no-untyped-def]  # compiled: types are Numba's
     start = 0

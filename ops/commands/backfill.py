@@ -13,8 +13,8 @@ from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import Steps, config_option, console, settings_of, stack, steps
 from ebbtide.ops.state.backfill import Backfilled, backfill
 from ebbtide.ops.worker.connect import open_store, topic_specs
-from ebbtide.stream.kafka.client import ensure_topics
 from ebbtide.stream.kafka.reader import log_ranges
+from ebbtide.stream.kafka.topics import ensure_topics
 
 
 @click.command()

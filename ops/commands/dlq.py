@@ -14,7 +14,7 @@ from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import config_option, console, json_option, settings_of, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.dlq.replay import Letter, Replayed, letters, replay
-from ebbtide.stream.kafka.client import KafkaSink
+from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.outputs.alert import instant
 
 reason_option = click.option(
@@ -77,7 +77,8 @@ def replay_letters(
     data = {
         "sent": sent, "dry_run": dry_run, "reasons": dict(result.sent), "replayed_before": result.done_before,
         "forgotten": result.forgotten, "of_another_topic": result.of_another_topic,
-        "empty": result.empty, "folded_already": result.folded_already,
+        "empty": result.empty, "folded_already": result.folded_already, "gone": result.gone,
+        "too_large": result.too_large,
     }  # fmt: skip
     table_and_json(None, data, json_path)
     verb = "would be sent" if dry_run else "sent"
@@ -88,6 +89,8 @@ def replay_letters(
     passed += (
         f", {result.folded_already:,} unscored, whose events are folded" if result.folded_already else ""
     )
+    passed += f", {result.gone:,} whose record is no longer in the input" if result.gone else ""
+    passed += f", {result.too_large:,} that are too large to be sent" if result.too_large else ""
     console().print(
         f"{sent:,} dead letters {verb} to {settings.kafka.topic}"
         + (f" ({said})" if said else "")
@@ -125,7 +128,7 @@ def _row(letter: Letter) -> dict[str, Any]:
     return {
         "reason": letter.reason, "topic": letter.source.topic, "partition": letter.source.partition,
         "offset": letter.source.offset, "key_hash": key_hash, "when": when, "detail": letter.detail,
-        "bytes": len(record.value or b""),
+        "bytes": letter.omitted.size_bytes if letter.omitted else len(record.value or b""),
     }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ from ebbtide.ops.config.secrets import (
 )
 from ebbtide.ops.config.variables import PREFIX, variable
 from ebbtide.ops.errors import SettingsError
-from ebbtide.stream.kafka.client import KafkaSettings
+from ebbtide.stream.kafka.settings import KafkaSettings
 
 DEFAULT_SPEC = Path(__file__).parents[1] / "specs" / "demo.yaml"
 LOCAL = "local:0"

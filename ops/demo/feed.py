@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ebbtide.ops.demo.scene import Scene
 from ebbtide.ops.demo.shop.events import records
 from ebbtide.stream.clock import Clock
-from ebbtide.stream.kafka.reader import partition_for
+from ebbtide.stream.kafka.topics import partition_for
 from ebbtide.stream.outputs.message import Message, Sink
 
 TICK_S = 0.02

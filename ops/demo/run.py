@@ -36,7 +36,8 @@ from ebbtide.ops.state.backfill import backfill
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.kafka.client import KafkaSink, ensure_topics
+from ebbtide.stream.kafka.producer import KafkaSink
+from ebbtide.stream.kafka.topics import ensure_topics
 from ebbtide.stream.outputs.alert import instant
 
 FRAME_S = 0.25

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import aiohttp
 
 from ebbtide.stream.clock import Clock
-from ebbtide.stream.kafka.client import KafkaSettings
 from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.outputs.alert import Alert
 
 SCRAPE_EVERY_S = 0.5

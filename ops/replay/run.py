@@ -32,8 +32,9 @@ from ebbtide.ops.errors import OpsError
 from ebbtide.ops.state.backfill import Progress, backfill
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
-from ebbtide.stream.kafka.client import KafkaSink, ensure_topics
-from ebbtide.stream.kafka.reader import log_ranges, partition_for, read_topic
+from ebbtide.stream.kafka.producer import KafkaSink
+from ebbtide.stream.kafka.reader import log_ranges, read_topic
+from ebbtide.stream.kafka.topics import ensure_topics, partition_for
 from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.outputs.scores import ScoreRecord, read_score

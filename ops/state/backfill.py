@@ -20,7 +20,7 @@ from ebbtide.featurestore.store.checkpoint import BACKFILLING, Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.errors import OpsError
-from ebbtide.stream.kafka.reader import partition_for
+from ebbtide.stream.kafka.topics import partition_for
 
 Progress = Callable[[float, float, str], None]
 

@@ -9,7 +9,12 @@ from contextlib import asynccontextmanager
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import Settings
-from ebbtide.stream.kafka.client import TopicSpec, check_connection
+from ebbtide.stream.kafka.client import check_connection
+from ebbtide.stream.kafka.producer import PRODUCE_BATCH_BYTES
+from ebbtide.stream.kafka.topics import TopicSpec
+
+MESSAGE_BYTES_MIN = 2 * PRODUCE_BATCH_BYTES
+"""What an output topic has to take: a batch of ours. An alert, a score, a dead letter without its body are far less."""
 
 
 def topic_specs(settings: Settings) -> list[TopicSpec]:
@@ -17,18 +22,25 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     topics = settings.topics
     specs = [
         TopicSpec(settings.kafka.topic, topics.partitions, "topics.partitions"),
-        TopicSpec(topics.alerts, topics.partitions, "topics.partitions"),
-        # It has to take whatever the input took, with headers on top.
+        TopicSpec(topics.alerts, topics.partitions, "topics.partitions", message_bytes_min=MESSAGE_BYTES_MIN),
+        # Made by us it takes whatever the input takes, with headers on top; else what does not fit is omitted.
         TopicSpec(
             topics.dead_letters,
             topics.partitions,
             "topics.partitions",
             {"max.message.bytes": str(settings.kafka.produce_bytes_max)},
+            message_bytes_min=MESSAGE_BYTES_MIN,
         ),
     ]
     if topics.scores is not None:
         specs.append(
-            TopicSpec(topics.scores, topics.partitions, "topics.partitions", {"cleanup.policy": "compact"})
+            TopicSpec(
+                topics.scores,
+                topics.partitions,
+                "topics.partitions",
+                {"cleanup.policy": "compact"},
+                message_bytes_min=MESSAGE_BYTES_MIN,
+            )
         )
     return specs
 

@@ -33,7 +33,10 @@ from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
-from ebbtide.stream.kafka.client import KafkaSink, check_connection, ensure_topics
+from ebbtide.stream.kafka.client import check_connection
+from ebbtide.stream.kafka.producer import KafkaSink
+from ebbtide.stream.kafka.topics import ensure_topics, message_bytes_max
+from ebbtide.stream.outputs.dead_letter import BYTES_MAX
 from ebbtide.stream.outputs.message import Sink
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits
@@ -82,16 +85,24 @@ async def work(settings: Settings) -> None:
     slot = ScorerSlot(await asyncio.to_thread(Scorer.load, settings.model, layout))
     await check_connection(settings.kafka)
     counts = await ensure_topics(settings.kafka, topic_specs(settings))
+    takes = await message_bytes_max(settings.kafka, [settings.topics.dead_letters])
     async with (
         open_store(settings, layout, counts[settings.kafka.topic]) as store,
         KafkaSink(settings.kafka) as sink,
     ):
-        tools = await tools_of(settings, layout, slot, store, sink, metrics)
+        fits = min(takes.get(settings.topics.dead_letters, BYTES_MAX), settings.kafka.produce_bytes_max)
+        tools = await tools_of(settings, layout, slot, store, sink, metrics, fits)
         await _serve(settings, tools, slot, metrics)
 
 
 async def tools_of(
-    settings: Settings, layout: Layout, slot: ScorerSlot, store: Store, sink: Sink, telemetry: Telemetry
+    settings: Settings,
+    layout: Layout,
+    slot: ScorerSlot,
+    store: Store,
+    sink: Sink,
+    telemetry: Telemetry,
+    dead_letter_bytes_max: int = BYTES_MAX,
 ) -> Tools:
     """What every partition's pipeline works with, compiled; its batcher is not running yet."""
     clock = SystemClock()
@@ -112,7 +123,12 @@ async def tools_of(
     )
     tools = Tools(
         topic=settings.kafka.topic,
-        outputs=Outputs(settings.topics.alerts, settings.topics.dead_letters, settings.topics.scores),
+        outputs=Outputs(
+            settings.topics.alerts,
+            settings.topics.dead_letters,
+            settings.topics.scores,
+            dead_letter_bytes_max,
+        ),
         layout=layout,
         folder=Folder(layout),
         parser=Parser(layout.spec, ParseLimits(value_bytes_max=settings.record_bytes_max)),

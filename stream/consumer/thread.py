@@ -13,7 +13,7 @@ does; and the invariants are
 - A fault ends its place and pauses its partition, so that nothing is fetched again and again; the others go on.
 
 It refuses to know what becomes of a batch. Most of what it needs of aiokafka is private there, as it is to Faust's own
-driver, and pinned by `tests/integration/test_transport.py` and `tests/unit/stream/test_private_names.py`.
+driver, and pinned by `tests/integration/test_transport.py` and `tests/unit/test_private_names.py`.
 """
 
 # ruff: noqa: SLF001 -- positions and fetched pieces are private to aiokafka; Faust's driver reaches for the same names

@@ -29,7 +29,7 @@ from ebbtide.stream.batch import CommittedOffset, Fetched, LogPosition, OnPartit
 from ebbtide.stream.consumer import offsets
 from ebbtide.stream.consumer.thread import BatchThread, Listener
 from ebbtide.stream.errors import BrokerUnavailable, PartitionRevoked
-from ebbtide.stream.kafka.client import KafkaSettings
+from ebbtide.stream.kafka.settings import KafkaSettings
 
 NEVER = CommittedOffset(-1, "")  # what Kafka holds for a partition that was never committed
 

@@ -1,13 +1,14 @@
-"""Dead dead letters read again, and sent back where they came from.
+"""Dead letters read again, and sent back where they came from.
 
     dead-letter topic ─▶ dead letters ─▶ due: not replayed before, not of somebody forgotten since, ─▶ the input topic
                                          not folded already                       └▶ bookmarks, by reason
 
 A dead letter goes back with its own bytes, key, headers and timestamp. What has been sent back is remembered by Kafka
 (`stream/kafka/bookmarks.py`), after it was acknowledged: a second replay sends only what came since, and a replay that
-died half-way sends a few dead letters twice, which their event ids make harmless. A dead letter `unscored` stays where
-it is: its event has been folded, and without an event id would be counted twice. It refuses to mend a dead letter, and
-to send one to a topic that is not the configured input, whatever its header says.
+died half-way sends a few dead letters twice, which their event ids make harmless. One whose body was omitted is read at
+its position in the input, and passed over when it is no longer there. A dead letter `unscored` stays where it is: its
+event has been folded, and without an event id would be counted twice. It refuses to mend a dead letter, and to send one
+to a topic that is not the configured input, whatever its header says.
 
 A dead letter of somebody forgotten since must not go back: it would lie in the input after the word that forgets them.
 
@@ -28,14 +29,17 @@ from dataclasses import dataclass, field
 
 from ebbtide.stream.batch import Record
 from ebbtide.stream.kafka.bookmarks import Bookmarks, Progress
-from ebbtide.stream.kafka.client import KafkaSettings
 from ebbtide.stream.kafka.committed_log import CommittedLog, open_committed_log
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import message_bytes_max
 from ebbtide.stream.outputs.dead_letter import (
     UNSCORED,
+    Omitted,
     Position,
     original_headers,
     parse_headers,
+    size_bytes,
     tombstone_origin,
 )
 from ebbtide.stream.outputs.message import Message, Sink
@@ -54,6 +58,7 @@ class Letter:
     source: Position
     timestamp: int
     has_value: bool
+    omitted: Omitted | None = None
 
 
 @dataclass(slots=True)
@@ -62,6 +67,8 @@ class Replayed:
 
     forgotten: dead letters older than a tombstone of their customer, which the workers have obeyed or will obey.
     folded_already: dead letters `unscored`, whose events are in the state; only their decisions are missing.
+    gone: dead letters without their body, whose record is no longer in the input (or is another one by now).
+    too_large: records that fit the input when they came, compressed, and that we cannot send.
     """
 
     sent: Counter[str] = field(default_factory=Counter)
@@ -70,6 +77,8 @@ class Replayed:
     of_another_topic: int = 0
     empty: int = 0
     folded_already: int = 0
+    gone: int = 0
+    too_large: int = 0
 
 
 async def letters(
@@ -115,9 +124,11 @@ class Forgotten:
         if record.key is None:
             return False
         lies = self._tombstone_in_dlq.get((record.partition, record.key), -1)
-        return record.offset < lies or source.offset < self._tombstone_in_input.get(
-            (source.partition, record.key), -1
-        )
+        return record.offset < lies or self.since(source, record.key)
+
+    def since(self, source: Position, key: bytes | None) -> bool:
+        """A tombstone of `key` lies in the input behind `source`."""
+        return key is not None and source.offset < self._tombstone_in_input.get((source.partition, key), -1)
 
     def _forget(self, partition: int, key: bytes, offset: int) -> None:
         self._tombstone_in_input[partition, key] = max(
@@ -152,6 +163,8 @@ async def replay(
         open_committed_log(settings) as events,
         Bookmarks(settings, f"{settings.group}-dlq-replay", topic) as bookmarks,
     ):
+        takes = await message_bytes_max(settings, [settings.topic])
+        bytes_max = min(takes.get(settings.topic, settings.produce_bytes_max), settings.produce_bytes_max)
         forgotten = Forgotten(dead, events, settings.topic)
         await forgotten.look()
         progress = await bookmarks.read(dead.partitions)
@@ -160,9 +173,21 @@ async def replay(
             await forgotten.look()  # it may be long since the last one
             due = [letter for letter in chunk if letter not in forgotten]
             result.forgotten += len(chunk) - len(due)
-            result.sent.update(letter.reason for letter in due)
+            sendable = list[tuple[Letter, Message]]()
+            for letter in due:
+                original = await _original(letter, events)
+                if original is None:
+                    result.gone += 1
+                elif forgotten.since(letter.source, original.key):  # its key was omitted, too
+                    result.forgotten += 1
+                elif size_bytes(message := _message(letter, original)) > bytes_max:
+                    result.too_large += 1
+                else:
+                    sendable.append((letter, message))
+            result.sent.update(letter.reason for letter, _ in sendable)
             if due and not dry_run:
-                await _send(due, sink, bookmarks, progress)
+                await sink.send_all([message for _, message in sendable])
+                await _remember(due, bookmarks, progress)
 
         chunk: list[Letter] = []
         async for letter in letters(settings, topic, reasons):
@@ -182,7 +207,7 @@ def _is_due(letter: Letter, topic: str, progress: Progress, forgotten: Forgotten
         result.of_another_topic += 1
     elif letter.reason == UNSCORED:
         result.folded_already += 1
-    elif not letter.has_value:
+    elif not letter.has_value and letter.record.key is None:
         result.empty += 1  # neither key nor value: the client cannot send it, and there is nothing to mend
     elif letter in forgotten:
         result.forgotten += 1
@@ -193,20 +218,33 @@ def _is_due(letter: Letter, topic: str, progress: Progress, forgotten: Forgotten
     return False
 
 
-async def _send(chunk: list[Letter], sink: Sink, bookmarks: Bookmarks, progress: Progress) -> None:
-    await sink.send_all(
-        [
-            Message(
-                letter.source.topic,
-                letter.record.key,
-                letter.record.value,
-                original_headers(letter.record.headers),
-                max(letter.timestamp, 0),
-                letter.source.partition,  # whatever partitioner its producer has, its customer's state is there
-            )
-            for letter in chunk
-        ]
+async def _original(letter: Letter, events: CommittedLog) -> Record | None:
+    """The record as it came: the dead letter's own, or, of one whose body was omitted, what lies at its position in the
+    input. None when that is gone, or is another record by now (the topic was made anew)."""
+    if letter.omitted is None:
+        return letter.record
+    _, partition, offset = letter.source
+    begin, end = (await events.ranges()).get(partition, (0, 0))
+    if not begin <= offset < end:
+        return None
+    events.seek(partition, offset)
+    fetched = await events.next(partition, offset + 1)
+    found = next((record for record in fetched.records if record.offset == offset), None) if fetched else None
+    return found if found is not None and Omitted.of(found.value) == letter.omitted else None
+
+
+def _message(letter: Letter, original: Record) -> Message:
+    return Message(
+        letter.source.topic,
+        original.key,
+        original.value if letter.has_value else None,
+        original_headers(original.headers),
+        max(letter.timestamp, 0),
+        letter.source.partition,  # whatever partitioner its producer has, its customer's state is there
     )
+
+
+async def _remember(chunk: list[Letter], bookmarks: Bookmarks, progress: Progress) -> None:
     done: Progress = {}
     for letter in chunk:  # ascending within a partition, so the last one stands
         done.setdefault(letter.record.partition, {})[letter.reason] = letter.record.offset + 1

@@ -12,7 +12,6 @@ from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
-from aiokafka.partitioner import murmur2
 
 from ebbtide.stream.batch import Record
 from ebbtide.stream.errors import BrokerMisconfigured
@@ -109,9 +108,3 @@ async def read_topic(
                     left = {tp for tp in left if await consumer.position(tp) < end[tp]}
         except KafkaError as error:
             raise failure(settings, f"to let us read {topic!r}", error) from error
-
-
-def partition_for(key: bytes, partitions: int) -> int:
-    """The partition that a producer with Kafka's default partitioner (murmur2) gives this key."""
-    positive: int = murmur2(key) & 0x7FFFFFFF
-    return positive % partitions

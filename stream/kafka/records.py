@@ -13,7 +13,7 @@ Invariants: a batch that cannot be read raises UnreadableBatch when a fetch *beg
 been given out by then. `next_fetch_offset` passes control batches, aborted ones and gaps, as aiokafka's does.
 """
 
-# ruff: noqa: SLF001 -- what a fetch brought is private to aiokafka; tests/unit/stream/test_private_names.py pins the names
+# ruff: noqa: SLF001 -- what a fetch brought is private to aiokafka; tests/unit/test_private_names.py pins the names
 
 import struct
 from collections import OrderedDict

@@ -1,13 +1,18 @@
-"""Dead dead letters: a bad record as it came (bytes, key, headers), with the reason and the position it came from.
+"""Dead letters: a bad record as it came (bytes, key, headers), with the reason and the position it came from.
 
 Nothing is ever lost by being bad: the record goes to the dead-letter topic before its partition moves past it, and
 `ebbtide dlq replay` sends it back with its own headers restored. After a crash one may lie there twice, with the same
 position; a third header tells them apart from a dead letter that was replayed and failed again.
 
+A dead letter always fits its topic. A record that does not is named without its body: how many bytes, which SHA-256,
+and the position where it still lies for as long as the input is retained; `ebbtide dlq replay` reads it there.
+
 A tombstone that is passed on says where it lay, too: whoever sends dead letters back can tell which of them it is meant
 for by their positions in the input, also when a dead letter came late.
 """
 
+import hashlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,13 +20,18 @@ from ebbtide.stream.batch import Record
 from ebbtide.stream.outputs.message import Message
 
 PREFIX = "ebbtide-"
-REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, NO_VALUE = (
-    PREFIX + name for name in ("reason", "detail", "topic", "partition", "offset", "timestamp", "no-value")
+REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, NO_VALUE, OMITTED = (
+    PREFIX + name
+    for name in ("reason", "detail", "topic", "partition", "offset", "timestamp", "no-value", "omitted")
 )
 FORGOTTEN_TOPIC, FORGOTTEN_PARTITION, FORGOTTEN_OFFSET = (
     PREFIX + "forgotten-" + name for name in ("topic", "partition", "offset")
 )
 DETAIL_BYTES_MAX = 512
+BYTES_MAX = 1_000_000
+"""A dead letter, where it is not known what its topic takes: below Kafka's own default of 1,048,588 bytes."""
+RECORD_OVERHEAD_BYTES = 128  # of a batch with one record, at most
+HEADER_OVERHEAD_BYTES = 10
 UNSCORED = "unscored"
 """The one reason that is not the record's fault: the model fails for its customer. The event is folded all the same."""
 
@@ -34,37 +44,63 @@ class Position(NamedTuple):
     offset: int
 
 
+class Omitted(NamedTuple):
+    """The value that a dead letter has no room for: its size and SHA-256 (hexadecimal)."""
+
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, value: bytes | None) -> "Omitted":
+        return cls(len(value or b""), hashlib.sha256(value or b"").hexdigest())
+
+
 class DeadLetterHeaders(NamedTuple):
     """What a dead letter's headers say. `timestamp`: the record's own, ms UTC, whatever its producer stated;
-    `has_value`:
-    false for a record that had neither key nor value, which the dead letter holds as empty bytes."""
+    `has_value`: false for a record without a value, which the dead letter holds as empty bytes, since a null there
+    would be a tombstone; `omitted`: the record's value did not fit, and lies at `source`."""
 
     reason: str
     detail: str
     source: Position
     timestamp: int
     has_value: bool
+    omitted: Omitted | None = None
 
 
-def dead_letter_of(record: Record, source: Position, reason: str, detail: str, *, topic: str) -> Message:
-    """The dead letter of a record.
+def dead_letter_of(
+    record: Record, source: Position, reason: str, detail: str, *, topic: str, bytes_max: int = BYTES_MAX
+) -> Message:
+    """The dead letter of a record, of at most `bytes_max` bytes: what does not fit is omitted, the value with the
+    record's own headers first, then the key.
 
     It is dated by its sending: under the record's own timestamp retention would delete an old one at once, and a broker
-    refuses one from the future. The client sends nothing that has neither key nor value, so such a record gets empty
-    bytes and says so.
+    refuses one from the future. A record without a value gets empty bytes and says so.
     """
-    nothing = record.key is None and record.value is None
-    headers = [
-        *((name, value) for name, value in record.headers if not name.startswith(PREFIX)),
+    own = [(name, value) for name, value in record.headers if not name.startswith(PREFIX)]
+    said = [
         (REASON, reason.encode()),
         (DETAIL, detail.encode(errors="backslashreplace")[:DETAIL_BYTES_MAX]),
         (TOPIC, source.topic.encode()),
         (PARTITION, str(source.partition).encode()),
         (OFFSET, str(source.offset).encode()),
         (TIMESTAMP, str(record.timestamp).encode()),
-        *([(NO_VALUE, b"true")] if nothing else []),
+        *([(NO_VALUE, b"true")] if record.value is None else []),
     ]
-    return Message(topic, record.key, b"" if nothing else record.value, headers)
+    whole = Message(topic, record.key, b"" if record.value is None else record.value, own + said)
+    if size_bytes(whole) <= bytes_max:
+        return whole
+    omitted = Omitted.of(record.value)
+    small = Message(
+        topic, record.key, b"", [*said, (OMITTED, f"{omitted[0]} bytes, sha256 {omitted[1]}".encode())]
+    )
+    return small if size_bytes(small) <= bytes_max else small._replace(key=None)
+
+
+def size_bytes(message: Message) -> int:
+    """How large a message is for Kafka, uncompressed and alone in its batch; rather more than less."""
+    headers = sum(len(n.encode()) + len(v or b"") + HEADER_OVERHEAD_BYTES for n, v in message.headers)
+    return RECORD_OVERHEAD_BYTES + len(message.key or b"") + len(message.value or b"") + headers
 
 
 def parse_headers(headers: Sequence[tuple[str, bytes]]) -> DeadLetterHeaders | None:
@@ -73,10 +109,20 @@ def parse_headers(headers: Sequence[tuple[str, bytes]]) -> DeadLetterHeaders | N
     try:
         source = Position(ours[TOPIC], int(ours[PARTITION]), int(ours[OFFSET]))
         return DeadLetterHeaders(
-            ours[REASON], ours.get(DETAIL, ""), source, int(ours[TIMESTAMP]), NO_VALUE not in ours
+            ours[REASON],
+            ours.get(DETAIL, ""),
+            source,
+            int(ours[TIMESTAMP]),
+            NO_VALUE not in ours,
+            _omitted(ours.get(OMITTED, "")),
         )
     except (KeyError, ValueError):
         return None
+
+
+def _omitted(said: str) -> Omitted | None:
+    found = re.fullmatch(r"(\d+) bytes, sha256 ([0-9a-f]{64})", said)
+    return Omitted(int(found[1]), found[2]) if found else None
 
 
 def propagated_tombstone(key: bytes, source: Position, *, topic: str) -> Message:

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import TOMBSTONE
 from ebbtide.featurestore.record.fold import CAUSES
-from ebbtide.stream.outputs.dead_letter import UNSCORED, Position, dead_letter_of, propagated_tombstone
+from ebbtide.stream.outputs.dead_letter import (
+    BYTES_MAX,
+    UNSCORED,
+    Position,
+    dead_letter_of,
+    propagated_tombstone,
+)
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.outputs.scores import score_message
 from ebbtide.stream.turn.work import Verdicts
@@ -25,11 +31,12 @@ UNSCORED_DETAIL = "the model fails for this customer's record; the event is fold
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Topic names. `scores` None: not written."""
+    """Topic names. `scores` None: not written. `dead_letter_bytes_max`: what the dead-letter topic takes."""
 
     alerts: str
     dead_letters: str
     scores: str | None = None
+    dead_letter_bytes_max: int = BYTES_MAX
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -67,7 +74,14 @@ def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dic
         j, record = int(np.searchsorted(work.first, index, side="right")) - 1, work.records[index]
         if alive[j] and record.offset >= since[j]:
             messages.setdefault(j, []).append(
-                dead_letter_of(record, source(j, record.offset), reason, detail, topic=outputs.dead_letters)
+                dead_letter_of(
+                    record,
+                    source(j, record.offset),
+                    reason,
+                    detail,
+                    topic=outputs.dead_letters,
+                    bytes_max=outputs.dead_letter_bytes_max,
+                )  # fmt: skip
             )
     if outputs.scores is not None:
         _scores(outputs.scores, verdicts, alive, since, messages)

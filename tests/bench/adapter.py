@@ -18,7 +18,7 @@ from ebbtide.ops.config.settings import BatchingSettings, RedisSettings
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
-from ebbtide.stream.kafka.client import KafkaSettings
+from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.outputs.message import Sink
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits

@@ -28,8 +28,10 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.console import Steps, steps, table_and_json
 from ebbtide.ops.stack.local import LocalStack
-from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
 from ebbtide.stream.kafka.committed_log import open_committed_log
+from ebbtide.stream.kafka.producer import KafkaSink
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from ebbtide.stream.policy import Policy
 from tests.bench.adapter import running
 from tests.bench.machine import Machine, Watch

@@ -50,8 +50,9 @@ from ebbtide.ops.config.settings import (
 from ebbtide.ops.stack.local import LocalStack
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
-from ebbtide.stream.kafka.client import KafkaSettings, ensure_topics
-from ebbtide.stream.kafka.reader import log_ranges, partition_for
+from ebbtide.stream.kafka.reader import log_ranges
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import ensure_topics, partition_for
 from tests.bench.producer import PARTITIONS
 from tests.bench.traffic import BEGINS_BEFORE_MS, SPEC, batch_of, clicks
 from tests.support.servers.proxy import Proxy

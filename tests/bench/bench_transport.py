@@ -23,7 +23,8 @@ from aiokafka import AIOKafkaProducer
 from ebbtide.ops.stack.local import LocalKafka
 from ebbtide.stream.batch import Fetched, FetchedBatch
 from ebbtide.stream.consumer.app import build_app
-from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, ensure_topics
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 
 PARTITIONS = 8
 PADDING = "x" * 100  # makes a value about 180 bytes, as a small clickstream event is

@@ -13,8 +13,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from ebbtide.stream.kafka.client import KafkaSettings
 from ebbtide.stream.kafka.reader import read_topic, reader
+from ebbtide.stream.kafka.settings import KafkaSettings
 from tests.bench.traffic import event_number
 
 STEADY_FROM, STEADY_TO = 0.2, 0.8

@@ -34,8 +34,9 @@ from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import RedisSettings
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.stream.batch import Record
-from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink
+from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic, reader
+from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.outputs.message import Message
 from tests.bench.producer import PARTITIONS
 from tests.bench.traffic import SPEC, event_number

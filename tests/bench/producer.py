@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 from aiokafka import AIOKafkaProducer
 
-from ebbtide.stream.kafka.reader import partition_for
+from ebbtide.stream.kafka.topics import partition_for
 from tests.bench.traffic import CUSTOMERS, clicks, name_of, records
 
 PARTITIONS = 4

@@ -21,7 +21,9 @@ from redis.asyncio import Redis
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.redis.store import RedisStore
-from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, admin, ensure_topics
+from ebbtide.stream.kafka.client import admin
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.bench.logs import Alerts, Input, latencies, read_alerts, read_input, throughput
 from tests.bench.parts import PARTS
 from tests.bench.producer import PARTITIONS

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ebbtide.ops.config.settings import Settings
-from ebbtide.stream.kafka.client import ensure_topics
 from ebbtide.stream.kafka.reader import log_ranges, read_topic
+from ebbtide.stream.kafka.topics import ensure_topics
 from tests.chaos.config import FETCH_BYTES, RUN_RECORDS, proxied, topics
 from tests.chaos.feed import Acknowledged, Orders
 from tests.chaos.monitor import Monitor

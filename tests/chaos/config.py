@@ -15,8 +15,8 @@ from pydantic import SecretStr
 
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.worker.connect import topic_specs
-from ebbtide.stream.kafka.client import TopicSpec
 from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec
 from tests.chaos.scene import Scene
 from tests.chaos.shape import Shape
 

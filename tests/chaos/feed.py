@@ -27,7 +27,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from numpy.typing import NDArray
 
-from ebbtide.stream.kafka.reader import partition_for
+from ebbtide.stream.kafka.topics import partition_for
 from tests.chaos.traffic import Said, Traffic, names
 
 TICK_S = 0.02

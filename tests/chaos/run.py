@@ -25,7 +25,7 @@ from ebbtide.featurestore.spec import load_spec
 from ebbtide.ops.config.settings import Settings, quiet_libraries
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.ops.worker.connect import open_store
-from ebbtide.stream.kafka.client import ensure_topics
+from ebbtide.stream.kafka.topics import ensure_topics
 from tests.chaos.compacted import Holes
 from tests.chaos.config import (
     FETCH_BYTES,

@@ -16,7 +16,7 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
-from ebbtide.stream.kafka.client import ensure_topics
+from ebbtide.stream.kafka.topics import ensure_topics
 from tests.support.seams.models import TINY, publish
 from tests.support.workers.outages import (
     PARTITIONS,

@@ -22,8 +22,8 @@ from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.thread import COMMIT_S, STOP_S
-from ebbtide.stream.kafka.client import ensure_topics
 from ebbtide.stream.kafka.producer import FLUSH_S
+from ebbtide.stream.kafka.topics import ensure_topics
 from tests.support.seams.models import TINY
 from tests.support.workers.outages import (
     PARTITIONS,

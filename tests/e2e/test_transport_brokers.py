@@ -11,8 +11,9 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from ebbtide.ops.stack.local import LocalKafka
-from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, ensure_topics
 from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.support.receiver import MemoryChain, Receiver, check_chain, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

@@ -16,8 +16,10 @@ from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
 from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
+from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.message import Message

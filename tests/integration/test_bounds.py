@@ -15,9 +15,9 @@ import pytest
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
-from ebbtide.stream.kafka.client import ensure_topics
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.kafka.topics import ensure_topics
 from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.turn.flood import FLOOD_RECORDS

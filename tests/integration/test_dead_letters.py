@@ -4,21 +4,39 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import RecordsToDelete
 from click.testing import CliRunner
 
 from ebbtide.ops.commands.dlq import command
+from ebbtide.stream.batch import Record
 from ebbtide.stream.dlq.replay import CHUNK_LETTERS, replay
-from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, ensure_topics
+from ebbtide.stream.errors import BrokerMisconfigured
+from ebbtide.stream.kafka.client import admin
+from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, message_bytes_max
 from ebbtide.stream.outputs.dead_letter import Position, dead_letter_of, propagated_tombstone
 from ebbtide.stream.outputs.message import Message
 from tests.support.servers.services import Services
 
 pytestmark = pytest.mark.kafka
+
+
+class RawRecord(NamedTuple):
+    """A record."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
 
 
 class Bad:
@@ -105,6 +123,47 @@ async def test_letters_go_back_as_they_came_and_only_once(
     assert third["sent"] == 0 and len(await everything_in(settings)) == 4
 
 
+async def test_a_letter_without_its_body_goes_back_from_where_it_lies(
+    stack: Services, unique_name: str, tmp_path: Path
+) -> None:
+    """A dead-letter topic as Kafka makes it, an input that takes four times as much: the letter fits, and the record
+    goes back whole. Of one that retention took, and of one that is another by now, the command says that it is gone."""
+    settings = settings_of(stack, unique_name)
+    large = TopicSpec(unique_name, 2, "topics.partitions", {"max.message.bytes": str(4 << 20)})
+    await ensure_topics(settings, [large, TopicSpec(dead(settings), 2, "topics.partitions")])
+    async with KafkaSink(settings) as sink:
+        for value in (b"gone", b"{" * (2 << 20), b"another"):
+            await sink.send_all([Message(unique_name, b"ann", value, (("trace", b"1"),), partition=0)])
+        taken = await message_bytes_max(settings, [dead(settings), unique_name])
+        assert taken == {dead(settings): 1_048_588, unique_name: 4 << 20}
+        records = [record async for record in read_topic(settings, unique_name)]
+        stated: list[Record] = [records[0], records[1], RawRecord(2, 0, b"ann", b"{" * (2 << 20))]
+        for record in stated:
+            made = dead_letter_of(
+                record, Position(unique_name, 0, record.offset), "too_large", "", topic=dead(settings),
+                bytes_max=taken[dead(settings)] if record.offset else 0,
+            )  # fmt: skip
+            assert made.value == b""
+            await sink.send_all([made])
+    async with admin(settings) as client:
+        await client.delete_records({TopicPartition(unique_name, 0): RecordsToDelete(before_offset=1)})
+    _, listed = await in_thread(dlq, stack, settings, tmp_path, "list")
+    assert sorted(row["bytes"] for row in listed["latest"]) == [4, 2 << 20, 2 << 20]
+    _, result = await in_thread(dlq, stack, settings, tmp_path, "replay")
+    assert (result["sent"], result["gone"], result["too_large"]) == (1, 2, 0)
+    back = (await everything_in(settings))[-1]
+    assert (back.key, back.value, tuple(back.headers)) == (b"ann", b"{" * (2 << 20), (("trace", b"1"),))
+
+
+async def test_an_output_topic_that_takes_too_little_is_named(stack: Services, unique_name: str) -> None:
+    """At the start, not at the first alert that does not fit."""
+    settings = settings_of(stack, unique_name)
+    spec = TopicSpec(unique_name, 1, "s", {"max.message.bytes": "60000"}, message_bytes_min=100_000)
+    with pytest.raises(BrokerMisconfigured, match=r"takes messages of 60,000 bytes, it has to take 100,000"):
+        await ensure_topics(settings, [spec])
+    assert await ensure_topics(settings, [replace(spec, message_bytes_min=60_000)]) == {unique_name: 1}
+
+
 async def test_somebody_forgotten_stays_forgotten(stack: Services, unique_name: str, tmp_path: Path) -> None:
     """Letters before a customer's tombstone are passed over, later ones are not; a foreign topic gets nothing."""
     settings = settings_of(stack, unique_name)
@@ -116,7 +175,7 @@ async def test_somebody_forgotten_stays_forgotten(stack: Services, unique_name: 
     _, result = await in_thread(dlq, stack, settings, tmp_path, "replay")
     assert result == {
         "sent": 2, "dry_run": False, "reasons": {"future": 2}, "replayed_before": 0, "forgotten": 1,
-        "of_another_topic": 1, "empty": 0, "folded_already": 0,
+        "of_another_topic": 1, "empty": 0, "folded_already": 0, "gone": 0, "too_large": 0,
     }  # fmt: skip
     assert sorted(r.value or b"" for r in await everything_in(settings)) == [b"{2", b"{3"]
 

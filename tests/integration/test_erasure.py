@@ -30,8 +30,8 @@ from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.state.plan import plan
 from ebbtide.ops.state.rebuild import Counts, ForbiddenSink, Rebuild
 from ebbtide.stream.dlq.replay import replay
-from ebbtide.stream.kafka.client import KafkaSink
 from ebbtide.stream.kafka.committed_log import open_committed_log
+from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.outputs.message import Message
 from tests.support.servers.services import Services
 from tests.support.workers.worlds import NEW, OLD, PARTITIONS, T0, WAIT_S, Clicks, World, commit

@@ -20,16 +20,12 @@ from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.ops.stack.local import LocalKafka
 from ebbtide.ops.stack.server import free_ports
 from ebbtide.stream.errors import BrokerMisconfigured, BrokerUnavailable, RecordTooLarge
-from ebbtide.stream.kafka.client import (
-    KafkaSettings,
-    KafkaSink,
-    TopicSpec,
-    check_connection,
-    ensure_topics,
-)
-from ebbtide.stream.kafka.producer import PRODUCE_BATCH_BYTES
-from ebbtide.stream.kafka.reader import log_ranges, partition_for, read_topic
+from ebbtide.stream.kafka.client import check_connection
+from ebbtide.stream.kafka.producer import PRODUCE_BATCH_BYTES, KafkaSink
+from ebbtide.stream.kafka.reader import log_ranges, read_topic
 from ebbtide.stream.kafka.security import _warn_of_plaintext
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, partition_for
 from ebbtide.stream.outputs.message import Message
 from tests.support.receiver import until
 from tests.support.servers.services import Services

@@ -18,15 +18,18 @@ import pytest
 from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.stream.errors import BrokerMisconfigured, BrokerUnavailable, StreamError
 from ebbtide.stream.kafka.bookmarks import Bookmarks
-from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, TopicSpec, check_connection, ensure_topics
+from ebbtide.stream.kafka.client import check_connection
+from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import log_ranges, read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from ebbtide.stream.outputs.message import Message
 from tests.support.receiver import MemoryChain, Receiver, until
 from tests.support.servers.kafka import ASKED, PASSWORD, SHORT_S, SecureKafka, allow, secure_kafka, token
 
 pytestmark = pytest.mark.kafka
 PROMPTLY_S = 8.0
-HERE = "tests.support.kafka_servers"
+HERE = "tests.support.servers.kafka"
 
 
 @pytest.fixture(scope="module")

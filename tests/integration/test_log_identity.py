@@ -13,9 +13,10 @@ from aiokafka import AIOKafkaProducer
 from ebbtide.ops.stack.local import LocalKafka
 from ebbtide.stream.batch import LogPosition
 from ebbtide.stream.errors import UnreadableBatch
-from ebbtide.stream.kafka.client import TopicSpec, admin, ensure_topics
+from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.support.raw_batches import batch_of, produce_raw, replaced
 from tests.support.receiver import MemoryChain, Receiver, until
 

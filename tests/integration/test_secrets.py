@@ -20,8 +20,10 @@ from ebbtide.ops.errors import WorkerFailed
 from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
-from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, ensure_topics
+from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import ensure_topics
 from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.message import Message
 from tests.integration.test_http import asking, raw

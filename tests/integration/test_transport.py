@@ -21,7 +21,9 @@ from redis.asyncio import Redis
 
 from ebbtide.stream.batch import Fetched, FetchedBatch
 from ebbtide.stream.errors import BrokerMisconfigured, CheckpointOutsideLog, PartitionRevoked
-from ebbtide.stream.kafka.client import KafkaSettings, TopicSpec, admin, ensure_topics
+from ebbtide.stream.kafka.client import admin
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.support.receiver import MemoryChain, Receiver, RedisChain, check_chain, until
 from tests.support.servers.services import Services
 

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from ebbtide.stream.batch import Fetched, FetchedBatch, FetchFault, Source
 from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.errors import PartitionRevoked
-from ebbtide.stream.kafka.client import KafkaSettings
+from ebbtide.stream.kafka.settings import KafkaSettings
 
 Entry = tuple[int, int, list[tuple[int, str]]]
 

@@ -26,7 +26,7 @@ from aiokafka.protocol.admin import CreateAclsRequest
 
 from ebbtide.ops.stack.local import LocalKafka
 from ebbtide.ops.stack.server import free_ports
-from ebbtide.stream.kafka.client import KafkaSettings
+from ebbtide.stream.kafka.settings import KafkaSettings
 
 PASSWORD = "Tell-nobody-4711"
 USERS = ("alice", "bob")

@@ -47,9 +47,9 @@ from ebbtide.ops.worker.run import serving
 from ebbtide.stream.batch import CommittedOffset, Source
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
-from ebbtide.stream.kafka.client import KafkaSettings
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.outputs.message import Sink
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits

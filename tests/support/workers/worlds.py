@@ -33,9 +33,11 @@ from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
-from ebbtide.stream.kafka.client import KafkaSettings, KafkaSink, ensure_topics
 from ebbtide.stream.kafka.committed_log import open_committed_log
+from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import ensure_topics
 from ebbtide.stream.outputs.message import Message, Sink
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits

@@ -1,12 +1,22 @@
 """A dead letter and back: what the record was, where it lay, and what no client or broker would take otherwise."""
 
+import hashlib
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ebbtide.stream.errors import DeadLetterFlood
-from ebbtide.stream.outputs.dead_letter import Position, dead_letter_of, original_headers, parse_headers
+from ebbtide.stream.outputs.dead_letter import (
+    Position,
+    dead_letter_of,
+    original_headers,
+    parse_headers,
+    size_bytes,
+)
 from ebbtide.stream.turn.flood import FloodGuard
+from tests.support.raw_batches import batch_of
 from tests.support.seams.streams import LogRecord
 
 WHERE = Position("clickstream", 3, 42)
@@ -56,6 +66,46 @@ def test_a_record_of_nothing_becomes_a_letter_that_can_be_sent() -> None:
     said = parse_headers(made.headers)
     assert said is not None
     assert not said.has_value
+
+
+def test_a_record_without_a_value_is_no_tombstone_of_its_letters() -> None:
+    """A null under a key that cannot be read is a dead letter, not a word that forgets the dead letters of that key."""
+    made = dead_letter_of(LogRecord(42, 0, b"\xff", None), WHERE, "key_mismatch", "", topic="dead")
+    assert (made.key, made.value) == (b"\xff", b"")
+    said = parse_headers(made.headers)
+    assert said is not None
+    assert not said.has_value
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.none() | st.integers(0, 9_000),
+    st.none() | st.integers(0, 9_000),
+    st.lists(st.tuples(st.text(max_size=30), st.integers(0, 3_000)), max_size=8),
+    st.integers(4_096, 12_000),
+)
+def test_a_letter_always_fits(
+    key: int | None, value: int | None, sizes: list[tuple[str, int]], bytes_max: int
+) -> None:
+    """By Kafka's own count of a batch that holds nothing else; and what was omitted is told."""
+    record = LogRecord(
+        42, 0, None if key is None else b"k" * key, None if value is None else b"v" * value,
+        [(name, b"h" * size) for name, size in sizes],
+    )  # fmt: skip
+    made = dead_letter_of(record, WHERE, "too_large", "d" * 2_000, topic="dead", bytes_max=bytes_max)
+    batch = batch_of([(made.key, made.value, made.headers)])
+    assert len(batch) <= size_bytes(made) <= bytes_max
+    said = parse_headers(made.headers)
+    assert said is not None
+    assert said.source == WHERE
+    if said.omitted is None:
+        assert (made.key, made.value) == (record.key, record.value or b"")
+        assert original_headers(made.headers) == [
+            h for h in record.headers if not h[0].startswith("ebbtide-")
+        ]
+    else:
+        assert made.value == b"" and made.key in (record.key, None)
+        assert said.omitted == (value or 0, hashlib.sha256(record.value or b"").hexdigest())
 
 
 def test_a_message_that_is_no_letter() -> None:

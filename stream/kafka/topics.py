@@ -1,0 +1,161 @@
+"""Topics: made or checked, and which partition of one a key belongs to.
+
+More than a name is checked: how many partitions, what we may do with it, how large a record it takes. It knows what a
+topic should be and refuses to change one that is there.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from aiokafka import errors as kafka_errors
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.hashing import murmur2_texts
+from ebbtide.stream.errors import BrokerMisconfigured
+from ebbtide.stream.kafka.client import admin
+from ebbtide.stream.kafka.diagnose import unreachable
+from ebbtide.stream.kafka.errors import RIGHTS, forbidden
+from ebbtide.stream.kafka.protocol import Described, Operation, describe
+from ebbtide.stream.kafka.settings import KafkaSettings, ms
+
+MESSAGE_BYTES = "max.message.bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as it should be. `setting` is what a person would change if it is not; `message_bytes_min`: what it has
+    to take at least in one message (its `max.message.bytes`), if that is known."""
+
+    name: str
+    partitions: int
+    setting: str
+    config: Mapping[str, str] = field(default_factory=dict)
+    message_bytes_min: int = 0
+
+
+async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) -> dict[str, int]:
+    """Create the topics that are missing, check those that are not. Returns each one's number of partitions.
+
+    More partitions than asked for are accepted: their number never changes in place. What a worker does with them has
+    to be allowed: to read `settings.topic`, to write the others. Every problem is reported at once, in one
+    BrokerMisconfigured.
+    """
+    wanted = {topic.name: topic for topic in topics}
+    async with admin(settings) as client:
+        try:
+            found = await _described(settings, client, list(wanted))
+            missing = [wanted[name] for name in wanted if name not in found]
+            if missing:
+                await _create(settings, client, missing)
+                for _ in range(100):  # the controller has made them; the brokers hear of it a moment later
+                    found = await _described(settings, client, list(wanted))
+                    if len(found) == len(wanted):
+                        break
+                    await asyncio.sleep(0.05)
+        except (KafkaError, TimeoutError) as error:
+            raise await unreachable(settings, error) from error
+        takes = await _message_bytes_max(client, [t.name for t in wanted.values() if t.message_bytes_min])
+    counts = {name: topic.partitions for name, topic in found.items()}
+    wrong = [
+        f"topic {spec.name!r} has {counts.get(name, 0)} partitions, {spec.setting} asks for {spec.partitions}"
+        for name, spec in wanted.items()
+        if counts.get(name, 0) < spec.partitions
+    ]
+    small = [
+        f"topic {name!r} takes messages of {taken:,} bytes, it has to take {wanted[name].message_bytes_min:,}"
+        for name, taken in takes.items()
+        if taken < wanted[name].message_bytes_min
+    ]
+    if small:
+        raise BrokerMisconfigured("; ".join(wrong + small), hint="raise max.message.bytes of these topics")
+    if wrong:
+        names = ", ".join(sorted({spec.setting for spec in wanted.values()}))
+        raise BrokerMisconfigured("; ".join(wrong), hint=f"set {names} to what is there, or use a new topic")
+    return counts
+
+
+async def message_bytes_max(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
+    """How large a message each topic takes (its `max.message.bytes`); one that Kafka does not tell us is missing: the
+    right DESCRIBE_CONFIGS is asked for, not demanded."""
+    async with admin(settings) as client:
+        return await _message_bytes_max(client, topics)
+
+
+async def _message_bytes_max(client: AIOKafkaAdminClient, topics: Sequence[str]) -> dict[str, int]:
+    if not topics:
+        return {}
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name, {MESSAGE_BYTES: None}) for name in topics]
+    try:
+        answers = await client.describe_configs(asked)
+    except KafkaError:
+        return {}
+    return {
+        name: int(value)
+        for answer in answers
+        for _, _, _, name, configs in answer.resources
+        for key, value, *_ in configs
+        if key == MESSAGE_BYTES
+    }
+
+
+async def _described(
+    settings: KafkaSettings, client: AIOKafkaAdminClient, names: list[str]
+) -> dict[str, Described]:
+    """The topics that are there. Raises BrokerMisconfigured when we may not do with one what a worker does."""
+    found = await describe(client._client, names)  # noqa: SLF001 -- the admin client has no request for it
+    needed = {name: Operation.READ if name == settings.topic else Operation.WRITE for name in found}
+    lacking = [
+        f"{needed[name].name} on topic {name!r}"
+        for name, topic in found.items()
+        if topic.forbidden or (topic.there and not topic.allows(needed[name]))
+    ]
+    if lacking:
+        raise forbidden(settings, "what a worker does", lacking)
+    return {name: topic for name, topic in found.items() if topic.there}
+
+
+async def _create(settings: KafkaSettings, client: AIOKafkaAdminClient, topics: Sequence[TopicSpec]) -> None:
+    new = [NewTopic(t.name, t.partitions, 1, topic_configs=dict(t.config)) for t in topics]
+    for topic in new:
+        # The cluster's own default: a laptop has one broker, production says three. The constructor refuses it.
+        topic.replication_factor = -1
+    response = await client.create_topics(new, timeout_ms=ms(settings.request_timeout_s))
+    refused = []
+    for name, code, reason in response.topic_errors:
+        error = kafka_errors.for_code(code)
+        if issubclass(error, RIGHTS):
+            refused.append(name)
+        elif (
+            code and error is not kafka_errors.TopicAlreadyExistsError
+        ):  # another worker may have been faster
+            raise BrokerMisconfigured(
+                f"Kafka would not create topic {name!r}: {error.__name__}: {reason or ''}"
+            )
+    if refused:
+        rights = [f"CREATE on topic {name!r}" for name in refused]
+        raise forbidden(settings, "to create topics that are missing", rights, "create them yourself")
+
+
+def partition_for(key: bytes, partitions: int) -> int:
+    """The partition that a producer with Kafka's default partitioner (murmur2) gives this key."""
+    positive: int = murmur2(key) & 0x7FFFFFFF
+    return positive % partitions
+
+
+def misplaced(keys: Sequence[bytes | None], partition: int, partitions: int) -> NDArray[np.bool_]:
+    """bool[n]: which of `keys`, found in `partition` of `partitions`, Kafka's default partitioner puts elsewhere.
+
+    A record without a key is where its producer wanted it, and is never misplaced. Whoever asks leaves tombstones out:
+    they are sent to whichever partitions hold the customer.
+    """
+    hashes = murmur2_texts([key or b"" for key in keys]) & np.uint32(0x7FFFFFFF)
+    wrong: NDArray[np.bool_] = hashes % np.uint32(partitions) != np.uint32(partition)
+    if None in keys:
+        wrong &= np.fromiter((key is not None for key in keys), np.bool_, len(keys))
+    return wrong
