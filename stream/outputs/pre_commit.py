@@ -81,7 +81,7 @@ def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dic
                     detail,
                     topic=outputs.dead_letters,
                     bytes_max=outputs.dead_letter_bytes_max,
-                )  # fmt: skip
+                )
             )
     if outputs.scores is not None:
         _scores(outputs.scores, verdicts, alive, since, messages)

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
 
+from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.hashing import hash_texts
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.cache import Cache
@@ -34,13 +36,17 @@ DRAIN_S = 10.0
 
 
 def tools_of(topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Sink) -> Tools:
-    """What production's pipelines work with, at its defaults, but for the model. Its batcher is not running yet."""
-    clock, telemetry, batching = SystemClock(), Telemetry(), BatchingSettings()
+    """What production's pipelines work with, at its defaults, but for the model; compiled. Its batcher is not running
+    yet."""
+    clock, telemetry, batching, folder = SystemClock(), Telemetry(), BatchingSettings(), Folder(layout)
+    hash_texts(["warm"])
+    folder.fold(layout.empty(0), EventBatch.empty())
+    folder.due(layout.empty(1))
     batcher = Batcher(
         lambda: model, clock, telemetry, deadline_s=batching.deadline_s, linger_s=batching.linger_s
     )
     return Tools(
-        topic, Outputs(f"{topic}-alerts", f"{topic}-dead-letters", None), layout, Folder(layout),
+        topic, Outputs(f"{topic}-alerts", f"{topic}-dead-letters", None), layout, folder,
         Parser(layout.spec), store, Cache(layout.dtype, RedisSettings().cache_bytes_max), sink, batcher,
         clock, telemetry,
     )  # fmt: skip
