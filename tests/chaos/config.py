@@ -13,6 +13,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.stream.kafka.settings import KafkaSettings
@@ -22,7 +25,7 @@ from tests.chaos.shape import Shape
 
 SPEC = Path(__file__).with_name("spec.yaml")
 DURATION = re.compile(r"\b(\d+)(ms|s)\b")
-COOLDOWN_MS = 3_000
+COOLDOWN_MS, DWELL_MS = 3_000, 400
 SESSION_S = 3.0
 FETCH_RECORDS, FETCH_BYTES = 500, 64 << 10
 RUN_RECORDS = 1_600
@@ -61,14 +64,25 @@ def direct(scene: Scene, spec: Path, models: Path, topic: str, shape: Shape) -> 
                 update={
                     "alerts": f"{topic}-alerts",
                     "dead_letters": f"{topic}-dead-letters",
+                    "scores": f"{topic}-scores",
                     "partitions": shape.partitions,
                 }
             ),
             "redis": settings.redis.model_copy(
-                update={"url": SecretStr(scene.redis_url), "prefix": "chaos:", "timeout_s": 1.5}
+                update={
+                    "url": SecretStr(scene.redis_url),
+                    "prefix": "chaos:",
+                    "timeout_s": 1.5,
+                    # One step's: a worker's partitions hold several times as many customers.
+                    "cache_bytes_max": CUSTOMERS_MAX * Layout(load_spec(spec)).itemsize,
+                }
             ),
+            # Thresholds are the models' own.
             "policy": settings.policy.model_copy(
-                update={"enter": 0.5, "exit": 0.4, "cooldown_ms": round(COOLDOWN_MS * shape.scale)}
+                update={
+                    "dwell_ms": round(DWELL_MS * shape.scale),
+                    "cooldown_ms": round(COOLDOWN_MS * shape.scale),
+                }
             ),
             "http": settings.http.model_copy(update={"port": 0}),
         }

@@ -1,64 +1,120 @@
 """What should be there: the final log through parse, fold, score and decide, offline, in offset order, once.
 
-    log (read_committed) ─▶ cut at tombstones ─▶ parse ─▶ fold ─▶ score ─▶ decide ─▶ records, alerts, dead letters
+    log (read_committed) ─▶ parse ─▶ fold ─▶ score, by the version that says so ─▶ decide ─▶ records, alerts, letters
+                                                     ▲
+                             score topic: which version scored which point
 
-It shares with the workers the pure steps and the model's files, and nothing of what this suite puts to the test: no
-transport, no Redis, no outbox, no batches of theirs, no resuming. The parser it shares, too, so whether that is right
-about what is poison is for the producers to say (`verdict.py`). Invariant: the end depends on the log alone.
+It shares with the workers the parser, the fold and the models' files, and nothing of what this suite puts to the test:
+no transport, no Redis, no outbox, no batches of theirs, no resuming; policy and alerts are the oracle's, written apart
+(`tests/support/oracle/decisions.py`). Whether the parser is right about what is poison is for the producers to say
+(`verdict.py`).
+
+Which version decides is nobody's promise. A point is decided by the version that says it scored it. Where a state was
+lost it is made again without a word, by whoever serves then; so from some point on a customer's story may be another:
+
+    offset  ─────low───────────────────────high─────
+    said    ──v1──────────v1──────────v2────v2──────     by those that said they scored it
+                     ╰──v2──────────v2──────╯            … or made again, from anywhere on, to the end of the piece
+
+So a customer has several stories there, nearly always one. Invariants: the end depends on the log and on who may have
+decided; one alert follows from one version, its p, its thresholds and its reasons.
 """
 
-import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ebbtide.featurestore.events.event import TOMBSTONE
+from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
 from ebbtide.featurestore.events.parse import ParseLimits, Parser
-from ebbtide.featurestore.record.fold import Folder
-from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.record.features import features
+from ebbtide.featurestore.record.fold import Folder, Points
+from ebbtide.featurestore.record.layout import EPISODE_FIELDS, Layout, Rows
 from ebbtide.featurestore.spec import load_spec
+from ebbtide.model.serving.artifact import versions
 from ebbtide.model.serving.runtime import configure
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.ops.config.settings import Settings
-from ebbtide.ops.worker.run import Serving, serving
-from ebbtide.stream.batch import FetchedBatch, Record
-from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.batch import Record
 from ebbtide.stream.kafka.reader import read_topic
-from ebbtide.stream.outputs.compose import Composer
-from ebbtide.stream.policy import decide
-from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.scoring.model import Scored
-from ebbtide.stream.telemetry import Telemetry
-from ebbtide.stream.turn.work import Origin, Piece, Work
+from tests.chaos.consumer import Belief
 from tests.chaos.feed import checksum
-from tests.support.seams.turns import from_the_beginning
+from tests.chaos.monitor import FellBack
+from tests.chaos.scores import PointKey, ScoresRead
+from tests.support.oracle.decisions import (
+    CAUSE_NAMES,
+    Decided,
+    Explained,
+    ModelFacts,
+    Origin,
+    Rules,
+    Story,
+    alert_of,
+    id_of,
+    next_story,
+)
+from tests.support.oracle.oracle import RESET, SILENCE, TERMINAL
 
-CHUNK = 1_000
-VERSION = re.compile(rb'"model_version":\d+')
+CHUNK = 2_000
+STORIES_MAX = 256
+"""More stories of one customer at a time, and nothing is proven of their episode: they are counted, and let go."""
+AS_SAID = 0
+"""Of a path that was not made again: it follows whoever said that they scored a point."""
 
 
-def same_version(alert: bytes) -> bytes:
-    """An alert's bytes without its model's version: swaps come when they come."""
-    return VERSION.sub(b'"model_version":0', alert)
+class Path(NamedTuple):
+    """One way in which a customer may have been decided so far. `by`: the version that makes the state again here, or
+    AS_SAID."""
+
+    story: Story
+    by: int
+
+
+class Version(NamedTuple):
+    """A published version: how it scores, when episodes open and close under it, what alerts say of it."""
+
+    scorer: Scorer
+    rules: Rules
+    facts: ModelFacts
+
+
+class Foreseen(NamedTuple):
+    """An alert. `by`: what it says, by the version that it may name. `certain`: it has to be there."""
+
+    customer: str
+    by: dict[int, dict[str, Any]]
+    certain: bool
 
 
 @dataclass
 class Expected:
-    """records: (partition, customer) -> bytes; due: the same -> ms; alerts: id -> bytes without the model's version;
-    dead letters: (partition, offset) -> reason and checksum; tombstones: customer -> how often forgotten; sums: offset
-    -> checksum of each record by partition; memories: the log's time in pieces as long as the spec's memory, those of
-    them in which a record came."""
+    """records: (partition, customer) -> bytes without the episode; stories: the same -> what the episode may be; due:
+    the same -> ms; alerts: id -> what it says; letters: (partition, offset) -> reason and checksum; tombstones:
+    customer -> how often forgotten; sums: offset -> checksum of each record by partition; memories: the log's time in
+    pieces as long as the spec's memory, those of them in which a record came; beliefs: what who obeys the contract
+    knows of each customer in the end; latest: each customer's last score; scores_*: what is wrong with the scores;
+    ambiguous: customers of whom two versions decided otherwise, since their last tombstone and ever; lost_track: those
+    of whom there were too many stories."""
 
     records: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    stories: dict[tuple[int, str], set[Story]] = field(default_factory=dict)
     due: dict[tuple[int, str], int] = field(default_factory=dict)
-    alerts: dict[bytes, bytes] = field(default_factory=dict)
+    alerts: dict[bytes, Foreseen] = field(default_factory=dict)
     letters: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
     tombstones: Counter[bytes] = field(default_factory=Counter)
     sums: dict[int, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     memories: set[int] = field(default_factory=set)
+    beliefs: dict[str, Belief] = field(default_factory=dict)
+    latest: dict[str, PointKey] = field(default_factory=dict)
+    scores_missing: list[PointKey] = field(default_factory=list)
+    scores_wrong: list[tuple[PointKey, int, float]] = field(default_factory=list)
+    scores_extra: list[PointKey] = field(default_factory=list)
+    points: int = 0
+    lost_track: set[str] = field(default_factory=set)
+    ambiguous: set[str] = field(default_factory=set)
+    ever_ambiguous: set[str] = field(default_factory=set)
 
     @property
     def log_records(self) -> int:
@@ -66,20 +122,20 @@ class Expected:
 
 
 class Replay:
-    """Reads a topic from end to end. `settings` are the workers', but for the way to Kafka."""
+    """Reads a topic from end to end. `settings` are the workers', but for the way to Kafka; `scores` is what their
+    score topic says, `remade` what may have been decided again."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, scores: ScoresRead, remade: Iterable[FellBack]) -> None:
         configure()
-        self._settings = settings
+        self._settings, self._scores, self._remade = settings, scores, list(remade)
         self._layout = Layout(load_spec(settings.spec))
         self._folder = Folder(self._layout)
         self._parser = Parser(self._layout.spec, ParseLimits(value_bytes_max=settings.record_bytes_max))
-        self._scorer = Scorer.load(settings.model, self._layout)
-        self._serving: Serving = serving(self._scorer, settings.policy)
-        self._batcher = Batcher(
-            lambda: self._serving, SystemClock(), Telemetry(), deadline_s=1.0, linger_s=0.0
-        )
+        self._versions = load_versions(settings, self._layout)
+        listed = features(self._layout.spec)
+        self._names, self._words = [f.name for f in listed], [f.describe for f in listed]
         self._rows: dict[int, dict[str, np.void]] = defaultdict(dict)
+        self.paths: dict[tuple[int, str], set[Path]] = {}
         self.end = Expected()
 
     async def run(self) -> Expected:
@@ -89,62 +145,202 @@ class Replay:
             mine = waiting[record.partition]
             mine.append(record)
             if len(mine) == CHUNK:
-                await self._take(record.partition, waiting.pop(record.partition))
+                self._take(record.partition, waiting.pop(record.partition))
         for partition, records in waiting.items():
-            await self._take(partition, records)
+            self._take(partition, records)
         for partition, rows in self._rows.items():
             for customer, row in rows.items():
                 self.end.records[partition, customer] = row.tobytes()
                 due = self._folder.due(np.array([row], self._layout.dtype))
                 self.end.due[partition, customer] = int(due[0])
+        self.end.scores_extra = sorted(self._scores.said.keys())
+        self.end.stories = {place: {path.story for path in paths} for place, paths in self.paths.items()}
         return self.end
 
-    async def _take(self, partition: int, records: list[Record]) -> None:
+    def _take(self, partition: int, records: list[Record]) -> None:
         sums = self.end.sums[partition]
         for record in records:
-            sums[record.offset] = checksum(record.key, record.value)
+            sums[record.offset] = checksum(record.key, record.value, record.headers)
         self.end.memories |= {record.timestamp // self._layout.spec.memory_ms for record in records}
-        start, end = records[0].offset, records[-1].offset + 1
-        whole = FetchedBatch(self._settings.kafka.topic, partition, 0, start, end, records)
-        pieces = list(whole.cut_before_tombstones())
-        assert [record for piece in pieces for record in piece.records] == records, "a cut lost a record"
-        for piece, follows in pairwise(pieces):
-            assert piece.end == follows.start, "a cut left a gap"
-        assert (pieces[0].start, pieces[-1].end) == (start, end), "a cut moved an end"
-        for piece in pieces:
-            await self._fold(partition, list(piece.records))
-
-    async def _fold(self, partition: int, records: list[Record]) -> None:
-        topic = self._settings.kafka.topic
-        opened = from_the_beginning(self._layout.id, partition, 1)
-        batch = FetchedBatch(topic, partition, 0, records[0].offset, records[-1].offset + 1, records)
-        work = Work.of([Piece(opened, batch)], self._parser)
-        parsed = work.parsed
+        parsed = self._parser.parse(records)
         for bad in parsed.rejected:
             record = records[bad.index]
-            said = (str(bad.reason), checksum(record.key, record.value))
-            self.end.letters[partition, record.offset] = said
+            self.end.letters[partition, record.offset] = (str(bad.reason), sums[record.offset])
         events, rows = parsed.events, self._rows[partition]
         before = self._layout.empty(len(events.customers))
         for i, customer in enumerate(events.customers):
             if customer in rows:
                 before[i] = rows[customer]
         after, points = self._folder.fold(before, events)
-        p = np.zeros(len(points), np.float32)
-        chosen: NDArray[np.intp] = np.flatnonzero(points.scored)
-        if len(chosen):
-            p[chosen] = self._scorer.score(points.rows[chosen], points.as_of[chosen])
-        transitions = decide(points, p, before, after, self._serving.policy)
-        composer = Composer(self._settings.kafka.topic, self._layout, self._batcher)
-        origin = Origin(work.piece[points.event], events.position[points.event])
-        scored = Scored(p, self._serving)
-        for entry in (await composer.compose(work, transitions, points, origin, scored)).get(0, []):
-            assert entry.id not in self.end.alerts, "two alerts of one id in a single replay"
-            self.end.alerts[entry.id] = same_version(entry.value)
         for e in np.flatnonzero(events.kind == TOMBSTONE):
             self.end.tombstones[events.customers[events.customer[e]].encode()] += 1
+        _Decisions(self, partition, events, points).run()
         for i, customer in enumerate(events.customers):
             if after["event_time"][i] != 0:
                 rows[customer] = after[i].copy()
             else:
                 rows.pop(customer, None)
+
+
+class _Decisions:
+    """The points of one chunk."""
+
+    def __init__(self, replay: Replay, partition: int, events: EventBatch, points: Points) -> None:
+        self._replay, self._partition, self._events, self._points = replay, partition, events, points
+        self._end, self._versions = replay.end, replay._versions
+        self._offsets = events.position[points.event].tolist()
+        self._as_of, self._cause = points.as_of.tolist(), points.cause.tolist()
+        self._said: list[tuple[int, str, Decided, int, float, bool]] = []
+
+    def run(self) -> None:
+        m_points = range(len(self._points))
+        said = [self._said_by(m) if self._cause[m] <= SILENCE else frozenset() for m in m_points]
+        again = [self._made_again_by(self._offsets[m]) for m in m_points]
+        p = self._scores_of(
+            [those | more if those else those for those, more in zip(said, again, strict=True)]
+        )
+        for m in m_points:
+            self._step(m, said[m], again[m], p)
+        self._compose()
+
+    def _said_by(self, m: int) -> frozenset[int]:
+        """The versions that said they scored a point: one or more of those that there are, or of nobody's any."""
+        self._end.points += 1
+        point = self._point(m)
+        said = {score.version for score in self._replay._scores.said.get(point, [])}
+        if not said:
+            self._end.scores_missing.append(point)
+        return frozenset(said & self._versions.keys() or self._versions.keys())
+
+    def _made_again_by(self, offset: int) -> frozenset[int]:
+        pieces = [
+            piece.versions
+            for piece in self._replay._remade
+            if piece.partition == self._partition and piece.low <= offset < piece.high
+        ]
+        return frozenset[int]().union(*pieces) & self._versions.keys()
+
+    def _point(self, m: int) -> PointKey:
+        return PointKey(self._partition, self._offsets[m], self._as_of[m], CAUSE_NAMES[self._cause[m]])
+
+    def _scores_of(self, candidates: list[frozenset[int]]) -> dict[tuple[int, int], float]:
+        """p by (point, version); what was said of it is held against that."""
+        p: dict[tuple[int, int], float] = {}
+        for number, version in self._versions.items():
+            chosen = [m for m, those in enumerate(candidates) if number in those]
+            if chosen:
+                scored = version.scorer.score(self._points.rows[chosen], self._points.as_of[chosen])
+                p |= {(m, number): float(one) for m, one in zip(chosen, scored, strict=True)}
+        for m, those in enumerate(candidates):
+            if not those:
+                continue
+            point = self._point(m)
+            customer = self._events.customers[self._points.customer[m]]
+            for score in self._replay._scores.said.pop(point, []):
+                if p.get((m, score.version)) != score.p or score.customer != customer:
+                    self._end.scores_wrong.append((point, score.version, score.p))
+        return p
+
+    def _step(
+        self, m: int, said: frozenset[int], again: frozenset[int], p: dict[tuple[int, int], float]
+    ) -> None:
+        end, cause, as_of = self._end, self._cause[m], self._as_of[m]
+        customer = self._events.customers[self._points.customer[m]]
+        place = self._partition, customer
+        if cause == RESET:
+            self._replay.paths.pop(place, None)
+            if self._events.kind[self._points.event[m]] == TOMBSTONE:
+                end.beliefs.pop(customer, None)
+                end.latest.pop(customer, None)
+                end.ambiguous.discard(customer)
+            return
+        if said:
+            end.latest[customer] = self._point(m)
+        # Who left was not scored: any version says the same of it.
+        said = said or frozenset(sorted(self._versions)[:1])
+        outcomes = [
+            (
+                *next_story(path.story, as_of, cause, p.get((m, number), 0.0), self._versions[number].rules),
+                by,
+                number,
+            )
+            for path in self._replay.paths.get(place, {Path(Story(), AS_SAID)})
+            for by, number in _ways(path.by, said, again)
+        ]
+        paths = {Path(story, by) for story, _, by, _ in outcomes}
+        if len(paths) > STORIES_MAX:
+            end.lost_track.add(customer)
+            paths = set(list(paths)[:1])
+        self._replay.paths[place] = paths
+        if len({(replace(story, score=0.0, scored_at=0), decided) for story, decided, _, _ in outcomes}) > 1:
+            end.ambiguous.add(customer)
+            end.ever_ambiguous.add(customer)
+        certain = len({decided for _, decided, _, _ in outcomes}) == 1
+        for decided, number in dict.fromkeys((decided, number) for _, decided, _, number in outcomes):
+            if decided is not None:
+                self._said.append((m, customer, decided, number, p.get((m, number), 0.0), certain))
+                end.beliefs[customer] = Belief(decided.kind == "opened", decided.sequence)
+
+    def _compose(self) -> None:
+        """What was said, by every version that may have said it."""
+        topic = self._replay._settings.kafka.topic
+        asked: dict[int, list[int]] = defaultdict(list)
+        for m, _, _, number, _, _ in self._said:
+            if self._cause[m] != TERMINAL:
+                asked[number].append(m)
+        why = {number: self._explained(number, chosen) for number, chosen in asked.items()}
+        for m, customer, decided, number, p, certain in self._said:
+            identity = id_of(topic, customer, decided).encode()
+            origin = Origin(topic, self._partition, self._offsets[m])
+            left = self._cause[m] == TERMINAL
+            before = self._end.alerts.get(identity)
+            by = before.by if before else {}
+            for each in self._versions if left else (number,):
+                explained = None if left else why[number][m]
+                by[each] = alert_of(
+                    decided, customer, self._cause[m], p, origin, self._versions[each].facts, explained
+                )
+            self._end.alerts[identity] = Foreseen(customer, by, certain)
+
+    def _explained(self, number: int, chosen: list[int]) -> dict[int, Explained]:
+        points, names, words = self._points, self._replay._names, self._replay._words
+        values, parts = self._versions[number].scorer.explain(points.rows[chosen], points.as_of[chosen])
+        return {
+            m: Explained(names, words, values[n].tolist(), parts[n].tolist()) for n, m in enumerate(chosen)
+        }
+
+
+def _ways(by: int, said: frozenset[int], again: frozenset[int]) -> list[tuple[int, int]]:
+    """How a path may go on at a point: (what it follows from here on, the version that decides). Whoever makes a state
+    again hands over to newer versions only, and at the end of the piece the path is one like any other."""
+    follows = [(AS_SAID, number) for number in said] if by == AS_SAID or not again else []
+    return follows + [(number, number) for number in again if number >= by]
+
+
+def load_versions(settings: Settings, layout: Layout) -> dict[int, Version]:
+    """Every version in the models' folder. Those that share their files share what was compiled, too."""
+    found: dict[int, Version] = {}
+    scorers: dict[tuple[object, ...], Scorer] = {}
+    for number in versions(settings.model):
+        scorer = Scorer.load(settings.model / str(number), layout, warm=False)
+        manifest = scorer.manifest
+        files = tuple(sorted(manifest.files.items())), manifest.sizes
+        scorer = scorers.setdefault(files, scorer)
+        policy = settings.policy
+        rules = Rules(
+            policy.enter if policy.enter is not None else manifest.enter,
+            policy.exit if policy.exit is not None else manifest.exit,
+            policy.dwell_ms,
+            policy.cooldown_ms,
+        )
+        facts = ModelFacts(manifest.name, number, rules.enter, layout.id, layout.spec.horizon_ms)
+        found[number] = Version(scorer, rules, facts)
+    return found
+
+
+def without_episode(rows: Rows) -> Rows:
+    """The records as the fold alone makes them."""
+    plain = rows.copy()
+    for name in EPISODE_FIELDS:
+        plain[name] = 0
+    return plain

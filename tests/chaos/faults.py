@@ -6,7 +6,8 @@
 
 Faults overlap as they come; only those that hurt the same server wait for each other. Each is logged with its time in
 `timeline`. It refuses to know what should come of it all. Invariants: what a fault does to a server or to the network
-it undoes itself; a worker that it ends is replaced by the crew; `counts` has only what took effect.
+it undoes itself; a worker that it ends is replaced by the crew; `counts` has only what took effect, `tried` the rest,
+too.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ SERVING = 0.7  # of the killed are workers that have partitions; the others as t
 TAKE_S_MAX = 30.0  # a deadline: it takes seconds, and far more on a machine that is busy
 LOSSES_UNTIL = 0.35
 """Of the run's time: a total loss later than that replays too much to be over by the end."""
-SWAP_WITHIN = 0.15, 0.5
-"""Of the run's time: one swap comes there, so that alerts are made both before and after it."""
+SWAPS_FROM, SWAP_BY = LOSSES_UNTIL, 0.6
+"""Of the run's time: swaps come after the total losses, for a state that is made again is decided by the version of
+then, silently; and one comes early enough that alerts are made both before and after it."""
 TRIES, AGAIN_S = 2, 1.0
 
 
@@ -39,16 +41,24 @@ class Faults:
     """`run` lasts until the last fault is over. `on`: those that are on now."""
 
     def __init__(
-        self, shape: Shape, scene: Scene, crew: Crew, monitor: Monitor, models: Path, session_s: float
+        self,
+        shape: Shape,
+        scene: Scene,
+        crew: Crew,
+        monitor: Monitor,
+        models: Path,
+        staged: Sequence[Path],
+        session_s: float,
     ) -> None:
         self._shape, self._scene, self._crew, self._monitor = shape, scene, crew, monitor
-        self._models, self._session_s = models, session_s
+        self._models, self._staged, self._session_s = models, staged, session_s
         self._draw = random.Random(shape.seed + 2)
         self._locks = {name: asyncio.Lock() for name in ("redis", "kafka", "static", "model")}
         self._began_s = time.monotonic()
         self._broker_before = -1
         self.swapped_s = self._began_s
         self.counts: Counter[str] = Counter()
+        self.tried: Counter[str] = Counter()
         self.timeline: list[str] = []
         self.on: list[str] = []
         self._what: dict[str, Callable[[str], Coroutine[Any, Any, bool]]] = {
@@ -56,9 +66,9 @@ class Faults:
             "leave": self._leave, "guest": self._guest, "static": self._static, "static long": self._static_long,
             "zombie": self._zombie,
             "broker": self._broker, "redis": self._redis, "redis torn": self._redis, "redis lost": self._redis,
-            "redis flushed": self._flush, "redis cut": self._cut, "redis hangs": self._hang,
-            "redis slow": self._slow, "kafka cut": self._cut, "kafka hangs": self._hang, "kafka slow": self._slow,
-            "broker cut": self._cut, "swap": self._swap,
+            "redis flushed": self._flush, "redis failover": self._fail_over, "redis cut": self._cut,
+            "redis hangs": self._hang, "redis slow": self._slow, "kafka cut": self._cut,
+            "kafka hangs": self._hang, "kafka slow": self._slow, "broker cut": self._cut, "swap": self._swap,
         }  # fmt: skip
 
     def plan(self) -> list[tuple[float, str]]:
@@ -70,11 +80,11 @@ class Faults:
         for late in [i for i, kind in enumerate(kinds) if kind in LOSES_ALL and i >= early]:
             other = self._draw.choice([i for i in range(early) if kinds[i] not in LOSES_ALL])
             kinds[late], kinds[other] = kinds[other], kinds[late]
-        within = range(*(round(len(kinds) * share) for share in SWAP_WITHIN))
-        if not any(kinds[i] == "swap" for i in within):
-            other = self._draw.choice([i for i in within if kinds[i] not in LOSES_ALL])
-            first = kinds.index("swap")
-            kinds[first], kinds[other] = kinds[other], kinds[first]
+        first, by = (round(len(kinds) * share) for share in (SWAPS_FROM, SWAP_BY))
+        for at in [i for i in range(first) if kinds[i] == "swap"]:
+            _exchange(kinds, at, self._draw.choice(_places(kinds, range(first, len(kinds)))))
+        if "swap" not in kinds[first:by]:
+            _exchange(kinds, kinds.index("swap"), self._draw.choice(_places(kinds, range(first, by))))
         return [((i + self._draw.random()) * step_s, kind) for i, kind in enumerate(kinds)]
 
     @property
@@ -92,6 +102,7 @@ class Faults:
 
     async def _do(self, kind: str) -> None:
         for _ in range(TRIES):
+            self.tried[kind] += 1
             if await self._what[kind](kind):
                 self.counts[kind] += 1
                 return
@@ -249,6 +260,16 @@ class Faults:
                 await asyncio.to_thread(self._scene.flush_redis)
         return there
 
+    async def _fail_over(self, kind: str) -> bool:
+        """Half of the time the replica has heard all, else it lacks what the master took in its last moments."""
+        async with self._locks["redis"]:
+            there = await self._something_there()
+            async with self._fault(kind):
+                alone_s = self._draw.choice([0.0, self._draw.uniform(0.1, 1.0)])
+                promoted = await asyncio.to_thread(self._scene.fail_over, alone_s)
+                self.counts["redis kills"] += promoted
+        return promoted and there
+
     async def _something_there(self) -> bool:
         """Until there is a state to lose; not for ever. Under the server's lock, so that no other fault is waited for
         and then comes first."""
@@ -290,18 +311,31 @@ class Faults:
         """Not before the workers have got to work: they would all begin with the new version."""
         await self._something_there()
         async with self._locks["model"], self._fault(kind):
-            await asyncio.to_thread(publish_again, self._models)
-            self.swapped_s = time.monotonic()
             self.counts["model swaps"] += 1
+            variant = self._staged[self.counts["model swaps"] % len(self._staged)]
+            number = await asyncio.to_thread(publish_next, self._models, variant)
+            self.swapped_s = time.monotonic()
+            self._monitor.published = number
+            self._monitor.versions = self._monitor.versions | {number}
         return True
 
 
-def publish_again(model: Path) -> None:
-    """The latest version once more, under the next number: the same graph and weights, and it says its new name."""
-    latest = max(int(path.name) for path in model.iterdir() if path.name.isdigit())
-    staging = model / f".publishing-{latest + 1}"
-    shutil.copytree(model / str(latest), staging)
+def publish_next(model: Path, variant: Path) -> int:
+    """`variant`, a version's folder, becomes the next version of `model`, and says its new name. Returns its number."""
+    number = max((int(path.name) for path in model.iterdir() if path.name.isdigit()), default=0) + 1
+    staging = model / f".publishing-{number}"
+    shutil.copytree(variant, staging)
     manifest = json.loads((staging / MANIFEST).read_text())
-    manifest["version"] = latest + 1
+    manifest["version"] = number
     (staging / MANIFEST).write_text(json.dumps(manifest))
-    staging.rename(model / str(latest + 1))
+    staging.rename(model / str(number))
+    return number
+
+
+def _places(kinds: Sequence[str], within: range) -> list[int]:
+    """Where something else may be put: neither a total loss nor a swap is there."""
+    return [i for i in within if kinds[i] not in LOSES_ALL and kinds[i] != "swap"]
+
+
+def _exchange(kinds: list[str], i: int, j: int) -> None:
+    kinds[i], kinds[j] = kinds[j], kinds[i]

@@ -1,12 +1,13 @@
 """The producers, in a process of their own: `python -m tests.chaos.feed FILE` reads what to do and writes what it did.
 
-    Traffic ─▶ a queue a partition ─▶ idempotent producer ──▶ acknowledged: (partition, offset, bytes)
+    Traffic ─▶ a queue a partition ─▶ idempotent producers ─▶ acknowledged: (partition, offset, bytes)
        └─────▶ runs of one partition ─▶ transactional producer, committed or aborted
 
 It speaks to the brokers directly, not through the proxies: what it is told is acknowledged is what the others are
 judged by. It outlives brokers: what is not known to be acknowledged is sent again, as producers do, and then the log
-may hold it twice. Invariant: a record counts as acknowledged only when Kafka said at which offset it is, and one of a
-transaction only when its commit was confirmed.
+may hold it twice. Each partition's producer has its own codec and its own clock, which is wrong and jitters: records'
+timestamps are out of order, too. Invariant: a record counts as acknowledged only when Kafka said at which offset it is,
+and one of a transaction only when its commit was confirmed.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -38,6 +40,11 @@ RUN_BATCH_BYTES = 4 << 10
 REQUEST_S = 20.0
 AGAIN_S = 0.5
 RUNS_ABORTED = 0.6  # of all transactions
+TRANSACTION_MS = 10_000
+"""One that is left open by a producer that broke is over after that: it hides what lies behind it."""
+CODECS = (None, "gzip", "lz4", "zstd", "snappy")
+SKEW_S, JITTER_S = 2.0, 0.3
+"""At most so far, in either direction, is a producer's clock from the time, and a record's from its producer's."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +69,22 @@ class Orders:
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """What Kafka has confirmed, one entry a record: partition int16[n], offset int64[n], checksum uint32[n], and
-    poison bool[n], whether it was made to be refused."""
+    """What Kafka has confirmed, one entry a record: partition int16[n], offset int64[n], checksum uint32[n], poison
+    bool[n], whether it was made to be refused, and at_ms int64[n], when it was confirmed."""
 
     partition: NDArray[np.int16]
     offset: NDArray[np.int64]
     checksum: NDArray[np.uint32]
     poison: NDArray[np.bool_]
+    at_ms: NDArray[np.int64]
     counts: dict[str, int]
 
     @classmethod
     def load(cls, file: Path) -> "Acknowledged":
         with np.load(file) as stored:
             counts = json.loads(str(stored["counts"]))
-            return cls(stored["partition"], stored["offset"], stored["checksum"], stored["poison"], counts)
+            names = ("partition", "offset", "checksum", "poison", "at_ms")
+            return cls(**{name: stored[name] for name in names}, counts=counts)
 
     def joined(self, other: "Acknowledged") -> "Acknowledged":
         """Both lists; the counts are ours."""
@@ -84,21 +93,25 @@ class Acknowledged:
             np.concatenate([self.offset, other.offset]),
             np.concatenate([self.checksum, other.checksum]),
             np.concatenate([self.poison, other.poison]),
+            np.concatenate([self.at_ms, other.at_ms]),
             self.counts,
         )
 
 
-def checksum(key: bytes | None, value: bytes | None) -> int:
-    """Of a record's key and value, None told from empty."""
-    parts = [b"-" if part is None else b"+%d:%b" % (len(part), part) for part in (key, value)]
+def checksum(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]] = ()) -> int:
+    """Of a record's key, value and headers, None told from empty."""
+    named = [part for name, content in headers for part in (name.encode(), content)]
+    parts = [b"-" if part is None else b"+%d:%b" % (len(part), part) for part in (key, value, *named)]
     return zlib.crc32(b"|".join(parts))
 
 
 class Placed(NamedTuple):
-    """A batch of a partition, from `offset` on: of each record its checksum, and whether it is poison."""
+    """A batch of a partition, from `offset` on, confirmed at `at_ms`: of each record its checksum, and whether it is
+    poison."""
 
     partition: int
     offset: int
+    at_ms: int
     sums: list[int]
     poison: list[bool]
 
@@ -162,28 +175,43 @@ class Feed:
         common = {
             "bootstrap_servers": orders.kafka, "request_timeout_ms": round(REQUEST_S * 1000), "retry_backoff_ms": 50,
         }  # fmt: skip
-        self._plain = Client(
-            lambda: AIOKafkaProducer(
-                **common, max_batch_size=BATCH_BYTES, acks="all", enable_idempotence=True
+        self._plain = [
+            Client(
+                partial(
+                    AIOKafkaProducer,
+                    **common,
+                    max_batch_size=BATCH_BYTES,
+                    acks="all",
+                    enable_idempotence=True,
+                    compression_type=codec,
+                )
             )
-        )
+            for codec in CODECS
+        ]
         self._bound = Client(
-            lambda: AIOKafkaProducer(
-                **common, max_batch_size=RUN_BATCH_BYTES, transactional_id=f"{orders.topic}-{orders.seed}"
+            partial(
+                AIOKafkaProducer,
+                **common,
+                max_batch_size=RUN_BATCH_BYTES,
+                transactional_id=f"{orders.topic}-{orders.seed}",
+                transaction_timeout_ms=TRANSACTION_MS,
             )
         )
+        self._skew_ms = [
+            round(self._draw.uniform(-SKEW_S, SKEW_S) * orders.scale * 1000) for _ in range(orders.partitions)
+        ]
 
     async def run(self) -> None:
         orders = self._orders
-        await self._plain.start()
-        await self._bound.start()
+        for client in (*self._plain, self._bound):
+            await client.start()
         senders = [asyncio.create_task(self._send(p)) for p in range(orders.partitions)]
         transacting = asyncio.create_task(self._transact())
         telling = asyncio.create_task(self._tell())
         began_s, done = time.monotonic(), 0
         while done < orders.events:
             due = min(orders.events, int((time.monotonic() - began_s) / orders.seconds * orders.events))
-            for said in self._traffic.next(due - done, time.time_ns() // 1_000_000):
+            for said in self._traffic.next(due - done, now_ms()):
                 self._queue(said)
             done = due
             await asyncio.sleep(TICK_S)
@@ -194,8 +222,8 @@ class Feed:
             event.set()
         await asyncio.gather(*senders, transacting)
         telling.cancel()
-        await self._plain.stop()
-        await self._bound.stop()
+        for client in (*self._plain, self._bound):
+            await client.stop()
 
     def save(self) -> None:
         """Write what was acknowledged to `orders.out`."""
@@ -209,6 +237,7 @@ class Feed:
             ),
             checksum=np.concatenate([np.array(batch.sums, np.uint32) for batch in batches]),
             poison=np.concatenate([np.array(batch.poison, np.bool_) for batch in batches]),
+            at_ms=np.repeat(np.array([batch.at_ms for batch in batches], np.int64), lengths),
             counts=json.dumps(self.counts),
         )
 
@@ -218,23 +247,23 @@ class Feed:
 
     async def _send(self, partition: int) -> None:
         """Send what waits for one partition, batch after batch, each until it is acknowledged."""
-        waiting = self._waiting[partition]
+        waiting, client = self._waiting[partition], self._plain[partition % len(CODECS)]
         while waiting or not self._over:
             if not waiting:
                 self._arrived[partition].clear()
                 await self._arrived[partition].wait()
                 continue
-            producer = self._plain.current
-            batch, sums, poison = _filled(producer, waiting)
+            producer = client.current
+            batch, sums, poison = self._filled(producer, partition, waiting)
             try:
                 ack = await producer.send_batch(batch, self._orders.topic, partition=partition)
                 sent = await ack
             except KafkaError as error:
                 self._note(f"again: {type(error).__name__}")
-                await self._plain.renew(producer)
+                await client.renew(producer)
                 continue
             del waiting[: len(sums)]
-            self._acked.append(Placed(partition, sent.offset, sums, poison))
+            self._acked.append(Placed(partition, sent.offset, now_ms(), sums, poison))
             self.counts["acknowledged"] += len(sums)
 
     async def _transact(self) -> None:
@@ -247,7 +276,7 @@ class Feed:
             aborted = not self.counts["aborted runs"] or self._draw.random() < RUNS_ABORTED
             records = orders.run_records if aborted else self._draw.randrange(1, orders.run_records)
             partition = self._draw.randrange(orders.partitions)
-            said = self._traffic.run_of(partition, records, time.time_ns() // 1_000_000)
+            said = self._traffic.run_of(partition, records, now_ms())
             producer = self._bound.current
             assert not aborted or _bytes(said) > orders.fetch_bytes, "an aborted run that one fetch holds"
             placed: list[Placed] = []
@@ -263,7 +292,7 @@ class Feed:
             self.counts["aborted runs" if aborted else "committed runs"] += 1
             self.counts["aborted records" if aborted else "committed records"] += records
             if not aborted:
-                self._acked += placed
+                self._acked += [batch._replace(at_ms=now_ms()) for batch in placed]
                 self.counts["acknowledged"] += records
 
     async def _write(
@@ -276,12 +305,29 @@ class Feed:
         acks: list[tuple[Awaitable[Any], list[int], list[bool]]] = []
         at = 0
         while at < len(run):
-            batch, sums, poison = _filled(producer, run[at:])
+            batch, sums, poison = self._filled(producer, partition, run[at:])
             at += len(sums)
             ack = await producer.send_batch(batch, self._orders.topic, partition=partition)
             acks.append((ack, sums, poison))
         for ack, sums, poison in acks:
-            placed.append(Placed(partition, (await ack).offset, sums, poison))
+            placed.append(Placed(partition, (await ack).offset, 0, sums, poison))
+
+    def _filled(
+        self, producer: AIOKafkaProducer, partition: int, waiting: Sequence[Said]
+    ) -> tuple[Any, list[int], list[bool]]:
+        """A batch of as many as fit; of each its checksum, and whether it is poison."""
+        batch, clock_ms = producer.create_batch(), now_ms() + self._skew_ms[partition]
+        jitter_ms = JITTER_S * self._orders.scale * 1000
+        sums: list[int] = []
+        for said in waiting:
+            stamp_ms = clock_ms + round(self._draw.uniform(-jitter_ms, jitter_ms))
+            added = batch.append(
+                key=said.key, value=said.value, timestamp=stamp_ms, headers=list(said.headers)
+            )
+            if added is None:
+                break
+            sums.append(checksum(said.key, said.value, said.headers))
+        return batch, sums, [said.poison for said in waiting[: len(sums)]]
 
     def _note(self, what: str) -> None:
         self.counts[what] += 1
@@ -293,15 +339,9 @@ class Feed:
             await asyncio.sleep(TELL_S)
 
 
-def _filled(producer: AIOKafkaProducer, waiting: Sequence[Said]) -> tuple[Any, list[int], list[bool]]:
-    """A batch of as many as fit; of each its checksum, and whether it is poison."""
-    batch, now_ms = producer.create_batch(), time.time_ns() // 1_000_000
-    sums: list[int] = []
-    for said in waiting:
-        if batch.append(key=said.key, value=said.value, timestamp=now_ms) is None:
-            break
-        sums.append(checksum(said.key, said.value))
-    return batch, sums, [said.poison for said in waiting[: len(sums)]]
+def now_ms() -> int:
+    """By this machine's clock."""
+    return time.time_ns() // 1_000_000
 
 
 def _bytes(run: Sequence[Said]) -> int:

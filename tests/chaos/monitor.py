@@ -4,6 +4,7 @@
     checkpoint      ───╮  lost ╭──────────────●               reached: the fault is recovered from
                  ╰───────╯
 
+`ends` are where a reader of committed records ends, `high` are the high watermarks: an open transaction lies between.
 It looks at Redis and Kafka directly, not through the proxies, and touches nothing. Invariant: a fault counts as
 recovered from only by checkpoints that were read after its end, and that reached a log end that was read after it, too.
 """
@@ -13,6 +14,7 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -21,10 +23,21 @@ from aiokafka.errors import KafkaError
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import EbbtideError
-from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.featurestore.store.protocol import Store
 
 LOOK_S = 0.2
 ANSWER_S = 2.0
+UNSEEN = 2_000
+"""So many offsets further back than the first look after a loss a state may have been: it is made again quickly."""
+
+
+class FellBack(NamedTuple):
+    """A partition was found behind where it had been: [low, high) was decided again, perhaps, by any of `versions`."""
+
+    partition: int
+    low: int
+    high: int
+    versions: set[int]
 
 
 @dataclass
@@ -41,11 +54,17 @@ class Open:
 class Monitor:
     """`start`, then read: everything is as of the last look. Times are monotonic seconds."""
 
-    def __init__(self, store: RedisStore, kafka_url: str, topic: str, group: str, partitions: int) -> None:
+    def __init__(self, store: Store, kafka_url: str, topic: str, group: str, partitions: int) -> None:
         self._store, self._url, self._topic, self._group = store, kafka_url, topic, group
         self.committed: dict[int, int] = {}
         self.checkpoints = np.zeros(partitions, np.int64)
         self.ends = np.zeros(partitions, np.int64)
+        self.high = np.zeros(partitions, np.int64)
+        self.published = 1
+        """The latest model version; and below, those that workers may serve now. Others tell."""
+        self.versions: set[int] = {1}
+        self.fallen: list[FellBack] = []
+        self._remaking: dict[int, FellBack] = {}
         self.heads_read_s = self.ends_read_s = 0.0
         self.pause_s_max = 0.0
         self.pause_at = ""
@@ -58,10 +77,13 @@ class Monitor:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._url, isolation_level="read_committed", request_timeout_ms=5000
-        )
-        await self._consumer.start()
+        levels = ("read_committed", "read_uncommitted")
+        self._consumers = [
+            AIOKafkaConsumer(bootstrap_servers=self._url, isolation_level=level, request_timeout_ms=5000)
+            for level in levels
+        ]
+        for consumer in self._consumers:
+            await consumer.start()
         self._tasks = [
             asyncio.create_task(self._watch_heads()),
             asyncio.create_task(self._watch_ends()),
@@ -71,9 +93,10 @@ class Monitor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with suppress(KafkaError, TimeoutError):
-            async with asyncio.timeout(5.0):
-                await self._consumer.stop()
+        for consumer in self._consumers:
+            with suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(5.0):
+                    await consumer.stop()
 
     @property
     def lag(self) -> int:
@@ -131,6 +154,7 @@ class Monitor:
         back = checkpoints < self.checkpoints
         self.made_again += int((back & (checkpoints == 0)).sum())
         self.fell_back += int((back & (checkpoints > 0)).sum())
+        self._note_remade(checkpoints)
         if (checkpoints != self.checkpoints).any():
             self._moved_s = time.monotonic()
         self.checkpoints, self.heads_read_s = checkpoints, asked_s
@@ -142,6 +166,22 @@ class Monitor:
             self.recovery_s[fault.kind].append(took_s)
             if fault.faults == self._faults:
                 self.recovery_alone_s[fault.kind].append(took_s)
+
+    def _note_remade(self, checkpoints: NDArray[np.int64]) -> None:
+        """A state that fell back is made again until it is where the log ended then; whatever is published by then may
+        be what decides."""
+        for p in np.flatnonzero(checkpoints < self.checkpoints).tolist():
+            low = max(0, int(checkpoints[p]) - UNSEEN)
+            fallen = FellBack(p, low, int(max(self.high[p], self.checkpoints[p])), set())
+            self.fallen.append(fallen)
+            before = self._remaking.get(p)
+            if before is not None:  # one more loss while the last one is made good
+                before.versions.update(self.versions)
+            self._remaking[p] = fallen
+        for p, fallen in list(self._remaking.items()):
+            fallen.versions.update(self.versions)
+            if checkpoints[p] >= fallen.high:
+                del self._remaking[p]
 
     def _note_pause(self) -> None:
         now_s = time.monotonic()
@@ -156,8 +196,10 @@ class Monitor:
             asked_s = time.monotonic()
             with suppress(KafkaError, TimeoutError):
                 async with asyncio.timeout(ANSWER_S):
-                    found = await self._consumer.end_offsets(partitions)
+                    asked = [consumer.end_offsets(partitions) for consumer in self._consumers]
+                    found, high = await asyncio.gather(*asked)
                 self.ends = np.array([found[tp] for tp in partitions], np.int64)
+                self.high = np.array([high[tp] for tp in partitions], np.int64)
                 self.ends_read_s = asked_s
                 for fault in self.open:
                     if fault.target is None and fault.ended_s < asked_s:

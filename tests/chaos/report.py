@@ -14,22 +14,27 @@ from rich.text import Text
 LINE_EVERY_S = 5.0
 
 MUST_BE_ZERO = (
-    "records_mismatched", "due_mismatched", "heads_behind", "marks_behind", "outbox_left", "keys_unexpected",
-    "alerts_missing", "alerts_extra", "alerts_other_bytes", "alerts_other_key", "dead_letters_missing",
-    "dead_letters_wrong", "poison_misjudged", "tombstones_missing", "acknowledged_missing",
-    "workers_ended_by_themselves",
+    "records_mismatched", "episodes_mismatched", "due_mismatched", "heads_behind", "marks_behind", "outbox_left",
+    "keys_unexpected", "alerts_missing", "alerts_extra", "alerts_other_bytes", "alerts_changed",
+    "alerts_mixed_versions", "alerts_other_key", "alerts_out_of_order", "beliefs_wrong", "alerts_behind_tombstone",
+    "dead_letters_missing", "dead_letters_wrong", "dead_letters_behind_tombstone", "scores_missing", "scores_wrong",
+    "scores_extra", "scores_stale", "scores_behind_tombstone", "poison_misjudged", "tombstones_missing",
+    "acknowledged_missing", "workers_ended_by_themselves", "not_ready_when_quiet",
 )  # fmt: skip
 ROWS = {
     "what happened": (
-        "events", "alerts", "dead_letters", "customers", "worker_kills", "rebalances", "zombies", "broker_kills",
-        "redis_kills", "redis_losses", "redis_flushes", "network_faults", "model_swaps", "model_versions_seen",
+        "events", "alerts", "dead_letters", "scores", "customers", "worker_kills", "rebalances", "zombies",
+        "broker_kills", "redis_kills", "redis_losses", "redis_flushes", "network_faults", "model_swaps",
+        "model_versions_seen",
         "states_made_again", "states_fallen_back", "workers_started", "aborted_runs", "compacted_gaps",
         "compacted_kills", "memories",
     ),
     "must be 0": MUST_BE_ZERO,
     "and besides": (
-        "alerts_duplicated", "dead_letters_duplicated", "recovery_s_max", "recovery_s_median", "pause_s_max",
-        "drained_s", "rss_mb_max", "load_average", "took_s",
+        "alerts_duplicated", "dead_letters_duplicated", "scores_duplicated", "alerts_uncertain",
+        "alerts_ignored_after_loss", "customers_ambiguous", "customers_lost_track_of", "episodes_ended_unsaid",
+        "recovery_s_max", "recovery_s_median", "pause_s_max", "silent_while_ready_s_max", "mute_s_max",
+        "alert_latency_s_p50", "alert_latency_s_p99", "drained_s", "rss_mb_max", "load_average", "took_s",
     ),
 }  # fmt: skip
 
@@ -93,6 +98,11 @@ def show_outcome(console: Console, figures: Mapping[str, Any], problems: Sequenc
     for name in ("recovery_s_max_by_kind", "recovery_alone_s_max_by_kind", "partitions_reopened"):
         said = "  ".join(f"{kind} {value}" for kind, value in figures.get(name, {}).items())
         console.print(f"{name}: {said}", highlight=False, soft_wrap=True)
+    tried, took = figures.get("faults_tried", {}), figures.get("faults", {})
+    said = "  ".join(f"{kind} {took[kind]}/{n}" for kind, n in tried.items() if took[kind] != n)
+    console.print(
+        f"faults that took effect, of those tried: {said or 'all'}", highlight=False, soft_wrap=True
+    )
     for problem in problems:
         console.print(Text(f"WRONG  {problem}", style="red"), soft_wrap=True)
     console.print(

@@ -15,10 +15,14 @@ import random
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
@@ -37,16 +41,18 @@ from tests.chaos.config import (
     topics,
     write_spec,
 )
-from tests.chaos.faults import Faults
+from tests.chaos.faults import Faults, publish_next
 from tests.chaos.feed import Acknowledged, Orders
-from tests.chaos.monitor import Monitor
+from tests.chaos.monitor import FellBack, Monitor
 from tests.chaos.producers import Producers
+from tests.chaos.readiness import Readiness
 from tests.chaos.report import View
 from tests.chaos.scene import Scene, servers
-from tests.chaos.shape import FULL_S, Shape
+from tests.chaos.scores import read_scores
+from tests.chaos.shape import BOUNDS, FULL_S, Shape
 from tests.chaos.workers import Crew, Forks
 
-WARM_UP_S_MAX = 120.0
+WARM_UP_S_MAX, READY_S_MAX = 120.0, 15.0
 ENCORE_EVENTS, ENCORE_S = 1_000, 2.0
 SHOW_S = 0.5
 
@@ -66,6 +72,7 @@ class Run:
     def __init__(self, shape: Shape, folder: Path, view: View) -> None:
         self._shape, self._folder, self._view = shape, folder, view
         self._forks = Forks(folder)
+        self._fallen: list[FellBack] = []
         self._outcome = Outcome({"seed": shape.seed, "seconds": shape.seconds})
         self._began_s = time.monotonic()
 
@@ -76,14 +83,19 @@ class Run:
             self._view.say("starting three brokers, Valkey and the fork server")
             spec = folder / "spec.yaml"
             write_spec(spec, shape.scale)
-            publishing = asyncio.create_task(asyncio.to_thread(self._forks.publish, models, spec))
+            staged_in = folder / "staged"
+            publishing = asyncio.create_task(
+                asyncio.to_thread(self._forks.publish, staged_in, shape.models, spec)
+            )
             scene = await asyncio.to_thread(stack.enter_context, servers(folder))
-            await publishing
+            staged = await publishing
+            (models / "chaos").mkdir(parents=True)
+            publish_next(models / "chaos", staged[0])
             settings = direct(scene, spec, models, "chaos", shape)
             holed = direct(scene, spec, models, "chaos-compacted", shape)
             holes = Holes(shape, scene, holed, self._forks, folder)
             writing = asyncio.create_task(holes.produce())
-            acknowledged = await self._under_faults(scene, settings, models)
+            acknowledged = await self._under_faults(scene, settings, staged)
             self._view.say("the compacted topic, under kills")
             holed_acknowledged = await writing
             await self._holes(holes, holed)
@@ -94,7 +106,7 @@ class Run:
             self._judge_counts()
         return self._outcome
 
-    async def _under_faults(self, scene: Scene, settings: Settings, models: Path) -> Acknowledged:
+    async def _under_faults(self, scene: Scene, settings: Settings, staged: Sequence[Path]) -> Acknowledged:
         shape, figures = self._shape, self._outcome.figures
         counts = await ensure_topics(settings.kafka, topics(settings))
         layout = Layout(load_spec(settings.spec))
@@ -116,8 +128,10 @@ class Run:
             monitor = Monitor(
                 store, scene.kafka_url, settings.kafka.topic, settings.kafka.group, shape.partitions
             )
-            faults = Faults(shape, scene, crew, monitor, models / "chaos", SESSION_S)
+            faults = Faults(shape, scene, crew, monitor, settings.model, staged, SESSION_S)
+            readiness = Readiness(crew, monitor)
             await monitor.start()
+            readiness.start()
             showing = asyncio.create_task(self._show(faults, crew, monitor, producers))
             try:
                 crew.man(shape.slots)
@@ -135,6 +149,12 @@ class Run:
                 await encore.start()
                 acknowledged = acknowledged.joined(await encore.finished())
                 await self._catch_up(monitor)
+                figures["not_ready_when_quiet"] = len(unready := await readiness.all_ready(READY_S_MAX))
+                if unready:
+                    self._outcome.problems.append(
+                        f"nothing lags, and these say they are not ready: {unready}"
+                    )
+                await readiness.stop()
                 codes = await crew.disband()
                 faults.note(f"all workers have gone, with {codes}")
             finally:
@@ -142,8 +162,10 @@ class Run:
                 crew.kill_all()
                 producers.kill()
                 encore.kill()
+                await readiness.stop()
                 await monitor.stop()
-        self._count(faults, crew, monitor, producers)
+        self._fallen = monitor.fallen
+        self._count(faults, crew, monitor, readiness, producers)
         return acknowledged
 
     async def _catch_up(self, monitor: Monitor) -> None:
@@ -184,7 +206,9 @@ class Run:
             )
             await asyncio.sleep(SHOW_S)
 
-    def _count(self, faults: Faults, crew: Crew, monitor: Monitor, producers: Producers) -> None:
+    def _count(
+        self, faults: Faults, crew: Crew, monitor: Monitor, readiness: Readiness, producers: Producers
+    ) -> None:
         self._outcome.timeline = faults.timeline
         self._surprised(crew)
         counts, rss_kb = faults.counts, [worker.rss_max_kb for worker in crew.all]
@@ -200,6 +224,10 @@ class Run:
             "network_faults": faults.network,
             "model_swaps": counts["model swaps"],
             "faults": {kind: counts[kind] for kind in self._shape.faults},
+            "faults_tried": {kind: faults.tried[kind] for kind in self._shape.faults},
+            "silent_while_ready_s_max": round(readiness.silent_s_max, 1),
+            "silent_while_ready_at": readiness.silent_at,
+            "mute_s_max": round(readiness.mute_s_max, 1),
             "workers_started": len(crew.all),
             "workers_gave_up_at_start": len(crew.gave_up),
             "states_made_again": monitor.made_again,
@@ -235,27 +263,48 @@ class Run:
             for name, least in self._shape.minima.items()
             if figures[name] < least
         ] + [f"no fault of this kind took effect: {kind}" for kind, n in figures["faults"].items() if not n]
+        figures["too_much"] = [
+            f"{name} is {figures[name]}, and should be {most} or less"
+            for name, most in BOUNDS.items()
+            if figures[name] > most
+        ]
         if self._shape.seconds >= FULL_S:
             self._outcome.problems += [f"too little happened: {what}" for what in figures["too_little"]]
+            self._outcome.problems += [f"too much: {what}" for what in figures["too_much"]]
 
     async def _compare(self, topics: dict[str, tuple[Settings, Acknowledged]]) -> None:
         # Imported now, for it brings TensorFlow: the cores belonged to the workers until here.
         quiet_libraries()
-        await asyncio.to_thread(load_tensorflow)
-        from tests.chaos.expected import Replay
-        from tests.chaos.verdict import compare, joined
+        with self._forks.compiled():
+            await asyncio.to_thread(load_tensorflow)
+            from tests.chaos.expected import Replay
+            from tests.chaos.outputs import compare_outputs
+            from tests.chaos.verdict import compare, joined
 
-        verdicts, memories = {}, 0
-        for name, (settings, acknowledged) in topics.items():
-            expected = await Replay(settings).run()
-            if name == "chaos":
-                memories = len(expected.memories)
-            verdicts[name] = await compare(settings, expected, acknowledged, compacted=name == "compacted")
+            verdicts, memories = {}, 0
+            for name, (settings, acknowledged) in topics.items():
+                scores = await read_scores(settings)
+                remade = self._fallen if name == "chaos" else []
+                expected = await Replay(settings, scores, remade).run()
+                if name == "chaos":
+                    memories = len(expected.memories)
+                verdict = await compare(settings, expected, acknowledged, compacted=name == "compacted")
+                await compare_outputs(verdict, settings, expected, scores, acknowledged)
+                verdicts[name] = verdict
         whole = joined(verdicts)
         # Of the first topic alone: versions of both, added up, would be two without a swap.
         seen = verdicts["chaos"].figures["model_versions_seen"]
         self._outcome.figures |= {**whole.figures, "memories": memories, "model_versions_seen": seen}
+        self._outcome.figures |= _latencies(verdicts["chaos"].latencies_s)
         self._outcome.problems += whole.problems
+
+
+def _latencies(times_s: NDArray[np.float64]) -> dict[str, float]:
+    """Of alerts, from an event's acknowledgement on: faults, outages and replays count."""
+    if not len(times_s):
+        return {"alert_latency_s_p50": 0.0, "alert_latency_s_p99": 0.0}
+    p50, p99 = np.quantile(times_s, (0.5, 0.99)).tolist()
+    return {"alert_latency_s_p50": round(p50, 2), "alert_latency_s_p99": round(p99, 2)}
 
 
 def _worst(times_s: dict[str, list[float]]) -> dict[str, float]:

@@ -1,8 +1,10 @@
-"""The servers of a chaos run, and every way to hurt them: three brokers, one Valkey, a proxy before each.
+"""The servers of a chaos run, and every way to hurt them: three brokers, a Valkey with a replica, proxies before them.
 
-    feed, checker ─────────────────────────▶ brokers (direct listeners)      Valkey
+    feed, checker ─────────────────────────▶ brokers (direct listeners)      Valkey ─▶ its replica
     workers ─▶ a proxy for each broker ────▶ (second listener, which       ◀── proxy ◀── workers
-                                              advertises the proxy)
+                                              advertises the proxy)        ◀── another ◀── checker
+
+Both ways to Redis lead to whichever of the two is the master, as an address does that moves at a failover.
 
 It knows ports and processes, and what hurting means for each; it refuses to know when. All of it blocks: call it in a
 thread. Invariant: `heal` undoes everything that was done to the network, and no server is left dead by a fault.
@@ -23,17 +25,20 @@ from ebbtide.ops.stack.server import free_ports
 from tests.support.servers.proxy import Proxy
 
 BROKERS = 3
-REWRITE_S_MAX, LOOK_S = 20.0, 0.02
+REWRITE_S_MAX, LINK_S_MAX, LOOK_S = 20.0, 30.0, 0.02
+WAYS_TO_REDIS = ("redis", "redis-direct")
 LOST_BYTES_MAX = 200_000
 """At most so much of Valkey's log is torn off: about a second of a busy run, which `everysec` may lose."""
 
 
 @dataclass
 class Scene:
-    """Everything runs. `kafka_url` is the direct way to the brokers, `proxied_url` the workers' way."""
+    """Everything runs. `kafka_url` is the direct way to the brokers, `proxied_url` the workers' way. `valkey` is the
+    master as of now."""
 
     kafka: LocalKafka
     valkey: LocalValkey
+    replica: LocalValkey
     network: dict[str, Proxy] = field(default_factory=dict)
     proxied_url: str = ""
 
@@ -43,7 +48,7 @@ class Scene:
 
     @property
     def redis_url(self) -> str:
-        return self.valkey.url
+        return f"redis://127.0.0.1:{self.network['redis-direct'].port}/0"
 
     @property
     def proxied_redis_url(self) -> str:
@@ -80,6 +85,37 @@ class Scene:
                 redis.config_set("appendonly", "yes")
                 _wait_for_log(redis, log)
         return as_told
+
+    def fail_over(self, alone_s: float) -> bool:
+        """The replica becomes the master, which dies, comes back and follows it. For `alone_s` before that the master
+        serves on by itself: what it takes then is lost. False when the replica did not follow."""
+        if not self._follows():
+            return False
+        old, new = self.valkey, self.replica
+        with Redis.from_url(new.url) as redis:
+            redis.replicaof("NO", "ONE")
+        time.sleep(alone_s)
+        old.kill()
+        for way in WAYS_TO_REDIS:
+            self.network[way].point(new.port)
+        self.valkey, self.replica = new, old
+        old.restart()
+        self.follow()
+        return self._follows()
+
+    def follow(self) -> None:
+        """Have the replica copy the master."""
+        with Redis.from_url(self.replica.url) as redis:
+            redis.replicaof("127.0.0.1", str(self.valkey.port))
+
+    def _follows(self) -> bool:
+        until_s = time.monotonic() + LINK_S_MAX
+        with Redis.from_url(self.replica.url) as redis:
+            while redis.info("replication").get("master_link_status") != "up":
+                if time.monotonic() > until_s:
+                    return False
+                time.sleep(LOOK_S)
+        return True
 
     def flush_redis(self) -> None:
         with Redis.from_url(self.redis_url) as redis:
@@ -132,15 +168,19 @@ def servers(directory: Path) -> Iterator[Scene]:
                 "auto.leader.rebalance.enable": "false",
             }
 
-        scene = Scene(
-            LocalKafka(BROKERS, directory=directory / "kafka", settings=listener),
-            LocalValkey(directory=directory / "valkey"),
+        valkey, replica = (
+            LocalValkey(directory=directory / name, settings={"repl-diskless-sync-delay": "0"})
+            for name in ("valkey", "replica")
         )
+        scene = Scene(LocalKafka(BROKERS, directory=directory / "kafka", settings=listener), valkey, replica)
         scene.network = {f"broker-{n}": way for n, way in ways.items()}
         scene.proxied_url = ",".join(f"127.0.0.1:{way.port}" for way in ways.values())
         stack.callback(scene.kafka.stop)
-        stack.callback(scene.valkey.stop)
-        scene.valkey.start()
-        scene.network["redis"] = stack.enter_context(Proxy(scene.valkey.port))
+        for server in (scene.valkey, scene.replica):
+            stack.callback(server.stop)
+            server.start()
+        for way in WAYS_TO_REDIS:
+            scene.network[way] = stack.enter_context(Proxy(scene.valkey.port))
+        scene.follow()
         scene.kafka.start()
         yield scene

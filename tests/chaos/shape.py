@@ -30,6 +30,7 @@ FAULTS = {
     "redis torn": 4,  # … of which the end is lost
     "redis lost": 3,  # … with no persistence at all
     "redis flushed": 2,
+    "redis failover": 4,  # SIGKILL, and its replica is promoted: it may lack the last words
     "redis cut": 4,
     "redis hangs": 3,
     "redis slow": 3,
@@ -37,11 +38,15 @@ FAULTS = {
     "kafka hangs": 3,
     "kafka slow": 3,
     "broker cut": 3,  # the way to one of three
-    "swap": 4,  # the same model under a new version
+    "swap": 4,  # another model: other weights, padded sizes and thresholds
 }
 """Kinds of faults, and how many of each in the ten-minute form."""
 LOSES_ALL = frozenset({"redis lost", "redis flushed"})
 """Each makes the workers fold the whole log again: they come in the first third of a run."""
+BOUNDS = {"silent_while_ready_s_max": 30.0, "rss_mb_max": 1_500, "alert_latency_s_p50": 10.0}
+"""Figure -> the most of it. Silent while ready: nothing moves in a partition with something to do, and its owner says
+that it is ready; longer than any fault lasts, so only what stands by itself comes near. Latency: most alerts are made
+between faults. Memory: TensorFlow's 600 MB, and our own bounds of a cache, four batches a partition and two models."""
 NETWORK = ("cut", "hangs", "slow")
 """Last words of the kinds that hurt a way, not a server."""
 
@@ -53,7 +58,7 @@ class Shape:
     seconds: float
     events: int
     seed: int
-    customers: int = 1_000
+    customers: int = 4_000
     partitions: int = 8
     slots: int = 3
 
@@ -86,7 +91,9 @@ class Shape:
             # One that nobody takes over from in time is tried again, not for ever.
             "zombies": max(1, planned["zombie"] * 2 // 3),
             "broker_kills": planned["broker"],
-            "redis_kills": sum(planned[kind] for kind in ("redis", "redis torn", "redis lost")),
+            "redis_kills": sum(
+                planned[kind] for kind in ("redis", "redis torn", "redis lost", "redis failover")
+            ),
             "network_faults": sum(n for kind, n in planned.items() if kind.split()[-1] in NETWORK),
             "model_swaps": planned["swap"],
             "model_versions_seen": 2,
@@ -98,6 +105,11 @@ class Shape:
             "alerts": 1,
             "dead_letters": 1,
         }
+
+    @property
+    def models(self) -> int:
+        """Different models, taken in turn."""
+        return min(3, 1 + self.faults["swap"])
 
     @property
     def runs(self) -> int:

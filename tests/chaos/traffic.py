@@ -28,6 +28,13 @@ LARGE = b"x" * 5_000
 
 KINDS = ("click", "visit", "purchase", "mail", "goodbye", "plan", "renewal")
 SHRINKAGE_GRID = (0.58, 0.24, 0.05, 0.08, 0.01, 0.025, 0.015)
+HEADERS: tuple[tuple[tuple[str, bytes | None], ...], ...] = (
+    (("trace", b"\xff\x00\xfe"),),  # no text
+    (("trace", b"1"), ("trace", b"2"), ("trace", b"1")),  # repeated, in an order
+    (("", b""), ("\u00fcn\u00ef", "\u2615".encode()), ("nothing", None)),
+)
+HEADED = 0.3
+"""Share of records that have headers."""
 TOMBSTONES, POISON, TWICE, LATE, HELD = 0.002, 0.01, 0.03, 0.04, 0.02
 """Shares of all that is sent; the shares of kinds are of what remains."""
 
@@ -39,6 +46,7 @@ class Said(NamedTuple):
     key: bytes | None
     value: bytes | None
     poison: bool = False
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 def names(customers: int) -> list[str]:
@@ -84,6 +92,8 @@ class Traffic:
             while self._held and self._held[0][0] <= self._n:
                 yield heapq.heappop(self._held)[2]
             said = self._one(now_ms)
+            if self._draw.random() < HEADED:
+                said = said._replace(headers=self._draw.choice(HEADERS))
             if said.value is not None and self._draw.random() < HELD:
                 until = self._n + self._draw.randrange(1, max(2, round(HELD_EVENTS_MAX * self._scale)))
                 heapq.heappush(self._held, (until, self._n, said))

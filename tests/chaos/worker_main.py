@@ -8,17 +8,23 @@ Invariant: the server imports and never runs; whatever a worker does is done by 
 """
 
 import asyncio
+import json
 import os
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ebbtide.featurestore.errors import EbbtideError, StoreUnavailable
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.hashing import hash_texts
 from ebbtide.featurestore.record.fold import Folder
-from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import load_spec
+from ebbtide.model.serving.manifest import MANIFEST
 from ebbtide.model.serving.runtime import configure
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.ops.config.settings import Settings
@@ -28,10 +34,14 @@ from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.ops.worker import run as serve
 from ebbtide.stream.errors import BrokerUnavailable
 from tests.chaos.config import SPEC
+from tests.chaos.traffic import Traffic, names
 from tests.chaos.workers import AWAY, FATAL
+from tests.support.seams.streams import LogRecord
 
-SIZES = (32,)
-"""One padded size: two programs to compile, or to read from XLA's cache, before a worker is there."""
+SIZES = ((32,), (16,), (64,))
+"""By model. One padded size: two programs to compile, or to read from XLA's cache, before a worker is there."""
+QUANTILES = (0.45, 0.5)
+TYPICAL_RATE, TYPICAL_MS = 300.0, 1_767_225_600_000
 PATIENT_S, USUAL_S, POLL_S = 10.0, 0.005, 0.02
 
 # Compiled before the fork, or each worker would read half a second of machine code from Numba's cache. A run's own spec
@@ -75,13 +85,39 @@ async def _compile_in_order() -> None:
     sys.setswitchinterval(USUAL_S)
 
 
-def publish_model(directory: str, spec: str, log: str) -> None:
-    """Publish the model of `spec` below `directory`."""
+def publish_models(directory: str, spec: str, log: str) -> None:
+    """Publish models of `spec`, of different weights, padded sizes and thresholds: one below each folder of
+    `directory`.
+
+    Weights are random, so a model's thresholds are taken from what it says of traffic as it will come: half of all
+    scores are at or above `enter`, somewhat less than half below `exit`.
+    """
     from tests.support.seams.models import publish
 
     _write_to(log)
     configure()
-    publish(Path(directory), spec=load_spec(spec), sizes=SIZES)
+    declared = load_spec(spec)
+    rows, as_of = _typical(Layout(declared))
+    for seed, folder in enumerate(sorted(Path(directory).iterdir())):
+        version = publish(folder, spec=declared, seed=seed, sizes=SIZES[seed % len(SIZES)])
+        scorer = Scorer.load(version, Layout(declared), warm=False)
+        leave, enter = np.quantile(scorer.score(rows, as_of), QUANTILES).tolist()
+        file = version / MANIFEST
+        manifest = json.loads(file.read_text()) | {"enter": round(enter, 4), "exit": round(leave, 4)}
+        file.write_text(json.dumps(manifest))
+
+
+def _typical(layout: Layout) -> tuple[Rows, NDArray[np.int64]]:
+    """Records at the decision points of some traffic, and their times."""
+    shrunk = layout.spec.memory_ms / load_spec(SPEC).memory_ms
+    traffic = Traffic(names(200), [0] * 200, TYPICAL_RATE, seed=0, scale=shrunk)
+    said = [
+        s for n in range(60) for s in traffic.next(100, TYPICAL_MS + round(n * 100 / TYPICAL_RATE * 1000))
+    ]
+    records = [LogRecord(n, TYPICAL_MS, s.key, s.value) for n, s in enumerate(said)]
+    events = Parser(layout.spec).parse(records).events
+    _, points = Folder(layout).fold(layout.empty(len(events.customers)), events)
+    return points.rows[points.scored], points.as_of[points.scored]
 
 
 def compile_model(directory: str, spec: str, log: str) -> None:

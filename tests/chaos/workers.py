@@ -34,6 +34,7 @@ FATAL, AWAY = 3, 4
 command line knows one code for both; a trace ends with 1."""
 SWAPPED = '"message": "model swapped"'
 OPENED = re.compile(r'"message": "partition opened", "partition": (\d+)')
+ADDRESS = re.compile(r'"message": "serving", "address": "http://[^:"]+:(\d+)"')
 
 
 async def until(condition: Callable[[], object], timeout_s: float) -> bool:
@@ -52,16 +53,25 @@ class Forks:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([MAIN])
 
-    def publish(self, models: Path, spec: Path) -> None:
-        """Publish the model of `spec` below `models`, and fill XLA's cache with its programs. Blocking."""
+    def publish(self, models: Path, n: int, spec: Path) -> list[Path]:
+        """Publish `n` different models of `spec` below `models`, and fill XLA's cache with their programs. Returns
+        their versions' folders. Blocking."""
+        folders = [models / f"model-{number}" for number in range(n)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        with self.compiled():
+            self._do("publish_models", str(models), str(spec))
+            for folder in folders:
+                self._do("compile_model", str(folder), str(spec))
+        return [next(path.parent for path in folder.glob("*/*/manifest.json")) for folder in folders]
+
+    def _do(self, what: str, *arguments: str) -> None:
         log = self._folder / "publish.log"
-        with self._flags(f"--tf_xla_persistent_cache_directory={self._folder / 'xla'}"):
-            for what in ("publish_model", "compile_model"):
-                process = self._context.Process(target=_forked, args=(what, str(models), str(spec), str(log)))
-                process.start()
-                process.join()
-                if process.exitcode != 0:
-                    raise RuntimeError(f"{what}: {last_words(log)}")
+        process = self._context.Process(target=_forked, args=(what, *arguments, str(log)))
+        process.start()
+        process.join()
+        if process.exitcode != 0:
+            raise RuntimeError(f"{what}: {last_words(log)}")
 
     def start(self, config: Path, log: Path) -> BaseProcess:
         arguments = ("serve_until_told", str(config), str(log))
@@ -70,8 +80,9 @@ class Forks:
         return process
 
     @contextlib.contextmanager
-    def _flags(self, flags: str) -> Iterator[None]:
-        """Variables of the environment as the server is to see them: it reads them when it starts, once."""
+    def compiled(self) -> Iterator[None]:
+        """The environment in which TensorFlow keeps what it compiles: a process reads it when it starts, once."""
+        flags = f"--tf_xla_persistent_cache_directory={self._folder / 'xla'}"
         own = {CACHE_FLAG: flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
         before = {name: os.environ.get(name) for name in own}
         os.environ.update(own)

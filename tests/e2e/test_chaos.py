@@ -7,22 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.shape import FAULTS
+from tests.chaos.report import MUST_BE_ZERO
+from tests.chaos.shape import BOUNDS, FAULTS
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow]
 
-ZERO = (
-    "records_mismatched", "due_mismatched", "heads_behind", "marks_behind", "outbox_left", "keys_unexpected",
-    "alerts_missing", "alerts_extra", "alerts_other_bytes", "alerts_other_key", "dead_letters_missing",
-    "dead_letters_wrong", "poison_misjudged", "tombstones_missing", "acknowledged_missing",
-    "workers_ended_by_themselves",
-)  # fmt: skip
 SOME = (
     "rebalances", "broker_kills", "redis_kills", "network_faults", "states_made_again", "aborted_runs",
     "compacted_gaps", "recovery_s_max",
 )  # fmt: skip
 MISSED_MAX = 5
-"""Kinds of faults, of 21, that may find nobody to hurt: on a busy machine a worker hardly comes to work before the next
+"""Kinds of faults, of 22, that may find nobody to hurt: on a busy machine a worker hardly comes to work before the next
 one. The ten-minute form allows none."""
 
 
@@ -46,11 +41,14 @@ def test_nothing_is_lost_whatever_fails(tmp_path: Path) -> None:
     assert out.exists(), "the run did not come to its end"
     found = json.loads(out.read_text())
     assert found["problems"] == []
-    assert {name: found[name] for name in ZERO} == dict.fromkeys(ZERO, 0)
+    assert {name: found[name] for name in MUST_BE_ZERO} == dict.fromkeys(MUST_BE_ZERO, 0)
     missed = {kind for kind in FAULTS if not found["faults"][kind]}
     assert len(missed) <= MISSED_MAX, f"without effect: {missed}"
     assert found["events"] >= 20_000
     assert found["alerts"] > 100
+    assert found["scores"] > 1_000
+    assert found["rss_mb_max"] <= BOUNDS["rss_mb_max"]
+    assert found["silent_while_ready_s_max"] <= BOUNDS["silent_while_ready_s_max"]
     assert found["dead_letters"] > 50
     assert found["worker_kills"] >= 5
     assert [name for name in SOME if not found[name] > 0] == []

@@ -6,6 +6,7 @@
     cut    every connection is reset and new ones are refused: a server or a network that says no
     hang   connections are accepted, nothing passes: a black hole; what came in is passed on after `heal`
     slow   each chunk arrives `latency_s` later, and a direction of a connection carries `bytes_per_s` at most
+    point  new connections go to another port, as when an address moves to another server; old ones stay
 
 It runs in a process of its own, so that a busy test cannot stall it, and ends with the test that started it. It knows
 bytes only. Invariant: in every mode but `cut` it passes all bytes in order, or ends both sides of the connection; and
@@ -53,6 +54,10 @@ class Proxy:
     def heal(self) -> None:
         """Pass again: what was held back first."""
         self._tell("pass")
+
+    def point(self, target_port: int) -> None:
+        """Lead new connections there from now on."""
+        self._tell(f"point {target_port}")
 
     def close(self) -> None:
         """End the proxy and all its connections. May be called twice."""
@@ -102,6 +107,9 @@ class _Network:
 
     async def obey(self, command: str) -> None:
         name, *numbers = command.split()
+        if name == "point":
+            self.target_port = int(numbers[0])
+            return
         self.hanging, self.slowed = name == "hang", name == "slow"
         self.latency_s, self.bytes_per_s = map(float, numbers) if name == "slow" else (0.0, math.inf)
         if name == "cut":

@@ -1,0 +1,135 @@
+"""What the workers say at `/readyz`, held against what moves: how long was a partition silent while ready?
+
+    log end     ──────●───────────────●───────────
+    checkpoint  ──────┐ stands        │ moves              counted: something to do, its owner says 200, and
+    /readyz     200 ──┴──────200──────┴── 503 ───          the checkpoint stands
+
+Who owns a partition is known by the workers' logs: who opened it last. A worker that is stopped or dead says nothing,
+and nothing is counted of what it owned. From the same logs the monitor is told which versions serve. Invariant: it only
+reads.
+"""
+
+import asyncio
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from tests.chaos.monitor import Monitor
+from tests.chaos.workers import ADDRESS, OPENED, Crew, Worker, until
+
+LOOK_S, ANSWER_S = 0.3, 1.0
+SWAPPED = re.compile(r'"message": "model swapped", "model": "[^"]*/(\d+)"')
+ASK = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+async def says_ready(port: int) -> bool | None:
+    """Whether it answers 200; None when it does not answer."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(ASK)
+                line = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return None
+    return b" 200 " in line if line else None
+
+
+class Readiness:
+    """`start`, then read. `silent_s_max`: the longest time a partition stood while its owner said that it was ready,
+    and `silent_at` where and when. `mute_s_max`: the longest time a worker that was not stopped did not answer."""
+
+    def __init__(self, crew: Crew, monitor: Monitor) -> None:
+        self._crew, self._monitor = crew, monitor
+        self._read: dict[Path, int] = {}
+        self._ports: dict[Path, int] = {}
+        self._owners: dict[int, Worker] = {}
+        self._ready: dict[Path, bool | None] = {}
+        self._answered_s: dict[Path, float] = {}
+        self._versions: dict[Path, int] = {}
+        self._moved_s: dict[int, float] = {}
+        self._seen: dict[int, int] = {}
+        self.silent_s_max = self.mute_s_max = 0.0
+        self.silent_at = ""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def all_ready(self, timeout_s: float) -> list[str]:
+        """Wait until every owner of a partition says that it is ready; the logs' names of those that never do."""
+
+        def waiting() -> list[str]:
+            owners = {worker.log: worker for worker in self._owners.values() if worker.alive}
+            return sorted(log.name for log in owners if self._ready.get(log) is not True)
+
+        await until(lambda: not waiting(), timeout_s)
+        return waiting()
+
+    async def _watch(self) -> None:
+        while True:
+            self._read_logs()
+            awake = [w for w in self._crew.all if w.alive and not w.stopped and w.log in self._ports]
+            answers = await asyncio.gather(*(says_ready(self._ports[w.log]) for w in awake))
+            now_s = time.monotonic()
+            for worker, answer in zip(awake, answers, strict=True):
+                self._ready[worker.log] = answer
+                # It may have been stopped, killed or told to go while it was asked.
+                if answer is not None or worker.stopped or worker.asked is not None or not worker.alive:
+                    self._answered_s[worker.log] = now_s
+                last_s = self._answered_s.setdefault(worker.log, now_s)
+                self.mute_s_max = max(self.mute_s_max, now_s - last_s)
+            for worker in self._crew.all:
+                if worker.stopped or not worker.alive:
+                    self._ready[worker.log] = None
+                    self._answered_s[worker.log] = now_s
+            self._judge(now_s)
+            await asyncio.sleep(LOOK_S)
+
+    def _judge(self, now_s: float) -> None:
+        lag = np.maximum(self._monitor.high, self._monitor.ends) - self._monitor.checkpoints
+        for partition, owner in self._owners.items():
+            at = int(self._monitor.checkpoints[partition])
+            moved = self._seen.get(partition) != at
+            if moved or lag[partition] <= 0 or self._ready.get(owner.log) is not True:
+                self._seen[partition], self._moved_s[partition] = at, now_s
+            elif (silent_s := now_s - self._moved_s[partition]) > self.silent_s_max:
+                self.silent_s_max = silent_s
+                self.silent_at = f"{time.strftime('%H:%M:%S')}, partition {partition} of {owner.log.name}"
+
+    def _read_logs(self) -> None:
+        """Those that have begun; whoever opened a partition last is its owner."""
+        for worker in self._crew.all:
+            if worker.log not in self._read or worker.alive:
+                text = self._new(worker.log)
+                # It begins with the latest, and says so when it swaps.
+                self._versions.setdefault(worker.log, self._monitor.published)
+                for number in SWAPPED.findall(text):
+                    self._versions[worker.log] = int(number)
+                if (found := ADDRESS.search(text)) is not None:
+                    self._ports[worker.log] = int(found[1])
+                for number in OPENED.findall(text):
+                    self._owners[int(number)] = worker
+        alive = {self._versions[worker.log] for worker in self._crew.all if worker.alive}
+        self._monitor.versions = alive | {self._monitor.published}
+
+    def _new(self, log: Path) -> str:
+        """Whole lines that have been written since."""
+        with suppress(OSError), log.open("rb") as file:
+            file.seek(self._read.get(log, 0))
+            new = file.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            self._read[log] = self._read.get(log, 0) + len(whole)
+            return whole.decode(errors="replace")
+        return ""

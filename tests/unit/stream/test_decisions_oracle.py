@@ -1,0 +1,173 @@
+"""The policy and the composer against an oracle that was written apart: the same transitions, episodes and alerts."""
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.record.features import features
+from ebbtide.featurestore.record.fold import EVENT, RESET, SILENCE, TERMINAL, Points
+from ebbtide.featurestore.record.layout import EPISODE_FIELDS
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.outputs.compose import Composer
+from ebbtide.stream.policy import Policy, decide
+from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.scoring.model import Scored
+from ebbtide.stream.telemetry import Telemetry
+from ebbtide.stream.turn import work as stream_work
+from ebbtide.stream.turn.work import Piece, Work
+from tests.support.oracle.decisions import (
+    Explained,
+    ModelFacts,
+    Origin,
+    Rules,
+    Story,
+    alert_of,
+    next_story,
+)
+from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel
+from tests.support.seams.turns import from_the_beginning
+
+CAUSES = (EVENT, SILENCE, TERMINAL, RESET)
+TOPIC, PARTITION = "clicks", 3
+Walk = list[tuple[int, int, int, float]]
+"""Customer, as_of, cause, p."""
+
+
+class Loud(ArithmeticModel):
+    """Explains by a formula of the record that has ties, zeros and both signs."""
+
+    def explain(
+        self, rows: NDArray[np.void], as_of: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        n = np.arange(len(features(SPEC)))
+        seeds = (rows["activity_count"].astype(np.int64) * 7919 + as_of)[:, None]
+        contributions = ((seeds * (n + 3)) % 11 - 5).astype(np.float32) / 7
+        return ((seeds % 1000 + n) / 3).astype(np.float32), contributions.astype(np.float32)
+
+
+def random_rules(draw: random.Random) -> Policy:
+    low, high = sorted(draw.choice([0.1, 0.3, 0.5, 0.7, 0.9, draw.random()]) for _ in range(2))
+    return Policy(
+        enter=max(high, 0.01),
+        exit=low,
+        dwell_ms=draw.choice([0, 1, 50, 400]),
+        cooldown_ms=draw.choice([0, 1, 100, 1_000]),
+    )
+
+
+def random_walk(draw: random.Random, policy: Policy) -> Walk:
+    """Points of four customers. Times stand still, creep and leap, and fall back where one was forgotten."""
+    walk: Walk = []
+    clocks = [draw.choice([1, 1_700_000_000_000]) for _ in range(4)]
+    for _ in range(draw.randrange(1, 120)):
+        customer = draw.randrange(4)
+        cause = draw.choices(CAUSES, (10, 5, 1, 1))[0]
+        clocks[customer] += draw.choice([0, 0, 1, 17, 50, 100, 500, 3_600_000])
+        p = draw.choice([0.0, 1.0, policy.enter, policy.exit, draw.random(), draw.random(), float("nan")])
+        walk.append((customer, clocks[customer], cause, float(np.float32(p))))
+        if cause == RESET and draw.random() < 0.5:
+            clocks[customer] = max(1, clocks[customer] - draw.randrange(1_000))
+    return walk
+
+
+def points_of(walk: Walk) -> Points:
+    rows = LAYOUT.empty(len(walk))
+    rows["activity_count"] = np.arange(len(walk))
+    columns = (np.array([step[i] for step in walk]) for i in range(3))
+    customer, as_of, cause = columns
+    return Points(
+        rows, customer.astype(np.int32), as_of.astype(np.int64), cause.astype(np.uint8),
+        np.arange(len(walk), dtype=np.int32),
+    )  # fmt: skip
+
+
+def events_of(n: int, first: int) -> EventBatch:
+    """One event a point; all that is read of it is whose it is and where it lies."""
+    zero = np.zeros(n, np.int64)
+    return EventBatch(
+        [f"customer {i} ☕" for i in range(4)], zero.astype(np.int32), zero.astype(np.uint8), zero,
+        zero.astype(np.float64), zero.astype(np.uint64), first + np.arange(n, dtype=np.int64),
+    )  # fmt: skip
+
+
+async def spoken(draw: random.Random, walk: Walk, policy: Policy) -> tuple[list[dict[str, Any]], list[Any]]:
+    """By the real ones, in batches as they are drawn: the alerts, and the records in the end."""
+    model = Loud(policy=policy)
+    batcher = Batcher(lambda: model, SystemClock(), Telemetry(), deadline_s=60.0, linger_s=0.0)
+    serving = asyncio.create_task(batcher.run())
+    composer = Composer(TOPIC, LAYOUT, batcher)
+    parser, opened = Parser(SPEC), from_the_beginning(LAYOUT.id, PARTITION, PARTITION + 1)
+    rows, alerts, at = LAYOUT.empty(4), [], 0
+    try:
+        while at < len(walk):
+            part = walk[at : at + draw.choice([1, 3, 200])]
+            points, after = points_of(part), rows.copy()
+            points.rows["activity_count"] += at
+            # The fold has emptied whom it forgot.
+            for customer in {c for c, _, cause, _ in part if cause == RESET}:
+                after[customer] = LAYOUT.empty(1)[0]
+            p = np.array([step[3] for step in part], np.float32)
+            transitions = decide(points, p, rows, after, policy)
+            work = Work.of([Piece(opened, None)], parser)
+            work.events = events_of(len(part), 100 + at)
+            origin = stream_work.Origin(np.zeros(len(part), np.int32), work.events.position)
+            composed = await composer.compose(work, transitions, points, origin, Scored(p, model))
+            for entry in composed.get(0, []):
+                alerts.append(orjson.loads(entry.value))
+                assert entry.id.decode() == alerts[-1]["alert_id"]
+            rows, at = after, at + len(part)
+    finally:
+        serving.cancel()
+        batcher.close()
+    return alerts, list(rows)
+
+
+def foretold(walk: Walk, policy: Policy) -> tuple[list[dict[str, Any]], list[Story]]:
+    """By the oracle, point by point."""
+    rules = Rules(policy.enter, policy.exit, policy.dwell_ms, policy.cooldown_ms)
+    listed, model = features(SPEC), Loud(policy=policy)
+    facts = ModelFacts(model.name, model.version, policy.enter, LAYOUT.id, SPEC.horizon_ms)
+    stories, alerts = [Story()] * 4, []
+    for n, (customer, as_of, cause, p) in enumerate(walk):
+        stories[customer], decided = next_story(stories[customer], as_of, cause, p, rules)
+        if decided is None:
+            continue
+        row = LAYOUT.empty(1)
+        row["activity_count"] = n
+        values, contributions = model.explain(row, np.array([as_of]))
+        explained = Explained(
+            [f.name for f in listed],
+            [f.describe for f in listed],
+            values[0].tolist(),
+            contributions[0].tolist(),
+        )
+        origin = Origin(TOPIC, PARTITION, 100 + n)
+        alerts.append(alert_of(decided, f"customer {customer} ☕", cause, p, origin, facts, explained))
+    return alerts, stories
+
+
+@pytest.mark.parametrize("part", range(4))
+async def test_policy_and_composer_agree_with_the_oracle(part: int) -> None:
+    """Random points, rules and cuts into batches: every alert, field for field, and every episode in the end."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}, part {part}")
+    draw, seen = random.Random(seed), Counter[str]()
+    for _ in range(150):
+        policy = random_rules(draw)
+        walk = random_walk(draw, policy)
+        alerts, rows = await spoken(draw, walk, policy)
+        wanted, stories = foretold(walk, policy)
+        # Within a batch the order is that of the points.
+        assert alerts == wanted
+        for row, story in zip(rows, stories, strict=True):
+            assert {name: row[name].item() for name in EPISODE_FIELDS} == story.fields
+        seen.update(alert["transition"] for alert in alerts)
+    assert min(seen[kind] for kind in ("opened", "resolved", "terminated")) > 0, seen
