@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ebbtide.featurestore.errors import EbbtideError, Fenced, StoreMisconfigured
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
+from ebbtide.featurestore.store.redis.client import RedisClient
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.featurestore.store.redis.url import read_url
 from ebbtide.ops.stack.local import LocalValkey
@@ -29,6 +31,7 @@ from ebbtide.ops.stack.server import Keeper, free_ports
 from tests.integration.test_pipeline import World, assert_same_end, clean_run, logs_of
 from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.stores import DTYPE, State, random_step, state_of, step_of
+from tests.support.servers.proxy import Proxy
 from tests.support.servers.redis import (
     SERVICE,
     Certificates,
@@ -591,6 +594,74 @@ async def test_a_worker_on_a_cluster_ends_as_in_a_clean_run(cluster: LocalCluste
     await world.store.close()
 
 
+# One server behind an address that moves
+
+
+async def test_a_moved_address_leads_to_the_new_master() -> None:
+    """
+    worker ──▶ address ──▶ master      1  roles exchanged: READONLY on every connection
+                   └─────▶ replica     2  the address moves, old connections stay: the next try writes to the new one
+    """
+    rng = np.random.default_rng(11)
+    with (
+        LocalValkey(binary=debian_redis(), name="one") as one,
+        LocalValkey(
+            binary=debian_redis(), name="two", settings={"replicaof": f"127.0.0.1 {one.port}"}
+        ) as two,
+        Proxy(one.port) as address,
+        admin_of(one) as old,
+        admin_of(two) as new,
+    ):
+        eventually(lambda: new.info("replication").get("master_link_status") == "up")
+        async with opened(f"redis://127.0.0.1:{address.port}", timeout_s=2) as store:
+            commit = step_of(None, ["a"], rng)
+            await store.apply(commit)
+            await asyncio.gather(
+                *(store.load(p, CUSTOMERS) for p in range(N) for _ in range(4))
+            )  # connections
+            eventually(lambda: old.execute_command("WAIT", 1, 1000) == 1)
+            address.point(two.port)
+            new.replicaof("NO", "ONE")
+            old.replicaof("127.0.0.1", two.port)
+            following = step_of(commit.checkpoint, ["b"], rng)
+            with pytest.raises(StoreUnavailable, match="read only"):
+                await store.apply(following)
+            await store.apply(following)  # at the first try after the refusal
+            assert await store.checkpoint(0) == following.checkpoint
+            await asyncio.gather(*(store.load(p, CUSTOMERS) for p in range(N) for _ in range(4)))
+            ours = [client for client in old.client_list() if client["cmd"] in ("evalsha", "mget", "get")]
+            assert not ours, "a connection stayed with the old master"
+
+
+@pytest.mark.parametrize("word", ["LOADING data", "MASTERDOWN link is down", "READONLY replica"])
+async def test_a_server_that_is_no_master_now_is_left(word: str) -> None:
+    """A server that says so on each connection, once: a second connection meets a server that serves."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        first = connections == 1
+        while asked := (await reader.read(4096)).count(b"*"):  # commands
+            writer.write((f"-{word}\r\n".encode() if first else b"$-1\r\n") * asked)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        client = RedisClient(f"redis://127.0.0.1:{port}", timeout_s=2, connections_max=1)
+        with pytest.raises(StoreUnavailable):
+            await client.ask("GET", "x")
+        assert await client.ask("GET", "x") is None
+        await client.close()
+        connections = 0
+        client = RedisClient(f"redis://127.0.0.1:{port}", timeout_s=2, connections_max=1)
+        with pytest.raises(StoreUnavailable):
+            await client.ask_all([("GET", "x"), ("GET", "y")])
+        assert await client.ask_all([("GET", "x"), ("GET", "y")]) == [None, None]
+        await client.close()
+
+
 # Sentinel
 
 
@@ -749,6 +820,64 @@ async def test_tls_where_the_server_asks_for_our_certificate(certificates: Certi
                 # it: then it is away, as far as anybody can tell, and the next try hears more.
                 with pytest.raises(StoreMisconfigured, match="ssl_certfile=FILE"):
                     await patiently(question)
+
+
+ALERTS = {40: "handshake_failure", 80: "internal_error", 90: "user_canceled", 112: "unrecognized_name"}
+"""What proxies and load balancers say while they restart, or have nothing behind them."""
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=ALERTS.get)
+async def test_a_tls_alert_after_an_answer_is_an_outage(certificates: Certificates, alert: int) -> None:
+    """Before the first answer it is a setting; after it, a proxy that restarts, and worth a wait."""
+
+    async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(64)
+        writer.write(bytes([21, 3, 3, 0, 2, 2, alert]))
+        writer.close()
+
+    with tls_server(certificates, clients=False) as (_, port), Proxy(port) as address:
+        turning = await asyncio.start_server(turn_away, "127.0.0.1", 0)
+        async with turning:
+            away = turning.sockets[0].getsockname()[1]
+            url = f"rediss://127.0.0.1:{address.port}?ssl_ca_certs={certificates.ca}"
+            async with opened(url, timeout_s=2) as store:
+                address.point(away)
+                with pytest.raises(StoreMisconfigured, match="TLS"):
+                    await store.checkpoint(0)
+                address.point(port)
+                assert await store.checkpoint(0) is None
+                address.cut()
+                address.point(away)
+                address.heal()
+                for _ in range(3):
+                    with pytest.raises(StoreUnavailable):
+                        await store.checkpoint(0)
+                address.point(port)
+                assert await patiently(lambda: store.checkpoint(0)) is None
+
+
+async def test_a_certificate_not_trusted_is_never_an_outage(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    """Also behind an address that was right a moment ago."""
+    other = tmp_path / "other"
+    other.mkdir()
+    with (
+        tls_server(certificates, clients=False) as (_, port),
+        tls_server(Certificates(other), clients=False) as (_, stranger),
+        Proxy(port) as address,
+    ):
+        async with opened(f"rediss://127.0.0.1:{address.port}?ssl_ca_certs={certificates.ca}") as store:
+            assert await store.checkpoint(0) is None
+            address.cut()
+            address.point(stranger)
+            address.heal()
+
+            async def ask() -> None:
+                await store.checkpoint(0)
+
+            with pytest.raises(StoreMisconfigured, match="ssl_ca_certs=FILE"):
+                await patiently(ask)
 
 
 def test_tls_checks_names_unless_the_url_says_otherwise() -> None:

@@ -1,16 +1,19 @@
 """Asking Redis: connections, scripts, and who is to be asked, be it one server, a Cluster or a master with Sentinels.
 
-This module knows how a command reaches a server. It refuses to know keys, beyond that a command's first one says where
-it goes. `redis_url` reads the URL, `redis_cluster` finds the node, `redis_sentinel` the master, `redis_errors` says
-what a refusal means; these five are the only importers of `redis`. No error quotes a key or the URL, since they hold
-customers and the password.
+Of keys it knows that a command's first one says where it goes. `url` reads the URL, `cluster` finds the node,
+`sentinel` the master, `errors` says what a refusal means; these five are the only importers of `redis`. No error
+quotes a key, since keys hold customers.
 
-Nothing here retries: an owner who gets StoreUnavailable backs off by itself, and knows that it did.
+Nothing here retries: an owner who gets StoreUnavailable backs off by itself, and knows that it did. What a retry needs
+is done before the error is raised: after the word of a server that is no master (any more), every connection to it is
+given up. Behind a virtual address, a Kubernetes Service or a managed endpoint the old connections would stay with the
+demoted master for as long as it lives.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from importlib import resources
 from typing import Any, NamedTuple, Self
 
@@ -23,7 +26,7 @@ from redis.backoff import NoBackoff
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.store.outcomes import promised
 from ebbtide.featurestore.store.redis.cluster import Cluster
-from ebbtide.featurestore.store.redis.errors import close_all, explain
+from ebbtide.featurestore.store.redis.errors import NOT_THE_MASTER, Refusals, close_all
 from ebbtide.featurestore.store.redis.round_trip import round_trip
 from ebbtide.featurestore.store.redis.sentinel import watched_pool
 from ebbtide.featurestore.store.redis.url import Address, RedisTarget, read_url
@@ -87,9 +90,9 @@ def _packing(kind: type[Any]) -> type[Any]:
 class _Master:
     """One server: the URL's, or the one that the Sentinels call the master. The same questions as a `Cluster`."""
 
-    def __init__(self, place: RedisTarget) -> None:
+    def __init__(self, place: RedisTarget, refusals: Refusals) -> None:
         if place.topology == "sentinel":
-            pool, self._sentinel = watched_pool(place, _packing)
+            pool, self._sentinel = watched_pool(place, _packing, refusals)
         else:
             kind = _packing(place.connection)
             pool, self._sentinel = BlockingConnectionPool(connection_class=kind, **place.options), None
@@ -98,21 +101,40 @@ class _Master:
         self._where = place.where
 
     async def ask(self, _key: str | bytes, command: Sequence[Any]) -> Any:
-        return await self._client.execute_command(*command)
+        return await self._heeded(self._client.execute_command(*command))
 
     async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
         # Not raised by the pipeline, whose message would quote the key, and with it the customer.
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        replies: list[Any] = await self._heeded(pipeline.execute(raise_on_error=False))
         return replies
 
     def groups(self, keys: Sequence[str | bytes]) -> list[list[int]]:
         return [list(range(len(keys)))]
 
     async def ask_group(self, _keys: Sequence[str | bytes], commands: Sequence[Sequence[Any]]) -> list[Any]:
-        return await round_trip(self._client.connection_pool, commands)
+        replies: list[Any] = await self._heeded(round_trip(self._client.connection_pool, commands))
+        return replies
+
+    async def _heeded(self, question: Awaitable[Any]) -> Any:
+        """The answer to a question; when it is the word of a server that is no master, its connections are left."""
+        try:
+            answer = await question
+        except NOT_THE_MASTER:
+            await self._disconnect()
+            raise
+        if isinstance(answer, list) and any(isinstance(reply, NOT_THE_MASTER) for reply in answer):
+            await self._disconnect()
+        return answer
+
+    async def _disconnect(self) -> None:
+        """Idle connections now, those in use when they are given back: a question under way is left its answer."""
+        pool = self._client.connection_pool
+        await pool.update_active_connections_for_reconnect()
+        with suppress(refused.RedisError, OSError):  # over TLS, of a server that says no goodbye
+            await pool.disconnect(inuse_connections=False)
 
     async def infos(self) -> list[tuple[str, Any]]:
         return [(self._where, await self._client.execute_command("INFO"))]
@@ -141,6 +163,7 @@ class RedisClient:
         always = {"decode_responses": False, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
         place = read_url(url, ours, always)
         self.where = place.where
+        self._refusals = Refusals(place.where)
         self.cluster = place.topology == "cluster"
         self._timeout_s = timeout_s
         self._limit_s = None if place.topology == "server" else timeout_s
@@ -153,39 +176,28 @@ class RedisClient:
                 options = {**place.options, "host": address[0], "port": address[1]}
                 return Redis.from_pool(BlockingConnectionPool(connection_class=kind, **options))
 
-            self._servers = Cluster(place.hosts, open_node, timeout_s, self.where)
+            self._servers = Cluster(place.hosts, open_node, timeout_s, self._refusals)
         else:
-            self._servers = _Master(place)
+            self._servers = _Master(place, self._refusals)
 
     async def ask(self, *command: Any) -> Any:
         """The reply to one command, whose second word is its first key."""
-        return await self._ask(command[1], command)
+        return await self._asked(self._servers.ask(command[1], command))
 
     async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The replies to all commands, in one round trip to each server, not as a transaction.
 
         Each has one key, as its second word. The first refusal is raised.
         """
-        try:
-            async with asyncio.timeout(self._limit_s):
-                replies = await self._servers.ask_all(commands)
-        except (refused.RedisError, OSError) as error:
-            raise explain(error, self.where) from error
+        replies: list[Any] = await self._asked(self._servers.ask_all(commands))
         for reply in replies:
             if isinstance(reply, refused.RedisError):
-                raise explain(reply, self.where) from reply
+                raise self._refusals.explain(reply) from reply
         return replies
 
     async def run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Any]) -> Any:
         """The reply of `script`. All keys lie in one slot."""
-        call = (len(keys), *keys, *args)
-        try:
-            async with asyncio.timeout(self._limit_s):
-                return await self._servers.ask(keys[0], ("EVALSHA", script.sha, *call))
-        except refused.NoScriptError:  # a new server, or one whose script cache was flushed; nothing has run
-            return await self._ask(keys[0], ("EVAL", script.source, *call))
-        except (refused.RedisError, OSError) as error:
-            raise explain(error, self.where) from error
+        return await self._asked(self._run(script, keys, args))
 
     def ask_each(self, questions: Sequence[Question]) -> list[asyncio.Future[Any]]:
         """All questions at once, in one round trip to each server; a future answer to each, in their order.
@@ -215,7 +227,7 @@ class RedisClient:
             if future.done():
                 continue  # given up
             if isinstance(reply, Exception):
-                future.set_exception(explain(reply, self.where))
+                future.set_exception(self._refusals.explain(reply))
                 continue
             try:
                 future.set_result(question.read(reply))
@@ -235,17 +247,15 @@ class RedisClient:
                     )
                     for i, reply in zip(unknown, again, strict=True):
                         replies[i] = reply
-                return replies
         except (refused.RedisError, OSError) as error:
             return [error] * len(questions)
+        self._refusals.answered = True
+        return replies
 
     async def infos(self) -> list[tuple[str, dict[str, Any]]]:
         """Address and INFO of every server that takes writes."""
-        try:
-            async with asyncio.timeout(self._limit_s):
-                return await self._servers.infos()
-        except (refused.RedisError, OSError) as error:
-            raise explain(error, self.where) from error
+        found: list[tuple[str, dict[str, Any]]] = await self._asked(self._servers.infos())
+        return found
 
     async def close(self) -> None:
         """Give the connections up. Raises nothing, and takes one timeout at most when a server hangs."""
@@ -254,9 +264,19 @@ class RedisClient:
         await asyncio.gather(*self._asking, return_exceptions=True)
         await self._servers.close()
 
-    async def _ask(self, key: str | bytes, command: Sequence[Any]) -> Any:
+    async def _run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Any]) -> Any:
+        call = (len(keys), *keys, *args)
+        try:
+            return await self._servers.ask(keys[0], ("EVALSHA", script.sha, *call))
+        except refused.NoScriptError:  # a new server, or one whose script cache was flushed; nothing has run
+            return await self._servers.ask(keys[0], ("EVAL", script.source, *call))
+
+    async def _asked(self, question: Awaitable[Any]) -> Any:
+        """What `question` comes to, in time, or a StoreError."""
         try:
             async with asyncio.timeout(self._limit_s):
-                return await self._servers.ask(key, command)
+                reply = await question
         except (refused.RedisError, OSError) as error:
-            raise explain(error, self.where) from error
+            raise self._refusals.explain(error) from error
+        self._refusals.answered = True
+        return reply

@@ -19,7 +19,7 @@ from typing import Any
 from redis import exceptions as refused
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from ebbtide.featurestore.store.redis.errors import close_all, most_telling
+from ebbtide.featurestore.store.redis.errors import Refusals, close_all
 from ebbtide.featurestore.store.redis.round_trip import round_trip
 from ebbtide.featurestore.store.redis.url import Address
 
@@ -36,9 +36,13 @@ class Cluster:
     """
 
     def __init__(
-        self, seeds: Sequence[Address], open_node: Callable[[Address], Any], timeout_s: float, where: str
+        self,
+        seeds: Sequence[Address],
+        open_node: Callable[[Address], Any],
+        timeout_s: float,
+        refusals: Refusals,
     ) -> None:
-        self._seeds, self._open_node, self._where = seeds, open_node, where
+        self._seeds, self._open_node, self._refusals = seeds, open_node, refusals
         # A node that hangs must leave time for another one to be asked, and then for the question.
         self._look_up_s = timeout_s / 4
         self._nodes: dict[Address, Any] = {}
@@ -186,7 +190,7 @@ class Cluster:
                 await self._note(address, ranges)
                 self._look_ups += 1
                 return
-            raise most_telling(errors, self._where)
+            raise self._refusals.most_telling(errors)
 
     async def _note(self, told_by: Address, ranges: Sequence[Any]) -> None:
         """Take over CLUSTER SLOTS: first slot, last slot, the master's endpoint and port, its replicas."""

@@ -1,8 +1,11 @@
 """What a refusal of Redis means for the caller: worth a retry, or something an operator must change.
 
-StoreUnavailable: away, loading, busy, full, a replica for now, a slot on the move. StoreMisconfigured: password,
-rights, TLS, another topology, not a Redis at all; and on closing, nothing. This module knows redis-py's exceptions and
-refuses to know who asked what; no text of it quotes a key, since keys hold customers.
+    StoreUnavailable     away, loading, busy, full, a replica for now, a slot on the move; a TLS alert of a server that
+                         has answered us before: a proxy without a backend says one, too
+    StoreMisconfigured   password, rights, a certificate that we do not accept, another topology, not a Redis at all;
+                         a TLS alert before the first answer: most likely it is we who are wrong
+
+No text of it quotes a key, since keys hold customers.
 """
 
 import asyncio
@@ -34,13 +37,32 @@ _RETRY = (
 )
 _OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 _RETRY_WORDS = ("BUSY", "MISCONF", "NOREPLICAS", "NOSCRIPT")  # errors that have no class of their own
+NOT_THE_MASTER = (refused.ReadOnlyError, refused.MasterDownError, refused.BusyLoadingError)
+"""Said by a server that is the wrong one for now: a new connection may lead to the right one."""
 CLUSTER_HINT = (
     f"it is a node of a Redis Cluster: let {SETTING} begin with redis+cluster:// (rediss+cluster://)"
 )
 
 
-def explain(error: Exception, where: str) -> StoreError:
-    """What `error`, met while asking Redis at `where`, means: a StoreUnavailable or a StoreMisconfigured."""
+class Refusals:
+    """Explains the refusals of one Redis. `answered` turns true with its first answer and stays so: from then on the
+    way to it is known to be right."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.answered = False
+
+    def explain(self, error: Exception) -> StoreError:
+        """What `error` means: a StoreUnavailable or a StoreMisconfigured."""
+        return _explain(error, self.where, answered=self.answered)
+
+    def most_telling(self, errors: Sequence[Exception]) -> StoreError:
+        """Of several servers' refusals the one to report: what an operator must change before what time may heal."""
+        explained = [self.explain(error) for error in errors]
+        return next((error for error in explained if isinstance(error, StoreMisconfigured)), explained[-1])
+
+
+def _explain(error: Exception, where: str, *, answered: bool) -> StoreError:
     said = f"Redis at {where}: {str(error) or 'no answer in time'}"
     cause: BaseException | None = error
     while cause:
@@ -50,6 +72,9 @@ def explain(error: Exception, where: str) -> StoreError:
             )
             return StoreMisconfigured(said, hint=hint)
         if isinstance(cause, ssl.SSLError):
+            if answered and not isinstance(cause, ssl.SSLCertVerificationError):
+                hint = "the TLS server, or a proxy in front of it, turned us away: it may be restarting"
+                return StoreUnavailable(said, hint=hint)
             hint = (
                 f"rediss:// in {SETTING} needs a TLS port and a trusted certificate, ?ssl_ca_certs=FILE;"
                 " a server that asks for ours, ?ssl_certfile=FILE&ssl_keyfile=FILE"
@@ -71,12 +96,6 @@ def explain(error: Exception, where: str) -> StoreError:
             said, hint=f"it is no Cluster: let {SETTING} begin with redis:// (rediss://)"
         )
     return StoreMisconfigured(said, hint=f"check that {SETTING} names a Redis of our own, 7.0 or later")
-
-
-def most_telling(errors: Sequence[Exception], where: str) -> StoreError:
-    """Of several servers' refusals the one to report: what an operator must change before what time may heal."""
-    explained = [explain(error, where) for error in errors]
-    return next((error for error in explained if isinstance(error, StoreMisconfigured)), explained[-1])
 
 
 async def close_all(*clients: Any) -> None:

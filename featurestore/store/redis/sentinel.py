@@ -20,16 +20,16 @@ from redis.asyncio.sentinel import (
 )
 
 from ebbtide.featurestore.errors import StoreMisconfigured
-from ebbtide.featurestore.store.redis.errors import most_telling
+from ebbtide.featurestore.store.redis.errors import Refusals
 from ebbtide.featurestore.store.redis.url import SETTING, Address, RedisTarget
 
 
 class _Sentinels(Sentinel):
-    """The Sentinels of `place`, in the order in which they are asked."""
+    """Sentinels, in the order in which they are asked."""
 
-    def __init__(self, place: RedisTarget) -> None:
+    def __init__(self, refusals: Refusals) -> None:
         super().__init__([])  # type: ignore[no-untyped-call]  # redis-py says nothing of its types here
-        self._where = place.where
+        self._refusals = refusals
 
     async def discover_master(self, service_name: str) -> Address:
         """Host and port of the master. Raises StoreError: nobody answered, or nobody knows it."""
@@ -50,15 +50,19 @@ class _Sentinels(Sentinel):
         refusals = [error for error in errors if not isinstance(error, LookupError)]
         if len(refusals) < len(errors):
             hint = f"the path of {SETTING} is the name in their `sentinel monitor` line"
-            raise StoreMisconfigured(f"{self._where}: the Sentinels know no master of that name", hint=hint)
-        raise most_telling(refusals, self._where)
+            raise StoreMisconfigured(
+                f"{self._refusals.where}: the Sentinels know no master of that name", hint=hint
+            )
+        raise self._refusals.most_telling(refusals)
 
 
 class _WatchedPool(BlockingConnectionPool, SentinelConnectionPool):
     """Waits for a free connection, as the one does; connects to the present master, as the other does."""
 
 
-def watched_pool(place: RedisTarget, packing: Callable[[type[Any]], type[Any]]) -> tuple[Any, Any]:
+def watched_pool(
+    place: RedisTarget, packing: Callable[[type[Any]], type[Any]], refusals: Refusals
+) -> tuple[Any, Any]:
     """A pool of connections to the master, and the Sentinels behind it, both to be closed. `packing` changes the
     connection class."""
     timeout_s = place.options["timeout"] / (len(place.hosts) + 1)
@@ -70,7 +74,7 @@ def watched_pool(place: RedisTarget, packing: Callable[[type[Any]], type[Any]]) 
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
     }
-    sentinels: Any = _Sentinels(place)
+    sentinels: Any = _Sentinels(refusals)
     sentinels.sentinels = [
         Redis.from_pool(BlockingConnectionPool(host=host, port=port, **options)) for host, port in place.hosts
     ]
