@@ -1,31 +1,34 @@
-"""The door of the HTTP face: who gets in, how much they may say, and for how long (`Bounds`).
+"""How much one client may take: bounds on its bytes and its seconds, and room for probes whatever others do.
 
-It knows connections and refuses to know paths. The invariants: what one client does costs the others nothing but their
-place in the line; what a client sends is neither logged nor sent back, since it may hold a customer or a token; and
-every refusal is JSON.
+What one client does costs the others nothing but their place in the line:
+
+    a client we wait for   for its request, or to read its answer: quiet. Where the connections are as many as may be,
+                           the one that has been quiet longest gives way to the one that comes
+    none is quiet          all wait for the store or the scorer, for answer_s_max at most. NARROW_MAX
+                           more are let in, for one request each, and only for what probes ask
+
+So whoever holds connections open holds nobody out. What a client sends is neither logged nor sent back, since it may
+hold a customer or a token, and every refusal is JSON. What aiohttp's own runner bounds is passed on to it.
 """
 
 import asyncio
-import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from ebbtide.ops.http.auth import PUBLIC
+
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 5
 """What 503 tells a client to wait: as long as the partitions' own longest pause between two tries."""
 SERVER = "ebbtide"
-
-_FULL_BODY = json.dumps({"error": "too many connections"}).encode()
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json; charset=utf-8\r\n"
-    b"Content-Length: %d\r\nRetry-After: %d\r\nServer: %s\r\nConnection: close\r\n\r\n%s"
-    % (len(_FULL_BODY), RETRY_AFTER_S, SERVER.encode(), _FULL_BODY)
-)
+NARROW_MAX = 8
+"""Two probes and a scrape at once, and some who only pretend. The one that is quiet longest gives way here, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,8 @@ class Bounds:
     line_bytes_max:     the request line: an id of 128 characters of four bytes, percent-encoded, is 1,536 of them
     field_bytes_max:    one header: a bearer token with claims takes a few thousand
     headers_max:        how many headers
-    idle_s_max:         until a head is complete, the first as every later one; longer than the 15 s between two scrapes
+    first_s_max:        from connecting to a whole first head: who connects has something to ask
+    idle_s_max:         until a later head is complete; longer than the 15 s between two scrapes
     linger_s:           a body that nobody asked for is read away for so long, then cut
     answer_s_max:       an answer: twice the store's timeout; what takes longer waits for a scorer that hangs
     connection_s_max:   a connection, whatever it does, so also one that does not read its answers
@@ -45,6 +49,7 @@ class Bounds:
     line_bytes_max: int = 4096
     field_bytes_max: int = 8190
     headers_max: int = 64
+    first_s_max: float = 5.0
     idle_s_max: float = 20.0
     linger_s: float = 1.0
     answer_s_max: float = 10.0
@@ -53,9 +58,9 @@ class Bounds:
 
 
 class Connection(RequestHandler):
-    """One client. With `connections_max` open already, it is told 503 and closed."""
+    """One client. `connections_max` are served; beyond them see above."""
 
-    __slots__ = ("_ask", "_bounds", "_connections_max", "_end", "_wire")
+    __slots__ = ("_ask", "_begun", "_bounds", "_connections_max", "_timer", "narrow", "quiet_since_s", "wire")
 
     def __init__(self, server: web.Server, connections_max: int, bounds: Bounds) -> None:
         super().__init__(
@@ -71,40 +76,68 @@ class Connection(RequestHandler):
         )
         self._connections_max, self._bounds = connections_max, bounds
         self._ask = self._request_handler
-        self._request_handler = self._met
-        self._end: asyncio.TimerHandle | None = None
-        self._wire: asyncio.Transport | None = None
+        self._request_handler = self._answer
+        self._begun = False  # a first request came
+        self.narrow = False  # for one request, of what is PUBLIC
+        # From when on we wait for the client; None while it waits for us.
+        self.quiet_since_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.wire: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         assert self._manager is not None
-        if len(self._manager.connections) >= self._connections_max:
-            transport.write(_FULL)
-            transport.close()
-            return
-        self._wire = transport
-        self._end = self._loop.call_later(self._bounds.connection_s_max, self._too_long)
+        open_now = [c for c in self._manager.connections if isinstance(c, Connection) and c.wire is not None]
+        wide = [c for c in open_now if not c.narrow]
+        if len(wide) >= self._connections_max and not _one_gave_way(wide):
+            self.narrow = True
+            narrow = [c for c in open_now if c.narrow]
+            if len(narrow) >= NARROW_MAX:
+                _one_gave_way(narrow)
+        self.wire, self.quiet_since_s = transport, self._loop.time()
+        self._timer = self._loop.call_later(self._bounds.first_s_max, self.give_way)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._end is not None:
-            self._end.cancel()
+        self.wire = None
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
-    async def _met(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Ahead of aiohttp's own look at Expect, which quotes it before any middleware is asked."""
-        if request.headers.get("Expect", "100-continue").lower() != "100-continue":
-            return refusal("there is nothing to expect but 100-continue", 417)
-        assert self._ask is not None
-        return await self._ask(request)
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._timer is not None and not self._begun:
+            self._begun = True
+            self._timer.cancel()
+            more_s = self._bounds.answer_s_max if self.narrow else self._bounds.connection_s_max
+            self._timer = self._loop.call_later(more_s, self._too_long)
+        self.quiet_since_s = None
+        try:
+            # Ahead of aiohttp's own look at Expect, which quotes it before any middleware is asked.
+            if request.headers.get("Expect", "100-continue").lower() != "100-continue":
+                return refusal("there is nothing to expect but 100-continue", 417)
+            if self.narrow and request.path not in PUBLIC:
+                response: web.StreamResponse = refusal("too many connections", 503)
+            else:
+                assert self._ask is not None
+                response = await self._ask(request)
+            if self.narrow:
+                response.force_close()
+            return response
+        finally:
+            self.quiet_since_s = self._loop.time()
 
     def _too_long(self) -> None:
-        if self._waiter is not None:  # between two requests
-            self.force_close()
+        if self.quiet_since_s is not None:
+            self.give_way()
             return
-        self.close()
-        if self._wire is not None:
-            self._end = self._loop.call_later(self._bounds.answer_s_max, self._wire.abort)
+        self.close()  # after the answer under way
+        self._timer = self._loop.call_later(self._bounds.answer_s_max, self.give_way)
+
+    def give_way(self) -> None:
+        """End it now, whatever lies unread."""
+        wire, self.wire = self.wire, None
+        if wire is not None:
+            wire.abort()
 
     def handle_error(
         self,
@@ -125,6 +158,14 @@ class Connection(RequestHandler):
 
     def log_exception(self, *args: Any, **kw: Any) -> None:  # noqa: ARG002 - aiohttp's signature
         log.error("a connection failed", extra={"reason": type(kw.get("exc_info")).__name__})
+
+
+def _one_gave_way(connections: Sequence[Connection]) -> bool:
+    """The one that has been quiet longest, if any is."""
+    quiet = [(c.quiet_since_s, n) for n, c in enumerate(connections) if c.quiet_since_s is not None]
+    if quiet:
+        connections[min(quiet)[1]].give_way()
+    return bool(quiet)
 
 
 def refusal(error: str, status: int, **headers: str) -> web.Response:

@@ -28,6 +28,8 @@ from ebbtide.featurestore.store.protocol import Store
 from ebbtide.model.serving.runtime import configure as configure_tensorflow
 from ebbtide.model.serving.scorer import Scorer, ScorerSlot
 from ebbtide.ops.config.settings import PolicySettings, Settings
+from ebbtide.ops.http.customers import Customers
+from ebbtide.ops.http.probes import probes
 from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.worker.connect import open_store, topic_specs
@@ -180,14 +182,10 @@ async def _serve(
         values, contributions = await tools.batcher.explain(rows, as_of, scored.serving)
         return float(scored.p[0]), values[0], contributions[0], scored.serving.version
 
+    customers = Customers(tools.layout, tools.store, ask, tools.clock)
     face = HttpServer(
         settings.http,
-        layout=tools.layout,
-        store=tools.store,
-        metrics=metrics,
-        ask=ask,
-        clock=tools.clock,
-        why_not_ready=lambda: "; ".join(worker.not_ready_reasons),
+        [*probes(metrics, lambda: "; ".join(worker.not_ready_reasons)), *customers.routes()],
     )
     metrics.ready(lambda: not worker.not_ready_reasons)
     stop = asyncio.Event()

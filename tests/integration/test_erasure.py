@@ -24,9 +24,9 @@ from redis.asyncio import Redis
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.config.settings import HttpSettings
+from ebbtide.ops.http.customers import Customers
 from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.logs import capture_logs
-from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.state.plan import plan
 from ebbtide.ops.state.rebuild import Counts, ForbiddenSink, Rebuild
 from ebbtide.stream.dlq.replay import replay
@@ -151,10 +151,7 @@ async def status_of(store: Store, customer: str) -> int:
         values, contributions = OLD.model.explain(rows, as_of)
         return 0.5, values[0], contributions[0], 1
 
-    face = HttpServer(
-        HttpSettings(port=0), layout=OLD.layout, store=store, metrics=Metrics(), ask=ask, clock=World.clock,
-        why_not_ready=lambda: "",
-    )  # fmt: skip
+    face = HttpServer(HttpSettings(port=0), Customers(OLD.layout, store, ask, World.clock).routes())
     address = await face.start()
 
     def get() -> int:

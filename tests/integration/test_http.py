@@ -1,6 +1,7 @@
 """The worker's HTTP face over a real socket: what it says, what it refuses, and that it never shows more than asked."""
 
 import asyncio
+import contextlib
 import json
 import re
 import urllib.error
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
@@ -22,7 +24,9 @@ from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.ops.config.settings import HttpSettings
+from ebbtide.ops.http.customers import Customers
 from ebbtide.ops.http.limits import Bounds
+from ebbtide.ops.http.probes import probes
 from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.ops.observe.metrics import Metrics
@@ -62,9 +66,11 @@ async def face(
     metrics: Metrics | None = None,
     trouble: Exception | None = None,
     hangs: bool = False,
+    stuck: str = "",
     **more: Any,
 ) -> AsyncIterator[str]:
-    """A face's address. `trouble`: what the scorer raises; `hangs`: it never answers; `more`: settings and `bounds`."""
+    """A face's address. `trouble`: what the scorer raises; `hangs`: it never answers; `stuck`: what /healthz is to say;
+    `more`: settings and `bounds`."""
     model = ArithmeticModel()
     bounds = more.pop("bounds", None)
 
@@ -79,10 +85,9 @@ async def face(
         return float(model.score(rows, as_of)[0]), values[0], contributions[0], model.version
 
     settings = HttpSettings(port=0, token=SecretStr(token) if token else None, **more)
-    served = HttpServer(
-        settings, layout=LAYOUT, store=store, metrics=metrics or Metrics(), ask=ask,
-        clock=ManualClock(T0 + 10 * DAY_MS), why_not_ready=lambda: why, bounds=bounds,
-    )  # fmt: skip
+    customers = Customers(LAYOUT, store, ask, ManualClock(T0 + 10 * DAY_MS))
+    routes = [*probes(metrics or Metrics(), lambda: why, lambda: stuck), *customers.routes()]
+    served = HttpServer(settings, routes, bounds=bounds)
     try:
         yield await served.start()
     finally:
@@ -179,6 +184,15 @@ async def test_alive_but_not_ready_says_why() -> None:
         status, body = await get(address + "/v1/customers/ann")
         assert status == 503
         assert "does not answer" in json.loads(body)["error"]
+
+
+async def test_a_scorer_that_hangs_fails_liveness_and_says_so() -> None:
+    async with face(MemoryStore(LAYOUT.dtype, 1), stuck="the model has not answered for 301 s") as address:
+        status, body = await get(address + "/healthz")
+        assert (status, json.loads(body)) == (
+            503, {"status": "hangs", "reason": "the model has not answered for 301 s"},
+        )  # fmt: skip
+        assert (await get(address + "/readyz"))[0] == 200
 
 
 async def test_metrics_are_prometheus_and_leave_with_their_partition() -> None:
@@ -399,18 +413,72 @@ async def test_nobody_keeps_a_connection_by_being_slow() -> None:
         assert (await get(address + "/healthz"))[0] == 200
 
 
-async def test_so_many_connections_and_no_more() -> None:
-    async with face(MemoryStore(LAYOUT.dtype, 1), connections_max=3) as address:
-        host, port = address.removeprefix("http://").split(":")
-        held = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+async def opened(address: str, request: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that has sent so much, and is kept."""
+    host, port = address.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 10)
+    writer.write(request)
+    return reader, writer
+
+
+async def test_probes_get_in_past_sockets_that_say_nothing() -> None:
+    """As many as there may be, and as many again that come as soon as one is sent away: none holds a probe out."""
+    async with face(MemoryStore(LAYOUT.dtype, 1)) as address:
+        held = [await opened(address, drip) for drip in (b"", b"GET /healthz HT") for _ in range(32)]
         await asyncio.sleep(0.05)
-        status, body, head = await raw(address, b"")
-        assert (status, body) == (503, {"error": "too many connections"})
-        assert "Retry-After" in head
-        held.pop()[1].close()
-        await asyncio.sleep(0.05)
-        assert (await get(address + "/healthz"))[0] == 200
-        for _, writer in held:
+        for _ in range(20):
+            for path in ("/healthz", "/readyz", "/metrics"):
+                assert (await get(address + path))[0] == 200
+            held += [await opened(address) for _ in range(3)]
+        gone = 0
+        for reader, writer in held:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    gone += await reader.read(1) == b""
+            writer.close()
+        assert gone >= 60, "who is quiet longest gives way"
+
+
+async def test_who_connects_and_asks_nothing_is_sent_away_soon() -> None:
+    bounds = Bounds(first_s_max=0.3)
+    async with face(MemoryStore(LAYOUT.dtype, 1), bounds=bounds) as address:
+        for sent in (b"", b"GET /healthz HTTP/1.1\r\nHo"):
+            reader, writer = await opened(address, sent)
+            async with asyncio.timeout(4):
+                assert await reader.read() == b""
+            writer.close()
+        reader, writer = await opened(address, asking("/healthz"))  # who has asked once may come again later
+        assert b"200 OK" in await reader.readuntil(b"ok")
+        await asyncio.sleep(0.6)
+        writer.write(asking("/healthz"))
+        assert b"200 OK" in await reader.readuntil(b"ok")
+        writer.close()
+
+
+async def test_probes_get_in_past_slow_readers_and_past_work() -> None:
+    store = MemoryStore(LAYOUT.dtype, 1)
+    await filled(store)
+    async with face(store, hangs=True, connections_max=3) as address:
+        slow = [await opened(address, asking("/metrics") * 500) for _ in range(3)]
+        for _ in range(3):
+            assert (await get(address + "/healthz"))[0] == 200
+        busy = [await opened(address, asking("/v1/customers/ann")) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        for _ in range(3):
+            slow += [await opened(address) for _ in range(7)]
+            for path in ("/healthz", "/readyz", "/metrics"):
+                status, _, head = (
+                    (await raw(address, asking(path))) if path != "/metrics" else (200, None, "")
+                )
+                assert status == 200 and (not head or "Connection: close" in head), path
+            status, body, head = await raw(address, asking("/v1/customers/ann"))
+            assert (status, body) == (503, {"error": "too many connections"})
+            assert "Retry-After" in head
+        for reader, _ in busy:  # none of those that wait for us was sent away
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await reader.read(1)
+        for _, writer in (*slow, *busy):
             writer.close()
 
 
@@ -426,12 +494,21 @@ async def test_a_page_under_another_name_reaches_nobody_without_a_token() -> Non
         assert (await raw(address, b"GET /v1/customers/ann HTTP/1.0\r\n\r\n"))[0] == 200
 
 
-async def test_a_face_for_others_without_a_token_says_at_start_that_it_is_open() -> None:
+async def test_an_open_address_without_a_token_serves_no_customer() -> None:
+    """It says so at the start, and to whoever asks; health and metrics are served all the same."""
     assert HttpSettings().host == "127.0.0.1"
-    for host, token, warned in (
+    store = MemoryStore(LAYOUT.dtype, 1)
+    await filled(store)
+    for host, token, closed in (
         ("127.0.0.1", None, False), ("localhost", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "s3cret", False),
     ):  # fmt: skip
         with capture_logs() as logs:
-            async with face(MemoryStore(LAYOUT.dtype, 1), host=host, token=token):
-                pass
-        assert [r.open for r in logs if r.levelname == "WARNING"] == ["/v1"] * warned  # type: ignore[attr-defined]  # from extra
+            async with face(store, host=host, token=token) as address:
+                bearer = [f"Authorization: Bearer {token}"] if token else []
+                status, body, _ = await raw(address, asking("/v1/customers/ann", *bearer))
+                assert status == (403 if closed else 200), (host, token)
+                assert not closed or "http.token" in body["error"]
+                assert (await raw(address, asking("/nowhere", *bearer)))[0] == (403 if closed else 404)
+                for path in ("/healthz", "/readyz", "/metrics"):
+                    assert (await get(address + path))[0] == 200
+        assert [r.closed for r in logs if r.levelname == "WARNING"] == ["/v1"] * closed  # type: ignore[attr-defined]  # from extra
