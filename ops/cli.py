@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from ebbtide.featurestore.errors import EbbtideError
-from ebbtide.ops.config.settings import quiet_libraries
+from ebbtide.ops.config.child import quiet_libraries
 
 COMMANDS = {
     "demo": (

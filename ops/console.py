@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import click
 import orjson
-from pydantic import SecretStr
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from ebbtide.ops.config.settings import Settings, load_settings
+from ebbtide.ops.config.load import load_settings
+from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.clock import SystemClock
 
@@ -166,9 +166,7 @@ def stack(settings: Settings, progress: Callable[[str], None]) -> Iterator[Setti
         if settings.local_kafka:
             settings = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"url": kafka})})
         if settings.local_redis:
-            settings = settings.model_copy(
-                update={"redis": settings.redis.model_copy(update={"url": SecretStr(redis)})}
-            )
+            settings = settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": redis})})
         yield settings
 
 

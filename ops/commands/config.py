@@ -1,12 +1,16 @@
 """`ebbtide config show`: what is in force, wherever it was said."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
 
-from ebbtide.ops.config.settings import shown
-from ebbtide.ops.console import config_option, json_option, settings_of, table_and_json
+from ebbtide.featurestore.times.durations import format_duration
+from ebbtide.ops.config.load import load_settings
+from ebbtide.ops.config.secrets import STARS, put, secrets_of
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.console import config_option, json_option, table_and_json
 
 
 @click.group()
@@ -22,6 +26,16 @@ def show(config: Path | None, json_path: Path | None) -> None:
 
     The names are those of the file given by --config; as a variable, redis.prefix is EBBTIDE_REDIS__PREFIX.
     """
-    data = shown(settings_of(config))
+    data = shown(load_settings(config))
     click.echo(yaml.safe_dump(data, sort_keys=False), nl=False)
     table_and_json(None, data, json_path)
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """The settings as plain data for people: durations in words, no secret in it, nothing where nothing is set."""
+    data = settings.model_dump(mode="json", by_alias=True)
+    data["kafka"]["url"] = None if settings.local_kafka else settings.kafka.url
+    for place in secrets_of(settings):
+        put(data, place, STARS)
+    data["policy"] |= {name: format_duration(data["policy"][name]) for name in ("dwell", "cooldown")}
+    return data

@@ -8,7 +8,6 @@ import click
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.ops.config.secrets import secrets_of
-from ebbtide.ops.config.settings import shown
 from ebbtide.ops.console import config_option, settings_of, stack, steps
 from ebbtide.ops.observe import logs
 from ebbtide.ops.tensorflow import load_tensorflow
@@ -49,8 +48,7 @@ def command(
     settings.check_spec(layout.spec)
     with steps() as progress, stack(settings, progress) as complete:
         if settings.local_kafka or settings.local_redis:
-            urls = shown(complete)
-            progress(f"local servers run: Kafka at {urls['kafka']['url']}, Redis at {urls['redis']['url']}")
+            progress(f"local servers run: Kafka at {complete.kafka.url}, Redis at {complete.redis.url}")
         progress.end()
         asyncio.run(check_servers(complete, layout))  # a wrong URL need not wait for TensorFlow
         load_tensorflow()

@@ -1,26 +1,24 @@
 """Secrets among the settings: which they are, how they come from files, and how they are never shown.
 
-    redis.url, http.token, …      every field of type SecretStr, found by walking the settings' types: no list to forget
-    <name>_file                   beside each of them, in the file or as a variable: the secret is what that file holds
+    redis.password, http.token, …   every field of type SecretStr, found by walking the settings' types
+    <name>_file                     beside each, in the file or as a variable: the secret is what that file holds
 
-It knows types, files and URLs, and refuses to know what a setting is for and where it was said. The invariant: what
-`masked` returns and what `hidden` lets through holds no secret, also where it cannot make sense of what it is given.
+A secret is a whole text, never a part of one: nothing has to guess where a password ends. The invariant: what `hidden`
+lets through holds none.
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import parse_qsl, unquote, urlencode
 
 from pydantic import BaseModel, SecretStr
 
 from ebbtide.ops.errors import SettingsError
 
 SettingPath = tuple[str, ...]
-"""A setting's path, as in ("redis", "url")."""
+"""A setting's path, as in ("redis", "password")."""
 
 FILE = "_file"
 SECRET_BYTES_MAX = 64 << 10
@@ -28,10 +26,6 @@ SECRET_BYTES_MAX = 64 << 10
 HIDDEN_CHARS_MIN = 4
 """A shorter secret is in every other word of a log: to hide it would hide the log, and it protects nothing."""
 STARS = "***"
-_TELLING = re.compile("pass|pwd|secret|token|cred|auth|key$", re.IGNORECASE)
-"""Names in a URL's query whose values are nobody's business. `ssl_keyfile` is a path and may be shown."""
-# Hosts with ports, one or several, in front of them perhaps a user: what a URL's authority looks like when it is one.
-_HOSTS = re.compile(r"(?:[\w.-]*|\[[0-9a-fA-F:.]+\])(?::\d*)?(?:,(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d*)?)*")
 
 
 def secret_places(model: type[BaseModel]) -> list[SettingPath]:
@@ -150,51 +144,16 @@ def group_at(data: dict[str, Any], place: SettingPath) -> dict[str, Any] | None:
     return group if isinstance(group, dict) else None
 
 
-def masked(secret: str) -> str:
-    """A secret for people. Of a URL everything but passwords and the like; of one that is ambiguous its scheme."""
-    scheme, found, rest = secret.partition("://")
-    if not found or not scheme.replace("+", "").isalnum():
-        return STARS
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    user, at, hosts = authority.rpartition("@")
-    # An @ further on, or a host that is none: a password with a slash in it, and no way to tell where it ends.
-    name, colon, _ = user.partition(":")
-    if "@" in rest[len(authority) :] or "@" in name or not _HOSTS.fullmatch(hosts) or "://" in rest:
-        return f"{scheme}://{STARS}"
-    path, _, asked = rest[len(authority) :].partition("#")[0].partition("?")
-    query = [
-        (key, STARS if _TELLING.search(key) else value)
-        for key, value in parse_qsl(asked, keep_blank_values=True)
-    ]
-    shown = f"{scheme}://{name}{':' + STARS if colon else ''}{at}{hosts}{path}"
-    return shown + (f"?{urlencode(query, safe='*/')}" if query else "")
-
-
-def is_masked(secret: str) -> bool:
-    """It is what `masked` makes of one, so none itself."""
-    return bool(re.fullmatch(r"\*{3,}", secret)) or f":{STARS}@" in secret or f"={STARS}" in secret
+def texts_of(secrets: Iterable[str]) -> list[str]:
+    """What must not be seen of secrets: as it is, in a line of JSON, and in an error's own words; longest first."""
+    forms = (str, lambda text: json.dumps(text)[1:-1], _json, lambda text: repr(text)[1:-1])
+    found = {form(text) for text in secrets for form in forms}
+    return sorted((text for text in found if len(text) >= HIDDEN_CHARS_MIN), key=len, reverse=True)
 
 
 def _json(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def texts_of(secrets: Iterable[str]) -> list[str]:
-    """What must not be seen of secrets: each whole, of a URL its passwords, as written and as meant; longest first."""
-    found = set()
-    for secret in secrets:
-        found.add(secret)
-        _, is_url, rest = secret.partition("://")
-        if is_url:
-            # A password with a slash or an @ in it may end at either of two places.
-            users = {re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[0], rest.rpartition("@")[0]}
-            found |= {user.partition(":")[2] for user in users}
-            _, _, query = rest.partition("?")
-            found |= {value for key, value in parse_qsl(query) if _TELLING.search(key)}
-    found |= {unquote(text) for text in found}
-    # As it stands in a line of JSON, with other dead letters than ASCII or without, and in an error's own words.
-    found |= {write(text)[1:-1] for text in found for write in (json.dumps, _json, repr)}
-    return sorted((text for text in found if len(text) >= HIDDEN_CHARS_MIN), key=len, reverse=True)
+    """With other letters than ASCII as they are."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def hidden(text: str, secrets: Iterable[str]) -> str:
@@ -202,6 +161,16 @@ def hidden(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, STARS)
     return text
+
+
+def put(data: dict[str, Any], place: SettingPath, value: Any) -> None:
+    """Set it there, in groups that are made where they are missing. Raises SettingsError."""
+    for name in place[:-1]:
+        inner = data.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise SettingsError(f"{'.'.join(place)} cannot be set: {name} is not a group of settings")
+        data = inner
+    data[place[-1]] = value
 
 
 def strings_at(data: Mapping[str, Any], places: Iterable[SettingPath]) -> dict[SettingPath, str]:

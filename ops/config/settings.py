@@ -1,49 +1,21 @@
-"""All settings, from one YAML file and the environment: the one module that reads `os.environ`.
+"""All settings in their groups, with their defaults and the relations between them.
 
-    built-in defaults  <  the file given by --config or EBBTIDE_CONFIG  <  EBBTIDE_* variables  <  command line options
-
-How a variable names a setting stands in `variables.py`, what a secret is and how it is kept in `secrets.py`: any may
-also be given by file, as EBBTIDE_REDIS_URL_FILE or `redis: {url_file: …}`. Every problem is reported at once, by the
-name a person can change, and no message quotes a secret. Without a URL for Kafka or Redis the command starts that
-server itself, locally.
+Where they are said stands in `load.py`, how a variable names one in `variables.py`, what a secret is in `secrets.py`.
+Without a URL for Kafka or Redis the command starts that server itself, locally. A URL names places only: users and
+passwords have settings of their own, so that there is never a secret to be found within another text.
 """
 
-import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX
+from ebbtide.featurestore.store.redis.credentials import Credentials, in_url
 from ebbtide.featurestore.times.durations import DurationMs, format_duration
-from ebbtide.ops.config import variables
-from ebbtide.ops.config.secrets import (
-    SettingPath,
-    by_file,
-    drop,
-    fill_from_files,
-    hidden,
-    is_masked,
-    masked,
-    secret_places,
-    secrets_of,
-    strings_at,
-    texts_of,
-)
-from ebbtide.ops.config.variables import PREFIX, variable
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.kafka.settings import KafkaSettings
 
@@ -56,14 +28,43 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
 
 
-class RedisSettings(_Frozen):
-    """Where Redis is; `prefix` begins every key; `cache_bytes_max` bounds the hot records a worker keeps."""
+class SentinelSettings(_Frozen):
+    """Who we are to the Sentinels, where they ask."""
 
-    url: SecretStr | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+
+
+class RedisSettings(_Frozen):
+    """Where Redis is and who we are to it; `key_password` opens the URL's `ssl_keyfile`; `prefix` begins every key;
+    `cache_bytes_max` bounds the hot records a worker keeps."""
+
+    url: str | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    key_password: SecretStr | None = None
+    sentinel: SentinelSettings = SentinelSettings()
     prefix: str = "ebbtide:"
     timeout_s: float = Field(default=5.0, gt=0)
     connections_max: int = Field(default=16, ge=1)
     cache_bytes_max: int = Field(default=256 << 20, ge=0)
+
+    @field_validator("url")
+    @classmethod
+    def _holds_no_credentials(cls, url: str | None) -> str | None:
+        if url is not None and in_url(url):  # not shown: there is a password in it
+            raise ValueError(
+                "EBBTIDE_REDIS_URL holds no credentials: set redis.username and redis.password, for Sentinels"
+                " redis.sentinel.username and redis.sentinel.password, for a key file redis.key_password"
+            )
+        return url
+
+    def credentials(self) -> Credentials:
+        """For the client that connects."""
+        return Credentials(
+            self.username, _plain(self.password), self.sentinel.username, _plain(self.sentinel.password),
+            _plain(self.key_password),
+        )  # fmt: skip
 
 
 class TopicSettings(_Frozen):
@@ -181,121 +182,5 @@ class Settings(_Frozen):
         return self.redis.url is None
 
 
-SECRETS = secret_places(Settings)
-
-
-def load_settings(
-    file: Path | None = None, environment: Mapping[str, str] | None = None, **options: Any
-) -> Settings:
-    """Settings in force. `options` are dotted paths to values (`**{"http.port": 0}`); None means not given.
-
-    Raises SettingsError naming every setting that does not fit.
-    """
-    env = dict(os.environ if environment is None else environment)
-    if file is None and env.get(PREFIX + "CONFIG"):
-        file = Path(env[PREFIX + "CONFIG"])
-    data: dict[str, Any] = _read(file) if file is not None else {}
-    in_files = by_file(Settings, SECRETS)
-    said, problems = variables.read(env, in_files)
-    names = {one.place: one.name for one in said}
-    for one in said:
-        secret = variables.secret_of(one.place, in_files) or one.place
-        if secret in in_files:  # said here in whatever way, the file's own way of saying it counts no more
-            drop(data, secret)
-        # As text: pydantic reads numbers from it where the setting is one, and a token of digits stays a token.
-        _put(data, one.place, one.value)
-    for path, value in options.items():
-        if value is not None:
-            _put(data, tuple(path.split(".")), value)
-    problems += fill_from_files(data, in_files, names)
-    if isinstance(data.get("kafka"), dict) and data["kafka"].get("url") is None:
-        data["kafka"]["url"] = LOCAL
-    secrets = strings_at(data, SECRETS)
-    problems += [
-        f"{names.get(place, '.'.join(place))} is masked, as `ebbtide config show` prints it: give the secret itself"
-        for place, text in secrets.items()
-        if is_masked(text)
-    ]
-    settings = None
-    try:
-        settings = Settings.model_validate(data)
-    except ValidationError as error:
-        problems += [
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-    if settings is None or problems:
-        # A URL of Kafka is no secret; one that somebody wrote a password into is refused, and not quoted.
-        unseen = [
-            *secrets.values(),
-            *(url for url in strings_at(data, [("kafka", "url")]).values() if "@" in url),
-        ]
-        raise SettingsError(
-            "settings do not fit: " + hidden("; ".join(problems), texts_of(unseen)),
-            hint="change them in --config FILE, or as EBBTIDE_GROUP__NAME",
-        )
-    return settings
-
-
-def shown(settings: Settings) -> dict[str, Any]:
-    """The settings as plain data for people: durations in words, no secret in it, nothing where nothing is set."""
-    data = settings.model_dump(mode="json", by_alias=True)
-    data["kafka"]["url"] = None if settings.local_kafka else settings.kafka.url
-    for place, secret in secrets_of(settings).items():
-        _put(data, place, masked(secret))
-    data["policy"] |= {name: format_duration(data["policy"][name]) for name in ("dwell", "cooldown")}
-    return data
-
-
-def for_child(settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
-    """The same settings for a process that we start: plain data for a file, and the secrets, each as a variable, since
-    an environment is read by nobody but us, and a file by whoever finds it."""
-    data = settings.model_dump(mode="json")
-    secrets = secrets_of(settings)
-    for place in secrets:
-        _put(data, place, None)
-    return data, {variable(place): secret for place, secret in secrets.items()}
-
-
-def quiet_libraries() -> None:
-    """Keep what TensorFlow tells its own developers off the terminal: what stops it is raised besides. Before its
-    first import, or it has no effect."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-
-def child_environment(**own: str) -> dict[str, str]:
-    """Our environment for a process that we start, with `own` as its only EBBTIDE_* variables."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | own
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"cannot read {file}: {error.strerror}", hint="give --config FILE") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{file} is not text in UTF-8") from None
-    # A value that does not fit its tag (`!!int x`, a date of 2026-99-99) is none of PyYAML's own errors.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
-        raise SettingsError(
-            f"{file} is not YAML{_where(error)}",
-            hint="quote a value that begins with * & ! or another sign, or holds a colon, 'like this'",
-        ) from None
-    if not isinstance(data, dict):
-        raise SettingsError(f"{file} must hold a mapping of settings")
-    return data
-
-
-def _where(error: Exception) -> str:
-    """Where, and not what: the library's own words quote the line, or of `token: *hunter2` the password."""
-    mark = getattr(error, "problem_mark", None)
-    return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-
-
-def _put(data: dict[str, Any], path: SettingPath, value: Any) -> None:
-    for name in path[:-1]:
-        inner = data.setdefault(name, {})
-        if not isinstance(inner, dict):
-            raise SettingsError(f"{'.'.join(path)} cannot be set: {name} is not a group of settings")
-        data = inner
-    data[path[-1]] = value
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

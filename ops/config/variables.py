@@ -2,7 +2,7 @@
 
     EBBTIDE_KAFKA__GROUP=blue                 kafka.group: double underscores between the groups
     EBBTIDE_KAFKA_URL, EBBTIDE_REDIS_URL      the two short names
-    EBBTIDE_REDIS_URL_FILE=/run/secrets/r     the secret redis.url is what that file holds
+    EBBTIDE_REDIS__PASSWORD_FILE=/run/s/r     the secret redis.password is what that file holds
     EBBTIDE_SERVICE_HOST=10.96.0.7            a Service is named `ebbtide`: nothing of ours
 
 It knows names and refuses to know values, but for the last case: only a value as Kubernetes writes it makes a variable
@@ -65,10 +65,7 @@ def read(environment: Mapping[str, str], in_files: Collection[SettingPath]) -> t
 
 
 def _place(name: str) -> SettingPath:
-    if name in SHORT:
-        return SHORT[name]
-    short = SHORT.get(name.removesuffix(FILE.upper()))
-    return (*short[:-1], short[-1] + FILE) if short else tuple(name.removeprefix(PREFIX).lower().split("__"))
+    return SHORT.get(name) or tuple(name.removeprefix(PREFIX).lower().split("__"))
 
 
 def secret_of(place: SettingPath, in_files: Collection[SettingPath]) -> SettingPath | None:

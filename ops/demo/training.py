@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ebbtide.ops.config.settings import child_environment
+from ebbtide.ops.config.child import child_environment
 from ebbtide.ops.demo.scene import Plan
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.stack.watchdog import die_with

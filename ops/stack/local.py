@@ -60,8 +60,8 @@ class LocalValkey:
 
     @property
     def url(self) -> str:
-        """`redis://[:PASSWORD@]127.0.0.1:PORT/0`"""
-        return f"redis://{f':{self._password}@' if self._password else ''}127.0.0.1:{self.port}/0"
+        """`redis://127.0.0.1:PORT/0`; the password is whoever's who gave it."""
+        return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def running(self) -> bool:

@@ -51,10 +51,11 @@ async def open_store(settings: Settings, layout: Layout, partitions: int) -> Asy
     if settings.redis.url is None:
         raise ValueError("no Redis URL: start the local stack first")
     store = RedisStore(
-        settings.redis.url.get_secret_value(),
+        settings.redis.url,
         layout.dtype,
         settings.kafka.topic,
         partitions,
+        credentials=settings.redis.credentials(),
         prefix=settings.redis.prefix,
         timeout_s=settings.redis.timeout_s,
         connections_max=settings.redis.connections_max,

@@ -17,7 +17,8 @@ from typing import Self
 
 import yaml
 
-from ebbtide.ops.config.settings import Settings, child_environment, for_child
+from ebbtide.ops.config.child import child_environment, for_child
+from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.errors import WorkerFailed
 from ebbtide.ops.stack.server import free_ports
 from ebbtide.ops.stack.watchdog import die_with

@@ -31,7 +31,6 @@ import numpy as np
 import psutil
 import yaml
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
-from pydantic import SecretStr
 from redis import Redis
 
 from ebbtide.featurestore.record.fold import Folder
@@ -39,14 +38,8 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import dump_spec
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
-from ebbtide.ops.config.settings import (
-    PolicySettings,
-    RedisSettings,
-    Settings,
-    TopicSettings,
-    child_environment,
-    for_child,
-)
+from ebbtide.ops.config.child import child_environment, for_child
+from ebbtide.ops.config.settings import PolicySettings, RedisSettings, Settings, TopicSettings
 from ebbtide.ops.stack.local import LocalStack
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
@@ -110,7 +103,7 @@ class Bench:
         settings = Settings(
             spec=self.spec, model=self._model, alerts_from="start",
             kafka=KafkaSettings(url=self._stack.kafka_url, topic=name, group=name),
-            redis=RedisSettings(url=SecretStr(redis_url or self._stack.redis_url), prefix=f"{name}:"),
+            redis=RedisSettings(url=redis_url or self._stack.redis_url, prefix=f"{name}:"),
             topics=TopicSettings(alerts=f"{name}-alerts", dead_letters=f"{name}-dead", partitions=PARTITIONS),
             policy=PolicySettings(enter=self._enter, exit=self._enter, cooldown=0),
         )  # fmt: skip

@@ -24,7 +24,7 @@ import psutil
 import yaml
 
 from ebbtide.featurestore.spec import dump_spec
-from ebbtide.ops.config.settings import child_environment
+from ebbtide.ops.config.child import child_environment
 from tests.bench.producer import PARTITIONS
 from tests.bench.traffic import SPEC
 

@@ -11,8 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
-
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
@@ -70,7 +68,7 @@ def direct(scene: Scene, spec: Path, models: Path, topic: str, shape: Shape) -> 
             ),
             "redis": settings.redis.model_copy(
                 update={
-                    "url": SecretStr(scene.redis_url),
+                    "url": scene.redis_url,
                     "prefix": "chaos:",
                     "timeout_s": 1.5,
                     # One step's: a worker's partitions hold several times as many customers.

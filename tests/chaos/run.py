@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
-from ebbtide.ops.config.settings import Settings, quiet_libraries
+from ebbtide.ops.config.child import quiet_libraries
+from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.kafka.topics import ensure_topics

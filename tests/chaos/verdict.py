@@ -154,7 +154,7 @@ async def _check_keys(verdict: Verdict, settings: Settings, expected: Expected, 
     should = {f"{prefix}{{p{p}}}:checkpoint" for p in range(partitions)}
     should |= {f"{prefix}{{p{p}}}:due" for p in with_state}
     should |= {f"{prefix}{{p{p}}}:c:{customer}" for p, customer in expected.records}
-    async with Redis.from_url(settings.redis.url.get_secret_value()) as redis:
+    async with Redis.from_url(settings.redis.url) as redis:
         found = {key.decode() async for key in redis.scan_iter(match=f"{prefix}*", count=5_000)}
     verdict.count("keys_unexpected", sorted(found - should))
 

@@ -17,6 +17,7 @@ from redis.crc import key_slot
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured, StoreUnavailable
 from ebbtide.featurestore.store.checkpoint import RESETTING, Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
+from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
 from tests.support.seams.stores import DTYPE, PARTITIONS, State, random_step, state_of, step_of
@@ -248,8 +249,8 @@ async def test_a_full_server_can_be_reset(store: RedisStore, admin: Any) -> None
 
 async def test_a_user_with_the_documented_rights_can_do_everything(server: LocalValkey, admin: Any) -> None:
     await admin.execute_command("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *ACL)
-    url = f"redis://worker:secret@127.0.0.1:{server.port}/0"
-    store = RedisStore(url, DTYPE, "clicks", PARTITIONS, prefix="t:")
+    url, worker = f"redis://127.0.0.1:{server.port}/0", Credentials("worker", "secret")
+    store = RedisStore(url, DTYPE, "clicks", PARTITIONS, credentials=worker, prefix="t:")
     await store.start()
     commit = step_of(None, ["a", "b"], RNG, messages=[(b"1", b"one")])
     await store.apply(commit)
@@ -268,9 +269,9 @@ async def test_a_right_that_is_missing_is_seen_before_anything_is_written(
     """A script has no rollback: were the refusal met half-way, half the step would stay."""
     await admin.execute_command("ACL", "SETUSER", "weak", "reset", "on", ">secret", "~*", *ACL, f"-{missing}")
     store = RedisStore(
-        f"redis://weak:secret@127.0.0.1:{server.port}/0", DTYPE, "clicks", PARTITIONS, prefix="t:"
+        server.url, DTYPE, "clicks", PARTITIONS, credentials=Credentials("weak", "secret"), prefix="t:"
     )
-    with pytest.raises(StoreMisconfigured, match=rf"(?i){missing} .*EBBTIDE_REDIS_URL"):
+    with pytest.raises(StoreMisconfigured, match=rf"(?i){missing} .*EBBTIDE_REDIS__USERNAME"):
         await store.apply(step_of(None, ["a"], RNG, forgotten=["b"], messages=[(b"1", b"one")], acked=[b"1"]))
     assert await admin.keys() == []
     await store.close()
@@ -281,7 +282,7 @@ async def test_other_keys_than_the_users_are_refused_without_naming_a_customer(
 ) -> None:
     await admin.execute_command("ACL", "SETUSER", "other", "reset", "on", ">secret", "~other:*", *ACL)
     store = RedisStore(
-        f"redis://other:secret@127.0.0.1:{server.port}/0", DTYPE, "clicks", PARTITIONS, prefix="t:"
+        server.url, DTYPE, "clicks", PARTITIONS, credentials=Credentials("other", "secret"), prefix="t:"
     )
     for question in (
         store.apply(step_of(None, ["jane@example.org"], RNG)),
@@ -295,17 +296,19 @@ async def test_other_keys_than_the_users_are_refused_without_naming_a_customer(
     await store.close()
 
 
-@pytest.mark.parametrize("credentials", ["", ":wrong@", "nobody:secret@"])
-async def test_a_wrong_password_names_the_setting_and_not_the_password(credentials: str) -> None:
+@pytest.mark.parametrize("who", [(None, None), (None, "wrong@"), ("nobody", "secret")])
+async def test_a_wrong_password_names_the_setting_and_not_the_password(
+    who: tuple[str | None, str | None],
+) -> None:
     with LocalValkey(password="secret") as server:
-        store = RedisStore(f"redis://{credentials}127.0.0.1:{server.port}/0", DTYPE, "clicks", PARTITIONS)
+        store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, credentials=Credentials(*who))
         for question in (
             store.start(),
             store.checkpoint(0),
             store.apply(step_of(None, ["a"], RNG)),
             store.find("a"),
         ):
-            with pytest.raises(StoreMisconfigured, match="EBBTIDE_REDIS_URL") as refusal:
+            with pytest.raises(StoreMisconfigured, match="EBBTIDE_REDIS__PASSWORD") as refusal:
                 await question
             assert "secret" not in str(refusal.value)
             assert "wrong@" not in str(refusal.value)
@@ -317,31 +320,30 @@ async def test_a_wrong_password_names_the_setting_and_not_the_password(credentia
     [
         "",
         "localhost:6379",
-        "http://:secret@localhost",
+        "http://localhost",
         "redis://h:port:secret",
-        "redis://:secret@h?secret=secret",
-        "redis://:secret@h?ssl_ca_certs=secret",
-        "rediss://:secret@h?ssl_ca_certs=/nonexistent/secret.pem",
-        f"rediss://:secret@h?ssl_certfile={__file__}",
-        "rediss://:secret@h?ssl_cert_reqs=secret",
-        "redis://:secret@h?socket_timeout=secret",
+        "redis://h?secret=secret",
+        "redis://h?ssl_ca_certs=secret",
+        "rediss://h?ssl_ca_certs=/nonexistent/secret.pem",
+        f"rediss://h?ssl_certfile={__file__}",
+        "rediss://h?ssl_cert_reqs=secret",
+        "redis://h?socket_timeout=secret",
         "redis+cluster://",
-        "redis+cluster://:secret@",
-        "redis+cluster://:secret@h1,,h2",
-        "redis+cluster://:secret@h1:secret,h2",
-        "redis+cluster://:secret@h1:99999",
-        "redis+cluster://:secret@h1/1",
-        "redis+cluster://:secret@h1/secret",
-        "redis+cluster://:secret@h1?sentinel_password=secret",
-        "redis+cluster://:secret@h1?ssl_ca_certs=secret",
-        "redis+other://:secret@h1",
-        "http+cluster://:secret@h1",
+        "redis+cluster://h1,,h2",
+        "redis+cluster://h1:secret,h2",
+        "redis+cluster://h1:99999",
+        "redis+cluster://h1/1",
+        "redis+cluster://h1/secret",
+        "redis+cluster://h1?ssl_ca_certs=secret",
+        "redis+other://h1",
+        "http+cluster://h1",
         "unix+cluster:///secret",
-        "redis+sentinel://:secret@h1",
-        "redis+sentinel://:secret@h1:1/",
-        "redis+sentinel://:secret@h1:1/name/secret",
-        "redis+sentinel://:secret@h1:1/name/0/secret",
+        "redis+sentinel://h1",
+        "redis+sentinel://h1:1/",
+        "redis+sentinel://h1:1/name/secret",
+        "redis+sentinel://h1:1/name/0/secret",
         "redis+sentinel:///name",
+        "redis+sentinel://h/na me/secret/1",
     ],
 )
 def test_a_url_that_cannot_be_understood_is_not_repeated(url: str) -> None:
@@ -353,17 +355,41 @@ def test_a_url_that_cannot_be_understood_is_not_repeated(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "where"),
     [
-        ("redis://:secret@h", "h:6379"),
-        ("rediss://u:secret@h:1/3?ssl_cert_reqs=none", "h:1"),
-        ("unix://:secret@/run/redis.sock?db=1", "/run/redis.sock"),
-        ("redis+cluster://u:secret@h1:1,h2,[::1]:3", "h1:1,h2:6379,::1:3"),
-        ("rediss+cluster://u:se,cret@h1:1/0?socket_timeout=3", "h1:1"),
-        ("redis+sentinel://u:secret@h1,h2:2/a%20name", "a name of Sentinels h1:26379,h2:2"),
-        ("rediss+sentinel://h1/name/2/?sentinel_password=secret", "name of Sentinels h1:26379"),
+        ("redis://h", "h:6379"),
+        ("rediss://h:1/3?ssl_cert_reqs=none", "h:1"),
+        ("unix:///run/redis.sock?db=1", "/run/redis.sock"),
+        ("redis+cluster://h1:1,h2,[::1]:3", "h1:1,h2:6379,::1:3"),
+        ("rediss+cluster://h1:1/0?socket_timeout=3", "h1:1"),
+        ("redis+sentinel://h1,h2:2/a%20name", "a name of Sentinels h1:26379,h2:2"),
+        ("rediss+sentinel://h1/name/2/", "name of Sentinels h1:26379"),
     ],
 )
-def test_every_form_of_url_says_where_without_the_password(url: str, where: str) -> None:
+def test_every_form_of_url_says_where(url: str, where: str) -> None:
     assert RedisStore(url, DTYPE, "clicks", PARTITIONS).where == where
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:secret@h", "redis://u:secret@h/0", "redis://secret@h", "redis://h?password=secret",
+        "redis://h/0?db=1&PASSWORD=secret", "rediss://h?ssl_password=secret", "redis://h?username=secret",
+        "redis+cluster://u:secret@h1:1,u:secret@h2:2", "redis+sentinel://h1/name?sentinel_password=secret",
+        "unix://ann:secret@/run/redis.sock", "unix:///run/redis.sock?password=secret", "redis://:sec/secret@h",
+    ],
+)  # fmt: skip
+def test_a_user_or_password_in_a_url_names_the_settings(url: str) -> None:
+    with pytest.raises(StoreMisconfigured, match="EBBTIDE_REDIS_URL holds no credentials") as refusal:
+        RedisStore(url, DTYPE, "clicks", PARTITIONS)
+    for name in ("EBBTIDE_REDIS__USERNAME", "EBBTIDE_REDIS__PASSWORD", "EBBTIDE_REDIS__SENTINEL__PASSWORD"):
+        assert name in refusal.value.hint
+    assert "secret" not in str(refusal.value)
+
+
+def test_credentials_for_sentinels_that_the_url_does_not_name() -> None:
+    for url in ("redis://h", "redis+cluster://h", "unix:///run/redis.sock"):
+        with pytest.raises(StoreMisconfigured, match="names no Sentinels"):
+            RedisStore(url, DTYPE, "clicks", PARTITIONS, credentials=Credentials(sentinel_password="secret"))
+    assert "secret" not in repr(Credentials("u", "secret", "u", "secret", "secret"))
 
 
 def test_braces_would_move_the_hash_tag() -> None:

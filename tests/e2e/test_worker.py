@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from pydantic import SecretStr
 
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
@@ -81,7 +80,7 @@ async def test_worker(stack: Services, unique_name: str, tmp_path: Path) -> None
     topics = settings.topics.model_copy(
         update={"alerts": f"{unique_name}-alerts", "dead_letters": f"{unique_name}-dead"}
     )
-    redis = settings.redis.model_copy(update={"url": SecretStr(stack.redis_url), "prefix": f"{unique_name}:"})
+    redis = settings.redis.model_copy(update={"url": stack.redis_url, "prefix": f"{unique_name}:"})
     policy = settings.policy.model_copy(update={"enter": 0.3, "exit": 0.2, "cooldown_ms": 0})
     settings = settings.model_copy(update={"topics": topics, "redis": redis, "policy": policy})
     large = TopicSpec(unique_name, 4, "topics.partitions", {"max.message.bytes": str(16 << 20)})

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from ebbtide.ops.config.settings import quiet_libraries
+from ebbtide.ops.config.child import quiet_libraries
 from ebbtide.ops.console import json_option, steps, table_and_json
 from ebbtide.stream.clock import SystemClock
 from tests.fuzz.figures import Serving, figures, table_of

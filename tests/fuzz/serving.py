@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from pydantic import SecretStr
 
 from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.spec import load_spec
@@ -62,7 +61,7 @@ async def fuzz_worker(
         settings = Settings.model_validate(
             {
                 "model": model, "kafka": KafkaSettings(url=stack.kafka_url, topic=TOPIC, group=TOPIC),
-                "redis": {"url": SecretStr(stack.redis_url)}, "http": {"token": TOKEN},
+                "redis": {"url": stack.redis_url}, "http": {"token": TOKEN},
                 "alerts_from": "start", "dead_letter_share_max": 1.0, "policy": {"enter": 0.3, "exit": 0.2,
                 "cooldown": 0},
             }

@@ -108,7 +108,7 @@ def test_valkey_asks_for_the_password() -> None:
         assert ask_redis(valkey.port, "PING").startswith("-NOAUTH")
         assert redis_pid(valkey.port) is None
         assert redis_pid(valkey.port, "secret") is not None
-        assert valkey.url == f"redis://:secret@127.0.0.1:{valkey.port}/0"
+        assert valkey.url == f"redis://127.0.0.1:{valkey.port}/0"
 
 
 async def test_kafka_keeps_its_data_and_port_over_kill_and_over_stop(

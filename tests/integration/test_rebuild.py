@@ -22,7 +22,6 @@ import yaml
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 from click.testing import CliRunner
-from pydantic import SecretStr
 
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.spec import dump_spec
@@ -187,7 +186,7 @@ async def test_a_redis_that_is_away_for_a_while_is_waited_for(stack: Services, u
     port = urlsplit(stack.redis_url).port
     assert port is not None
     with Proxy(port) as proxy:
-        redis = direct.redis.model_copy(update={"url": SecretStr(f"redis://127.0.0.1:{proxy.port}/0")})
+        redis = direct.redis.model_copy(update={"url": f"redis://127.0.0.1:{proxy.port}/0"})
         world.settings = direct.model_copy(update={"redis": redis})
         async with rebuilding(world, "new", NEW) as (work, counts):
             proxy.slow(0.01)
@@ -269,7 +268,7 @@ def run(command: Any, world: World, tmp_path: Path, *arguments: str) -> tuple[st
         yaml.safe_dump(
             {
                 "kafka": {"url": kafka.url, "topic": kafka.topic, "group": kafka.group},
-                "redis": {"url": redis.url.get_secret_value(), "prefix": redis.prefix},
+                "redis": {"url": redis.url, "prefix": redis.prefix},
                 "topics": {"alerts": topics.alerts, "dead_letters": topics.dead_letters, "partitions": 3},
             }
         )

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from urllib.parse import quote
 
 import psutil
 import pytest
@@ -14,8 +13,9 @@ import yaml
 from pydantic import SecretStr
 
 from ebbtide.featurestore.spec import dump_spec
+from ebbtide.ops.config.child import child_environment, for_child
 from ebbtide.ops.config.secrets import texts_of
-from ebbtide.ops.config.settings import Settings, child_environment, for_child
+from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.errors import WorkerFailed
 from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.ops.worker.connect import topic_specs
@@ -70,7 +70,7 @@ def shows(settings: Settings, folder: Path) -> str:
         )  # fmt: skip
         assert done.returncode == (1 if more else 0), done.stderr
         said += done.stdout + done.stderr
-    assert "redis://127.0.0.1" in said or "***@127.0.0.1" in said
+    assert "redis://127.0.0.1" in said and "password: '***'" in said
     return said + file.read_text()
 
 
@@ -88,12 +88,12 @@ async def test_nothing_a_worker_says_holds_a_secret_or_a_customer(
             {
                 "spec": spec, "model": model,
                 "kafka": KafkaSettings(url=stack.kafka_url, topic=unique_name, group=unique_name),
-                "redis": {"url": valkey.url, "prefix": f"{unique_name}:"}, "http": {"token": TOKEN},
+                "redis": {"url": valkey.url, "password": PASSWORD, "prefix": f"{unique_name}:"},
+                "http": {"token": TOKEN},
                 "topics": {name: f"{unique_name}-{name}" for name in ("alerts", "dead_letters", "scores")},
                 "logs": {"level": "debug"}, "alerts_from": "start", "dead_letter_share_max": 1.0,
             }
         )  # fmt: skip
-        assert PASSWORD in valkey.url
         await ensure_topics(settings.kafka, topic_specs(settings))
         sent = messages(unique_name)
         async with KafkaSink(settings.kafka) as sink:
@@ -148,19 +148,17 @@ async def test_nothing_a_worker_says_holds_a_secret_or_a_customer(
         assert "partition reopens" in said["log"] and "drained" in said["log"]
         assert "ebbtide_records_total" in said["/metrics"]
 
-        wrong = f"redis://:{quote('wrong-hunter3/@', safe='')}@127.0.0.1:{valkey.port}/0"
-        broken = settings.model_copy(
-            update={"redis": settings.redis.model_copy(update={"url": SecretStr(wrong)})}
-        )
+        wrong = SecretStr("wrong-hunter3/@")
+        broken = settings.model_copy(update={"redis": settings.redis.model_copy(update={"password": wrong})})
         with WorkerProcess(broken, tmp_path) as worker:
-            with pytest.raises(WorkerFailed, match=r"user and password") as failed:
+            with pytest.raises(WorkerFailed, match=r"EBBTIDE_REDIS__PASSWORD") as failed:
                 await asyncio.to_thread(worker.wait_ready)
             said |= {
                 "wrong": worker.log.read_text() + str(failed.value),
                 "wrong shown": shows(broken, tmp_path),
             }
 
-    secrets = texts_of([valkey.url, TOKEN, PASSWORD, wrong, "wrong-hunter3"])
+    secrets = texts_of([TOKEN, PASSWORD, wrong.get_secret_value(), "wrong-hunter3"])
     for where, text in said.items():
         assert text, where
         assert CUSTOMER not in text, where

@@ -26,6 +26,7 @@ from redis.backoff import NoBackoff
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.store.outcomes import promised
 from ebbtide.featurestore.store.redis.cluster import Cluster
+from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.errors import NOT_THE_MASTER, Refusals, close_all
 from ebbtide.featurestore.store.redis.round_trip import round_trip
 from ebbtide.featurestore.store.redis.sentinel import watched_pool
@@ -152,7 +153,9 @@ class RedisClient:
     raises StoreUnavailable or StoreMisconfigured.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, connections_max: int) -> None:
+    def __init__(
+        self, url: str, credentials: Credentials | None = None, *, timeout_s: float, connections_max: int
+    ) -> None:
         ours: dict[str, Any] = {
             "max_connections": connections_max,
             "timeout": timeout_s,  # for a free connection
@@ -161,7 +164,7 @@ class RedisClient:
         }
         # Under protocol 3 redis-py (8.1) doesn't notice that the server has closed an idle connection.
         always = {"decode_responses": False, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
-        place = read_url(url, ours, always)
+        place = read_url(url, credentials or Credentials(), ours, always)
         self.where = place.where
         self._refusals = Refusals(place.where)
         self.cluster = place.topology == "cluster"

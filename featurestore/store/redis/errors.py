@@ -17,7 +17,7 @@ from typing import Any
 from redis import exceptions as refused
 
 from ebbtide.featurestore.errors import StoreError, StoreMisconfigured, StoreUnavailable
-from ebbtide.featurestore.store.redis.url import SETTING
+from ebbtide.featurestore.store.redis.url import SENTINEL_SETTINGS, SETTING, USER_SETTINGS
 
 _DENIED = (
     refused.AuthenticationError,
@@ -82,7 +82,8 @@ def _explain(error: Exception, where: str, *, answered: bool) -> StoreError:
             return StoreMisconfigured(said, hint=hint)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, _DENIED):
-        return StoreMisconfigured(said, hint=f"check user and password in {SETTING}, and the user's ACL")
+        also = f" (or the Sentinels' own, {SENTINEL_SETTINGS})" if "Sentinels" in where else ""
+        return StoreMisconfigured(said, hint=f"check {USER_SETTINGS}{also}, and the user's ACL")
     if isinstance(error, refused.OutOfMemoryError):
         return StoreUnavailable(said, hint="raise the server's maxmemory; nothing was lost")
     if isinstance(error, refused.AskError):  # and MOVED, its subclass: only where nobody follows it

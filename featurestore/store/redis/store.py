@@ -40,6 +40,7 @@ from ebbtide.featurestore.store.commit import (
 )
 from ebbtide.featurestore.store.outcomes import failed, outcomes
 from ebbtide.featurestore.store.redis.client import Question, RedisClient, Script
+from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.errors import CLUSTER_HINT
 from ebbtide.featurestore.store.redis.url import SETTING
 
@@ -89,6 +90,7 @@ class RedisStore:
         topic: str,
         partitions: int,
         *,
+        credentials: Credentials | None = None,
         prefix: str = "",
         timeout_s: float = TIMEOUT_S,
         connections_max: int = CONNECTIONS_MAX,
@@ -97,7 +99,7 @@ class RedisStore:
             raise StoreMisconfigured(f"prefix {prefix!r} and topic {topic!r} must not contain braces")
         self.dtype = dtype
         self.partitions = partitions
-        self._client = RedisClient(url, timeout_s=timeout_s, connections_max=connections_max)
+        self._client = RedisClient(url, credentials, timeout_s=timeout_s, connections_max=connections_max)
         self.where = self._client.where
         self._tags = [f"{prefix}{topic}:{{p{partition}}}:" for partition in range(partitions)]
 

@@ -1,18 +1,17 @@
 """What the Redis URL says: one server, the nodes of a Cluster, or the Sentinels that know a master.
 
-    redis://user:password@host:6379/0                            one server; rediss:// is TLS
-    unix:///run/redis.sock?db=0                                  one server
-    redis+cluster://user:password@host1:6379,host2:6379          any nodes of a Cluster; rediss+cluster:// is TLS
-    redis+sentinel://user:password@host1:26379,host2:26379/name  Sentinels, and the master's name there; /name/1 is
-                                                                 database 1; rediss+sentinel:// is TLS
+    redis://host:6379/0                            one server; rediss:// is TLS
+    unix:///run/redis.sock?db=0                    one server
+    redis+cluster://host1:6379,host2:6379          any nodes of a Cluster; rediss+cluster:// is TLS
+    redis+sentinel://host1:26379,host2:26379/name  Sentinels, and the master's name there; /name/1 is database 1;
+                                                   rediss+sentinel:// is TLS
 
-This module knows the form of a URL and the options that redis-py takes after its `?` (ssl_ca_certs, ssl_certfile,
-ssl_keyfile, socket_timeout, …; for Sentinels sentinel_username and sentinel_password, too). It refuses to connect.
-Whatever it refuses is StoreMisconfigured, at once, and no text of it repeats the URL, which may hold a password. It
-has no cause either, whose text would.
+Behind a `?` stand options of redis-py (ssl_ca_certs, ssl_certfile, ssl_keyfile, socket_timeout, …). Users and passwords
+are no part of a URL: see `credentials.py`. Nothing connects here. Whatever is refused is StoreMisconfigured, at once,
+and no text of it repeats the URL, since somebody may have written a password into it; nor has it a cause, whose text
+would.
 """
 
-import re
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -21,10 +20,13 @@ from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
 from ebbtide.featurestore.errors import StoreMisconfigured
+from ebbtide.featurestore.store.redis.credentials import Credentials, in_url
 
 SETTING = "EBBTIDE_REDIS_URL"
 PORT, SENTINEL_PORT = 6379, 26379
-FORMS = "redis://user:password@host:6379, rediss:// (TLS), unix://, redis+cluster:// or redis+sentinel://"
+USER_SETTINGS = "EBBTIDE_REDIS__USERNAME and EBBTIDE_REDIS__PASSWORD"
+SENTINEL_SETTINGS = "EBBTIDE_REDIS__SENTINEL__USERNAME and EBBTIDE_REDIS__SENTINEL__PASSWORD"
+FORMS = "redis://host:6379, rediss:// (TLS), unix://, redis+cluster:// or redis+sentinel://"
 
 Address = tuple[str, int]
 """Host and port."""
@@ -46,39 +48,43 @@ class RedisTarget(NamedTuple):
     where: str
 
 
-def read_url(url: str, ours: dict[str, Any], always: dict[str, Any]) -> RedisTarget:
+def read_url(url: str, credentials: Credentials, ours: dict[str, Any], always: dict[str, Any]) -> RedisTarget:
     """The place that `url` names. Its own options win over `ours`, and `always` over both.
 
-    Raises StoreMisconfigured for a URL, an option or a certificate file that cannot be understood.
+    Raises StoreMisconfigured for a URL, an option or a certificate file that cannot be understood, and for a user or a
+    password in the URL.
     """
-    rest = url.partition("://")[2]
-    if "@" in rest[len(re.split(r"[/?#]", rest, maxsplit=1)[0]) :]:
-        # A password with one of these ends there, and what is left of it would be read as a host, or a port.
-        _refuse("the Redis URL has an @ behind a / ? or #", "percent-encode / ? # @ in a password")
+    if in_url(url):
+        hint = (
+            f"set {USER_SETTINGS} (the Sentinels' own: {SENTINEL_SETTINGS}); an @ that is none is written %40"
+        )
+        raise StoreMisconfigured(f"{SETTING} holds no credentials", hint=hint)
+    ours = {**ours, **credentials.options()}
     try:
         if "+" in urlsplit(url).scheme:
-            place = _several(url, ours, always)
+            place = _several(url, credentials, ours, always)
         else:
             options = {**ours, **parse_url(url), **always}
             kind = _transport(options)
             host, port = options.get("host", "localhost"), options.get("port", PORT)
             where = options.get("path") or f"{host}:{port}"
             place = RedisTarget("server", [(host, port)], "", kind, options, {}, where)
-    except ValueError:  # its text may hold the URL, and that the password
+    except ValueError:  # its text holds the URL
         _refuse("the Redis URL cannot be understood")
+    if credentials.sentinel_options() and place.topology != "sentinel":
+        _refuse(f"{SENTINEL_SETTINGS} are given, but the Redis URL names no Sentinels")
     _try(place)
     return place
 
 
-def _several(url: str, ours: dict[str, Any], always: dict[str, Any]) -> RedisTarget:
+def _several(url: str, credentials: Credentials, ours: dict[str, Any], always: dict[str, Any]) -> RedisTarget:
     """The forms with several hosts: redis-py reads such a URL with one host, we read the hosts."""
     parts = urlsplit(url)
     transport, _, topology = parts.scheme.partition("+")
     if transport not in ("redis", "rediss") or topology not in ("cluster", "sentinel"):
         _refuse(f"the Redis URL begins with {parts.scheme}://, which is none that we know")
-    credentials, at, hosts = parts.netloc.rpartition("@")
     port = PORT if topology == "cluster" else SENTINEL_PORT
-    addresses = [_address(host, port) for host in hosts.split(",")]
+    addresses = [_address(host, port) for host in parts.netloc.split(",")]
     path = [unquote(part) for part in parts.path.strip("/").split("/")]
     service, database = "", path[0]
     if topology == "sentinel":
@@ -89,20 +95,18 @@ def _several(url: str, ours: dict[str, Any], always: dict[str, Any]) -> RedisTar
         _refuse("the path of the Redis URL cannot be understood")
     if topology == "cluster" and int(database or 0):
         _refuse("a Redis Cluster has database 0 only")
-    said = parse_url(f"{transport}://{credentials}{at}host?{parts.query}")
+    said = parse_url(f"{transport}://host?{parts.query}")
     del said["host"]
     options = {**ours, **said, "db": int(database or 0), **always}
     kind = _transport(options)
-    guard = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     apart = ("db", "username", "password", "max_connections", "timeout")
-    sentinel = {name: value for name, value in options.items() if name not in apart} | guard
+    sentinel = {name: value for name, value in options.items() if name not in apart}
     where = ",".join(f"{host}:{port}" for host, port in addresses)
     if topology == "sentinel":
+        sentinel |= credentials.sentinel_options()
         return RedisTarget(
             topology, addresses, service, kind, options, sentinel, f"{service} of Sentinels {where}"
         )
-    if any(guard.values()):
-        _refuse("the Redis URL has options for Sentinels, but none of those")
     return RedisTarget(topology, addresses, "", kind, options, {}, where)
 
 

@@ -26,7 +26,6 @@ import yaml
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
-from pydantic import SecretStr
 
 from ebbtide.featurestore.events.parse import ParseLimits, Parser
 from ebbtide.featurestore.record.fold import Folder
@@ -93,7 +92,7 @@ class Outage:
         )  # fmt: skip
         redis = base.redis.model_copy(
             update={
-                "url": SecretStr(f"redis://127.0.0.1:{self.redis_proxy.port}/0"),
+                "url": f"redis://127.0.0.1:{self.redis_proxy.port}/0",
                 "prefix": f"{name}:",
                 "timeout_s": 2.0,
             }
@@ -105,7 +104,7 @@ class Outage:
 
     def direct(self, settings: Settings) -> Settings:
         """The same, past the proxies: for the test itself."""
-        redis = settings.redis.model_copy(update={"url": SecretStr(self.valkey.url)})
+        redis = settings.redis.model_copy(update={"url": self.valkey.url})
         kafka = settings.kafka.model_copy(
             update={"url": self.kafka.url.split(",")[0], "request_timeout_s": 60.0}
         )
@@ -251,7 +250,7 @@ async def inner_worker(settings: Settings, scorer: Any) -> AsyncIterator[Inner]:
     layout, metrics = Layout(load_spec(settings.spec)), Metrics()
     assert settings.redis.url is not None
     store = RedisStore(
-        settings.redis.url.get_secret_value(), layout.dtype, settings.kafka.topic, PARTITIONS,
+        settings.redis.url, layout.dtype, settings.kafka.topic, PARTITIONS,
         prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s,
     )  # fmt: skip
     async with KafkaSink(settings.kafka) as sink:

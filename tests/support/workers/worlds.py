@@ -16,7 +16,6 @@ import numpy as np
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, OffsetAndMetadata, TopicPartition
 from numpy.typing import NDArray
-from pydantic import SecretStr
 
 from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.features import features
@@ -136,7 +135,7 @@ class World:
                 url=stack.kafka_url, topic=name, group=name, session_timeout_s=6.0, heartbeat_interval_s=0.3,
                 commit_interval_s=0.2, fetch_records_max=100, fetch_partition_bytes_max=16 << 10,
             ),
-            redis=RedisSettings(url=SecretStr(stack.redis_url), prefix=f"{name}:old:"),
+            redis=RedisSettings(url=stack.redis_url, prefix=f"{name}:old:"),
             topics=TopicSettings(
                 alerts=f"{name}-alerts", dead_letters=f"{name}-dead", scores=f"{name}-scores" if scores else None,
                 partitions=PARTITIONS,

@@ -84,20 +84,18 @@ def test_what_is_remembered_is_bounded_and_bad_arguments_do_no_harm(capsys: obje
 
 def test_no_secret_is_written_in_whatever_form() -> None:
     for form in (JsonFormatter(), TextFormatter("%(message)s")):
-        log = Log("redis://ann:p%40ss-wörd@h:1/0?password=third-one", "tok en-2", form=form)
-        log.say(
-            0, "ebbtide.ops.worker.run", "going to %s", "redis://ann:p%40ss-wörd@h:1/0?password=third-one"
-        )
-        log.say(0, "redis.asyncio", "user ann, password p@ss-wörd: refused, third-one, tok en-2")
+        log = Log("p@ss-wörd", 'third"one', "tok en-2", form=form)
+        log.say(0, "ebbtide.ops.worker.run", "going with %s", "p@ss-wörd")
+        log.say(0, "redis.asyncio", 'user ann, password p@ss-wörd: refused, third"one, tok en-2')
         try:
             raise ValueError("tok en-2 is wrong")
         except ValueError:
             record = logging.LogRecord("x", logging.ERROR, __file__, 1, "failed", (), sys.exc_info())
             record.token = "tok en-2"
             log._handler.handle(record)
-        for part in ("p%40ss", "p@ss", "wörd", "w\\u00f6rd", "third-one", "tok en-2"):
+        for part in ("p@ss", "wörd", "w\\u00f6rd", "third", "tok en-2"):
             assert part not in log.text, log.text
-        assert "going to ***" in log.text and "user ann" in log.text
+        assert "going with ***" in log.text and "user ann" in log.text
 
 
 def test_at_debug_libraries_are_heard_from_warnings_on_and_we_are_heard() -> None:

@@ -8,16 +8,12 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from ebbtide.featurestore.spec import load_spec, parse_spec
-from ebbtide.ops.config.secrets import by_file, hidden, masked, secret_places, texts_of
-from ebbtide.ops.config.settings import (
-    DEFAULT_SPEC,
-    SECRETS,
-    Settings,
-    child_environment,
-    for_child,
-    load_settings,
-    shown,
-)
+from ebbtide.featurestore.store.redis.credentials import Credentials
+from ebbtide.ops.commands.config import shown
+from ebbtide.ops.config.child import child_environment, for_child
+from ebbtide.ops.config.load import SECRETS, load_settings
+from ebbtide.ops.config.secrets import by_file, hidden, secret_places, texts_of
+from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
 from ebbtide.ops.config.variables import variable
 from ebbtide.ops.errors import SettingsError
 
@@ -124,29 +120,58 @@ def test_a_file_that_is_none_says_so(tmp_path: Path) -> None:
 
 def test_what_is_shown_holds_no_secret_and_loads_again(tmp_path: Path) -> None:
     environment = {
-        "EBBTIDE_REDIS_URL": "rediss://worker:hunter2@redis.example:6380/1", "EBBTIDE_HTTP__TOKEN": "s3cret",
-        "EBBTIDE_POLICY__COOLDOWN": "36h",
+        "EBBTIDE_REDIS_URL": "rediss://redis.example:6380/1", "EBBTIDE_REDIS__USERNAME": "worker",
+        "EBBTIDE_REDIS__PASSWORD": "hunter2", "EBBTIDE_HTTP__TOKEN": "s3cret", "EBBTIDE_POLICY__COOLDOWN": "36h",
     }  # fmt: skip
     settings = load_settings(environment=environment)
     text = yaml.safe_dump(shown(settings))
     assert "hunter2" not in text and "s3cret" not in text
     assert "hunter2" not in repr(settings) and "s3cret" not in repr(settings)
-    assert "rediss://worker:***@redis.example:6380/1" in text
+    assert "rediss://redis.example:6380/1" in text and "username: worker" in text
     data = yaml.safe_load(text)
     file = write(tmp_path / "shown.yaml", **data)
     # A token of stars would be one that everybody knows.
-    with pytest.raises(SettingsError, match=r"redis\.url is masked.*http\.token is masked"):
+    with pytest.raises(SettingsError, match=r"redis\.password is masked.*http\.token is masked"):
         load_settings(file, {})
-    data["redis"]["url"] = data["http"]["token"] = None
+    data["redis"]["password"] = data["http"]["token"] = None
     again = load_settings(write(file, **data), {})
-    assert again.policy == settings.policy and again.local_kafka
+    assert again.policy == settings.policy and again.local_kafka and again.redis.url == settings.redis.url
 
 
-def test_a_password_without_a_user_is_hidden_too() -> None:
-    assert (
-        shown(load_settings(environment={"EBBTIDE_REDIS_URL": "redis://:pw@h:1/0"}))["redis"]["url"]
-        == "redis://:***@h:1/0"
-    )
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:sec-ret@h:1/0", "rediss://ann:sec-ret@h/1", "redis://h/0?password=sec-ret", "redis://sec-ret@h",
+        "redis://h/0?db=1&sentinel_password=sec-ret", "rediss://h?ssl_password=sec-ret", "redis://:x/sec-ret@h:6379/0",
+        "redis+cluster://u:sec-ret@h1:1,u:sec-ret@h2:2", "unix://ann:sec-ret@/run/redis.sock",
+    ],
+)  # fmt: skip
+def test_a_url_with_a_password_names_the_settings_for_it(url: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(environment={"EBBTIDE_REDIS_URL": url})
+    for name in ("EBBTIDE_REDIS_URL", "redis.username", "redis.password", "redis.sentinel.password"):
+        assert name in str(refused.value)
+    assert "sec-ret" not in str(refused.value)
+
+
+def test_a_url_without_credentials_is_shown_as_it_is() -> None:
+    for url in (
+        "redis://h:1/0", "rediss://h/1?ssl_ca_certs=/k&ssl_keyfile=/k", "redis+cluster://h1:1,[::1]:2/0",
+        "redis+sentinel://h1:1,h2:2/main/0", "unix:///run/redis.sock", "rediss://h?ssl_ca_certs=/a%40b.pem",
+    ):  # fmt: skip
+        assert shown(load_settings(environment={"EBBTIDE_REDIS_URL": url}))["redis"]["url"] == url
+
+
+def test_credentials_reach_the_client_from_their_settings(tmp_path: Path) -> None:
+    (tmp_path / "pw").write_text("pw-1\n")
+    environment = {
+        "EBBTIDE_REDIS__USERNAME": "ann", "EBBTIDE_REDIS__PASSWORD_FILE": str(tmp_path / "pw"),
+        "EBBTIDE_REDIS__SENTINEL__USERNAME": "bob", "EBBTIDE_REDIS__SENTINEL__PASSWORD": "pw-2",
+        "EBBTIDE_REDIS__KEY_PASSWORD": "pw-3",
+    }  # fmt: skip
+    given = load_settings(environment=environment).redis.credentials()
+    assert given == Credentials("ann", "pw-1", "bob", "pw-2", "pw-3")
+    assert load_settings(environment={}).redis.credentials() == Credentials()
 
 
 def test_a_cooldown_longer_than_the_memory_is_refused() -> None:
@@ -178,38 +203,6 @@ def test_a_child_process_gets_our_environment_but_none_of_our_settings() -> None
     assert "PATH" in environment
 
 
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("redis://host:6379/0", "redis://host:6379/0"),
-        ("redis://:pa@ss@host:6379/0", "redis://:***@host:6379/0"),
-        ("rediss://ann:secret@host/1", "rediss://ann:***@host/1"),
-        ("redis://host/0?password=secret&db=1", "redis://host/0?password=***&db=1"),
-        ("redis://h/0?sentinel_password=secret&ssl_keyfile=/k", "redis://h/0?sentinel_password=***&ssl_keyfile=/k"),
-        ("redis://h/0?PASSWD=secret&authToken=secret&q=", "redis://h/0?PASSWD=***&authToken=***&q="),
-        ("unix:///run/redis.sock?password=secret", "unix:///run/redis.sock?password=***"),
-        ("unix://ann:secret@/run/redis.sock", "unix://ann:***@/run/redis.sock"),
-        ("redis+cluster://ann:secret@h1:1,h2:2", "redis+cluster://ann:***@h1:1,h2:2"),
-        ("redis+cluster://ann:se@cr:et@h1:1,[::1]:2/0", "redis+cluster://ann:***@h1:1,[::1]:2/0"),
-        ("redis+sentinel://u:secret@h1:1,h2:2/main/0?password=secret", "redis+sentinel://u:***@h1:1,h2:2/main/0?password=***"),
-        ("redis+cluster://u:secret@h1:1,u:secret@h2:2", "redis+cluster://u:***@h2:2"),
-        # What a URL is not allowed to hold raw, and what people write all the same.
-        ("redis://:sec/ret@host:6379/0", "redis://***"),
-        ("redis://:sec?ret@host:6379/0", "redis://***"),
-        ("redis://:sec#ret@host:6379/0", "redis://***"),
-        ("redis://host/0?password=sec@ret", "redis://***"),
-        ("secret", "***"),
-        ("redis://sec@ret@host", "redis://***"),
-        ("secret://@@", "secret://***"),
-    ],
-)  # fmt: skip
-def test_no_password_is_shown_wherever_it_stands(url: str, said: str) -> None:
-    settings = load_settings(environment={"EBBTIDE_REDIS_URL": url})
-    assert shown(settings)["redis"]["url"] == masked(url) == said
-    if not url.startswith("secret"):
-        assert "sec" not in said and "ret" not in said
-
-
 class _Inner(BaseModel):
     password: SecretStr | None = None
     key: SecretStr = SecretStr("")
@@ -223,7 +216,7 @@ class _Outer(BaseModel):
 
 
 def test_secrets_are_found_by_their_type_wherever_they_are() -> None:
-    assert {("redis", "url"), ("http", "token")} <= set(SECRETS)
+    assert {("redis", "password"), ("redis", "sentinel", "password"), ("http", "token")} <= set(SECRETS)
     places = secret_places(_Outer)
     assert places == [("sasl", "password"), ("sasl", "key"), ("tls", "password"), ("tls", "key")]
     # A field of the name `key_file` is a setting, not the file of the secret `key`.
@@ -233,7 +226,7 @@ def test_secrets_are_found_by_their_type_wherever_they_are() -> None:
 @pytest.mark.parametrize("place", SECRETS, ids=".".join)
 def test_every_secret_may_lie_in_a_file(place: tuple[str, ...], tmp_path: Path) -> None:
     """As a variable and in the settings' file; with nothing beside it, so its group may lack something else."""
-    secret = "redis://:pw-in-file@h:1/0" if place == ("redis", "url") else "pw-in-file"
+    secret = "pw-in-file"
     (tmp_path / "secret").write_text(secret + "\n")
     name = variable(place) + "_FILE"
 
@@ -284,18 +277,17 @@ def test_a_secret_that_cannot_be_had_is_named_by_its_variable(tmp_path: Path) ->
     }  # fmt: skip
     for file, words in wrong.items():
         with pytest.raises(SettingsError) as refused:
-            load_settings(environment={"EBBTIDE_REDIS_URL_FILE": file, "EBBTIDE_HTTP__PORT": "x"})
-        assert f"EBBTIDE_REDIS_URL_FILE: {file}" in str(refused.value) or words.startswith(("No", "Is"))
-        assert "EBBTIDE_REDIS_URL_FILE" in str(refused.value) and words in str(refused.value)
+            load_settings(environment={"EBBTIDE_REDIS__PASSWORD_FILE": file, "EBBTIDE_HTTP__PORT": "x"})
+        assert f"EBBTIDE_REDIS__PASSWORD_FILE: {file}" in str(refused.value) or words.startswith(("No", "Is"))
+        assert "EBBTIDE_REDIS__PASSWORD_FILE" in str(refused.value) and words in str(refused.value)
         assert "http.port" in str(refused.value)  # and every other problem with it
 
 
 @pytest.mark.parametrize(
     "names",
     [
-        ("EBBTIDE_REDIS_URL", "EBBTIDE_REDIS_URL_FILE"),
+        ("EBBTIDE_REDIS__PASSWORD", "EBBTIDE_REDIS__PASSWORD_FILE"),
         ("EBBTIDE_REDIS_URL", "EBBTIDE_REDIS__URL"),
-        ("EBBTIDE_REDIS__URL_FILE", "EBBTIDE_REDIS_URL_FILE"),
         ("EBBTIDE_HTTP__TOKEN", "EBBTIDE_HTTP__TOKEN_FILE"),
         ("EBBTIDE_KAFKA_URL", "EBBTIDE_KAFKA__URL"),
     ],
@@ -316,7 +308,12 @@ def test_a_file_that_gives_a_secret_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_are_for_secrets_only() -> None:
-    for name in ("EBBTIDE_HTTP__PORT_FILE", "EBBTIDE_KAFKA_URL_FILE", "EBBTIDE_MODEL_FILE"):
+    for name in (
+        "EBBTIDE_HTTP__PORT_FILE",
+        "EBBTIDE_KAFKA_URL_FILE",
+        "EBBTIDE_REDIS_URL_FILE",
+        "EBBTIDE_MODEL_FILE",
+    ):
         with pytest.raises(SettingsError, match="Extra inputs"):
             load_settings(environment={name: "/etc/hostname"})
 
@@ -352,7 +349,7 @@ def test_no_message_quotes_a_secret(tmp_path: Path) -> None:
         (broken, {}),
         (nested, {}),
         *((file, {}) for file in unquoted),
-        *((None, {"EBBTIDE_REDIS_URL_FILE": value}) for value in pasted),
+        *((None, {"EBBTIDE_REDIS__PASSWORD_FILE": value}) for value in pasted),
         (None, {"EBBTIDE_HTTP__TOKEN_FILE": secret * 1000}),
         (None, {"EBBTIDE_HTTP__TOKEN_FILE": f"{secret}/{secret * 1000}"}),
         (None, {"EBBTIDE_KAFKA_URL": f"kafka://u:{secret}@h:1"}),
@@ -384,14 +381,15 @@ def test_an_empty_token_is_none() -> None:
 
 
 def test_what_must_not_be_seen_of_a_secret_is_hidden_however_it_is_written() -> None:
-    texts = texts_of(["redis://u:p%40ss%22word@h:1/0?sentinel_password=other1", "token-1", "abc"])
-    line = 'a p@ss"word, a p%40ss%22word, {"x": "p@ss\\"word"}, other1, token-1, abc'
-    assert hidden(line, texts) == 'a ***, a ***, {"x": "***"}, ***, ***, abc'
+    texts = texts_of(['p@ss"wörd', "token-1", "abc"])
+    line = """a p@ss"wörd, {"x": "p@ss\\"wörd"}, {"x": "p@ss\\"w\\u00f6rd"}, 'p@ss"wörd', token-1, abc"""
+    assert hidden(line, texts) == """a ***, {"x": "***"}, {"x": "***"}, '***', ***, abc"""
 
 
 def test_a_child_is_told_its_secrets_by_its_environment_alone(tmp_path: Path) -> None:
     environment = {
-        "EBBTIDE_REDIS_URL": "redis://:pw-1@h:1/0",
+        "EBBTIDE_REDIS_URL": "redis://h:1/0",
+        "EBBTIDE_REDIS__PASSWORD": "pw-1",
         "EBBTIDE_HTTP__TOKEN": "0123",
         "EBBTIDE_MODEL": "m",
     }
