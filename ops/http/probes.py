@@ -28,7 +28,9 @@ def probes(
             return web.json_response({"status": "waiting", "reason": reason}, status=503)
         return web.json_response({"status": "ready"})
 
-    async def exposition(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(), headers={"Content-Type": metrics.content_type})
+    async def exposition(request: web.Request) -> web.Response:
+        asked = request.headers
+        body, headers = metrics.render(asked.get("Accept", ""), asked.get("Accept-Encoding", ""))
+        return web.Response(body=body, headers=headers)
 
     return [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", exposition)]

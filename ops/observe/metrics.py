@@ -1,14 +1,42 @@
 """What Prometheus sees: `Telemetry` made into counters, gauges and classic histograms.
 
 One prefix, base units, no customer in a label. Buckets stand around the objectives: 100 ms from event to alert, a few
-milliseconds for a dispatch (the Python client has no native histograms). Series of a partition go away with it.
+milliseconds for a dispatch (the Python client has no native histograms).
+
+    counted as it happens    everything that `Telemetry` tells. A series with a label exists from the start, at 0: a
+                             rate over one that appears with its first error is no rate, and raises no alert
+    asked at the scrape      what is so *now*: lag, stalls, readiness, the model. A figure noted at the last turn says
+                             nothing when there is no next one
 """
 
-from collections.abc import Callable
+import gzip
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from typing import NamedTuple, TypeVar, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.registry import Collector
 
+from ebbtide.featurestore import errors as store_errors
+from ebbtide.featurestore.errors import EbbtideError
+from ebbtide.featurestore.events.contract import Reason
+from ebbtide.featurestore.record.fold import CAUSES
+from ebbtide.stream import errors as stream_errors
+from ebbtide.stream import telemetry
+from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.telemetry import Dispatched, Telemetry, TurnDone
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
@@ -16,31 +44,112 @@ STAGE_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0
 DISPATCH_BUCKETS_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5)
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TRANSITIONS = ("opened", "resolved", "terminated")
+STAGES: tuple[str, ...] = get_args(telemetry.Stage)
+DISPATCH_REASONS: tuple[str, ...] = get_args(telemetry.Reason)
+# Why a record is a dead letter: all but what only a file's row can be.
+REJECTIONS = (*(reason.value for reason in Reason if reason is not Reason.BAD_ROW), UNSCORED)
+# Why a partition reopens or stops: an error, by its name.
+ERRORS = tuple(
+    sorted(
+        name
+        for module in (store_errors, stream_errors)
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, EbbtideError) and kind.__module__ == module.__name__
+    )
+)
+
+# Field of TurnDone -> counter and what it says. A new count of a turn is a field there and a line here.
+COUNTS = {
+    "records": ("ebbtide_records_total", "Records fetched and dealt with."),
+    "events": ("ebbtide_events_total", "Events folded into customers' records."),
+    "ignored": ("ebbtide_events_ignored_total", "Events of types the spec ignores."),
+    "forgotten": ("ebbtide_customers_forgotten_total", "Tombstones obeyed."),
+}
+# Field of TurnDone that counts by a label -> counter, what it says, the label, its values.
+COUNTS_BY = {
+    "rejected": ("ebbtide_dead_letters_total", "Bad records, by reason.", "reason", REJECTIONS),
+    "points": ("ebbtide_decision_points_total", "Points decided, by cause.", "cause", tuple(CAUSES.values())),
+    "alerts": ("ebbtide_alerts_total", "Alerts sent, by transition.", "transition", TRANSITIONS),
+}
+
+
+class Lag(NamedTuple):
+    """Where a partition stands now. `records`: offsets from its position to the log's end; `blocked`: how many of them
+    no consumer may read yet, since a transaction is open; `stalled_s`: how long it has had records and done none."""
+
+    records: int
+    blocked: int
+    stalled_s: float
+
+
+class _AtScrape(Collector):
+    """What is asked when somebody looks. Each question may be missing."""
+
+    def __init__(self) -> None:
+        self.ready: Callable[[], bool] | None = None
+        self.model: Callable[[], tuple[str, int]] | None = None
+        self.lags: Callable[[], Mapping[int, tuple[int, int, float]]] | None = None
+        self.seen_lag: dict[int, int] = {}
+        """Of the last turn, for whoever has no better answer."""
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # the registry need not ask for values to learn the names
+
+    def collect(self) -> Iterable[Metric]:
+        if self.ready is not None:
+            yield GaugeMetricFamily("ebbtide_ready", "1 when /readyz says so.", value=float(self.ready()))
+        if self.model is not None:
+            name, number = self.model()
+            yield GaugeMetricFamily("ebbtide_model_version", "Version of the model in service.", value=number)
+            yield InfoMetricFamily(
+                "ebbtide_model", "The model in service.", value={"name": name, "version": str(number)}
+            )
+        yield from self._lags()
+
+    def _lags(self) -> Iterable[Metric]:
+        records = _by_partition("ebbtide_partition_lag_records", "Offsets between position and log end.")
+        if self.lags is None:
+            for partition, lag in self.seen_lag.items():
+                records.add_metric([str(partition)], lag)
+            yield records
+            return
+        blocked = _by_partition(
+            "ebbtide_partition_blocked_records",
+            "Offsets of the lag behind an open transaction of a producer.",
+        )
+        stalled = _by_partition(
+            "ebbtide_partition_stalled_seconds",
+            "Seconds since the last progress, of a partition with records.",
+        )
+        for partition, (lag, held, stalled_s) in self.lags().items():
+            records.add_metric([str(partition)], lag)
+            blocked.add_metric([str(partition)], held)
+            stalled.add_metric([str(partition)], stalled_s)
+        yield from (records, blocked, stalled)
+
+
+def _by_partition(name: str, words: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, words, labels=["partition"])
 
 
 class Metrics(Telemetry):
-    """A `Telemetry` over one Prometheus registry."""
-
-    content_type = CONTENT_TYPE_LATEST
+    """A `Telemetry` over one Prometheus registry, with the process's own figures beside ours."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        disable_created_metrics()  # a series beside each counter, which nobody asks for
         self.registry = registry or CollectorRegistry()
         r = self.registry
-        self._records = Counter("ebbtide_records_total", "Records fetched and dealt with.", registry=r)
-        self._events = Counter("ebbtide_events_total", "Events folded into customers' records.", registry=r)
-        self._ignored = Counter(
-            "ebbtide_events_ignored_total", "Events of types the spec ignores.", registry=r
-        )
-        self._rejected = Counter(
-            "ebbtide_dead_letters_total", "Bad records, by reason.", ["reason"], registry=r
-        )
-        self._forgotten = Counter("ebbtide_customers_forgotten_total", "Tombstones obeyed.", registry=r)
-        self._points = Counter(
-            "ebbtide_decision_points_total", "Points decided, by cause.", ["cause"], registry=r
-        )
-        self._alerts = Counter(
-            "ebbtide_alerts_total", "Alerts sent, by transition.", ["transition"], registry=r
-        )
+        ProcessCollector(registry=r)
+        PlatformCollector(registry=r)
+        GCCollector(registry=r)
+        Info("ebbtide_build", "The installed version.", registry=r).info({"version": version("ebbtide")})
+        self._at_scrape = _AtScrape()
+        r.register(self._at_scrape)
+        self._counts = {field: Counter(*of, registry=r) for field, of in COUNTS.items()}
+        self._counts_by = {
+            field: _labelled(Counter(name, words, [label], registry=r), values)
+            for field, (name, words, label, values) in COUNTS_BY.items()
+        }
         self._latency = Histogram(
             "ebbtide_event_to_emit_seconds", "Kafka timestamp of a batch's oldest record to its last acknowledgement.",
             buckets=LATENCY_BUCKETS_S, registry=r,
@@ -93,17 +202,11 @@ class Metrics(Telemetry):
         self._stopped = Counter(
             "ebbtide_partition_stopped_total", "Times a partition stopped until somebody looks.", ["reason"], registry=r
         )  # fmt: skip
-        self._ready = Gauge("ebbtide_ready", "1 when /readyz says so.", registry=r)
-        self._model = Gauge("ebbtide_model_version", "Version of the model in service.", registry=r)
-        self._lag = Gauge(
-            "ebbtide_partition_lag_records",
-            "Offsets between position and log end.",
-            ["partition"],
-            registry=r,
-        )
         self._partitions: frozenset[int] = frozenset()
-        for transition in TRANSITIONS:  # a rate over a series that does not exist yet is no rate
-            self._alerts.labels(transition)
+        for labelled, values in (
+            (self._stages, STAGES), (self._reopened, ERRORS), (self._stopped, ERRORS),
+        ):  # fmt: skip
+            _labelled(labelled, values)
 
     def dispatched(self, dispatch: Dispatched) -> None:
         self._dispatches.labels(dispatch.reason, str(dispatch.version)).inc()
@@ -115,16 +218,11 @@ class Metrics(Telemetry):
         self._predicted.inc(dispatch.predicted_s)
 
     def turn_done(self, turn: TurnDone) -> None:
-        self._records.inc(turn.records)
-        self._events.inc(turn.events)
-        self._ignored.inc(turn.ignored)
-        self._forgotten.inc(turn.forgotten)
-        for reason, n in turn.rejected.items():
-            self._rejected.labels(reason).inc(n)
-        for cause, n in turn.points.items():
-            self._points.labels(cause).inc(n)
-        for transition, n in turn.alerts.items():
-            self._alerts.labels(transition).inc(n)
+        for field, counter in self._counts.items():
+            counter.inc(getattr(turn, field))
+        for field, counter in self._counts_by.items():
+            for value, n in getattr(turn, field).items():
+                counter.labels(value).inc(n)
         for stage, seconds in turn.seconds.items():
             self._stages.labels(stage).observe(seconds)
         if turn.latency_s is not None:
@@ -132,12 +230,13 @@ class Metrics(Telemetry):
         for piece in turn.pieces:
             self._position.labels(str(piece.partition)).set(piece.position)
             if piece.lag is not None:
-                self._lag.labels(str(piece.partition)).set(piece.lag)
+                self._at_scrape.seen_lag[piece.partition] = piece.lag
 
     def assigned(self, partitions: frozenset[int]) -> None:
         for gone in self._partitions - partitions:
-            for gauge in (self._position, self._paused, self._lag, self._rebuild):
+            for gauge in (self._position, self._paused, self._rebuild):
                 gauge.remove_by_labels({"partition": str(gone)})
+            self._at_scrape.seen_lag.pop(gone, None)
         self._partitions = partitions
         self._owned.set(len(partitions))
 
@@ -161,12 +260,35 @@ class Metrics(Telemetry):
 
     def ready(self, current: Callable[[], bool]) -> None:
         """Whom to ask whether all is well."""
-        self._ready.set_function(lambda: float(current()))
+        self._at_scrape.ready = current
 
-    def serving(self, current: Callable[[], int]) -> None:
-        """Whom to ask which model version answers now."""
-        self._model.set_function(current)
+    def serving(self, current: Callable[[], tuple[str, int]]) -> None:
+        """Whom to ask which model answers now: its name and version."""
+        self._at_scrape.model = current
 
-    def render(self) -> bytes:
-        """The exposition, as `/metrics` serves it."""
-        return generate_latest(self.registry)
+    def lags(self, current: Callable[[], Mapping[int, tuple[int, int, float]]]) -> None:
+        """Whom to ask where each partition of ours stands, as a `Lag`; the series are those it names."""
+        self._at_scrape.lags = current
+
+    def render(self, accept: str = "", encodings: str = "") -> tuple[bytes, dict[str, str]]:
+        """The exposition and its headers, for what a client says in Accept and in Accept-Encoding."""
+        if self._at_scrape.model is not None:
+            number = str(self._at_scrape.model()[1])
+            for reason in DISPATCH_REASONS:
+                self._dispatches.labels(reason, number)
+        encode, content_type = choose_encoder(accept)
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        body: bytes = encode(self.registry)
+        if gzip_accepted(encodings):
+            return gzip.compress(body, compresslevel=5), headers | {"Content-Encoding": "gzip"}
+        return body, headers
+
+
+_Labelled = TypeVar("_Labelled", Counter, Histogram)
+
+
+def _labelled(metric: _Labelled, values: Iterable[str]) -> _Labelled:
+    """With a series for each value of its one label, at 0."""
+    for value in values:
+        metric.labels(value)
+    return metric

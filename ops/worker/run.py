@@ -232,7 +232,7 @@ async def _listen(face: HttpServer, settings: Settings) -> str:
 
 async def _watch_models(settings: Settings, slot: ScorerSlot, metrics: Metrics) -> None:
     """Swap to newer versions as they appear; a bad one is refused by name, and the running one stays."""
-    metrics.serving(lambda: slot.current.version)
+    metrics.serving(lambda: (slot.current.manifest.name, slot.current.version))
     loader = OwnThread("models")
     try:
         with contextlib.suppress(asyncio.CancelledError):
