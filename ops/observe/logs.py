@@ -3,16 +3,17 @@
 The rule for customers is kept by what is passed in: log calls name partitions, offsets, counts and reasons, and put
 values into `extra`, never into the message. Secrets are the same, and besides whatever is written passes a filter that
 knows them: what a library quotes in an error is not ours to write. A library's message that repeats itself, as each
-try of a client during an outage does, is written once in REPEAT_S with a count of those held back; ours never are.
-`capture_logs` is public, so that a test reads logs without patching anything.
+try of a client during an outage does, is written once in REPEAT_S; what we say ourselves is never held back. One record
+is one line, or lines that begin with a space: nobody's words can forge another. `capture_logs` is public, so that a
+test reads logs without patching anything.
 """
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ QUIET = (
     "push_response", "urllib3", "matplotlib", "rdkafka",
 )  # fmt: skip
 """Libraries that are heard from warnings on, also at debug: below it they log what they send, keys and values."""
+# What ends a line or steers a terminal: C0, DEL, C1, and Unicode's two separators.
+_ESCAPED = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 REPEAT_S = 30.0
 """An outage of a minute is three lines of each kind, not four for every try."""
 TEMPLATES_MAX = 256
@@ -47,63 +50,42 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str)
 
 
-@dataclass(slots=True)
-class _Seen:
-    """A message that was written: when, and how many like it were held back since. `last` is the last of them."""
+class RateLimit(logging.Filter):
+    """Lets a library's message (logger, level and template) through once in `repeat_s`, by the records' own times. The
+    next that gets through says as `held_back` how many did not."""
 
-    written_s: float
-    held_back: int = 0
-    last: logging.LogRecord | None = None
+    def __init__(self, repeat_s: float = REPEAT_S) -> None:
+        super().__init__()
+        self._repeat_s = repeat_s
+        self._seen: dict[tuple[str, int, str], tuple[float, int]] = {}  # written when, and held back since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] in OURS:
+            return True
+        key = (record.name, record.levelno, str(record.msg))
+        written_s, held_back = self._seen.get(key, (-math.inf, 0))
+        if record.created - written_s < self._repeat_s:
+            self._seen[key] = (written_s, held_back + 1)
+            return False
+        if held_back:
+            record.held_back = held_back
+        self._seen.pop(key, None)
+        if len(self._seen) >= TEMPLATES_MAX:
+            del self._seen[next(iter(self._seen))]
+        self._seen[key] = (record.created, 0)
+        return True
 
 
 class Handler(logging.StreamHandler[Any]):
-    """Writes records: without `secrets`, and of libraries each message (logger and template) once in `repeat_s`.
+    """Writes records without `secrets`, and of libraries' repetitions one in a while."""
 
-    The count of those held back is the field `held_back` of the next one; where none follows, of the last one held
-    back itself, written when anything is logged after its time. Time is the records' own.
-    """
-
-    def __init__(self, stream: Any, secrets: Iterable[str] = (), repeat_s: float = REPEAT_S) -> None:
+    def __init__(self, stream: Any, secrets: Iterable[str] = ()) -> None:
         super().__init__(stream)
-        self._secrets, self._repeat_s = texts_of(secrets), repeat_s
-        self._seen: dict[tuple[str, int, str], _Seen] = {}
+        self._secrets = texts_of(secrets)
+        self.addFilter(RateLimit())
 
     def format(self, record: logging.LogRecord) -> str:
         return hidden(super().format(record), self._secrets)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._tell_of_those_held_back(record.created)
-        if record.name.partition(".")[0] in OURS or self._admits(record):
-            super().emit(record)
-
-    def _admits(self, record: logging.LogRecord) -> bool:
-        key = (record.name, record.levelno, str(record.msg))
-        seen = self._seen.get(key)
-        if seen is not None and record.created - seen.written_s < self._repeat_s:
-            seen.held_back += 1
-            try:  # as text, and without its trace: a record keeps alive whatever its arguments and frames hold
-                record.msg, record.args, record.exc_info = record.getMessage(), None, None
-            except Exception:  # noqa: BLE001 - as logging does with arguments that do not fit
-                self.handleError(record)
-                return False
-            seen.last = record
-            return False
-        if len(self._seen) >= TEMPLATES_MAX:
-            del self._seen[next(iter(self._seen))]
-        self._seen.pop(key, None)
-        self._seen[key] = _Seen(record.created)
-        return True
-
-    def _tell_of_those_held_back(self, now_s: float) -> None:
-        """Write the last of each message whose time is over; those that are not repeated any more are forgotten."""
-        for key, seen in list(self._seen.items()):
-            if now_s - seen.written_s < self._repeat_s:
-                break  # they stand in the order in which they were written
-            del self._seen[key]
-            if seen.last is not None:
-                seen.last.held_back = seen.held_back - 1
-                self._seen[key] = _Seen(now_s)
-                super().emit(seen.last)
 
 
 def configure(
@@ -121,12 +103,17 @@ def configure(
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people, with what `extra` says behind it."""
+    """A line for people, with what `extra` says behind it; a trace below it, indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         said = super().formatMessage(record)
-        return said + (f"  {' '.join(f'{key}={value}' for key, value in extra.items())}" if extra else "")
+        line = said + (f"  {' '.join(f'{key}={value}' for key, value in extra.items())}" if extra else "")
+        return line.translate(_ESCAPED)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {line.translate(_ESCAPED)}" for line in lines)
 
 
 @contextmanager

@@ -136,7 +136,8 @@ class Metrics(Telemetry):
     """A `Telemetry` over one Prometheus registry, with the process's own figures beside ours."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        disable_created_metrics()  # a series beside each counter, which nobody asks for
+        # A series beside each counter, which nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the client publishes no type for it
         self.registry = registry or CollectorRegistry()
         r = self.registry
         ProcessCollector(registry=r)
@@ -203,10 +204,9 @@ class Metrics(Telemetry):
             "ebbtide_partition_stopped_total", "Times a partition stopped until somebody looks.", ["reason"], registry=r
         )  # fmt: skip
         self._partitions: frozenset[int] = frozenset()
-        for labelled, values in (
-            (self._stages, STAGES), (self._reopened, ERRORS), (self._stopped, ERRORS),
-        ):  # fmt: skip
-            _labelled(labelled, values)
+        _labelled(self._stages, STAGES)
+        _labelled(self._reopened, ERRORS)
+        _labelled(self._stopped, ERRORS)
 
     def dispatched(self, dispatch: Dispatched) -> None:
         self._dispatches.labels(dispatch.reason, str(dispatch.version)).inc()

@@ -38,13 +38,14 @@ def test_a_message_of_a_library_is_written_once_in_a_while_with_a_count() -> Non
     for n in range(100):  # a try every second, as in an outage
         log.say(n, "aiokafka.conn", "Unable to connect to %s: %s", "h:1", n)
     log.say(1000, "ebbtide.ops.worker.run", "all is well")
+    log.say(1001, "aiokafka.conn", "Unable to connect to %s: %s", "h:1", 1001)
     lines = log.lines
     tries = [line for line in lines if line["logger"] == "aiokafka.conn"]
-    assert len(tries) == 1 + 100 // REPEAT_S + 1
-    assert len(tries) + sum(int(str(line.get("held_back", 0))) for line in tries) == 100
-    assert tries[0]["message"] == "Unable to connect to h:1: 0" and "held_back" not in tries[0]
-    assert tries[-1]["message"] == "Unable to connect to h:1: 99"
-    assert lines[-1]["message"] == "all is well"
+    assert [line["message"] for line in tries] == [
+        f"Unable to connect to h:1: {n}" for n in (0, 30, 60, 90, 1001)
+    ]
+    assert [line.get("held_back") for line in tries] == [None, 29, 29, 29, 9]
+    assert lines[-2]["message"] == "all is well"
 
 
 def test_other_messages_loggers_and_levels_are_counted_apart_and_ours_never() -> None:
@@ -75,7 +76,8 @@ def test_what_is_remembered_is_bounded_and_bad_arguments_do_no_harm(capsys: obje
     log = Log()
     for n in range(3 * TEMPLATES_MAX):
         log.say(0, "lib", f"message {n}")
-    assert len(log._handler._seen) == TEMPLATES_MAX
+    (limit,) = log._handler.filters
+    assert len(limit._seen) == TEMPLATES_MAX  # type: ignore[union-attr]  # a RateLimit is all there is
     for _ in range(3):
         log.say(0, "lib", "%d and %d", "x")
     log.say(REPEAT_S + 1, "lib", "later")
@@ -96,6 +98,26 @@ def test_no_secret_is_written_in_whatever_form() -> None:
         for part in ("p@ss", "wörd", "w\\u00f6rd", "third", "tok en-2"):
             assert part not in log.text, log.text
         assert "going with ***" in log.text and "user ann" in log.text
+
+
+def test_nobodys_words_forge_a_line_of_text() -> None:
+    """A broker's words with a newline in them are one line; a trace is lines of its own, none at the margin."""
+    log = Log(form=TextFormatter("%(levelname)s %(name)s: %(message)s"))
+    forged = "gone\nERROR ebbtide.ops: forged\r\x1b[2J\x85\u2028"
+    log.say(0, "ebbtide.stream.kafka", "refused: %s", forged)
+    log.say(0, "ebbtide.stream.kafka", forged)
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        record = logging.LogRecord("ebbtide.x", logging.ERROR, __file__, 1, "failed", (), sys.exc_info())
+        record.error = forged
+        log._handler.handle(record)
+    lines = log.text.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        "ERROR ebbtide.stream.kafka: refused: gone\\nERROR ebbtide.ops: forged\\r\\x1b[2J\\x85\\u2028",
+        "ERROR ebbtide.stream.kafka: gone\\nERROR ebbtide.ops: forged\\r\\x1b[2J\\x85\\u2028",
+        "ERROR ebbtide.x: failed  error=gone\\nERROR ebbtide.ops: forged\\r\\x1b[2J\\x85\\u2028",
+    ]
 
 
 def test_at_debug_libraries_are_heard_from_warnings_on_and_we_are_heard() -> None:
