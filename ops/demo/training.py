@@ -4,7 +4,6 @@ A process of its own because TensorFlow would stay in ours for the whole show, o
 with us, and when it fails, its own last words say why.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Self
 from ebbtide.ops.config.child import child_environment
 from ebbtide.ops.demo.scene import Plan
 from ebbtide.ops.errors import OpsError
-from ebbtide.ops.stack.watchdog import die_with
+from ebbtide.ops.stack.server import tied
 
 # Two epochs over 30,000 rows come within 0.02 AUROC of all there is to learn here, in a third of the time; intervals
 # are for the card alone. Of a hundred customers in two weeks, seven get an alert: what a small team can call.
@@ -44,8 +43,8 @@ class Training:
         with self.log.open("wb") as log:
             # A process group of its own: Ctrl-C is for us to answer.
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(),
-                process_group=0, preexec_fn=die_with(os.getpid()),  # noqa: PLW1509 - no thread of ours holds a lock over it
+                tied(self._command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(),
+                process_group=0,
             )  # fmt: skip
         return self
 

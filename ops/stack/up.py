@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from ebbtide.ops.stack.jars import REGISTRY
+from ebbtide.ops.stack.kafka import HEAP_MB
 from ebbtide.ops.stack.local import LocalStack
 from ebbtide.ops.stack.server import Progress, silent
 
@@ -30,7 +31,7 @@ def up(
     keep: bool = False,
     directory: Path | None = None,
     brokers: int = 1,
-    heap_mb: int = 256,
+    heap_mb: int = HEAP_MB,
     cache: Path | None = None,
     registry: str = REGISTRY,
     write: Callable[[str], None] | None = None,
@@ -59,6 +60,7 @@ def up(
             for line in exports(stack.kafka_url, stack.redis_url):
                 write(line)
             write(f"# running until Ctrl-C; data in {stack.directory}, {kept} at the end")
+            write("# no password: whoever has an account on this machine can read and write there")
             while not _came(asked, CHECK_S):
                 stack.check()
         progress("stopping Apache Kafka and Valkey")

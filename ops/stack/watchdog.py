@@ -9,8 +9,11 @@ Three nets, each for a death that the one above does not see:
     the parent ends, in any way       its end of the pipe closes: end of file on standard input
     … but had forked a child that     the parent's pid is polled: an orphan has another one
       still holds that pipe
-    this process is killed            Linux kills each server with it (PR_SET_PDEATHSIG; safe here and only here,
-                                      because the signal follows the *thread* that forked, and there is one)
+    this process is killed            Linux kills each server with it (PR_SET_PDEATHSIG)
+
+That signal follows the *thread* that forked, and code between fork and exec (`preexec_fn`) can wait for ever on a lock
+that another thread held: both are safe here, where there is one thread. For a process with threads there is
+`python -I -S watchdog.py --exec PARENT ARGV…`, which asks for the signal after its own start and then becomes ARGV.
 
 Invariant: a server is a child of this process and is reaped only here, so a pid can never mean a stranger.
 
@@ -80,7 +83,7 @@ class Watchdog:
                     cwd=ask["cwd"],
                     env=ask["env"],
                     process_group=0,
-                    preexec_fn=self.preexec,  # noqa: PLW1509 - unsafe with threads, and this process has none
+                    preexec_fn=self.preexec,  # noqa: PLW1509 - unsafe with threads, and this process has one
                 )
             self.servers[name] = server
             return {"pid": server.pid}
@@ -152,4 +155,7 @@ def main(parent: int, folder: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--exec":
+        die_with(int(sys.argv[2]))()
+        os.execv(sys.argv[3], sys.argv[3:])  # noqa: S606 - the very command that our parent asked for
     main(int(sys.argv[1]), sys.argv[2])

@@ -5,7 +5,6 @@ dies with us however we end. When it cannot start or ends by itself, its own las
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,8 +19,7 @@ import yaml
 from ebbtide.ops.config.child import child_environment, for_child
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.errors import WorkerFailed
-from ebbtide.ops.stack.server import free_ports
-from ebbtide.ops.stack.watchdog import die_with
+from ebbtide.ops.stack.server import free_ports, tied
 from ebbtide.stream.clock import SystemClock
 
 READY_S_MAX = 120.0
@@ -53,9 +51,8 @@ class WorkerProcess:
         with self.log.open("wb") as log:
             # A process group of its own: Ctrl-C is for the command to answer, which then stops its worker.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ebbtide.ops.cli", "worker", "--config", str(self._config)],
-                stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, env=env, process_group=0, preexec_fn=die_with(os.getpid()),  # noqa: PLW1509  # no thread of ours holds a lock over it
+                tied([sys.executable, "-m", "ebbtide.ops.cli", "worker", "--config", str(self._config)]),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, process_group=0,
             )  # fmt: skip
         return self
 

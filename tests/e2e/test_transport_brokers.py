@@ -99,7 +99,7 @@ async def test_brokers_die_while_events_flow(cluster: LocalKafka, unique_name: s
 
 async def test_a_worker_outlives_its_only_broker_and_can_leave_without_it(unique_name: str) -> None:
     """An outage longer than the session ends no worker. Without any broker, SIGTERM must not take minutes."""
-    kafka = LocalKafka(record=False)
+    kafka = LocalKafka()
     await asyncio.to_thread(kafka.start)
     settings = KafkaSettings(
         url=kafka.url, group=unique_name, topic=unique_name, session_timeout_s=1.5, heartbeat_interval_s=0.3

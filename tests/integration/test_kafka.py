@@ -256,7 +256,7 @@ async def test_a_local_broker_with_a_second_listener_behind_a_relay() -> None:
         from_broker, to_broker = await asyncio.open_connection("127.0.0.1", direct)
         relays.append(asyncio.gather(copy(reader, to_broker), copy(from_broker, writer)))
 
-    kafka = LocalKafka(settings=settings, record=False)
+    kafka = LocalKafka(settings=settings)
     url = await asyncio.to_thread(kafka.start)
     server = await asyncio.start_server(relay, "127.0.0.1", relayed)
     try:
@@ -300,7 +300,7 @@ def senders() -> list[str]:
 async def test_a_sink_outlives_an_outage_and_holds_no_more_than_it_may(unique_name: str, how: str) -> None:
     """Brokers away for longer than a request may take: every try ends in time, what is held stays bounded, the first
     send after it works, and no producer that was given up lives on."""
-    kafka, partitions, each = LocalKafka(record=False), 4, 10_000
+    kafka, partitions, each = LocalKafka(), 4, 10_000
     url = await asyncio.to_thread(kafka.start)
     settings = KafkaSettings(url=url, topic=unique_name, request_timeout_s=1.5, produce_bytes_max=100_000)
     (node,) = kafka.nodes

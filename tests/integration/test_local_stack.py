@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from ebbtide.ops.errors import RegistryUnreachable, ServerFailed, StackError, StackGone
-from ebbtide.ops.stack.jars import KafkaJars, Recording
+from ebbtide.ops.stack.jars import KafkaJars, recording
 from ebbtide.ops.stack.local import LocalKafka, LocalStack, LocalValkey
 from ebbtide.ops.stack.probe import kafka_nodes, redis_pid
 from ebbtide.ops.stack.server import Keeper, Server, free_ports
@@ -298,22 +298,43 @@ def test_a_server_that_never_answers_meets_its_deadline(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time_records_the_aot_cache(tmp_path: Path) -> None:
-    """The second asks in vain; a recording that is dropped leaves nothing; one that is kept ends them for good."""
+    """The second asks in vain; one that came to nothing leaves nothing; one that was kept ends them for good."""
     jars = KafkaJars(tmp_path)
     jars.folder.mkdir()
     stale = jars.folder / "recording-1.aot"
     stale.touch()
-    first, second = Recording(jars), Recording(jars)
-    assert first.path is not None
-    assert second.path is None
-    assert not stale.exists()
-    first.path.touch()
-    first.drop()
-    assert not jars.aot.exists()
-    third = Recording(jars)
-    assert third.path is not None
-    third.path.write_text("as Java left it")
-    third.keep()
-    third.drop()
+    with recording(jars) as first, recording(jars) as second:
+        assert first is not None
+        assert second is None
+        assert not stale.exists()
+        first.touch()
+    assert not jars.aot.exists() and not first.exists()
+    with recording(jars) as third:
+        assert third is not None
+        third.write_text("as Java left it")
+        third.rename(jars.aot)
     assert jars.aot.read_text() == "as Java left it"
-    assert Recording(jars).path is None
+    with recording(jars) as fourth:
+        assert fourth is None
+
+
+TIED = """
+import subprocess, sys, threading
+from ebbtide.ops.stack.server import tied
+child = subprocess.Popen(tied([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]))
+print(child.pid, flush=True)
+threading.Event().wait()
+"""
+
+
+def test_a_child_of_a_process_with_threads_ends_with_it() -> None:
+    """It is the command itself, under the pid that its parent knows."""
+    with subprocess.Popen(
+        [sys.executable, "-c", TIED], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
+        (pid,) = (int(line) for line in lines - {"up"})
+        assert "time.sleep(60)" in psutil.Process(pid).cmdline()[-1]
+        parent.kill()
+        eventually(lambda: gone(pid))

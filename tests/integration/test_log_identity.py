@@ -27,7 +27,7 @@ PARTITIONS = 2
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[LocalKafka]:
     """One broker of our own, whose files may be damaged."""
-    with LocalKafka(record=False) as kafka:
+    with LocalKafka() as kafka:
         yield kafka
 
 

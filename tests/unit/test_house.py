@@ -24,7 +24,8 @@ ROOF = {"stream": {"pipeline", "partition", "worker"}}  # what no sub-package of
 CONSUMER = "stream/consumer/"
 # One home for each third party: what is used in one place can be replaced in one place.
 HOMES: dict[str, tuple[str, ...]] = {
-    "redis": ("featurestore/store/redis/",),
+    # The probe of the local stack asks a server for its pid, which no store needs.
+    "redis": ("featurestore/store/redis/", "ops/stack/probe.py"),
     "faust": (CONSUMER,),
     "mode": (CONSUMER,),
     "aiokafka": (CONSUMER, "stream/kafka/"),

@@ -105,7 +105,7 @@ def secure_kafka(folder: Path) -> Iterator[SecureKafka]:
         for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
         for option in ("--add-scram", f"{mechanism}=[name={user},password={PASSWORD}]")
     ]
-    with LocalKafka(settings=settings, format_options=users, record=False) as kafka:
+    with LocalKafka(settings=settings, format_options=users) as kafka:
         yield SecureKafka(kafka, ports, folder)
 
 

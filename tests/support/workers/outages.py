@@ -123,7 +123,7 @@ def outage(folder: Path, sizes: tuple[int, ...] = (8, 64)) -> Iterator[Outage]:
             "advertised.listeners": f"PROXIED://127.0.0.1:{kafka_proxy.port}",
             "listener.security.protocol.map": "PROXIED:PLAINTEXT",
         }
-        with LocalKafka(settings=listener, record=False) as kafka:
+        with LocalKafka(settings=listener) as kafka:
             yield Outage(kafka, valkey, kafka_proxy, redis_proxy, folder)
 
 
