@@ -60,4 +60,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing Ebbtide and what it needs into .venv (a few minutes the first time: TensorFlow is 600 MB)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --quiet \
 		-e '.[$(EXTRAS)]' -c constraints.txt
+	@$(BIN)/ebbtide stack warm || echo "Kafka will start without its cache, some seconds slower" >&2
 	@touch $@

@@ -8,28 +8,22 @@ It knows terminals and files, and refuses to know what a figure means. The invar
 only in colour, and a piped run reads from top to bottom without control characters.
 """
 
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import click
 import orjson
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from ebbtide.ops.config.load import load_settings
-from ebbtide.ops.config.settings import Settings
-from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.clock import SystemClock
 
 PIPED_WIDTH = 120
 """Columns of a table in a file, where there is no terminal to ask."""
 LINE_EVERY_S = 5.0
 """How often a long step says in a file how far it is."""
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -119,63 +113,3 @@ def table_and_json(table: RenderableType | None, data: Mapping[str, Any], json_p
     if json_path is not None:
         options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
         json_path.write_bytes(orjson.dumps(data, option=options))
-
-
-def _writable(_ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
-    """Where figures are to go is known to take them before the work begins."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise click.BadParameter(f"{path} cannot be written")
-    return path
-
-
-json_option = click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", callback=_writable,
-    help="Write the same figures to FILE as JSON.",
-)  # fmt: skip
-config_option = click.option(
-    "--config", "config", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Settings in YAML; EBBTIDE_* variables and options go before it.",
-)  # fmt: skip
-
-
-def settings_of(config: Path | None, **options: Any) -> Settings:
-    """The settings in force for a command; see `load_settings`."""
-    return load_settings(config, **options)
-
-
-@contextmanager
-def stack(settings: Settings, progress: Callable[[str], None]) -> Iterator[Settings]:
-    """Settings with both URLs: a server that none is configured for runs on this machine while the block does.
-
-    Raises StackError, and SettingsError where the local servers are not installed.
-    """
-    with ExitStack() as running:
-        if settings.local_kafka or settings.local_redis:
-            local = _local_stack()
-            if not settings.local_kafka:  # which says so itself, as it takes longer
-                progress("starting Valkey")
-        if settings.local_kafka and settings.local_redis:
-            both = running.enter_context(local.LocalStack(progress=progress))
-            kafka, redis = both.kafka_url, both.redis_url
-        elif settings.local_kafka:
-            kafka = running.enter_context(local.LocalKafka(progress=progress)).url
-        elif settings.local_redis:
-            redis = running.enter_context(local.LocalValkey()).url
-        if settings.local_kafka:
-            settings = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"url": kafka})})
-        if settings.local_redis:
-            settings = settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": redis})})
-        yield settings
-
-
-def _local_stack() -> Any:
-    try:
-        from ebbtide.ops.stack import local  # noqa: PLC0415 - an extra that production does without
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"no URL is configured, and the local servers are not installed ({error.name} is missing)",
-            hint="set EBBTIDE_KAFKA_URL and EBBTIDE_REDIS_URL, or install ebbtide[local]",
-        ) from None
-    return local

@@ -8,9 +8,11 @@ import click
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
-from ebbtide.ops.commands.dates import DATE
+from ebbtide.ops.commands.options import DATE, config_option
+from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
-from ebbtide.ops.console import Steps, config_option, console, settings_of, stack, steps
+from ebbtide.ops.console import Steps, console, steps
+from ebbtide.ops.stack.needed import stack
 from ebbtide.ops.state.backfill import Backfilled, backfill
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.stream.kafka.reader import log_ranges
@@ -28,7 +30,7 @@ def command(config: Path | None, events: Path, spec: Path | None, until_ms: int 
 
     Nobody is alerted about the past. Stop the workers first: a store that moves is refused.
     """
-    settings = settings_of(config, spec=spec)
+    settings = load_settings(config, options={"spec": spec})
     with steps() as progress, stack(settings, progress) as complete:
         done = asyncio.run(_run(complete, events, until_ms, reset, progress))
         console().print(f"{done.events:,} events folded, {done.customers:,} customers stored")

@@ -7,10 +7,11 @@ import click
 import yaml
 
 from ebbtide.featurestore.times.durations import format_duration
+from ebbtide.ops.commands.options import config_option, json_option
 from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.secrets import STARS, put, secrets_of
 from ebbtide.ops.config.settings import Settings
-from ebbtide.ops.console import config_option, json_option, table_and_json
+from ebbtide.ops.console import table_and_json
 
 
 @click.group()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from ebbtide.ops.console import config_option, json_option, settings_of
+from ebbtide.ops.commands.options import config_option, json_option
+from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.demo.run import demo
 from ebbtide.ops.demo.scene import Plan
 
@@ -45,4 +46,4 @@ def command(
     Ctrl-C ends the show early and still judges it. Without a URL for Kafka or Redis, both are started here.
     """
     plan = Plan(seed=seed, seconds=seconds, live_customers=customers)
-    demo(plan, settings_of(config), out, json_path)
+    demo(plan, load_settings(config), out, json_path)

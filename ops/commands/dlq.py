@@ -10,8 +10,10 @@ import click
 from rich.table import Table
 
 from ebbtide.featurestore.events.contract import TIME_MS_MAX
+from ebbtide.ops.commands.options import config_option, json_option
+from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
-from ebbtide.ops.console import config_option, console, json_option, settings_of, steps, table_and_json
+from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.dlq.replay import Letter, Replayed, letters, replay
 from ebbtide.stream.kafka.producer import KafkaSink
@@ -100,7 +102,7 @@ def replay_letters(
 
 
 def _connected(config: Path | None) -> Settings:
-    settings = settings_of(config)
+    settings = load_settings(config)
     if settings.local_kafka:
         raise SettingsError(
             "there is no Kafka to read from: none is configured, and one started now would be empty",

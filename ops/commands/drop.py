@@ -9,9 +9,11 @@ from ebbtide.featurestore.errors import LayoutError
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.ops.commands.options import config_option
 from ebbtide.ops.commands.rebuild import check
+from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
-from ebbtide.ops.console import Steps, config_option, console, settings_of, steps
+from ebbtide.ops.console import Steps, console, steps
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.kafka.reader import log_ranges
@@ -26,8 +28,8 @@ def command(config: Path | None, prefix: str, yes: bool) -> None:
 
     The configured prefix is refused. A worker that still uses the prefix would make its state again from the log.
     """
-    in_use = settings_of(config).redis.prefix
-    settings = settings_of(config, **{"redis.prefix": prefix})
+    in_use = load_settings(config).redis.prefix
+    settings = load_settings(config, options={"redis.prefix": prefix})
     check(settings, in_use)
     with steps() as progress:
         progress("asking Kafka and Redis")

@@ -6,7 +6,8 @@ import click
 from rich.table import Table
 
 from ebbtide.featurestore.times.durations import format_duration
-from ebbtide.ops.console import console, json_option, steps, table_and_json
+from ebbtide.ops.commands.options import json_option
+from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.tensorflow import load_tensorflow
 
 

@@ -10,8 +10,10 @@ from rich.table import Table
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.commands.options import config_option, json_option
+from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
-from ebbtide.ops.console import Steps, config_option, console, json_option, settings_of, steps, table_and_json
+from ebbtide.ops.console import Steps, console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
 from ebbtide.ops.state.plan import plan
 from ebbtide.ops.state.rebuild import Counts, ForbiddenSink, Rebuild, Rebuilt
@@ -43,8 +45,8 @@ def command(
     Nothing is sent. It ends when every partition is where the group is; then redis.prefix (and spec and model) is
     switched. Interrupted, it goes on where it was when it is called again.
     """
-    old = settings_of(config)
-    settings = settings_of(config, spec=spec, model=model, **{"redis.prefix": prefix})
+    old = load_settings(config)
+    settings = load_settings(config, options={"spec": spec, "model": model, "redis.prefix": prefix})
     check(settings, old.redis.prefix)
     layout = Layout(load_spec(settings.spec))
     settings.check_spec(layout.spec)

@@ -6,9 +6,11 @@ from pathlib import Path
 import click
 
 from ebbtide.featurestore.spec import load_spec
-from ebbtide.ops.commands.dates import DATE, dates
-from ebbtide.ops.console import config_option, json_option, settings_of, stack, steps, table_and_json
+from ebbtide.ops.commands.options import DATE, config_option, dates, json_option
+from ebbtide.ops.config.load import load_settings
+from ebbtide.ops.console import steps, table_and_json
 from ebbtide.ops.observe import logs
+from ebbtide.ops.stack.needed import stack
 from ebbtide.ops.tensorflow import load_tensorflow
 
 
@@ -42,7 +44,7 @@ def command(
     stay behind, to be looked at.
     """
     logs.configure("warning", "text")
-    settings = settings_of(config, spec=spec, model=model)
+    settings = load_settings(config, options={"spec": spec, "model": model})
     loaded = load_spec(spec)
     settings.check_spec(loaded)
     load_tensorflow()

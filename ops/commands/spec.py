@@ -15,7 +15,8 @@ from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.layout import BOOKKEEPING_FIELDS, EPISODE_FIELDS, Layout
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.ops.console import console, json_option, steps, table_and_json
+from ebbtide.ops.commands.options import json_option
+from ebbtide.ops.console import console, steps, table_and_json
 
 spec_option = click.option(
     "--spec",

@@ -8,9 +8,9 @@ import click
 from rich.table import Table
 
 from ebbtide.featurestore.spec import load_spec
-from ebbtide.featurestore.times.durations import format_duration, parse_duration
-from ebbtide.ops.commands.dates import DATE
-from ebbtide.ops.console import console, json_option, steps, table_and_json
+from ebbtide.featurestore.times.durations import format_duration
+from ebbtide.ops.commands.options import DATE, DURATION, json_option
+from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.outputs.alert import instant
@@ -22,16 +22,6 @@ METRICS = {
     "ece": "ECE",
     "lift_at_10": "lift at 10 %",
 }
-
-
-class _Duration(click.ParamType):
-    name = "DURATION"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command()
@@ -56,7 +46,7 @@ class _Duration(click.ParamType):
 @click.option(
     "--horizon",
     "horizon_ms",
-    type=_Duration(),
+    type=DURATION,
     help="Churn is no activity for so long, e.g. 28d.  [default: the spec's]",
 )
 @click.option(

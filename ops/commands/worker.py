@@ -7,9 +7,12 @@ import click
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.commands.options import config_option
+from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.secrets import secrets_of
-from ebbtide.ops.console import config_option, settings_of, stack, steps
+from ebbtide.ops.console import steps
 from ebbtide.ops.observe import logs
+from ebbtide.ops.stack.needed import stack
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.ops.worker.connect import check_servers
 
@@ -39,9 +42,12 @@ def command(
 
     Several workers share the partitions of the input topic.
     """
-    settings = settings_of(
-        config, spec=spec, model=model, **{"http.port": port, "alerts_from": alerts_from},
-        **{"logs.level": log_level, "logs.form": log_form},
+    settings = load_settings(
+        config,
+        options={
+            "spec": spec, "model": model, "http.port": port, "alerts_from": alerts_from,
+            "logs.level": log_level, "logs.form": log_form,
+        },
     )  # fmt: skip
     logs.configure(settings.logs.level, settings.logs.form, secrets_of(settings).values())
     layout = Layout(load_spec(settings.spec))

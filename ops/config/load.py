@@ -36,9 +36,11 @@ URLS = (("kafka", "url"), ("redis", "url"))
 
 
 def load_settings(
-    file: Path | None = None, environment: Mapping[str, str] | None = None, **options: Any
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Settings in force. `options` are dotted paths to values (`**{"http.port": 0}`); None means not given.
+    """Settings in force. `options` are dotted paths to values ("http.port": 0); None means not given.
 
     Raises SettingsError naming every setting that does not fit.
     """
@@ -55,7 +57,7 @@ def load_settings(
             drop(data, secret)
         # As text: pydantic reads numbers from it where the setting is one, and a token of digits stays a token.
         put(data, one.place, one.value)
-    for path, value in options.items():
+    for path, value in (options or {}).items():
         if value is not None:
             put(data, tuple(path.split(".")), value)
     problems += fill_from_files(data, in_files, names)

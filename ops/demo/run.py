@@ -25,13 +25,14 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
-from ebbtide.ops.console import console, stack, steps, table_and_json
+from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.demo.feed import Feed
 from ebbtide.ops.demo.scene import Plan, Scene, build_scene, columns, write_history
 from ebbtide.ops.demo.training import Training
 from ebbtide.ops.demo.verdict import Episode, Verdict, asked, judge
 from ebbtide.ops.demo.view import Moment, View, footnotes, verdict_table
 from ebbtide.ops.demo.watch import Alerts, Gauge, Seen
+from ebbtide.ops.stack.needed import stack
 from ebbtide.ops.state.backfill import backfill
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess

@@ -135,7 +135,8 @@ class LocalKafka(Local):
                 name = f"kafka-{number}"
                 server = Server(self._keeper, name, self._keeper.directory / name)
                 self.nodes.append(KafkaNode(number, server, self._jars, identity.cluster_id, self._heap_mb))
-            self._progress(f"starting Apache Kafka, {self._brokers} broker{'s' * (self._brokers > 1)}")
+            cold = "" if self._jars.aot.exists() else " (faster once `ebbtide stack warm` has run)"
+            self._progress(f"starting Apache Kafka, {self._brokers} broker{'s' * (self._brokers > 1)}{cold}")
             self._launch(identity)
         except BaseException:
             self.stop()

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import click
 
+from ebbtide.ops.commands.options import json_option
 from ebbtide.ops.config.child import quiet_libraries
-from ebbtide.ops.console import json_option, steps, table_and_json
+from ebbtide.ops.console import steps, table_and_json
 from ebbtide.stream.clock import SystemClock
 from tests.fuzz.figures import Serving, figures, table_of
 from tests.fuzz.parsing import fuzz_parser

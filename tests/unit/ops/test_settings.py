@@ -36,7 +36,7 @@ def test_a_file_yields_to_variables_and_they_yield_to_options(tmp_path: Path) ->
     )
     environment = {"EBBTIDE_CONFIG": str(file), "EBBTIDE_HTTP__PORT": "2", "EBBTIDE_KAFKA__GROUP": "variable"}
     options: dict[str, Any] = {"http.port": 3, "model": None}
-    settings = load_settings(environment=environment, **options)
+    settings = load_settings(environment=environment, options=options)
     assert settings.http.port == 3
     assert settings.kafka.group == "variable"
     assert settings.kafka.topic == "file"

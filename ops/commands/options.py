@@ -1,0 +1,70 @@
+"""Options that several commands take, and the types of their values.
+
+DATE         2017-10-01, or RFC 3339 with a time; UTC where no zone is said
+DURATION     28d, 36h: as in a spec
+"""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ebbtide.featurestore.times.durations import parse_duration
+
+
+class _Date(click.ParamType):
+    name = "DATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a date such as 2017-10-01 or 2017-10-01T12:00:00Z", param, ctx)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return round(moment.timestamp() * 1000)
+
+
+DATE = _Date()
+"""An option's type: ms UTC."""
+
+
+class _Duration(click.ParamType):
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION = _Duration()
+"""An option's type: ms."""
+
+
+def dates(_ctx: click.Context, _param: click.Parameter, value: str) -> list[int]:
+    """An option's callback: dates separated by commas, ascending."""
+    return sorted(DATE.convert(part.strip(), _param, _ctx) for part in value.split(",") if part.strip())
+
+
+def _writable(_ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Where figures are to go is known to take them before the work begins."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise click.BadParameter(f"{path} cannot be written")
+    return path
+
+
+json_option = click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", callback=_writable,
+    help="Write the same figures to FILE as JSON.",
+)  # fmt: skip
+config_option = click.option(
+    "--config", "config", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Settings in YAML; EBBTIDE_* variables and options go before it.",
+)  # fmt: skip
