@@ -180,6 +180,7 @@ class Worker:
             self._partitions.pop(number).give_away()
             self._waiting.pop(number, None)
             self._tasks.pop(number).cancel()
+        self._tools.sink.abandon()  # delivered later, it could lie behind a tombstone that the next owner passes on
         self._tools.telemetry.assigned(frozenset(self._partitions))
 
     async def deliver(self, fetched: Sequence[Fetched]) -> None:

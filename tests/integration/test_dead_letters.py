@@ -231,6 +231,9 @@ class Meanwhile:
         if self._then:
             await self._sink.send_all([self._then.pop()])
 
+    def abandon(self) -> None:
+        self._sink.abandon()
+
 
 @pytest.mark.parametrize("where", ["input", "letters"])
 async def test_an_erasure_while_a_replay_runs_counts(stack: Services, unique_name: str, where: str) -> None:
