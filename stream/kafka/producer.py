@@ -25,6 +25,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from ebbtide.stream.ending import closed
 from ebbtide.stream.errors import RecordTooLarge
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
@@ -127,7 +128,7 @@ class KafkaSink:
                 require_metadata(producer.client)
                 await producer.start()
         except BaseException as error:
-            await producer.stop()
+            await closed(producer.stop(), "a producer that could not be opened")
             if isinstance(error, KafkaError | OSError | TimeoutError):
                 raise await unreachable(self._settings, error) from error
             raise
