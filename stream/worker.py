@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.batch import Fetched, Source
+from ebbtide.stream.ending import END_S_MAX, end
 from ebbtide.stream.errors import PartitionRevoked
 from ebbtide.stream.partition import ACK_AFTER_S, RETRIED, Limits, Partition
 from ebbtide.stream.pipeline import Pipeline, Tools
@@ -106,6 +107,7 @@ class Worker:
         self._budget = Budget(self._limits.queued_bytes_max)
         self._partitions: dict[int, Partition] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()  # sees to it that what was given away ends
         self._waiting: dict[int, Partition] = {}
         """Who has a piece to give, longest first."""
         self._turns: set[asyncio.Task[None]] = set()
@@ -179,7 +181,10 @@ class Worker:
         for number in partitions & self._partitions.keys():
             self._partitions.pop(number).give_away()
             self._waiting.pop(number, None)
-            self._tasks.pop(number).cancel()
+            ending = asyncio.create_task(end([self._tasks.pop(number)]), name=f"end of partition-{number}")
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+        self._tools.sink.abandon()  # delivered later, it could lie behind a tombstone that the next owner passes on
         self._tools.telemetry.assigned(frozenset(self._partitions))
 
     async def deliver(self, fetched: Sequence[Fetched]) -> None:
@@ -207,10 +212,9 @@ class Worker:
                     future.result()
         finally:
             # The store and the sink are closed after us: nobody may use them any more.
-            left = [*working, *self._turns, *self._tasks.values()]
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            await end([*working, *self._turns, *self._tasks.values()])
+            if self._ending:
+                await asyncio.wait(self._ending, timeout=END_S_MAX)
 
     async def drain(self, grace_s: float) -> bool:
         """Finish what is in hand. Returns whether all of it was finished within `grace_s` seconds."""
@@ -221,9 +225,7 @@ class Worker:
         if not tasks:
             return True
         _, late = await asyncio.wait(tasks, timeout=grace_s)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(late)
         return all(partition.finished for partition in partitions)
 
     # -- turns

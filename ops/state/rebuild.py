@@ -52,6 +52,9 @@ class ForbiddenSink:
         if messages:
             raise RuntimeError(f"a rebuild was about to send {len(messages)} messages")
 
+    def abandon(self) -> None:
+        """It holds nothing."""
+
 
 @dataclass(slots=True)
 class Rebuilt:

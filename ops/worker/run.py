@@ -35,6 +35,7 @@ from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
+from ebbtide.stream.ending import END_S_MAX, end
 from ebbtide.stream.kafka.client import check_connection
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.topics import ensure_topics, message_bytes_max
@@ -213,9 +214,8 @@ async def _serve(
         for task in done - {stopping}:
             task.result()
     finally:
-        for task in (working, watching, stopping):
-            task.cancel()
-        await asyncio.gather(working, watching, stopping, return_exceptions=True)
+        # The worker's own end may take so long; said again earlier, a cancellation would cut it short.
+        await end((working, watching, stopping), again_s=END_S_MAX + 1, end_s_max=2 * END_S_MAX + 2)
         tools.batcher.close(LAST_DISPATCH_S)
         await face.stop()
 

@@ -22,7 +22,11 @@ from mode import ServiceT
 
 from ebbtide.stream.batch import Fetched, OnFetched, OnPartitions
 from ebbtide.stream.consumer.transport import BatchConsumer, BatchTransport
+from ebbtide.stream.ending import closed
 from ebbtide.stream.kafka.settings import KafkaSettings
+
+STOP_S_MAX = 20.0
+"""The last commit (3 s, twice at most), leaving the group (5 s) and the threads' ends, with room for a busy machine."""
 
 
 class NoTables(TableManager):
@@ -70,6 +74,10 @@ class App(faust.App):
         consumer: Any = self.consumer
         assert isinstance(consumer, BatchConsumer)
         return consumer
+
+    async def stop(self) -> None:
+        """Commit what is done and leave the group, within STOP_S_MAX: mode waits by what can lose its own end."""
+        await closed(super().stop(), "the consumer", STOP_S_MAX)
 
     async def failed(self) -> None:
         """Return when the app was stopped; raise why it stopped by itself."""

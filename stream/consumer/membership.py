@@ -24,6 +24,9 @@ from aiokafka.protocol.admin import DescribeGroupsRequest
 from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
 
+METADATA_AGE_S = (
+    30.0  # how long partitions that were added may go unnoticed; the client's own is five minutes
+)
 ASK_S = 3.0  # the group waits for us meanwhile
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
@@ -43,6 +46,7 @@ def group_consumer(settings: KafkaSettings) -> AIOKafkaConsumer:
         max_partition_fetch_bytes=settings.fetch_partition_bytes_max,
         session_timeout_ms=ms(settings.session_timeout_s),
         heartbeat_interval_ms=ms(settings.heartbeat_interval_s),
+        metadata_max_age_ms=ms(METADATA_AGE_S),
         rebalance_timeout_ms=ms(max(settings.session_timeout_s, 10.0)),
         max_poll_interval_ms=ms(settings.poll_interval_max_s),
     )

@@ -4,11 +4,11 @@
                                          not folded already                       └▶ bookmarks, by reason
 
 A dead letter goes back with its own bytes, key, headers and timestamp. What has been sent back is remembered by Kafka
-(`stream/kafka/bookmarks.py`), after it was acknowledged: a second replay sends only what came since, and a replay that
-died half-way sends a few dead letters twice, which their event ids make harmless. One whose body was omitted is read at
-its position in the input, and passed over when it is no longer there. A dead letter `unscored` stays where it is: its
-event has been folded, and without an event id would be counted twice. It refuses to mend a dead letter, and to send one
-to a topic that is not the configured input, whatever its header says.
+(`stream/kafka/bookmarks.py`), after it was acknowledged: a second replay sends only what came since. One that died
+half-way, or two at once, send a few dead letters twice (a chunk at most), which their event ids make harmless. One
+whose body was omitted is read at its position in the input, and passed over when it is no longer there. A dead letter
+`unscored` stays where it is: its event has been folded, and without an event id would be counted twice. It refuses to
+mend a dead letter, and to send one to a topic that is not the configured input, whatever its header says.
 
 A dead letter of somebody forgotten since must not go back: it would lie in the input after the word that forgets them.
 
@@ -92,7 +92,11 @@ async def letters(
 
 
 class Forgotten:
-    """Who has been forgotten, as far as the last look saw. `dead`, `events`: the dead-letter and the input topic."""
+    """Who has been forgotten, as far as the last look saw. `dead`, `events`: the dead-letter and the input topic.
+
+    Its memory is that of the tombstones that are retained, some 250 bytes each (a million of them: a quarter of a
+    GiB). A bound would have to forget who was forgotten, or read both topics again for each chunk; it is a command's.
+    """
 
     def __init__(self, dead: CommittedLog, events: CommittedLog, topic: str) -> None:
         self._dead, self._events, self._topic = dead, events, topic
@@ -171,8 +175,11 @@ async def replay(
 
         async def take(chunk: list[Letter]) -> None:
             await forgotten.look()  # it may be long since the last one
-            due = [letter for letter in chunk if letter not in forgotten]
-            result.forgotten += len(chunk) - len(due)
+            await bookmarks.refresh(progress, dead.partitions)  # another replay may be at work
+            fresh = [letter for letter in chunk if not _is_done(letter, progress)]
+            result.done_before += len(chunk) - len(fresh)
+            due = [letter for letter in fresh if letter not in forgotten]
+            result.forgotten += len(fresh) - len(due)
             sendable = list[tuple[Letter, Message]]()
             for letter in due:
                 original = await _original(letter, events)
@@ -202,7 +209,6 @@ async def replay(
 
 
 def _is_due(letter: Letter, topic: str, progress: Progress, forgotten: Forgotten, result: Replayed) -> bool:
-    partition, offset = letter.record.partition, letter.record.offset
     if letter.source.topic != topic:
         result.of_another_topic += 1
     elif letter.reason == UNSCORED:
@@ -211,11 +217,15 @@ def _is_due(letter: Letter, topic: str, progress: Progress, forgotten: Forgotten
         result.empty += 1  # neither key nor value: the client cannot send it, and there is nothing to mend
     elif letter in forgotten:
         result.forgotten += 1
-    elif offset < progress.get(partition, {}).get(letter.reason, 0):
+    elif _is_done(letter, progress):
         result.done_before += 1
     else:
         return True
     return False
+
+
+def _is_done(letter: Letter, progress: Progress) -> bool:
+    return letter.record.offset < progress.get(letter.record.partition, {}).get(letter.reason, 0)
 
 
 async def _original(letter: Letter, events: CommittedLog) -> Record | None:

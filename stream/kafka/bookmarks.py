@@ -14,6 +14,7 @@ from typing import Self
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
+from ebbtide.stream.ending import closed
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.settings import KafkaSettings
@@ -23,7 +24,7 @@ Progress = dict[int, dict[str, int]]
 
 
 class Bookmarks:
-    """The marks of `group` in `topic`. An async context manager."""
+    """The committed offsets of `group` in `topic`. An async context manager."""
 
     def __init__(self, settings: KafkaSettings, group: str, topic: str) -> None:
         self._settings, self._topic, self._group = settings, topic, group
@@ -46,8 +47,18 @@ class Bookmarks:
             raise failure(self._settings, f"to tell what {self._group!r} has done", error) from error
         return progress
 
+    async def refresh(self, known: Progress, partitions: int) -> None:
+        """Take into `known` what somebody else has done since: of two at work at once, neither repeats the other."""
+        for partition, labels in (await self.read(partitions)).items():
+            progress = known.setdefault(partition, {})
+            for label, offset in labels.items():
+                progress[label] = max(offset, progress.get(label, 0))
+
     async def write(self, done: Mapping[int, Mapping[str, int]], known: Progress) -> None:
-        """Remember `done` on top of what is `known`, which is changed, too."""
+        """Remember `done` on top of what is `known` and what Kafka holds by now; `known` is changed, too."""
+        if not done:
+            return
+        await self.refresh(known, max(done) + 1)
         offsets = {}
         for partition, labels in done.items():
             progress = known.setdefault(partition, {})
@@ -57,8 +68,6 @@ class Bookmarks:
             offsets[TopicPartition(self._topic, partition)] = OffsetAndMetadata(
                 max(progress.values()), metadata
             )
-        if not offsets:
-            return
         try:
             await self._consumer.commit(offsets)
         except KafkaError as error:
@@ -69,13 +78,14 @@ class Bookmarks:
             await self._consumer.start()
             require_metadata(self._consumer._client)  # noqa: SLF001 -- its cluster is private
         except (KafkaError, OSError, TimeoutError) as error:
+            await closed(self._consumer.stop(), "the consumer of bookmarks")
             raise await unreachable(self._settings, error) from error
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._consumer.stop()
+        await closed(self._consumer.stop(), "the consumer of bookmarks")
 
 
 def _labels(metadata: str) -> dict[str, int]:

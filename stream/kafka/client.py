@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from ebbtide.stream.ending import closed
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.protocol import describe
@@ -31,7 +32,7 @@ async def admin(settings: KafkaSettings, timeout_s: float = 10.0) -> AsyncIterat
             raise await unreachable(settings, error) from error
         yield client
     finally:
-        await client.close()
+        await closed(client.close(), "the admin client")
 
 
 async def topic_id(settings: KafkaSettings) -> str:

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from ebbtide.stream.batch import Record
+from ebbtide.stream.ending import closed
 from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure, forbidden
@@ -65,7 +66,7 @@ async def reader(
         consumer.assign(partitions)
         yield consumer, partitions
     finally:
-        await consumer.stop()
+        await closed(consumer.stop(), "a reader")
 
 
 async def log_ranges(settings: KafkaSettings, topic: str) -> dict[int, tuple[int, int]]:

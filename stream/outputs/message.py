@@ -23,3 +23,8 @@ class Sink(Protocol):
     is not known for some of them: sending all of them again is safe for whoever reads by id or position."""
 
     async def send_all(self, messages: Sequence[Message]) -> None: ...
+
+    def abandon(self) -> None:
+        """Send nothing more of what is not acknowledged: the partitions it is of are another's. Called on the event
+        loop, returns at once; whoever waits in `send_all` gets BrokerUnavailable. What is sent next goes its way."""
+        ...

@@ -231,6 +231,42 @@ class Meanwhile:
         if self._then:
             await self._sink.send_all([self._then.pop()])
 
+    def abandon(self) -> None:
+        self._sink.abandon()
+
+
+async def test_two_replays_at_once_do_not_send_all_twice(stack: Services, unique_name: str) -> None:
+    """While one sends its first chunk another does all of it: what the first finds done, it passes over."""
+    settings = settings_of(stack, unique_name)
+    await bury(settings)
+
+    class Other:
+        """A sink that lets a whole second replay happen within its first call."""
+
+        def __init__(self, sink: KafkaSink) -> None:
+            self._sink, self.other = sink, 0
+
+        async def send_all(self, messages: Sequence[Message]) -> None:
+            if not self.other:
+                self.other = (await replay(settings, dead(settings), self._sink)).sent.total()
+            await self._sink.send_all(messages)
+
+        def abandon(self) -> None:
+            self._sink.abandon()
+
+    async with KafkaSink(settings) as sink:
+        letters = [a_letter(settings, n, b"ann", "future") for n in range(CHUNK_LETTERS * 3)]
+        await sink.send_all([letter._replace(partition=0) for letter in letters])
+        both = Other(sink)
+        result = await replay(settings, dead(settings), both)
+        again = await replay(settings, dead(settings), sink)
+    assert both.other == CHUNK_LETTERS * 3
+    assert (result.sent.total(), result.done_before) == (CHUNK_LETTERS, CHUNK_LETTERS * 2)
+    assert (again.sent.total(), again.done_before) == (0, CHUNK_LETTERS * 3), (
+        "what is remembered never goes back"
+    )
+    assert len(await everything_in(settings)) == CHUNK_LETTERS * 4, "no more than one chunk twice"
+
 
 @pytest.mark.parametrize("where", ["input", "letters"])
 async def test_an_erasure_while_a_replay_runs_counts(stack: Services, unique_name: str, where: str) -> None:

@@ -28,6 +28,7 @@ from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, partition_for
 from ebbtide.stream.outputs.message import Message
 from tests.support.receiver import until
+from tests.support.servers.proxy import Proxy
 from tests.support.servers.services import Services
 
 pytestmark = pytest.mark.kafka
@@ -339,3 +340,46 @@ async def test_a_sink_outlives_an_outage_and_holds_no_more_than_it_may(unique_na
     finally:
         node.server.signal(signal.SIGCONT)
         await asyncio.to_thread(kafka.stop)
+
+
+@pytest.mark.parametrize("how", ["timed out", "cancelled", "revoked"])
+async def test_what_was_not_acknowledged_is_not_delivered_later(unique_name: str, how: str) -> None:
+    """The way to the broker hangs, with a score of jane's in it. Her partition is another's, who passes her tombstone
+    on. Then the network heals: the tombstone stays her last word."""
+    (inner,) = free_ports(1)
+    with Proxy(inner) as proxy:
+        listener = {
+            "listeners": f"PROXIED://127.0.0.1:{inner}",
+            "advertised.listeners": f"PROXIED://127.0.0.1:{proxy.port}",
+            "listener.security.protocol.map": "PROXIED:PLAINTEXT",
+        }
+        kafka = LocalKafka(settings=listener, record=False)
+        url = await asyncio.to_thread(kafka.start)
+        there = KafkaSettings(url=url, topic=unique_name)
+        behind = KafkaSettings(url=f"127.0.0.1:{proxy.port}", topic=unique_name, request_timeout_s=2.0)
+        try:
+            await ensure_topics(there, [TopicSpec(unique_name, 1, "s")])
+            async with KafkaSink(behind) as mine, KafkaSink(there) as theirs:
+                await mine.send_all([Message(unique_name, b"jane", b"0.90")])
+                proxy.hang()
+                sending = asyncio.create_task(
+                    mine.send_all([Message(unique_name, b"jane", b"%d" % n) for n in range(20)])
+                )
+                await asyncio.sleep(0.5)
+                if how == "cancelled":
+                    sending.cancel()
+                elif how == "revoked":
+                    mine.abandon()
+                (outcome,) = await asyncio.gather(sending, return_exceptions=True)
+                assert isinstance(
+                    outcome, asyncio.CancelledError if how == "cancelled" else BrokerUnavailable
+                )
+                await theirs.send_all([Message(unique_name, b"jane", None)])
+                proxy.heal()
+                await asyncio.sleep(3.0)  # a producer that held it would have sent it by now
+                await mine.send_all([Message(unique_name, b"joe", b"0.10")])
+            said = [(record.key, record.value) async for record in read_topic(there, unique_name)]
+            assert said == [(b"jane", b"0.90"), (b"jane", None), (b"joe", b"0.10")]
+        finally:
+            await asyncio.to_thread(kafka.stop)
+        assert senders() == []

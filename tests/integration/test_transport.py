@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import RecordsToDelete
+from aiokafka.admin import NewPartitions, RecordsToDelete
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError
 from redis.asyncio import Redis
 
@@ -617,3 +617,20 @@ async def test_two_workers_by_one_name_are_told_so(
     await asyncio.sleep(2.0)  # longer than a session
     assert second.seen["assigned"] == assigned, "it was disturbed again"
     await check(chain, feed)
+
+
+@pytest.mark.slow
+async def test_partitions_that_were_added_are_noticed_soon(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """The client's own clock would let five minutes pass, in which others fold customers without their history."""
+    receiver = await join(settings_for(stack, unique_name), MemoryChain())
+    await until(lambda: len(receiver.partitions) == 4, "assigned")
+    async with admin(settings_for(stack, unique_name)) as client:
+        await client.create_partitions({unique_name: NewPartitions(6)})
+
+    async def counted() -> bool:
+        return await receiver.source.partition_count() == 6
+
+    await until(counted, "six partitions", 40.0)
+    await until(lambda: len(receiver.partitions) == 6, "they are shared out", 10.0)

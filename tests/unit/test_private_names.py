@@ -33,6 +33,9 @@ USED: dict[str, tuple[str, ...]] = {
     ),
     "aiokafka.producer.producer.AIOKafkaProducer": ("_sender", "_closed", "_message_accumulator"),
     "aiokafka.producer.message_accumulator.MessageAccumulator": ("_pending_batches", "_batches", "fail_all"),
+    "aiokafka.producer.sender.Sender": ("_sender_task",),
+    "aiokafka.client.AIOKafkaClient": ("_conns",),
+    "aiokafka.conn.AIOKafkaConnection": ("_writer",),
     "aiokafka.admin.client.AIOKafkaAdminClient": ("_client",),
     "aiokafka.protocol.api.Request": ("_CLASSES", "prepare"),
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread": (

@@ -113,6 +113,9 @@ class ListSink:
         if lost:
             raise BrokerUnavailable("no acknowledgement")
 
+    def abandon(self) -> None:
+        """It holds nothing."""
+
 
 class MuteSink(ListSink):
     """Acknowledges nothing that goes to `topic`, and says nothing of it: whoever sends there waits."""
