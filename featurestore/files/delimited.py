@@ -201,8 +201,7 @@ class DelimitedBlocks(BlockReader):
         or text stands behind the closing quote."""
         if len(lines) == 1:
             return False
-        last = lines[-1]
-        if any(map(self._is_row, lines[1:-1])) or (f'{self._delimiter}"' in last and self._is_row(last)):
+        if any(map(self._is_row, lines[1:])):
             return True
         try:
             next(csv.reader(lines, delimiter=self._delimiter, strict=True))
@@ -211,6 +210,12 @@ class DelimitedBlocks(BlockReader):
         return False
 
     def _is_row(self, line: str) -> bool:
+        """Whether a line inside of a quoted field would be a row: as wide as the header, with a time in its place.
+
+        Where its first quote stands behind text, it is the end of that text, and the line is not swallowed."""
+        quote = line.find('"')
+        if quote >= 0 and line[max(0, quote - 1)] != self._delimiter:
+            return False
         fields = self._fields(line.rstrip("\r\n"), self._delimiter)
         ts = self._columns["ts"]
         if len(fields) != len(self._header) or ts not in self._header:
