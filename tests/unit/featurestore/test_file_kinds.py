@@ -18,10 +18,10 @@ import pytest
 from ebbtide.featurestore.check.events import check
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.files.delimited import LINES_MAX
-from ebbtide.featurestore.files.event_log import EventLog, known_until
+from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.spec import Spec, parse_spec
-from ebbtide.featurestore.times.durations import DAY_MS, HOUR_MS
+from ebbtide.featurestore.times.durations import HOUR_MS
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -458,32 +458,3 @@ def test_lines_are_right_across_blocks_and_texts_over_lines(tmp_path: Path) -> N
 def test_the_worker_never_loads_arrow() -> None:
     code = "import sys, ebbtide.featurestore.files.reader, ebbtide.stream.pipeline; assert 'pyarrow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def test_what_is_known_ends_before_outliers_only() -> None:
-    rng = np.random.default_rng(3)
-    habit = np.sort(T0 + rng.integers(0, 200 * DAY_MS, 5_000))
-    last = int(habit[-1])
-    assert known_until(habit) == last
-    for far in (
-        [last + 20 * DAY_MS],
-        [last + 20 * DAY_MS, last + 2000 * DAY_MS],
-        [1 << 45, 1 << 46, 1 << 47],
-    ):
-        assert known_until(rng.permutation(np.concatenate([habit, far]))) == last
-    # More than a thousandth of all is news; so is what comes after no longer a pause than there has been.
-    news = last + 20 * DAY_MS + np.arange(20) * HOUR_MS
-    assert known_until(np.concatenate([habit, news])) == int(news[-1])
-    paused = np.concatenate([habit[:4_000], habit[4_000:] + 30 * DAY_MS, [last + 60 * DAY_MS]])
-    assert known_until(paused) == last + 60 * DAY_MS
-    assert known_until(habit[:50]) == int(habit[49])
-    assert known_until(np.concatenate([habit[:50], [last + 900 * DAY_MS]])) == last + 900 * DAY_MS
-    assert known_until(np.zeros(0, np.int64)) == 0
-    assert known_until(np.full(1_000, T0)) == T0
-
-
-def test_days_without_times_have_no_outliers() -> None:
-    days = np.repeat(T0 + np.arange(300) * DAY_MS, 40)
-    assert known_until(days) == int(days[-1])
-    assert known_until(np.append(days, int(days[-1]) + 4 * DAY_MS)) == int(days[-1]) + 4 * DAY_MS
-    assert known_until(np.append(days, int(days[-1]) + 6 * DAY_MS)) == int(days[-1])
