@@ -42,7 +42,7 @@ def roles(spec: Spec, role: Role) -> list[int]:
 
 
 def _units(log: EventLog) -> Iterator[Finding]:
-    first, last = int(log.events.time.min()), log.known_until
+    first, last = int(log.events.time.min()), log.known_until - 1
     size = f"{count(len(log), 'event')} of {count(len(log.events.customers), 'customer')}"
     yield note("size", f"{size}, {format_date(first)} to {format_date(last)}.")
     early = np.flatnonzero(log.events.time < _YEAR_MS)
@@ -62,10 +62,10 @@ def _outliers(log: EventLog) -> Iterator[Finding]:
     beyond = log.beyond
     if not len(beyond):
         return
-    gap = days(int(log.events.time[beyond[0]]) - log.known_until)
+    gap = days(int(log.events.time[beyond[0]]) - log.known_until + 1)
     text = f"{count(len(beyond), 'event')} ({_named(log, beyond)}), {gap} or more after all others"
     cure = "a wrong date? Mend or drop it; what is known ends without it at"
-    yield warning("outlier", f"{text}: {cure} {format_date(log.known_until)}.")
+    yield warning("outlier", f"{text}: {cure} {format_date(log.known_until - 1)}.")
 
 
 def _named(log: EventLog, which: NDArray[np.int64]) -> str:
@@ -126,7 +126,7 @@ def _resolution(log: EventLog, spec: Spec) -> Iterator[Finding]:
 
 
 def _span(log: EventLog, spec: Spec) -> Iterator[Finding]:
-    first, last = int(log.events.time.min()), log.known_until
+    first, last = int(log.events.time.min()), log.known_until - 1
     span, horizon = last - first, format_duration(spec.horizon_ms)
     if span <= spec.horizon_ms:
         text = f"The log spans {days(span)}, the horizon is {horizon}: no silence is confirmed, nothing has a label."
@@ -146,11 +146,11 @@ def _span(log: EventLog, spec: Spec) -> Iterator[Finding]:
 def _rhythm(log: EventLog, spec: Spec) -> Iterator[Finding]:
     """How long customers stay away who come back, and how many of the last ones did."""
     events = log.events
-    active = np.isin(events.kind, roles(spec, "activity")) & (events.time <= log.known_until)
+    active = np.isin(events.kind, roles(spec, "activity")) & (events.time < log.known_until)
     customer, time = events.customer[active], events.time[active]
     yield from _gaps(customer, time, spec)
     if len(time):
-        yield from _base_rate(customer, time, log.known_until, spec)
+        yield from _base_rate(customer, time, log.known_until - 1, spec)
 
 
 def _gaps(customer: NDArray[np.int32], time: NDArray[np.int64], spec: Spec) -> Iterator[Finding]:

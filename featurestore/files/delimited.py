@@ -10,7 +10,7 @@ module, row by row with its lines, which also says what is wrong:
     a quoted field over LINES_MAX lines                           an error: nothing after it can be trusted
     text that is not UTF-8 in a column that is read               an error with line and column
 
-A tab-separated file has no quoting, unless each field of its beginning that begins with a quote ends with one.
+A tab-separated file has no quoting, unless its beginning has fields in quotes and makes rows of one width with them.
 """
 
 import csv
@@ -117,14 +117,15 @@ class DelimitedBlocks(BlockReader):
         return max(_DELIMITERS, key=fit)
 
     def _quotes_tabs(self, header: str) -> bool:
-        """Whether the fields of the file's beginning that begin with a quote end with one, and there are such."""
-        fields = [
-            text
-            for line in [header.encode(), *self._next.splitlines()]
-            for text in line.strip(b"\r\n").split(b"\t")
-            if text.startswith(b'"')
-        ]
-        return bool(fields) and all(len(text) > 1 and text.endswith(b'"') for text in fields)
+        """Whether the beginning has fields in quotes and is, read so, rows of the header's width throughout."""
+        text = header + self._next.decode(errors="replace")
+        if '\t"' not in text and '\n"' not in text and not text.startswith('"'):
+            return False
+        lines = io.StringIO(text, newline="")
+        try:
+            return len({len(row) for row in csv.reader(lines, delimiter="\t", strict=True) if row}) == 1
+        except csv.Error:
+            return False
 
     def _by_arrow(self, data: bytes) -> dict[str, Any] | None:
         """The needed columns of a block by place; None where it is not simply a row a line."""
@@ -200,8 +201,7 @@ class DelimitedBlocks(BlockReader):
         or text stands behind the closing quote."""
         if len(lines) == 1:
             return False
-        last = lines[-1]
-        if any(map(self._is_row, lines[1:-1])) or (f'{self._delimiter}"' in last and self._is_row(last)):
+        if any(map(self._is_row, lines[1:])):
             return True
         try:
             next(csv.reader(lines, delimiter=self._delimiter, strict=True))
@@ -210,6 +210,12 @@ class DelimitedBlocks(BlockReader):
         return False
 
     def _is_row(self, line: str) -> bool:
+        """Whether a line inside of a quoted field would be a row: as wide as the header, with a time in its place.
+
+        Where its first quote stands behind text, it is the end of that text, and the line is not swallowed."""
+        quote = line.find('"')
+        if quote >= 0 and line[max(0, quote - 1)] != self._delimiter:
+            return False
         fields = self._fields(line.rstrip("\r\n"), self._delimiter)
         ts = self._columns["ts"]
         if len(fields) != len(self._header) or ts not in self._header:

@@ -1,14 +1,6 @@
 """A whole log of events as columns, what of its files did not fit, and where what is known ends.
 
 A log is in arrival order: the order in which a stream would have brought the same events.
-
-The end of what is known decides which silences are confirmed, so one event with a wrong date must not move it. It is
-the last event that is not followed by a gap such as the log has never had and then by next to nothing:
-
-    ● ●● ● ●●● ●● ●●● ●●│                                                  ●
-                         └ known until here; what lies beyond is an outlier ┘
-
-The rule reads the events' times and nothing else, no clock of any machine.
 """
 
 from collections import Counter
@@ -20,20 +12,12 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.contract import Reason
 from ebbtide.featurestore.events.event import EventBatch
-from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.events.known import known_until
 
 PROBLEMS_SHOWN_MAX = 20
 """Rows that are kept as examples; the others are counted by reason."""
 UNKNOWN_TYPES_MAX = 1_000
 """Distinct unknown event types that are counted by name; a column of ids, mapped as the type, has millions."""
-
-OUTLIERS_SHARE_MAX = 0.001
-"""Of all events, how many may lie beyond the end of what is known; more than that are news and no mistake."""
-OUTLIER_EVENTS_MIN = 100
-"""Fewer events than this have no habits: all of them are known."""
-OUTLIER_GAP_MIN_MS = DAY_MS
-OUTLIER_GAP_RATIO = 5
-"""A gap before outliers is longer than a day, and than so many times the longest of the younger half before it."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -106,31 +90,11 @@ class EventLog:
 
     @property
     def known_until(self) -> int:
-        """ms UTC of the last event that is no outlier, 0 where there is none; events after it lie `beyond`."""
+        """ms UTC: the log is complete up to, not including, this time; outliers lie `beyond` (`events/known.py`)."""
         return known_until(self.events.time)
 
     @property
     def beyond(self) -> NDArray[np.int64]:
-        """int64, indices of the events after the end of what is known, in time's order."""
-        late = np.flatnonzero(self.events.time > self.known_until)
+        """int64, indices of the events dated after all that is known, in time's order."""
+        late = np.flatnonzero(self.events.time >= self.known_until)
         return late[np.argsort(self.events.time[late], kind="stable")]
-
-
-def known_until(time: NDArray[np.int64]) -> int:
-    """The end of what a log knows: the latest of its times (ms UTC, in any order) that is no outlier, 0 of none.
-
-    Outliers are at most a thousandth of the events (at least one of a hundred), behind a gap of more than a day and of
-    more than five times any gap in the younger half of the log before it. It depends on the events' times alone."""
-    if not len(time):
-        return 0
-    ordered = np.sort(time)
-    n = len(ordered)
-    outliers_max = max(1, int(n * OUTLIERS_SHARE_MAX))
-    if n >= OUTLIER_EVENTS_MIN:
-        gaps = np.diff(ordered[n // 2 :])
-        longest_before = np.concatenate([[0], np.maximum.accumulate(gaps)[:-1]])
-        wide = gaps > np.maximum(OUTLIER_GAP_MIN_MS, OUTLIER_GAP_RATIO * longest_before)
-        wide[:-outliers_max] = False
-        if wide.any():
-            return int(ordered[n // 2 + int(np.argmax(wide))])
-    return int(ordered[-1])

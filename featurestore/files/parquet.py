@@ -86,10 +86,10 @@ class ParquetBlocks(BlockReader):
         column = self._columns[name]
         if name not in self._own:
             return pa.array([self.partition[column]] * len(batch), pa.string())
-        values = plain(_found(batch, column), f"{self.path}: column {column!r}")
-        if name in _TEXTS and pa.types.is_integer(values.type):
-            values = values.cast(pa.string())
-        return values
+        values = _found(batch, column)
+        if name in _TEXTS and (pa.types.is_decimal(values.type) or pa.types.is_integer(values.type)):
+            return values.cast(pa.string())
+        return plain(values, f"{self.path}: column {column!r}")
 
 
 def plain(values: Any, where: str) -> Any:

@@ -56,7 +56,8 @@ def _files(path: Path) -> Iterator[EventFile]:
             raise SpecError(f"{path} is a directory without event files")
         yield from files
     elif not path.exists() and _PATTERN & set(path.name):
-        if not (found := sorted(path.parent.glob(path.name))):
+        found = sorted(one for one in path.parent.glob(path.name) if not _hidden(Path(one.name)))
+        if not found:
             raise SpecError(f"no file matches {path}")
         for one in found:
             yield from _files(one)

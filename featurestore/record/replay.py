@@ -23,7 +23,6 @@ from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
 from ebbtide.featurestore.record import fold
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
-from ebbtide.featurestore.times.durations import DAY_MS
 
 SNAPSHOT = 4
 """Cause of a point that a stated date brought about, not the customer; beside the causes of `fold`."""
@@ -31,10 +30,6 @@ CAUSES = {**fold.CAUSES, SNAPSHOT: "snapshot"}
 """A point's cause in words."""
 CHUNK_EVENTS = 65_536
 """Events folded at once: tens of megabytes of points for a schedule of 15 silences, and no time lost to Python."""
-
-
-OUTLIERS, PAUSES, FEW = 1_000, 3, 100
-"""See `known_until`: at most one event in OUTLIERS, or a single one of FEW; fewer say nothing of their pauses."""
 
 
 def replay(
@@ -99,24 +94,6 @@ def only(log: EventBatch, customers: NDArray[np.bool_]) -> EventBatch:
 def before(log: EventBatch, end_ms: int) -> EventBatch:
     """The log without events of `end_ms` or later, wherever they stand in it."""
     return _kept(log, log.time < end_ms)
-
-
-def known_until(log: EventBatch) -> int:
-    """ms UTC: the log is taken as complete up to, not including, this time: just after its last event, 0 without one.
-
-    One event far ahead of all others (a wrong clock, a wrong unit) must not move it: as the end of what is known, it
-    would turn everybody into a churner. So the last events, a thousandth of the log at most, do not count when they lie
-    behind a pause of more than a day that is more than PAUSES times as long as any in the later half of the rest.
-    """
-    time = np.sort(log.time)
-    n = len(time)
-    if not n:
-        return 0
-    gaps = np.diff(time)
-    for at in range(n - 1 - max(n // OUTLIERS, int(n >= FEW)), n - 1):
-        if gaps[at] > max(DAY_MS, PAUSES * int(gaps[at // 2 : at].max(initial=0))):
-            return int(time[at]) + 1
-    return int(time[-1]) + 1
 
 
 def remembered(log: EventBatch) -> EventBatch:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.events.known import known_until
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.record.replay import before, known_until, remembered
+from ebbtide.featurestore.record.replay import before, remembered
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, wanted_of
@@ -100,7 +101,7 @@ def known_log(layout: Layout, log: EventBatch, labels_until_ms: int | None) -> K
     log = remembered(log)
     if not len(log):
         raise SpecError("the log has no event", hint="check --events and the mapping of the spec")
-    end = known_until(log)
+    end = known_until(log.time)
     within = before(log, end)
     # A little beyond is how an export is dated: to the midnight after its last event.
     slack = min(DAY_MS, layout.spec.horizon_ms // SNAPSHOTS_A_HORIZON)

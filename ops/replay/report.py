@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.events.known import known_until
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.record.fold import CAUSES
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.record.replay import known_until, replay
+from ebbtide.featurestore.record.replay import replay
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, draw
@@ -60,7 +61,7 @@ class Alerting:
 
 def history_of(layout: Layout, log: EventLog) -> History:
     """The log, taken as complete up to, not including, the time just after its last event."""
-    return History(layout, log.events, known_until(log.events))
+    return History(layout, log.events, known_until(log.events.time))
 
 
 def fit_baselines(history: History, labels_until_ms: int, config: TrainConfig) -> Baselines:

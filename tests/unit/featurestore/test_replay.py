@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
+from ebbtide.featurestore.events.known import known_until
 from ebbtide.featurestore.record.fold import EVENT, RESET, SILENCE, TERMINAL, Folder, Points
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.record.replay import (
     SNAPSHOT,
     arrived_before,
-    known_until,
     only,
     reached_ms,
     remembered,
@@ -159,9 +159,11 @@ def test_the_end_is_not_moved_by_one_event_far_ahead(far_days: int) -> None:
     ●●●● ●●●●● ●●●●●● ●●●|                                    ●    the pause is like no other, so it ends at the bar
     """
     times = [START + i * DAY_MS // 20 for i in range(2_000)]
-    assert known_until(visits(times)) == times[-1] + 1
-    assert known_until(visits([*times, times[-1] + far_days * DAY_MS])) == times[-1] + 1
-    assert known_until(visits([times[-1] + far_days * DAY_MS, *times])) == times[-1] + 1, "wherever it stands"
+    assert known_until(visits(times).time) == times[-1] + 1
+    assert known_until(visits([*times, times[-1] + far_days * DAY_MS]).time) == times[-1] + 1
+    assert known_until(visits([times[-1] + far_days * DAY_MS, *times]).time) == times[-1] + 1, (
+        "wherever it stands"
+    )
 
 
 def test_the_end_is_the_last_event_where_pauses_are_common() -> None:
@@ -172,12 +174,12 @@ def test_the_end_is_the_last_event_where_pauses_are_common() -> None:
         for day in range(5)
         for i in range(60)
     ]
-    assert known_until(visits([*weeks, weeks[-1] + 3 * DAY_MS])) == weeks[-1] + 3 * DAY_MS + 1
+    assert known_until(visits([*weeks, weeks[-1] + 3 * DAY_MS]).time) == weeks[-1] + 3 * DAY_MS + 1
     few = [START, START + DAY_MS, START + 90 * DAY_MS]
-    assert known_until(visits(few)) == few[-1] + 1
+    assert known_until(visits(few).time) == few[-1] + 1
     many = [*weeks, *(weeks[-1] + 40 * DAY_MS + i for i in range(5))]
-    assert known_until(visits(many)) == many[-1] + 1
-    assert known_until(visits([])) == 0
+    assert known_until(visits(many).time) == many[-1] + 1
+    assert known_until(visits([]).time) == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
