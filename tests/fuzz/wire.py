@@ -108,7 +108,9 @@ def _compressed(codec: int, payload: bytes) -> bytes:
             packed = bytes(cramjam.snappy.compress_raw(payload))
             return b"\x82SNAPPY\0" + struct.pack(">iii", 1, 1, len(packed)) + packed
         case 3:
-            return bytes(cramjam.lz4.compress(payload))
+            packer = cramjam.lz4.Compressor(block_linked=False)  # Kafka reads no other frames
+            packer.compress(payload)
+            return bytes(packer.finish())
         case 4:
             return bytes(cramjam.zstd.compress(payload))
     return payload
