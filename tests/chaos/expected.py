@@ -60,13 +60,13 @@ from tests.support.oracle.oracle import RESET, SILENCE, TERMINAL
 CHUNK = 2_000
 STORIES_MAX = 256
 """More stories of one customer at a time, and nothing is proven of their episode: they are counted, and let go."""
-AS_SAID = 0
-"""Of a path that was not made again: it follows whoever said that they scored a point."""
+AS_SAID, MADE_AGAIN = 0, -1
+"""Of a path that follows whoever said that they scored a point: not made again yet, or as far as it had been."""
 
 
 class Path(NamedTuple):
-    """One way in which a customer may have been decided so far. `by`: the version that makes the state again here, or
-    AS_SAID."""
+    """One way in which a customer may have been decided so far. `by`: the version that makes the state again here,
+    AS_SAID or MADE_AGAIN."""
 
     story: Story
     by: int
@@ -81,10 +81,11 @@ class Version(NamedTuple):
 
 
 class Foreseen(NamedTuple):
-    """An alert. `by`: what it says, by the version that it may name. `certain`: it has to be there."""
+    """An alert. `by`: what it may say, by the version that it names; of one, if nothing was made again. `certain`: it
+    has to be there."""
 
     customer: str
-    by: dict[int, dict[str, Any]]
+    by: dict[int, list[dict[str, Any]]]
     certain: bool
 
 
@@ -297,9 +298,9 @@ class _Decisions:
             by = before.by if before else {}
             for each in self._versions if left else (number,):
                 explained = None if left else why[number][m]
-                by[each] = alert_of(
-                    decided, customer, self._cause[m], p, origin, self._versions[each].facts, explained
-                )
+                facts = self._versions[each].facts
+                alert = alert_of(decided, customer, self._cause[m], p, origin, facts, explained)
+                by.setdefault(each, []).append(alert)
             self._end.alerts[identity] = Foreseen(customer, by, certain)
 
     def _explained(self, number: int, chosen: list[int]) -> dict[int, Explained]:
@@ -312,9 +313,12 @@ class _Decisions:
 
 def _ways(by: int, said: frozenset[int], again: frozenset[int]) -> list[tuple[int, int]]:
     """How a path may go on at a point: (what it follows from here on, the version that decides). Whoever makes a state
-    again hands over to newer versions only, and at the end of the piece the path is one like any other."""
-    follows = [(AS_SAID, number) for number in said] if by == AS_SAID or not again else []
-    return follows + [(number, number) for number in again if number >= by]
+    again hands over to newer versions only, then to those that say that they score; at the end of the piece the path is
+    one like any other."""
+    if not again:
+        return [(AS_SAID, number) for number in said]
+    follows = [(by if by == AS_SAID else MADE_AGAIN, number) for number in said]
+    return follows if by == MADE_AGAIN else follows + [(number, number) for number in again if number >= by]
 
 
 def load_versions(settings: Settings, layout: Layout) -> dict[int, Version]:

@@ -56,6 +56,7 @@ class Faults:
         self._locks = {name: asyncio.Lock() for name in ("redis", "kafka", "static", "model")}
         self._began_s = time.monotonic()
         self._broker_before = -1
+        self._losses = sum(n for kind, n in shape.faults.items() if kind in LOSES_ALL)
         self.swapped_s = self._began_s
         self.counts: Counter[str] = Counter()
         self.tried: Counter[str] = Counter()
@@ -101,6 +102,10 @@ class Faults:
         await asyncio.gather(*running)
 
     async def _do(self, kind: str) -> None:
+        await self._try(kind)
+        self._losses -= kind in LOSES_ALL
+
+    async def _try(self, kind: str) -> None:
         for _ in range(TRIES):
             self.tried[kind] += 1
             if await self._what[kind](kind):
@@ -308,8 +313,10 @@ class Faults:
     # -- the model
 
     async def _swap(self, kind: str) -> bool:
-        """Not before the workers have got to work: they would all begin with the new version."""
+        """Not before the workers have got to work, for they would all begin with the new version; nor before the total
+        losses, which on a busy machine come late."""
         await self._something_there()
+        await until(lambda: not self._losses, 2 * TAKE_S_MAX)
         async with self._locks["model"], self._fault(kind):
             self.counts["model swaps"] += 1
             variant = self._staged[self.counts["model swaps"] % len(self._staged)]

@@ -45,6 +45,7 @@ class _Alerts:
     times: Counter[bytes] = field(default_factory=Counter)
     forgotten: Counter[bytes] = field(default_factory=Counter)
     bytes_by: dict[tuple[bytes, int], set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    example: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     first_at: dict[tuple[int, int], int] = field(default_factory=dict)
     other: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     mixed: set[bytes] = field(default_factory=set)
@@ -67,20 +68,24 @@ class _Alerts:
             self.other_key.add(identity)
         should = self.expected.alerts.get(identity)
         if should is None:
+            self.example[identity] = said
             return
-        differs = _difference(said, should.by.get(version))
+        differs = _difference(said, should.by.get(version, []))
         if differs and "threshold" in differs:
             self.mixed.add(identity)
         elif differs:
             self.other[identity] = differs
 
 
-def _difference(said: dict[str, Any], should: dict[str, Any] | None) -> dict[str, Any]:
-    """Name -> (said, expected) of what differs. `should` None: the version named had no part in it."""
-    if should is None:
+def _difference(said: dict[str, Any], should: list[dict[str, Any]]) -> dict[str, Any]:
+    """Name -> (said, expected) of what differs from the first that it may say; nothing if it says one of them. None:
+    the version named had no part in it."""
+    if said in should:
+        return {}
+    if not should:
         return {"model_version": (said["model_version"], "another")}
-    names = said.keys() | should.keys()
-    return {n: (said.get(n), should.get(n)) for n in names if said.get(n) != should.get(n)}
+    names = said.keys() | should[0].keys()
+    return {n: (said.get(n), should[0].get(n)) for n in names if said.get(n) != should[0].get(n)}
 
 
 async def _check_alerts(
@@ -93,7 +98,9 @@ async def _check_alerts(
     verdict.figures["alerts"] = len(certain)
     verdict.figures["alerts_uncertain"] = len(expected.alerts) - len(certain)
     verdict.count("alerts_missing", sorted(certain - found.times.keys()))
-    verdict.count("alerts_extra", sorted(found.times.keys() - expected.alerts.keys()))
+    verdict.count(
+        "alerts_extra", [found.example[i] for i in sorted(found.times.keys() - expected.alerts.keys())]
+    )
     verdict.count("alerts_other_bytes", [*found.other.items()])
     verdict.count("alerts_changed", sorted(key for key, values in found.bytes_by.items() if len(values) > 1))
     verdict.count("alerts_mixed_versions", sorted(found.mixed))

@@ -166,6 +166,7 @@ class Run:
                 await readiness.stop()
                 await monitor.stop()
         self._fallen = monitor.fallen
+        figures["states_lost"] = [[*lost[:3], sorted(lost.versions)] for lost in monitor.fallen]
         self._count(faults, crew, monitor, readiness, producers)
         return acknowledged
 

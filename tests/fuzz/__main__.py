@@ -3,8 +3,8 @@
 Of the records six in ten are malformed; the others are what a parser that refuses everything would be found out by.
 
     --records         through the parser, under several specs and mappings            no server needed
-    --through-kafka   of another million,
-    through Kafka and a worker process          with the requests at the same time
+    --through-kafka   of another million, through Kafka and a worker process
+    --batches         as other clients write them, byte by byte, through the same     with the requests at the same time
     --requests        to that worker's HTTP face
 
 Exit code 1 when anything crashed, was lost, or was answered as it must not be.
@@ -29,10 +29,13 @@ from tests.fuzz.parsing import fuzz_parser
 @click.command()
 @click.option("--records", type=click.IntRange(0), default=2_000_000, show_default=True)
 @click.option("--through-kafka", type=click.IntRange(0), default=100_000, show_default=True)
+@click.option("--batches", type=click.IntRange(0), default=2_000, show_default=True)
 @click.option("--requests", type=click.IntRange(0), default=50_000, show_default=True)
 @click.option("--seed", type=int, help="Printed at the start; the same one gives the same records.")
 @json_option
-def main(records: int, through_kafka: int, requests: int, seed: int | None, json_path: Path | None) -> None:
+def main(
+    records: int, through_kafka: int, batches: int, requests: int, seed: int | None, json_path: Path | None
+) -> None:
     """Malformed records and HTTP requests against the parser, a real worker and its HTTP face."""
     seed = secrets.randbelow(2**31) if seed is None else seed
     click.echo(f"seed {seed}", err=True)
@@ -43,7 +46,7 @@ def main(records: int, through_kafka: int, requests: int, seed: int | None, json
         progress("parsing")
         parsing = fuzz_parser(seed, records, lambda n: progress.advance(n, records, f"{n:,} records"))
         seconds["parser"] = clock.monotonic_s() - began_s
-        if through_kafka or requests:
+        if through_kafka or batches or requests:
             began_s = clock.monotonic_s()
             progress("a worker")
             quiet_libraries()
@@ -54,6 +57,7 @@ def main(records: int, through_kafka: int, requests: int, seed: int | None, json
                     fuzz_worker(
                         seed,
                         through_kafka,
+                        batches,
                         requests,
                         Path(folder),
                         lambda what, share: progress.advance(share, 1.0, what),

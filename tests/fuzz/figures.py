@@ -16,12 +16,14 @@ REQUESTS_TELLING, ANSWERS = 1_000, (200, 400, 401, 404)
 @dataclass
 class Serving:
     """What the worker made of the records. `expected`: what the parser says of them; `dead letters`: by reason, in
-    Kafka."""
+    Kafka; `batches`: written by hand, by recipe; `refused`: those that the broker did not take, by recipe."""
 
     records: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     expected: Counter[str] = field(default_factory=Counter)
     letters: Counter[str] = field(default_factory=Counter)
+    batches: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     requests: Requesting = field(default_factory=Requesting)
     grown_bytes: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -49,6 +51,7 @@ def figures(parsing: Parsing, serving: Serving, seconds: dict[str, float], seed:
         "events": events, "tombstones_parsed": parsing.tombstones, "ignored": ignored,
         "rejected": dict(sorted(rejected.items())),
         "rejected_total": rejected.total(), "dead_letters": serving.letters.total(),
+        "batches": dict(sorted(serving.batches.items())), "batches_refused": dict(sorted(serving.refused.items())),
         "http_requests": requests.requests,
         "http_answers": {str(status): n for status, n in sorted(requests.answers.items())}, "http_cut": requests.cut,
         "crashes": len(parsing.crashes), "failures": failures, "digest": parsing.digest,
@@ -66,6 +69,9 @@ def table_of(data: dict[str, Any]) -> Table:
         "records through Kafka and a worker": data["records_through_kafka"],
         "events and tombstones": data["events"], "ignored": data["ignored"], "rejected": data["rejected_total"],
         **{f"  {reason}": n for reason, n in data["rejected"].items()},
+        "batches written by hand": sum(data["batches"].values()),
+        **{f"  {recipe}": n for recipe, n in data["batches"].items()},
+        "  of them refused by the broker": sum(data["batches_refused"].values()),
         "HTTP requests": data["http_requests"], **{f"  {status}": n for status, n in data["http_answers"].items()},
         "  cut": data["http_cut"], "crashes": data["crashes"], "failures": len(data["failures"]),
     }  # fmt: skip

@@ -84,7 +84,7 @@ def fuzz_parser(
     """n records, in batches of 1 to BATCH_MAX, under `ours` (`parsers()`) drawn at random. `tell` hears how many."""
     found, digest, rng = Parsing(), hashlib.blake2b(digest_size=8), random.Random(seed)
     ours = ours or parsers()
-    process, settled_bytes = psutil.Process(), 0
+    process, settled_bytes = psutil.Process(), 0 if n else psutil.Process().memory_info().rss
     while found.records < n:
         spec, parser = ours[rng.randrange(len(ours))]
         records = fuzzed(rng.getrandbits(48), min(CHUNK, n - found.records), spec)

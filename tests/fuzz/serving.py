@@ -1,18 +1,19 @@
 """Malformed records and requests against the real thing: a Kafka, a Valkey, a worker process and its HTTP face.
 
-The records go through Kafka while the requests come in; at the end the worker's own counts have to be,
-to the record, what
-the parser says of the same records here, every refused one lies in the dead-letter topic once,
-and the worker answers, is
-ready, has not been restarted and has not grown by more than GROWTH_BYTES_MAX since it was ready.
+The records go through Kafka while the requests come in, and batches that were written by hand (`wire.py`) after them;
+at the end the worker's own counts have to be, to the record, what the parser says of the same records here, every
+refused one lies in the dead-letter topic once, and the worker answers, is ready, has not been restarted and has not
+grown by more than GROWTH_BYTES_MAX since it was ready.
 """
 
 import asyncio
+import random
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from aiokafka import AIOKafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
 
 from ebbtide.featurestore.events.parse import Parser
@@ -31,6 +32,7 @@ from ebbtide.stream.outputs.message import Message
 from tests.fuzz.figures import Serving
 from tests.fuzz.parsing import CHUNK
 from tests.fuzz.requesting import fuzz_face
+from tests.fuzz.wire import send_batch, wire_batch
 from tests.support.fuzz import NOW_MS, fuzzed
 from tests.support.seams.models import publish
 from tests.support.seams.streams import LogRecord
@@ -51,10 +53,15 @@ def sendable(record: LogRecord) -> LogRecord | None:
 
 
 async def fuzz_worker(
-    seed: int, records: int, requests: int, folder: Path, tell: Callable[[str, float], None] = lambda *_: None
+    seed: int,
+    records: int,
+    batches: int,
+    requests: int,
+    folder: Path,
+    tell: Callable[[str, float], None] = lambda *_: None,
 ) -> Serving:
-    """`records` through Kafka and a worker, and meanwhile `requests` to its face. `tell` hears what is being done, and
-    what share of it is. Raises WorkerFailed when the worker cannot start."""
+    """`records` and `batches` through Kafka and a worker, and meanwhile `requests` to its face. `tell` hears what is
+    being done, and what share of it is. Raises WorkerFailed when the worker cannot start."""
     tell("publishing a model", 0)
     model = await asyncio.to_thread(publish, folder / "models", spec=load_spec(DEFAULT_SPEC))
     with LocalStack() as stack:
@@ -86,6 +93,9 @@ async def fuzz_worker(
                 )
             )
             await _send(settings.kafka, seed, records, found, lambda n: tell("sending", n / max(records, 1)))
+            await _send_batches(
+                settings, seed, batches, found, lambda n: tell("sending batches", n / max(batches, 1))
+            )
             await _until_dealt_with(worker, found, tell)
             found.requests = await asking
             await _judge(worker, settings, found)
@@ -110,6 +120,29 @@ async def _send(kafka: KafkaSettings, seed: int, n: int, found: Serving, tell: C
             await sink.send_all([Message(TOPIC, r.key, r.value, r.headers, r.timestamp) for r in batch])
             found.records += len(batch)
             tell(found.records)
+
+
+async def _send_batches(
+    settings: Settings, seed: int, n: int, found: Serving, tell: Callable[[int], None]
+) -> None:
+    """Batches as other clients write them, to any partition. What the broker takes is expected like anything else."""
+    parser, draw = Parser(load_spec(DEFAULT_SPEC)), random.Random(seed)
+    async with AIOKafkaProducer(bootstrap_servers=settings.kafka.url) as producer:
+        for sent in range(n):
+            batch = wire_batch(draw)
+            found.batches[batch.recipe] += 1
+            refusal = await send_batch(producer, TOPIC, draw.randrange(settings.topics.partitions), batch)
+            if bool(refusal) is batch.whole:
+                found.wrong.append(f"a batch of {batch.recipe}: {refusal or 'the broker took it'}")
+            if refusal:
+                found.refused[batch.recipe] += 1
+                continue
+            arrived = [LogRecord(i, r.timestamp, r.key, r.value) for i, r in enumerate(batch.records)]
+            parsed = await asyncio.to_thread(parser.parse, arrived)
+            found.expected.update(f"rejected {bad.reason}" for bad in parsed.rejected)
+            found.expected.update(events=len(parsed.events), ignored=parsed.ignored)
+            found.records += len(arrived)
+            tell(sent)
 
 
 async def _until_dealt_with(

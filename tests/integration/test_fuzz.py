@@ -95,6 +95,8 @@ def test_the_command_prints_its_seed_and_writes_its_figures(tmp_path: Path) -> N
         "3000",
         "--through-kafka",
         "0",
+        "--batches",
+        "0",
         "--requests",
         "0",
     ]
