@@ -1,6 +1,6 @@
 # make demo     everything on this machine: Kafka, Valkey, a trained model, live events, alerts     ARGS='--json out.json'
 # make test     the whole test suite, on real servers                                               ARGS='-k fold -x'
-# make bench    events/s and latency of ours beside an idiomatic service                            ARGS='--json out.json'
+# make bench    events/s and latency of ours beside an idiomatic service and one of Quix Streams   ARGS='--json out.json'
 # make chaos    ten minutes of kills and outages, then every record and alert is compared          ARGS='--json out.json'
 # make fuzz     a million malformed records and HTTP requests                                       ARGS='--json out.json'
 # make lint     ruff, the formatter's opinion, mypy --strict

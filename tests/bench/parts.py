@@ -37,6 +37,7 @@ from ebbtide.stream.batch import Record
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic, reader
 from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from ebbtide.stream.outputs.message import Message
 from tests.bench.producer import PARTITIONS
 from tests.bench.traffic import SPEC, event_number
@@ -135,6 +136,7 @@ async def emit_s(settings: KafkaSettings, alerts: str, topic: str) -> float:
     ]
     if not messages:
         return 0.0
+    await ensure_topics(settings, [TopicSpec(topic, PARTITIONS, "-")])
     async with KafkaSink(settings) as sink:
         await sink.send_all(messages[:ALERTS_A_BATCH])
         start = time.process_time()
