@@ -104,7 +104,7 @@ def features_of(spec: Spec, events: list[list[Any]]) -> dict[str, dict[str, floa
     record = {name: np.ascontiguousarray(rows[name]) for name in Layout(spec).model_fields}
     as_of = rows["row_watermark"] + AS_OF_LATER_MS
     names = [feature.name for feature in features(spec)]
-    computed = np.asarray(FeatureLayer(spec)(record, as_of)["features"])
+    computed = np.asarray(FeatureLayer(Layout(spec))(record, as_of)["features"])
     return {
         customer: {name: float(f"{float(value):.6g}") for name, value in zip(names, values, strict=True)}
         for customer, values in zip(customers, computed, strict=True)
