@@ -14,8 +14,6 @@ The roles, since they decide what silence means:
     attribute   a last value (a number, a category, or a date turned into days until)
 """
 
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -103,10 +101,6 @@ class Kind(_Frozen):
             return self.model_copy(update={"score": "never"})
         return self
 
-    @property
-    def scores_always(self) -> bool:
-        return self.score == "always"
-
 
 class Window(_Frozen):
     """A rolling window kept as `tiles` tiles of `hop_ms`: exact for some length in (length - hop, length]."""
@@ -187,6 +181,9 @@ class Spec(_Frozen):
     dedupe: Annotated[int, Field(ge=0, le=64)] = 8
     unknown: Literal["dead_letter", "ignore"] = "dead_letter"
     future_max_ms: DurationMs = Field(default=DAY_MS, alias="future_max")
+    """An event later than its own Kafka timestamp by more than this is a dead letter."""
+    past_max_ms: PositiveDurationMs | None = Field(default=None, alias="past_max")
+    """And so is one that is older by more than this; by default than `memory` and a week."""
     mapping: Mapping = Mapping()
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -225,6 +222,8 @@ class Spec(_Frozen):
             problems.append(
                 f"the silence schedule has {len(self.silences_ms)} points, at most {SILENCES_MAX}"
             )
+        if self.past_max_ms is not None and self.past_max_ms < longest:
+            problems.append("past_max must reach the longest window: what it refuses would be counted there")
         if self.eligibility.max_silence_ms and self.eligibility.max_silence_ms > self.memory_ms:
             problems.append("eligibility.max_silence must lie within memory")
         if problems:
@@ -242,6 +241,11 @@ class Spec(_Frozen):
         return (*gaps, self.horizon_ms)
 
     @property
+    def oldest_ms(self) -> int:
+        """How much older than its own Kafka timestamp an event may be."""
+        return self.memory_ms + 7 * DAY_MS if self.past_max_ms is None else self.past_max_ms
+
+    @property
     def longest_window_ms(self) -> int:
         return max(window.length_ms for window in self.windows)
 
@@ -249,14 +253,6 @@ class Spec(_Frozen):
     def kind_of_type(self) -> dict[str, int]:
         """Event type -> index into `kinds`."""
         return {event_type: index for index, kind in enumerate(self.kinds) for event_type in kind.types}
-
-    @property
-    def state_id(self) -> str:
-        """16 hex digits of all that decides a record's bytes: two specs with one id may share stored state."""
-        state = self.model_dump(mode="json", exclude={"name", "mapping", "unknown", "future_max_ms"})
-        for kind in state["kinds"]:
-            del kind["noun"]
-        return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def parse_spec(data: object, *, source: str = "spec") -> Spec:

@@ -47,6 +47,8 @@ class Reason(StrEnum):
     KEY_MISMATCH = "key_mismatch"
     UNKNOWN_TYPE = "unknown_type"
     FUTURE = "future"
+    TOO_OLD = "too_old"
+    NO_TIMESTAMP = "no_timestamp"  # of the Kafka record, by which the two before are judged
     TIMESTAMP_RANGE = "timestamp_range"
     BAD_ATTRIBUTE = "bad_attribute"
     BAD_ROW = "bad_row"  # of a file: not as many fields as the header

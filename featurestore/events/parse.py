@@ -79,7 +79,7 @@ class Parser:
     def __init__(self, spec: Spec, limits: ParseLimits | None = None) -> None:
         """Raises SpecError when the spec's mapping does not make sense."""
         self._limits = limits or ParseLimits()
-        self._future_max_ms = spec.future_max_ms
+        self._future_max_ms, self._past_max_ms = spec.future_max_ms, spec.oldest_ms
         self._columns = ColumnReader(spec)
 
     def parse(self, records: Sequence[KafkaRecord]) -> Parsed:
@@ -104,18 +104,29 @@ class Parser:
         number: NDArray[np.int64],
         rejected: list[Rejected],
     ) -> tuple[Columns, NDArray[np.int64]]:
-        """The events whose key is their customer and whose time is no later than their arrival allows."""
+        """The events whose key is their customer and whose time is neither later nor earlier than their arrival
+        allows. That depends on the record alone: a record without a timestamp of its own is refused, since nothing else
+        could tell its time from a wrong one."""
         own = [records[i] for i in number.tolist()]
         arrived = np.array([record.timestamp for record in own], np.int64)
-        future = (columns.stated - self._future_max_ms > arrived) & (arrived >= 0)
+        future = columns.stated - self._future_max_ms > arrived
+        past = columns.stated + self._past_max_ms < arrived
         keys = [user.encode() for user in columns.users]
-        if [record.key for record in own] == keys and not future.any():
+        if [record.key for record in own] == keys and not (future | past | (arrived < 0)).any():
             return columns, number
         keep = []
         for j, (record, key) in enumerate(zip(own, keys, strict=True)):
             if record.key != key:
                 detail = "the record's key is not its user_id" if record.key else "the record has no key"
                 rejected.append(Rejected(int(number[j]), Reason.KEY_MISMATCH, detail))
+            elif arrived[j] < 0:
+                detail = "the record has no timestamp, by which ts could be judged"
+                rejected.append(Rejected(int(number[j]), Reason.NO_TIMESTAMP, detail))
+            elif past[j]:
+                detail = (
+                    f"ts is more than {format_duration(self._past_max_ms)} before the record's own timestamp"
+                )
+                rejected.append(Rejected(int(number[j]), Reason.TOO_OLD, detail))
             elif future[j]:
                 detail = (
                     f"ts is more than {format_duration(self._future_max_ms)} after the record's own timestamp"

@@ -14,28 +14,23 @@ One event of a customer, in the order of the steps in `fold_events`:
                                                                                    3. counters, tiles, decays, rhythm
                                                                                    4. its own decision point
 
-`clock` is the latest time the row has been looked at (an event folded, or a silence taken). Decision points of a row
-never move back: an event that comes late is folded where it belongs (its tiles, its counts), and decided as of `clock`.
+`row_watermark` is the latest time the row has been looked at (an event folded, or a silence taken). Decision points of
+a row never move back: an event that comes late is folded where it belongs (its tiles, its counts), and decided as of
+`row_watermark`. It moves `first_seen` back by no more than `memory` before the latest event.
 
 The loop itself is in `loop.py`, the arrays it works on in `arrays.py`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import EventBatch
-from ebbtide.featurestore.record.arrays import (
-    PointBuffer,
-    column,
-    grow,
-    plan_of,
-    point_buffer,
-    writable_fields,
-)
+from ebbtide.featurestore.record.arguments import PointBuffer
+from ebbtide.featurestore.record.arrays import column, grow, point_buffer, writable_fields
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.record.loop import (
     EVENT,
@@ -48,7 +43,17 @@ from ebbtide.featurestore.record.loop import (
 )
 from ebbtide.featurestore.times.durations import DAY_MS
 
-__all__ = ["CAUSES", "EVENT", "EXPIRY_GRACE_MS", "RESET", "SILENCE", "TERMINAL", "Folder", "Points"]
+__all__ = [
+    "CAUSES",
+    "EVENT",
+    "EXPIRY_GRACE_MS",
+    "RESET",
+    "SILENCE",
+    "TERMINAL",
+    "FoldCounts",
+    "Folder",
+    "Points",
+]
 
 CAUSES = {EVENT: "event", SILENCE: "silence", TERMINAL: "terminal", RESET: "reset"}
 """A point's cause in words, as alerts, scores, metrics and tables name it."""
@@ -63,7 +68,7 @@ class Points:
     rows:     records[m], a copy of the customer's record as it was at the point (RESET: the last time before it
               was forgotten)
     customer: int32[m], index into the batch's customers (or into the rows that were elapsed)
-    as_of:    int64[m], ms UTC, the row's `clock`; never decreasing for one customer, but where a tombstone lies between
+    as_of:    int64[m], ms UTC, the row's watermark; never decreasing for one customer, save over a tombstone
     cause:    uint8[m], EVENT, SILENCE, TERMINAL or RESET
     event:    int32[m], index of the event that brought the point about, -1 when time alone did
     """
@@ -94,15 +99,30 @@ class Points:
         return cls(*(np.concatenate([getattr(points, f.name) for points in parts]) for f in fields(cls)))
 
 
+class FoldCounts(NamedTuple):
+    """Events of one fold that are no news: `late`, older than the longest window behind the customer's latest;
+    `duplicates`, skipped by their id; `behind_watermark`, older than the last time the row was looked at (late ones
+    among them)."""
+
+    late: int
+    duplicates: int
+    behind_watermark: int
+
+
 class Folder:
     """The fold of one layout. Instances are cheap, hold no state and may be shared between threads."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._plan = plan_of(layout)
+        self._plan = layout.plan
 
     def fold(self, rows: Rows, events: EventBatch) -> tuple[Rows, Points]:
         """Fold n events into the m rows of `events.customers`. `rows` is left as it was; a new array is returned."""
+        folded, points, _ = self.fold_counted(rows, events)
+        return folded, points
+
+    def fold_counted(self, rows: Rows, events: EventBatch) -> tuple[Rows, Points, FoldCounts]:
+        """`fold`, and what was late or twice among the events."""
         folded, fields, words = writable_fields(self.layout, rows)
         columns = (
             column(events.customer, np.int32), column(events.kind, np.uint8), column(events.time, np.int64),
@@ -113,7 +133,7 @@ class Folder:
         room, done = point_buffer(self.layout, 2 * n + most), 0
         while (done := fold_events(fields, self._plan, words, room, most, done, *columns)) < n:
             room = grow(self.layout, room)
-        return folded, self._points(room)
+        return folded, self._points(room), FoldCounts(*room.counts.tolist())
 
     def elapse(self, rows: Rows, until_ms: NDArray[np.int64] | int) -> tuple[Rows, Points]:
         """Take every silence that is due before `until_ms` (one time, or int64[n], one a row)."""
@@ -133,7 +153,7 @@ class Folder:
         )
         silences = last_seen[:, None] + self._plan.silence
         armed = (last_seen != 0) & (rows["terminated_at"] == 0)
-        ahead = armed[:, None] & (silences > rows["clock"][:, None])
+        ahead = armed[:, None] & (silences > rows["row_watermark"][:, None])
         # The last silence is the horizon, and the horizon lies within memory: a silence always comes before expiry.
         due: NDArray[np.int64] = np.where(ahead, silences, expiry[:, None]).min(axis=1)
         return due

@@ -2,75 +2,105 @@
 
 The simplest form won the measurement. It is compiled by Numba once for every spec, because the layout keeps its field
 names and only shapes differ; times are int64 milliseconds, counts saturate rather than wrap. What it is to mean is said
-in `fold.py`; its arguments are made in `arrays.py`. All that is compiled stands in this one file, since Numba's
-cache looks for changes in no other.
+in `fold.py`; its arguments are described in `arguments.py` and made in `arrays.py`.
+
+Numba keeps what it compiled beside this file, under the function's name, and forgets it when this file changes; but not
+when another one does, and a class of `arguments.py` that it no longer finds breaks the start. So the names bear a hash
+of both files' text: an upgrade never looks at what an older release has compiled.
+
+Whoever changes what the record holds after an event raises FOLD_VERSION in `layout.py`.
 """
 
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 
 from ebbtide.featurestore.events.event import TOMBSTONE
+from ebbtide.featurestore.record.arguments import BEHIND_WATERMARK, DUPLICATE, LATE, ROLES, SCORES
 from ebbtide.featurestore.times.durations import DAY_MS
 
 EVENT, SILENCE, TERMINAL, RESET = 0, 1, 2, 3
 """Causes of a point. EVENT and SILENCE are scored; TERMINAL and RESET tell the policy that an episode is over."""
 
-ROLES = {"activity": 0, "contact": 1, "terminal": 2, "attribute": 3}
-SCORES = {"never": 0, "auto": 1, "always": 2}
 _ACTIVITY, _TERMINAL = ROLES["activity"], ROLES["terminal"]
 _AUTO, _ALWAYS = SCORES["auto"], SCORES["always"]
+_U4_MAX = 2**32 - 1
 _COUNT_MAX = 65_535
 """Tiles and ring entries count in two bytes. A full tile stays full; a full entry of the ring starts another."""
 
 # Nothing here allocates, so nothing needs its references counted: without _nrt=False each use of a field counts up and
 # down, atomically, which is nine tenths of the loop's time.
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
-_compiled = numba.njit(**_OPTIONS)
-# The steps are inlined by LLVM: a call would copy thirty array descriptors.
-_inlined = numba.njit(**_OPTIONS, forceinline=True)
+SOURCE = hashlib.blake2b(
+    b"".join(Path(__file__).with_name(name).read_bytes() for name in ("loop.py", "arguments.py")),
+    digest_size=8,
+).hexdigest()
+
+
+def _compiled(step: Callable[..., Any], **more: Any) -> Any:
+    step.__qualname__ += f"_{SOURCE}"
+    return numba.njit(**_OPTIONS, **more)(step)
+
+
+def _inlined(step: Callable[..., Any]) -> Any:
+    """The steps are inlined by LLVM: a call would copy thirty array descriptors."""
+    return _compiled(step, forceinline=True)
 
 
 @_compiled
 def fold_events(f, plan, as_u64, out, most, start, customer, kind, time, value, event_id):
-    """Fold the events from `start` on; returns the first that was not folded, since its points might lack room."""
+    """Fold the events from `start` on; returns the first that was not folded, since its points might lack room.
+
+    f: Fields of n rows. plan: Plan. as_u64: uint64[n, itemsize / 8], the memory of `f`. out: PointBuffer, appended to.
+    most: points that one event may bring. customer int32[e] (row), kind uint8[e] (or TOMBSTONE), time int64[e] (ms UTC,
+    >= 1), value float64[e] (NaN = none), event_id uint64[e] (0 = none). No bound is checked: what is out of range is
+    undefined behaviour. Raises nothing, holds no lock, needs no GIL.
+    """
     for e in range(start, len(kind)):
         if out.used[0] + most > len(out.as_of):
             return e
         i, k, t = customer[e], kind[e], time[e]
         if k == TOMBSTONE:
             if f.event_time[i] != 0:
-                _emit(as_u64, out, i, f.clock[i], RESET, e)
+                _emit(as_u64, out, i, f.row_watermark[i], RESET, e)
                 as_u64[i, :] = 0
             continue
         if event_id[e] != 0 and _is_recent(f, plan, i, event_id[e]):
+            out.counts[DUPLICATE] += 1
             continue
+        if t < f.row_watermark[i]:
+            out.counts[BEHIND_WATERMARK] += 1
         if f.event_time[i] != 0:
             # 1. the silences that lie before this event
             _take_silences(f, plan, as_u64, out, i, t, e)
             # 2. a fresh row after `memory`; an event older than one already folded ends no gap
             anchor = f.last_seen[i] if f.last_seen[i] != 0 else f.event_time[i]
-            if t - anchor > plan.memory and t > f.clock[i]:
-                _emit(as_u64, out, i, f.clock[i], RESET, e)
+            if t - anchor > plan.memory and t > f.row_watermark[i]:
+                _emit(as_u64, out, i, f.row_watermark[i], RESET, e)
                 as_u64[i, :] = 0
         # 3. counters, tiles, decays, rhythm
         if event_id[e] != 0:
             _remember(f, plan, i, event_id[e])
-        _count(f, plan, i, k, t, value[e])
+        _count(f, plan, out, i, k, t, value[e])
         # 4. its own decision point
         if plan.role[k] == _TERMINAL and t >= f.last_seen[i]:
             f.terminated_at[i] = t
-            _emit(as_u64, out, i, f.clock[i], TERMINAL, e)
+            _emit(as_u64, out, i, f.row_watermark[i], TERMINAL, e)
         elif plan.score[k] == _ALWAYS or (
-            plan.score[k] == _AUTO and f.clock[i] - f.decided_at[i] >= plan.score_every
+            plan.score[k] == _AUTO and f.row_watermark[i] - f.decided_at[i] >= plan.score_every
         ):
-            _decide(f, plan, as_u64, out, i, f.clock[i], EVENT, e)
+            _decide(f, plan, as_u64, out, i, f.row_watermark[i], EVENT, e)
     return len(kind)
 
 
 @_compiled
 def elapse_rows(f, plan, as_u64, out, most, start, until):
+    """Take the silences of the rows from `start` on that are due before until int64[n], ms UTC; the other arguments
+    and what is returned, by row, as in `fold_events`."""
     for i in range(start, len(until)):
         if out.used[0] + most > len(out.as_of):
             return i
@@ -111,7 +141,7 @@ def _decide(f, plan, as_u64, out, i, as_of, cause, event):
 
 @_inlined
 def _take_silences(f, plan, as_u64, out, i, until, event):
-    """Take the silences of row i due before `until`. One that lies before the row's clock was disproved: skipped."""
+    """Take the silences of row i due before `until`. One behind the row's watermark was disproved: skipped."""
     if f.last_seen[i] == 0 or f.terminated_at[i] != 0:
         return
     while f.silence_index[i] < len(plan.silence):
@@ -119,8 +149,8 @@ def _take_silences(f, plan, as_u64, out, i, until, event):
         if due >= until:
             return
         f.silence_index[i] += 1
-        if due > f.clock[i]:
-            f.clock[i] = due
+        if due > f.row_watermark[i]:
+            f.row_watermark[i] = due
             _decide(f, plan, as_u64, out, i, due, SILENCE, event)
 
 
@@ -141,15 +171,17 @@ def _remember(f, plan, i, event_id):
 
 
 @_inlined
-def _count(f, plan, i, k, t, value):
+def _count(f, plan, out, i, k, t, value):
     """All that an event changes, but its own decision point."""
     if t < f.event_time[i] - plan.longest_window:
-        f.late_count[i] += 1
+        out.counts[LATE] += 1
+        _add_one(f.late_count, i)
     _decay(f, plan, i, k, t)
     _count_tiles(f, plan, i, k, t, value)
     if plan.role[k] == _ACTIVITY:
         _live(f, plan, i, k, t, value)
-    f.kind_count[i, k] += 1
+    if f.kind_count[i, k] < _U4_MAX:
+        f.kind_count[i, k] += 1
     if t >= f.kind_last[i, k]:
         f.kind_last[i, k] = t
         if plan.value_slot[k] >= 0 and not np.isnan(value):
@@ -159,7 +191,13 @@ def _count(f, plan, i, k, t, value):
         f.attribute_value[i, slot] = np.float32(value)
         f.attribute_at[i, slot] = t
     f.event_time[i] = max(f.event_time[i], t)
-    f.clock[i] = max(f.clock[i], t)
+    f.row_watermark[i] = max(f.row_watermark[i], t)
+
+
+@_inlined
+def _add_one(counts, i):
+    if counts[i] < _U4_MAX:
+        counts[i] += 1
 
 
 @_inlined
@@ -237,7 +275,7 @@ def _live(f, plan, i, k, t, value):
         gap = t - f.last_seen[i]
         if f.last_seen[i] != 0 and gap > plan.coalesce:
             # Welford 1962, on log1p(seconds): gaps are heavy-tailed, and a burst is no rhythm.
-            f.gap_count[i] += 1
+            _add_one(f.gap_count, i)
             log_gap = np.log1p(gap / 1000.0)
             delta = log_gap - f.gap_mean[i]
             f.gap_mean[i] += delta / f.gap_count[i]
@@ -245,9 +283,10 @@ def _live(f, plan, i, k, t, value):
         f.last_seen[i] = t
         f.silence_index[i] = 0
         f.terminated_at[i] = 0
-    if f.first_seen[i] == 0 or t < f.first_seen[i]:
+    # What lies beyond `memory` is forgotten, also as the beginning: one wrong time would make a customer old for good.
+    if f.first_seen[i] == 0 or f.event_time[i] - plan.memory <= t < f.first_seen[i]:
         f.first_seen[i] = t
-    f.activity_count[i] += 1
+    _add_one(f.activity_count, i)
     _count_day(f, plan, i, t)
 
 

@@ -51,7 +51,7 @@ class Customers:
             raise web.HTTPNotFound(reason="nothing is known of this customer")
         partition, row = found
         rows = np.array([row], self._layout.dtype)
-        as_of = self._as_of(request.query.get("as_of"), int(row["clock"]))
+        as_of = self._as_of(request.query.get("as_of"), int(row["row_watermark"]))
         p, values, contributions, version = await self._ask(rows, np.array([as_of], np.int64))
         eligible = bool(self._folder.eligible(rows, as_of)[0])
         return web.json_response(

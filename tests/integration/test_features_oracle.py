@@ -16,6 +16,7 @@ from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.graph.features import FeatureLayer
+from tests import golden
 from tests.support.oracle.histories import columns, of, random_history, random_spec
 from tests.support.oracle.oracle import Life, walk
 from tests.support.oracle.oracle import features as oracle_features
@@ -32,6 +33,15 @@ def spec_of(name: int | str) -> Spec:
 def computed(spec: Spec, rows: Rows, as_of: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
     record = {name: np.ascontiguousarray(rows[name]) for name in Layout(spec).model_fields}
     return {name: np.asarray(column) for name, column in FeatureLayer(Layout(spec))(record, as_of).items()}
+
+
+@pytest.mark.parametrize("name", ["small", *EXAMPLES])
+def test_features_of_the_golden_records_are_the_golden_ones(name: str) -> None:
+    kept = golden.read()["specs"][name]
+    got = golden.features_of(golden.spec_of(name), kept["events"])
+    assert got.keys() == kept["features"].keys()
+    for customer, values in got.items():
+        assert values == pytest.approx(kept["features"][customer], rel=2e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", [*SEEDS, *EXAMPLES])

@@ -72,8 +72,19 @@ class Life:
 
     @property
     def first_seen(self) -> int:
-        """Since when they are a customer: what we do to them before they do anything is no life of theirs."""
-        return min((event.time for event in self.activity), default=0)
+        """Since when they are a customer: what we do to them before they do anything is no life of theirs.
+
+        The earliest activity, but an event older than `memory` when it came, seen from the latest before it, is no
+        beginning, unless it is the first activity at all.
+        """
+        first = latest = 0
+        for event in self.events:
+            if self.role(event) == "activity":
+                forgotten = latest - event.time > self.spec.memory_ms
+                if first == 0 or (event.time < first and not forgotten):
+                    first = event.time
+            latest = max(latest, event.time)
+        return first
 
     @property
     def last_seen(self) -> int:
@@ -175,6 +186,11 @@ class Life:
             before = event
         return entries[-self.spec.sequence.length :]
 
+    def remembers(self, event: Event) -> bool:
+        """Is its id among the last `dedupe` ids of the customer?"""
+        ids = [before.id for before in self.events if before.id]
+        return bool(event.id) and event.id in ids[len(ids) - min(self.spec.dedupe, len(ids)) :]
+
     def next_silence(self) -> int | None:
         """When the next silence is due, if nothing comes before it."""
         if not self.activity or self.terminated:
@@ -201,8 +217,7 @@ def walk(spec: Spec, events: list[Event], until: int = 0) -> tuple[list[Point], 
                 points.append(Point(life.clock, RESET, index, life))
             life = Life(spec)
             continue
-        remembered = [before.id for before in life.events if before.id]
-        if event.id and event.id in remembered[len(remembered) - min(spec.dedupe, len(remembered)) :]:
+        if life.remembers(event):
             continue
         life, silences = _silences(life, event.time, index)
         points += silences
@@ -213,6 +228,23 @@ def walk(spec: Spec, events: list[Event], until: int = 0) -> tuple[list[Point], 
         points += point
     life, silences = _silences(life, until, -1)
     return points + silences, life
+
+
+def no_news(spec: Spec, events: list[Event]) -> tuple[int, int, int]:
+    """How many of a customer's events were late (older than the longest window behind the latest), duplicates, and
+    behind the time that had been looked at, each judged by what was known just before it."""
+    late = duplicates = behind = 0
+    for index, event in enumerate(events):
+        _, life = walk(spec, events[:index])
+        if event.kind == TOMBSTONE:
+            continue
+        if life.remembers(event):
+            duplicates += 1
+            continue
+        latest = max((before.time for before in life.events), default=0)
+        late += latest - event.time > spec.longest_window_ms
+        behind += event.time < life.clock
+    return late, duplicates, behind
 
 
 def _silences(life: Life, until: int, index: int) -> tuple[Life, list[Point]]:

@@ -22,8 +22,9 @@ EXACT = (
 def recorded(layout: Layout, row: np.void, as_of: int) -> Facts:
     """What the record knows as of a time (>= its clock)."""
     spec = layout.spec
-    names = ("first_seen", "last_seen", "clock", "decided_at", "activity_count", "late_count", "gap_count")
+    names = ("first_seen", "last_seen", "decided_at", "activity_count", "late_count", "gap_count")
     facts: Facts = {name: int(row[name]) for name in names}
+    facts["clock"] = int(row["row_watermark"])
     facts["terminated"] = bool(row["terminated_at"])
     facts["kind_last"] = row["kind_last"].tolist()
     facts["kind_count"] = row["kind_count"].tolist()

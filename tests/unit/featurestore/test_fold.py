@@ -28,7 +28,7 @@ from tests.support.oracle.histories import (
     random_history,
     random_spec,
 )
-from tests.support.oracle.oracle import TOMBSTONE, Event, walk
+from tests.support.oracle.oracle import TOMBSTONE, Event, no_news, walk
 from tests.support.oracle.records import differences, expected, recorded
 
 SEEDS = range(40)
@@ -95,6 +95,17 @@ def test_cutting_the_log_into_batches_changes_no_byte(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_late_and_duplicate_events_are_counted(seed: int) -> None:
+    spec = random_spec(seed)
+    history = random_history(spec, seed, 60)
+    batch = columns(history)
+    layout = Layout(spec)
+    _, _, counts = Folder(layout).fold_counted(layout.empty(len(batch.customers)), batch)
+    wanted = [no_news(spec, of(history, customer)) for customer in batch.customers]
+    assert counts == tuple(map(sum, zip(*wanted, strict=True)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_producer_duplicates_change_nothing(seed: int) -> None:
     """An event resent while its id is remembered leaves rows and points as they were, bytes and all.
 
@@ -137,7 +148,9 @@ def test_time_passing_takes_the_silences_that_the_next_event_would(seed: int) ->
         duplicate = event.id and event.id in row["recent_id"][0]
         if event.kind != TOMBSTONE and not duplicate:
             for share in (rng.random(), 1.0):
-                until = int(row["clock"][0] + share * max(0, event.time - int(row["clock"][0])))
+                until = int(
+                    row["row_watermark"][0] + share * max(0, event.time - int(row["row_watermark"][0]))
+                )
                 row, some = folder.elapse(row, until)
                 assert (some.event == -1).all()
                 seen[customer] += told(some, 0)
@@ -222,7 +235,7 @@ def test_due_is_the_next_silence_and_at_last_expiry(seed: int) -> None:
     for step in range(6):
         dues = folder.due(rows)
         for i, customer in enumerate(batch.customers):
-            until = int(rows["clock"][i]) + 1 if step else 0
+            until = int(rows["row_watermark"][i]) + 1 if step else 0
             _, life = walk(spec, of(history, customer), until)
             if not life.events:
                 continue
@@ -254,9 +267,11 @@ def test_more_points_than_room_was_made_for() -> None:
     spec = spec.model_copy(update={"silence": spec.silence.model_copy(update={"ratio": 1.1})})
     visit = [kind.name for kind in spec.kinds].index("visit")
     history = one(*(Event(visit, START + n * (spec.memory_ms - 1)) for n in range(30)))
-    _, _, points = fold_all(spec, history)
-    wanted, _ = walk(spec, of(history, "c"))
+    layout, batch = Layout(spec), columns([*history, *history[-1:]])
+    _, points, counts = Folder(layout).fold_counted(layout.empty(1), batch)
+    wanted, _ = walk(spec, of([*history, *history[-1:]], "c"))
     assert len(points) > 10 * 29
+    assert counts == no_news(spec, of([*history, *history[-1:]], "c"))
     assert list(zip(points.as_of, points.cause, strict=True)) == [(p.as_of, p.cause) for p in wanted]
 
 

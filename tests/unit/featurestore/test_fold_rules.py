@@ -63,7 +63,7 @@ def known(spec: Spec, *events: Event, as_of: float | None = None) -> Facts:
     """What the record says after the events, as of an hour (default: its clock)."""
     layout = Layout(spec)
     rows, _ = Folder(layout).fold(layout.empty(1), columns(one(*events)))
-    time = int(rows["clock"][0]) if as_of is None else START + round(as_of * HOUR_MS)
+    time = int(rows["row_watermark"][0]) if as_of is None else START + round(as_of * HOUR_MS)
     oracle = expected(walk(spec, list(events))[1], time)
     facts = recorded(layout, rows[0], time)
     assert {name: facts[name] for name in ("counts", "sequence", "days")} == {
@@ -176,6 +176,23 @@ def test_older_than_the_longest_window_is_counted_late() -> None:
     assert facts["late_count"] == 1
     assert facts["first_seen"] == START
     assert facts["activity_count"] == 3
+
+
+def test_beyond_memory_is_no_beginning() -> None:
+    """
+    memory 48 h
+    hour     -60 -37.5      0     10
+    visit     ◌    ◌        ●     ●     -37.5 comes late and is the beginning; -60 lies beyond memory
+    """
+    spec = spec_of()
+    events = at(VISIT, 0), at(VISIT, 10), at(VISIT, -60)
+    assert known(spec, *events)["first_seen"] == START
+    facts = known(spec, *events, at(VISIT, -37.5))
+    assert facts["first_seen"] == START - 37.5 * HOUR_MS
+    assert facts["activity_count"] == 4, "it is counted all the same"
+    seconds = Event(VISIT, START // 1000)  # a producer that sends seconds
+    assert known(spec, *events, seconds)["first_seen"] == START
+    assert known(spec, at(MAIL, 0), seconds)["first_seen"] == seconds.time, "the first activity at all is one"
 
 
 def test_a_leave_ends_scoring_until_the_next_activity() -> None:
@@ -370,10 +387,25 @@ def test_counts_are_full_at_two_bytes_and_stay_so() -> None:
     layout = Layout(spec_of())
     events = columns(one(*(at(VISIT, n / 70_000 / 60) for n in range(65_536))))
     rows, _ = Folder(layout).fold(layout.empty(1), events)
-    facts = recorded(layout, rows[0], int(rows["clock"][0]))
+    facts = recorded(layout, rows[0], int(rows["row_watermark"][0]))
     assert facts["counts"][VISIT, 0] == 65_535
     assert [entry.events for entry in facts["sequence"]] == [65_535, 1]
     assert facts["activity_count"] == 65_536
+
+
+def test_counters_are_full_at_four_bytes_and_stay_so() -> None:
+    """A synthetic customer at 10,000 events a second gets there in five days."""
+    layout = Layout(spec_of())
+    rows, _ = Folder(layout).fold(layout.empty(1), columns(one(at(VISIT, 100))))
+    counters = ("activity_count", "gap_count", "late_count")
+    for name in (*counters, "kind_count"):
+        rows[name] = 2**32 - 2
+    for _ in range(3):
+        rows, _ = Folder(layout).fold(rows, columns(one(at(VISIT, 110), at(VISIT, 20))))
+        rows, _ = Folder(layout).fold(rows, columns(one(at(VISIT, 112), at(VISIT, 20))))
+    assert [int(rows[name][0]) for name in counters] == [2**32 - 1] * 3
+    assert int(rows["kind_count"][0, VISIT]) == 2**32 - 1
+    assert np.isfinite(rows["gap_mean"][0])
 
 
 @pytest.mark.parametrize("window", [0, 1])

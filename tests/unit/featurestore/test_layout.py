@@ -2,17 +2,30 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ebbtide.featurestore.record.layout import BOOKKEEPING_FIELDS, EPISODE_FIELDS, Layout
-from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.record.layout import (
+    BOOKKEEPING_FIELDS,
+    EPISODE_FIELDS,
+    PADDING_FIELDS,
+    Layout,
+    fold_of,
+)
+from ebbtide.featurestore.spec import load_spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS, format_duration
 from tests.support.oracle.histories import random_spec
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = Layout(load_spec(ROOT / "ops" / "specs" / "demo.yaml"))
+VISIT = {"name": "visit", "types": ["visit", "view"]}
+BUY = {"name": "buy", "aggregate": ["sum"]}
+TIER = {"name": "tier", "role": "attribute", "attribute": "category", "categories": ["free", "plus"]}
+PLAIN: dict[str, Any] = {
+    "name": "plain", "horizon": "14d", "memory": "100d", "windows": {"7d": 7}, "kinds": [VISIT, BUY, TIER],
+}  # fmt: skip
 README = (ROOT / "featurestore" / "README.md").read_text(encoding="utf-8")
 
 
@@ -53,16 +66,64 @@ def test_every_record_is_aligned_and_every_field_is_someones(seed: int) -> None:
     assert layout.itemsize % 8 == 0
     for name in layout.dtype.names or ():
         assert rows[name].flags.aligned, name
-    known = {*layout.model_fields, *EPISODE_FIELDS, *BOOKKEEPING_FIELDS, "padding"}
+    known = {*layout.model_fields, *EPISODE_FIELDS, *BOOKKEEPING_FIELDS, *PADDING_FIELDS}
     empty = {name for name in layout.dtype.names or () if layout.dtype[name].itemsize == 0}
     assert set(layout.dtype.names or ()) == known | empty
     assert not rows.view(np.uint8).any()
 
 
-def test_the_layout_id_follows_what_decides_the_bytes() -> None:
-    """Words may be changed; a window, a role or a half-life may not."""
-    spec = random_spec(1)
-    renamed = spec.model_copy(update={"name": "other"})
-    wider = spec.model_copy(update={"score_every_ms": spec.score_every_ms + 1})
-    assert Layout(renamed).id == Layout(spec).id
-    assert Layout(wider).id != Layout(spec).id
+@pytest.mark.parametrize("seed", range(20))
+def test_sections_follow_each_other_and_each_begins_aligned(seed: int) -> None:
+    layout = Layout(random_spec(seed))
+    assert [section.name for section in layout.sections] == ["fold", "policy"]
+    at = 0
+    for section in layout.sections:
+        assert (section.start, section.start % 8) == (at, 0)
+        at += section.size
+    assert at == layout.itemsize
+    offsets = {name: layout.dtype.fields[name][1] for name in EPISODE_FIELDS}  # type: ignore[index]  # it has fields
+    assert min(offsets.values()) == layout.sections[1].start
+
+
+def test_the_id_says_what_decides_the_bytes_and_their_meaning() -> None:
+    """Words may be changed; a window, a role, a half-life, what a type or a category stands for may not."""
+    spec = parse_spec(PLAIN)
+    same = [
+        {**PLAIN, "name": "other"},
+        {**PLAIN, "unknown": "ignore"},
+        {**PLAIN, "future_max": "2d", "past_max": "500d"},
+        {**PLAIN, "mapping": {"user_id": "userId"}},
+        {**PLAIN, "kinds": [{**VISIT, "noun": "calls"}, BUY, TIER]},
+        {**PLAIN, "kinds": [{**VISIT, "types": ["view", "visit"]}, BUY, TIER]},
+        {**PLAIN, "dedupe": 8, "score_every": "0s"},  # the defaults, written out
+    ]
+    other = [
+        {**PLAIN, "score_every": "1ms"},
+        {**PLAIN, "memory": "101d"},
+        {**PLAIN, "dedupe": 7},
+        {**PLAIN, "windows": {"7d": 14}},
+        {**PLAIN, "half_lives": ["3d"]},
+        {**PLAIN, "kinds": [VISIT, BUY]},
+        {**PLAIN, "kinds": [BUY, VISIT, TIER]},
+        {**PLAIN, "kinds": [{**VISIT, "types": ["visit"]}, {**BUY, "types": ["view", "buy"]}, TIER]},
+        {**PLAIN, "kinds": [VISIT, {**BUY, "value": "properties.net"}, TIER]},
+        {**PLAIN, "kinds": [VISIT, BUY, {**TIER, "categories": ["plus", "free"]}]},
+        {**PLAIN, "kinds": [VISIT, BUY, {**TIER, "attribute": "number", "categories": []}]},
+        {**PLAIN, "kinds": [{**VISIT, "stamp": "day_end"}, BUY, TIER]},
+    ]
+    assert {Layout(parse_spec(data)).id for data in same} == {Layout(spec).id}
+    ids = [Layout(parse_spec(data)).id for data in other]
+    assert len({*ids, Layout(spec).id}) == len(ids) + 1
+    assert re.fullmatch(r"fold:[0-9a-f]{16}/policy:[0-9a-f]{16}", Layout(spec).id)
+    assert len({each.rpartition("/")[2] for each in ids}) == 1, "the policy's section is the same for all"
+    assert fold_of(Layout(spec).id) == Layout(spec).fold_id == Layout(spec).id[:21]
+
+
+def test_a_moved_field_is_another_id() -> None:
+    """The id is made of the dtype: a moved field shows even where the record keeps its length."""
+    layout = Layout(parse_spec(PLAIN))
+    moved = Layout(parse_spec(PLAIN))
+    fields = moved._fields["fold"]
+    fields[0], fields[1] = fields[1], fields[0]
+    assert moved.fold_id != layout.fold_id
+    assert moved.sections[1].id == layout.sections[1].id

@@ -191,14 +191,31 @@ ODD_BUT_GOOD: list[tuple[str, Any, float, int]] = [
     ("_", "event", "value", "time"), ODD_BUT_GOOD, ids=[case[0] for case in ODD_BUT_GOOD]
 )
 def test_an_odd_event_is_read_as_it_was_meant(_: str, event: Any, value: float, time: int) -> None:
-    parsed = parse(sent(event))
+    parsed = parse(sent(event), spec=spec_of(past_max="40000d"))
     assert parsed.rejected == []
     assert parsed.events.time.tolist() == [time]
     assert parsed.events.value.tobytes() == np.array([value]).tobytes()
 
 
-def test_a_record_without_timestamp_is_never_of_the_future() -> None:
-    assert len(parse(sent({**GOOD, "ts": "9999-01-01"}, timestamp=-1)).events) == 1
+def test_a_record_without_timestamp_is_a_dead_letter() -> None:
+    """Nothing tells its time from a wrong one: one event of the year 9999 would make all that follow late."""
+    for ts in ("9999-01-01", GOOD["ts"]):
+        parsed = parse(sent({**GOOD, "ts": ts}, timestamp=-1))
+        assert [bad.reason for bad in parsed.rejected] == [Reason.NO_TIMESTAMP]
+    assert not parse(sent(None, timestamp=-1)).rejected, "a tombstone is not judged by its time"
+
+
+def test_an_event_older_than_memory_and_a_week_is_too_old() -> None:
+    """By its own record, whenever it is read; epoch seconds taken for milliseconds are of January 1970."""
+    oldest = spec_of().memory_ms + 7 * DAY_MS
+    assert len(parse(sent({**GOOD, "ts": NOW_MS - oldest})).events) == 1
+    for ts in (NOW_MS - oldest - 1, NOW_MS // 1000):
+        (bad,) = parse(sent({**GOOD, "ts": ts})).rejected
+        assert bad.reason is Reason.TOO_OLD
+        assert "before the record's own timestamp" in bad.detail
+    strict = spec_of(past_max="60d")
+    assert len(parse(sent({**GOOD, "ts": NOW_MS - 60 * DAY_MS}), spec=strict).events) == 1
+    assert len(parse(sent({**GOOD, "ts": NOW_MS - 60 * DAY_MS - 1}), spec=strict).rejected) == 1
 
 
 def test_a_kind_dated_at_the_days_end_is_not_of_the_future_for_that() -> None:

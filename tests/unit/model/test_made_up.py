@@ -25,14 +25,14 @@ def test_every_field_that_a_model_reads_is_in_use(spec: Spec) -> None:
     never |= set() if spec.sequence.length > 1 else {"ring_head"}
     never |= set() if any(kind.value and kind.role == "activity" for kind in spec.kinds) else {"ring_value"}
     assert idle <= never
-    assert (as_of >= rows["clock"]).all(), "nobody is scored before they were last looked at"
+    assert (as_of >= rows["row_watermark"]).all(), "nobody is scored before they were last looked at"
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_they_are_records_of_customers_who_may_be_scored(spec: Spec) -> None:
     layout = Layout(spec)
     rows, as_of = made_up(layout)
-    assert Folder(layout).eligible(rows, rows["clock"]).all()
+    assert Folder(layout).eligible(rows, rows["row_watermark"]).all()
     assert len(np.unique(rows.view(f"V{layout.itemsize}"))) > ROWS // 2, "no two alike, or few"
     assert made_up(layout)[0].tobytes() == rows.tobytes()
     assert made_up(layout, seed=1)[0].tobytes() != rows.tobytes()
