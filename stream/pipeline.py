@@ -18,6 +18,7 @@ what becomes of it is `stream/partition.py`'s affair. Who takes part in a turn i
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,12 @@ from ebbtide.stream.telemetry import PieceDone, Stage, Telemetry, TurnDone
 from ebbtide.stream.turn.opened import Opened
 from ebbtide.stream.turn.work import Origin, Piece, Verdicts, Work
 
+log = logging.getLogger(__name__)
+
+MISPLACED = (
+    "events lie in another partition than Kafka's default partitioner gives their customer, who is two customers here:"
+    " set the producer's partitioner to murmur2 (librdkafka: partitioner=murmur2_random)"
+)
 TURN_WAIT_S = 0.25
 """How long a server may say nothing after others have answered, before its partitions leave the turn."""
 
@@ -86,6 +93,8 @@ class Pipeline:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
+        self.misplaced = 0
+        """Events so far that lay in another partition than Kafka's default partitioner gives their customer."""
         self._composer = Composer(tools.topic, tools.layout, tools.batcher)
 
     async def turn(self, pieces: Sequence[Piece]) -> dict[int, Exception | None]:
@@ -120,8 +129,15 @@ class Pipeline:
 
         # 2. fold, collecting the points at which customers are to be decided
         events = work.events
-        after, points = tools.folder.fold(before, events)
+        after, points, counts = tools.folder.fold_counted(before, events)
         origin = Origin(work.piece[points.event], events.position[points.event])
+        misplaced = work.misplaced(tools.store.partitions)
+        if misplaced and not self.misplaced:
+            log.warning(
+                MISPLACED,
+                extra={"events": misplaced, "partitions": sorted({p.opened.partition for p in work.pieces})},
+            )
+        self.misplaced += misplaced
         watch.lap("fold")
 
         # 3. score them, all by one version
@@ -133,7 +149,7 @@ class Pipeline:
         transitions = _not_suppressed(work, transitions, origin)
         alerts = await self._composer.compose(work, transitions, points, origin, scored)
         watch.lap("decide")
-        return Verdicts(work, after, points, origin, scored, transitions, alerts)
+        return Verdicts(work, after, points, counts, misplaced, origin, scored, transitions, alerts)
 
     async def commit(self, verdicts: Verdicts, watch: _Stopwatch) -> None:
         """Steps 5 to 7: `work.failed` says of which pieces they did not succeed."""
@@ -352,6 +368,8 @@ class Pipeline:
                 events=int(events[applied].sum()),
                 rejected=dict(reasons),
                 ignored=int((records - rejected - events)[applied].sum()),
+                late=verdicts.counts.late, duplicates=verdicts.counts.duplicates,
+                behind_watermark=verdicts.counts.behind_watermark, misplaced=verdicts.misplaced,
                 forgotten=int((applied[work.piece] & (work.events.kind == TOMBSTONE)).sum()),
                 points={CAUSES[cause]: n for cause, n in enumerate(causes.tolist()) if n},
                 alerts=dict(Counter(t.kind for t in verdicts.transitions if applied[verdicts.origin.piece[t.point]])),

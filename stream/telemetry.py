@@ -44,7 +44,9 @@ class PieceDone(NamedTuple):
 class TurnDone:
     """A turn, applied and sent: what its pieces brought, all together, by name where there are kinds of it.
 
-    `latency_s`: from the oldest record's Kafka timestamp to the last acknowledgement, None for a turn without records.
+    `late`, `duplicates`, `behind_watermark`, `misplaced`: events, of the whole turn, also of a piece that was not
+    applied. `latency_s`: from the oldest record's Kafka timestamp to the last acknowledgement, None for a turn without
+    records.
     """
 
     pieces: Sequence[PieceDone]
@@ -52,11 +54,24 @@ class TurnDone:
     events: int
     rejected: dict[str, int]
     ignored: int
+    late: int
+    duplicates: int
+    behind_watermark: int
+    misplaced: int
     forgotten: int
     points: dict[str, int]
     alerts: dict[str, int]
     seconds: dict[Stage, float]
     latency_s: float | None
+
+
+class Lag(NamedTuple):
+    """What a partition's log holds beyond what is committed. `records`: offsets to the high watermark; `blocked`: of
+    them, behind an open transaction; `stalled_s`: seconds since it last committed something, 0 when nothing is left."""
+
+    records: int
+    blocked: int
+    stalled_s: float
 
 
 class Telemetry:

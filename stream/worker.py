@@ -23,7 +23,8 @@ from ebbtide.stream.batch import Fetched, Source
 from ebbtide.stream.ending import END_S_MAX, end
 from ebbtide.stream.errors import PartitionRevoked
 from ebbtide.stream.partition import ACK_AFTER_S, RETRIED, Limits, Partition
-from ebbtide.stream.pipeline import Pipeline, Tools
+from ebbtide.stream.pipeline import MISPLACED, Pipeline, Tools
+from ebbtide.stream.telemetry import Lag
 from ebbtide.stream.turn.queue import Budget
 from ebbtide.stream.turn.state import describe
 from ebbtide.stream.turn.work import Piece
@@ -87,15 +88,6 @@ class Taken(NamedTuple):
     piece: Piece
 
 
-class Lag(NamedTuple):
-    """What a partition's log holds beyond what is committed. `records`: offsets to the high watermark; `blocked`: of
-    them, behind an open transaction; `stalled_s`: seconds since it last committed something, 0 when nothing is left."""
-
-    records: int
-    blocked: int
-    stalled_s: float
-
-
 class Worker:
     """`assigned`, `revoked` and `deliver` are the source's callbacks; `run` lasts until `stop` or a fatal error."""
 
@@ -141,6 +133,11 @@ class Worker:
         if not self._joined:
             reasons.append("the group is forming")
         return unreachable + reasons
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should mend, although this worker does its work."""
+        return [f"{self._pipeline.misplaced:,} {MISPLACED}"] if self._pipeline.misplaced else []
 
     def lags(self) -> dict[int, Lag]:
         """By partition of ours, as of now: what its log holds beyond what is committed."""

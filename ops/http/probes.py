@@ -13,10 +13,14 @@ from ebbtide.ops.observe.metrics import Metrics
 
 
 def probes(
-    metrics: Metrics, why_not_ready: Callable[[], str], liveness: Callable[[], str] = lambda: ""
+    metrics: Metrics,
+    why_not_ready: Callable[[], str],
+    liveness: Callable[[], str] = lambda: "",
+    warnings: Callable[[], Sequence[str]] = lambda: (),
 ) -> Sequence[web.RouteDef]:
     """The routes. Both callables say in words what is wrong, or nothing when all is well. `liveness` is for what a
-    restart mends, a scorer that hangs; for what it would not mend (an outage) there is `why_not_ready`."""
+    restart mends, a scorer that hangs; for what it would not mend (an outage) there is `why_not_ready`. `warnings` is
+    what a person should mend although it is ready."""
 
     async def healthz(_: web.Request) -> web.Response:
         if reason := liveness():
@@ -26,7 +30,8 @@ def probes(
     async def readyz(_: web.Request) -> web.Response:
         if reason := why_not_ready():
             return web.json_response({"status": "waiting", "reason": reason}, status=503)
-        return web.json_response({"status": "ready"})
+        said = list(warnings())
+        return web.json_response({"status": "ready", **({"warnings": said} if said else {})})
 
     async def exposition(request: web.Request) -> web.Response:
         asked = request.headers

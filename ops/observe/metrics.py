@@ -12,7 +12,7 @@ milliseconds for a dispatch (the Python client has no native histograms).
 import gzip
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
-from typing import NamedTuple, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -37,7 +37,7 @@ from ebbtide.featurestore.record.fold import CAUSES
 from ebbtide.stream import errors as stream_errors
 from ebbtide.stream import telemetry
 from ebbtide.stream.outputs.dead_letter import UNSCORED
-from ebbtide.stream.telemetry import Dispatched, Telemetry, TurnDone
+from ebbtide.stream.telemetry import Dispatched, Lag, Telemetry, TurnDone
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 STAGE_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
@@ -63,6 +63,19 @@ COUNTS = {
     "records": ("ebbtide_records_total", "Records fetched and dealt with."),
     "events": ("ebbtide_events_total", "Events folded into customers' records."),
     "ignored": ("ebbtide_events_ignored_total", "Events of types the spec ignores."),
+    "late": (
+        "ebbtide_events_late_total",
+        "Events older than the longest window behind their customer's latest.",
+    ),
+    "duplicates": ("ebbtide_events_duplicate_total", "Events skipped by their event_id."),
+    "behind_watermark": (
+        "ebbtide_events_behind_watermark_total",
+        "Events older than the last decision of their customer.",
+    ),
+    "misplaced": (
+        "ebbtide_events_misplaced_total",
+        "Events in another partition than the default partitioner's.",
+    ),
     "forgotten": ("ebbtide_customers_forgotten_total", "Tombstones obeyed."),
 }
 # Field of TurnDone that counts by a label -> counter, what it says, the label, its values.
@@ -73,22 +86,13 @@ COUNTS_BY = {
 }
 
 
-class Lag(NamedTuple):
-    """Where a partition stands now. `records`: offsets from its position to the log's end; `blocked`: how many of them
-    no consumer may read yet, since a transaction is open; `stalled_s`: how long it has had records and done none."""
-
-    records: int
-    blocked: int
-    stalled_s: float
-
-
 class _AtScrape(Collector):
     """What is asked when somebody looks. Each question may be missing."""
 
     def __init__(self) -> None:
         self.ready: Callable[[], bool] | None = None
         self.model: Callable[[], tuple[str, int]] | None = None
-        self.lags: Callable[[], Mapping[int, tuple[int, int, float]]] | None = None
+        self.lags: Callable[[], Mapping[int, Lag]] | None = None
         self.seen_lag: dict[int, int] = {}
         """Of the last turn, for whoever has no better answer."""
 
@@ -266,7 +270,7 @@ class Metrics(Telemetry):
         """Whom to ask which model answers now: its name and version."""
         self._at_scrape.model = current
 
-    def lags(self, current: Callable[[], Mapping[int, tuple[int, int, float]]]) -> None:
+    def lags(self, current: Callable[[], Mapping[int, Lag]]) -> None:
         """Whom to ask where each partition of ours stands, as a `Lag`; the series are those it names."""
         self._at_scrape.lags = current
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
 from ebbtide.featurestore.events.parse import Parsed, Parser
-from ebbtide.featurestore.record.fold import Points
+from ebbtide.featurestore.hashing import murmur2_texts
+from ebbtide.featurestore.record.fold import FoldCounts, Points
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.commit import OutboxEntry
 from ebbtide.stream.batch import FetchedBatch, Record
@@ -103,6 +104,20 @@ class Work:
         """The pieces that are still in the turn."""
         return [j for j, piece in enumerate(self.pieces) if j not in self.failed and piece.opened.owned]
 
+    def misplaced(self, partitions: int) -> int:
+        """How many events lie in another of the topic's `partitions` than Kafka's default partitioner gives their
+        customer: of a producer with another one (librdkafka's own default), whose customers are two people here."""
+        customers = self.events.customers
+        if not customers:
+            return 0
+        theirs = np.repeat([piece.opened.partition for piece in self.pieces], np.diff(self.bounds))
+        hashes = murmur2_texts([customer.encode() for customer in customers]) & np.uint32(0x7FFFFFFF)
+        wrong = hashes % np.uint32(partitions) != theirs
+        if not wrong.any():
+            return 0
+        # A tombstone is sent to whichever partitions hold its customer.
+        return int((wrong[self.events.customer] & (self.events.kind != TOMBSTONE)).sum())
+
     def fail(self, errors: dict[int, Exception]) -> None:
         """Let pieces leave: their events are folded by nobody."""
         if not errors:
@@ -120,13 +135,16 @@ class Work:
 class Verdicts:
     """What was decided of a turn's work; nothing of it has been applied or sent.
 
-    after: records[m], as folded and decided. transitions: those to alert
+    after: records[m], as folded and decided. counts, misplaced: events that are late, twice, or in another
+    partition than theirs. transitions: those to alert
     about. alerts: by piece, the outbox entries in the order of decision.
     """
 
     work: Work
     after: Rows
     points: Points
+    counts: FoldCounts
+    misplaced: int
     origin: Origin
     scored: Scored
     transitions: list[Transition]

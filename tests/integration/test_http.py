@@ -201,8 +201,9 @@ async def test_metrics_are_prometheus_and_leave_with_their_partition() -> None:
     for partition in (0, 1):
         metrics.turn_done(
             TurnDone(
-                pieces=[PieceDone(partition, 10, 10, 2, 5)], records=10, events=8, rejected={"not_json": 2}, ignored=0,
-                forgotten=0, points={"event": 3}, alerts={"opened": 1}, seconds={"fold": 0.001}, latency_s=0.02,
+                pieces=[PieceDone(partition, 10, 10, 2, 5)], records=10, events=8, late=0, duplicates=1,
+                behind_watermark=0, misplaced=0, rejected={"not_json": 2}, ignored=0, forgotten=0,
+                points={"event": 3}, alerts={"opened": 1}, seconds={"fold": 0.001}, latency_s=0.02,
             )
         )  # fmt: skip
     metrics.dispatched(Dispatched("idle", 3, 5, 8, 8, 0.001, 0.002, 0.003))

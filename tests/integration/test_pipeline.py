@@ -24,13 +24,14 @@ from ebbtide.featurestore.store.cache import Cache
 from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.stream.clock import Clock, SystemClock
 from ebbtide.stream.errors import TopicRepartitioned
+from ebbtide.stream.kafka.topics import partition_for
 from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.telemetry import Telemetry
+from ebbtide.stream.telemetry import Telemetry, TurnDone
 from ebbtide.stream.turn.state import Retrying, State, Stopped
 from ebbtide.stream.worker import Worker
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel, FussyModel
@@ -509,6 +510,43 @@ async def test_a_batch_of_an_older_leader_asks_which_log_it_is() -> None:
         while not isinstance(worker.partitions[0].state, Stopped):  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
         assert "its tail was lost" in worker.not_ready_reasons[0]
+
+
+async def test_a_producer_with_another_partitioner_is_counted_and_said_once() -> None:
+    """Whose events lie elsewhere than Kafka's default partitioner puts them: folded, counted, and a warning with what
+    to
+    do; one whose events lie right is not. Tombstones go wherever a customer is, and are no mistake."""
+    turns: list[TurnDone] = []
+
+    class Heard(Telemetry):
+        def turn_done(self, turn: TurnDone) -> None:
+            turns.append(turn)
+
+    logs: list[list[LogRecord]] = [[] for _ in range(PARTITIONS)]
+    for n in range(60):
+        user = f"customer-{n}"
+        value = orjson.dumps({"user_id": user, "event_id": str(n), "type": "visit", "ts": T0 + n})
+        log = logs[partition_for(user.encode(), PARTITIONS)]
+        log.append(LogRecord(len(log), T0 + n, user.encode(), value))
+    right = [list(log) for log in logs]
+    for partition, log in enumerate(right):
+        other = logs[(partition + 1) % PARTITIONS]
+        other.append(LogRecord(len(other), T0 + 99, log[0].key, None))
+        other.append(LogRecord(len(other), T0 + 99, log[1].key, log[1].value))
+    world = World(13, right, rate=0.0)
+    worker = world.worker(telemetry=Heard())
+    await world.finish(worker)
+    assert (sum(turn.misplaced for turn in turns), worker.warnings) == (0, [])
+    turns.clear()
+    world = World(13, logs, rate=0.0)
+    worker = world.worker(telemetry=Heard())
+    with capture_logs(logging.WARNING) as lines:
+        await world.finish(worker)
+    assert sum(turn.misplaced for turn in turns) == PARTITIONS
+    assert sum(turn.events for turn in turns) == 60 + 2 * PARTITIONS
+    (warning,) = worker.warnings
+    assert "murmur2_random" in warning
+    assert sum("another partition" in line.getMessage() for line in lines) == 1
 
 
 async def test_partitions_that_were_added_end_the_worker() -> None:

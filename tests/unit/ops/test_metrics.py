@@ -7,8 +7,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from ebbtide.ops.observe.metrics import ERRORS, Lag, Metrics
-from ebbtide.stream.telemetry import Dispatched, PieceDone, TurnDone
+from ebbtide.ops.observe.metrics import ERRORS, Metrics
+from ebbtide.stream.telemetry import Dispatched, Lag, PieceDone, TurnDone
 
 Samples = dict[tuple[str, ...], float]
 
@@ -30,7 +30,8 @@ def busy() -> Metrics:
     metrics.turn_done(
         TurnDone(
             [PieceDone(0, position=10, records=10, rejected=2, lag=5)], records=10, events=8,
-            rejected={"not_json": 2}, ignored=1, forgotten=1, points={"event": 3}, alerts={"opened": 1},
+            rejected={"not_json": 2}, ignored=1, late=1, duplicates=1, behind_watermark=1,
+            misplaced=1, forgotten=1, points={"event": 3}, alerts={"opened": 1},
             seconds={"fold": 0.001}, latency_s=0.02,
         )
     )  # fmt: skip
@@ -69,10 +70,10 @@ def test_every_series_with_a_known_label_is_there_from_the_start() -> None:
 def test_lag_is_what_it_is_at_the_scrape() -> None:
     """No batch comes, and lag and stall grow all the same; a partition that is gone takes its series along."""
     metrics = Metrics()
-    now = {3: (10, 0, 0.0), 4: Lag(0, 0, 0.0)}
+    now = {3: Lag(10, 0, 0.0), 4: Lag(0, 0, 0.0)}
     metrics.lags(lambda: now)
     assert samples(metrics)["ebbtide_partition_lag_records", "3"] == 10
-    now[3] = (3_000, 12, 18.5)
+    now[3] = Lag(3_000, 12, 18.5)
     found = samples(metrics)
     assert found["ebbtide_partition_lag_records", "3"] == 3_000
     assert found["ebbtide_partition_blocked_records", "3"] == 12
