@@ -24,7 +24,7 @@ from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.labels import Labeller
-from ebbtide.model.examples.sample import Panel, Wanted, gather, snapshot_dates
+from ebbtide.model.examples.sample import Panel, Part, Wanted, gather, snapshot_dates
 from ebbtide.model.graph.features import FeatureLayer
 
 FEATURE_CHUNK_ROWS = 8_192
@@ -87,5 +87,6 @@ def draw(history: History, *, examples_max: int, every_ms: int | None = None, se
     """Labelled examples of a log: at most `examples_max`, half of them snapshots; fewer when the log has fewer.
     CANCELLED rows are among them."""
     layout, log = history.layout, history.log
-    found = gather(layout, log, wanted_of(layout, log, history.known_until_ms, examples_max, every_ms, seed))
+    wanted = wanted_of(layout, log, history.known_until_ms, examples_max, every_ms, seed)
+    found = gather(layout, Part.whole(log), wanted)
     return history.examples(Points.joined(layout, [found.decisions, found.snapshots]))

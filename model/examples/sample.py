@@ -8,8 +8,8 @@ It knows records and times, no model: features and labels are put to the points 
 process that only walks through a log does without TensorFlow.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.record.replay import SNAPSHOT, replay
+from ebbtide.featurestore.record.replay import SNAPSHOT, reached_ms, replay
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
 
@@ -48,8 +48,7 @@ class Sample:
     def points(self) -> Points:
         """The sample, in order of customer, then time."""
         self._shrink()
-        points = self._parts[0]
-        return points.take(np.lexsort((points.as_of, points.customer)))
+        return _ordered(self._layout, self._parts)
 
     def _shrink(self) -> None:
         keys, joined = np.concatenate(self._keys), Points.joined(self._layout, self._parts)
@@ -87,39 +86,68 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """The points kept. decisions, snapshots: labelled, in order of customer, then time. panels: one of each asked."""
+    """The points kept, each in order of customer, then time. decisions, snapshots: labelled. panels: of each asked."""
 
     decisions: Points
     snapshots: Points
     panels: tuple[Points, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The log of some customers of a larger one, or of all.
+
+    log: its events, its customers numbered anew     customers: int32[m], their index in the larger log
+    reached: int64[n], `replay.reached_ms` of the larger log at these events, so that a part stops where the whole would
+    """
+
+    log: EventBatch
+    customers: NDArray[np.int32]
+    reached: NDArray[np.int64]
+
+    @classmethod
+    def whole(cls, log: EventBatch) -> "Part":
+        """All customers."""
+        return cls(log, np.arange(len(log.customers), dtype=np.int32), reached_ms(log))
+
+
 def gather(
-    layout: Layout,
-    log: EventBatch,
-    wanted: Wanted,
-    progress: Callable[[float], None] = lambda _: None,
-    reached: NDArray[np.int64] | None = None,
+    layout: Layout, part: Part, wanted: Wanted, progress: Callable[[float], None] = lambda _: None
 ) -> Gathered:
-    """Walk through a log once and keep what is wanted. `progress`: share done, 0 to 1. `reached`: see `replay`."""
+    """Walk through a log once and keep what is wanted. `progress`: share done, 0 to 1."""
     horizon = layout.spec.horizon_ms
-    first = int(log.time.min(initial=wanted.known_until_ms))
+    first = int(part.log.time.min(initial=wanted.known_until_ms))
     # A point whose horizon is not over has no label: the walk may end where the last labelled points lie.
     until = max([wanted.known_until_ms - horizon, *(panel.end_ms for panel in wanted.panels)])
     decisions, snapshots = (Sample(layout, wanted.examples_max // 2, wanted.seed) for _ in range(2))
     panels: list[list[Points]] = [[] for _ in wanted.panels]
-    for points in replay(layout, log, until, snapshots=wanted.snapshots, reached=reached):
-        snapshot = points.cause == SNAPSHOT
+    for found in replay(layout, part.log, until, snapshots=wanted.snapshots, reached=part.reached):
+        points = replace(found, customer=part.customers[found.customer])
         labelled = points.as_of + horizon < wanted.known_until_ms
         decisions.offer(points, points.scored & labelled)
-        snapshots.offer(points, snapshot & labelled)
+        snapshots.offer(points, (points.cause == SNAPSHOT) & labelled)
         for panel, kept in zip(wanted.panels, panels, strict=True):
             inside = (points.as_of >= panel.start_ms) & (points.as_of < panel.end_ms)
             kept.append(points.take(points.scored & inside & panel.customers[points.customer]))
         if len(points):
             progress(min(1.0, (int(points.as_of.max()) - first) / max(until - first, 1)))
+    return Gathered(decisions.points(), snapshots.points(), tuple(_ordered(layout, kept) for kept in panels))
+
+
+def merged(layout: Layout, parts: Sequence[Gathered], wanted: Wanted) -> Gathered:
+    """What `gather` finds in the whole log, of what it found in parts with no customer in two of them."""
+
+    def sample(offers: Sequence[Points]) -> Points:
+        """The k smallest of all are among the k smallest of each."""
+        found = Sample(layout, wanted.examples_max // 2, wanted.seed)
+        for points in offers:
+            found.offer(points, np.ones(len(points), np.bool_))
+        return found.points()
+
     return Gathered(
-        decisions.points(), snapshots.points(), tuple(Points.joined(layout, kept) for kept in panels)
+        sample([part.decisions for part in parts]),
+        sample([part.snapshots for part in parts]),
+        tuple(_ordered(layout, kept) for kept in zip(*(part.panels for part in parts), strict=True)),
     )
 
 
@@ -135,6 +163,12 @@ def snapshot_dates(
     every = max(every // grain * grain, 1)
     first = int(log.time.min()) // grain * grain
     return tuple(range(first + every, until_ms, every))
+
+
+def _ordered(layout: Layout, parts: Sequence[Points]) -> Points:
+    """In order of customer, then time; points of one time in the order in which they were decided."""
+    points = Points.joined(layout, parts)
+    return points.take(np.lexsort((points.as_of, points.customer)))
 
 
 def _hash(points: Points, seed: int) -> NDArray[np.uint64]:

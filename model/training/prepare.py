@@ -23,8 +23,9 @@ from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, wanted_of
 from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.jobs import gather_by
 from ebbtide.model.examples.labels import CANCELLED
-from ebbtide.model.examples.sample import SNAPSHOTS_A_HORIZON, Panel, gather
+from ebbtide.model.examples.sample import SNAPSHOTS_A_HORIZON, Panel
 from ebbtide.model.examples.slices import Slices, held_out, plan_slices
 from ebbtide.model.training.report import stamp
 
@@ -114,15 +115,21 @@ def known_log(layout: Layout, log: EventBatch, labels_until_ms: int | None) -> K
     return Known(within, end if labels_until_ms is None else labels_until_ms, len(log) - len(within))
 
 
-def prepare(layout: Layout, known: Known, config: TrainConfig, progress: Callable[[float], None]) -> Prepared:
-    """Draw the examples and the panels. Raises SpecError when the history is too short."""
+def prepare(
+    layout: Layout,
+    known: Known,
+    config: TrainConfig,
+    progress: Callable[[float], None] = lambda _: None,
+    jobs: int = 1,
+) -> Prepared:
+    """Draw the examples and the panels, by `jobs` processes. Raises SpecError (history too short), JobFailed."""
     spec, log, until, seed = layout.spec, known.log, known.until_ms, config.seed
     slices = plan_slices(spec, int(log.time.min()), until)
     start, end = slices.test
     spans = ((start - spec.horizon_ms, start), (start, end), (until - spec.horizon_ms, until))
     panels = tuple(Panel(*span, _panel(log, span, config.examples_max // 2, seed)) for span in spans)
     wanted = wanted_of(layout, log, until, config.examples_max, config.snapshot_every_ms, seed, panels)
-    found = gather(layout, log, wanted, progress)
+    found = gather_by(jobs, layout, log, wanted, progress)
     history, held = History(layout, log, until), held_out(log.customers)
     drawn = history.examples(Points.joined(layout, [found.decisions, found.snapshots]))
     before_test, in_test, recent = (

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
@@ -78,32 +79,35 @@ class Judged:
 
 
 def train_model(
-    log: EventBatch | Path | str,
+    log: EventLog | EventBatch | Path | str,
     spec: Spec,
-    out_dir: Path,
+    out_dir: Path | str,
     *,
     created: datetime,
     labels_until_ms: int | None = None,
     config: TrainConfig | None = None,
     rows_path: Path | None = None,
+    jobs: int = 1,
     stages: Stages | None = None,
 ) -> Published:
     """Train, judge and publish `out_dir/<spec.name>/<version>`.
 
-    log: columns in arrival order, or a file of events. What lies before a customer's tombstone is not learned from, nor
-    is an event dated far ahead of all others. labels_until_ms: the log is taken as known up to, not including, this
-    time; default: just after its last event. rows_path: where the examples go as Parquet, with customers' ids in clear.
-    stages: progress and a clock for `seconds`; default: neither.
+    log: as `read_log` gives it, its columns, or a file of events. What lies before a customer's tombstone is not
+    learned from, nor is an event dated far ahead of all others. labels_until_ms: the log is taken as known up to, not
+    including, this time; default: just after its last event. rows_path: where the examples go as Parquet, customers'
+    ids in clear. jobs: processes that walk through the log; the same bytes come of it. stages: progress and a clock for
+    `seconds`; default: neither.
 
     Raises SpecError (the log or its span does not fit), ModelRefused (worse than a baseline, or figures that cannot be
     known), ModelUnwritable. Nothing is published then.
     """
     config, stages, layout = config or TrainConfig(), stages or Stages(), Layout(spec)
     with stages.of("reading events", 5) as share:
-        events = log if isinstance(log, EventBatch) else read_log(log, spec, progress=share).events
-        known = known_log(layout, events, labels_until_ms)
+        if isinstance(log, Path | str):
+            log = read_log(log, spec, progress=share)
+        known = known_log(layout, log.events if isinstance(log, EventLog) else log, labels_until_ms)
     with stages.of("replaying history into examples", 10) as share:
-        prepared = prepare(layout, known, config, share)
+        prepared = prepare(layout, known, config, share, jobs)
     if rows_path is not None:
         write_rows(rows_path, prepared.drawn, known.log.customers, prepared.slice_of, spec)
     check_slices(prepared)
@@ -112,10 +116,10 @@ def train_model(
     judged = _judge(prepared, trainer, config, stages)
     published = _refit(prepared, trainer, judged, stages) if config.refit else judged.trained
     with stages.of("choosing the thresholds", 4):
-        thresholds = _thresholds(prepared, published, config)
+        thresholds = choose_thresholds(prepared, published, config)
     with stages.of("publishing", stages.left):
         report = _report(prepared, judged, thresholds, config)
-        path = _publish(out_dir, prepared, published, judged, report, config, created)
+        path = _publish(Path(out_dir), prepared, published, judged, report, config, created)
     return Published(report, path, stages.seconds)
 
 
@@ -175,8 +179,9 @@ def _trained(found: Fit, calibration: Examples) -> Trained:
     return Trained(found, fit_calibrator(raw, calibration.churned, calibration.weights()))
 
 
-def _thresholds(prepared: Prepared, published: Trained, config: TrainConfig) -> Thresholds:
-    """Raises ModelRefused where nobody came up for a decision: at no threshold would the asked share be alerted."""
+def choose_thresholds(prepared: Prepared, published: Trained, config: TrainConfig) -> Thresholds:
+    """The thresholds of the network to be published, on the last horizon of what is known. Raises ModelRefused where
+    nobody came up for a decision: at no threshold would the asked share be alerted."""
     spec = prepared.layout.spec
     chosen = published.peaks(prepared.recent, spec.horizon_ms).thresholds(config.alert_rate)
     if chosen is None:

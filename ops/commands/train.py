@@ -80,6 +80,13 @@ METRICS = {
     help="Write the examples as Parquet, for tools of your own.",
 )
 @click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes that walk through the history; the result is the same.",
+)
+@click.option(
     "--log-dir",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
@@ -88,7 +95,7 @@ METRICS = {
 @json_option
 def command(
     events: Path, spec_path: Path, out: Path, horizon_ms: int | None, labels_until_ms: int | None, name: str | None,
-    rows_path: Path | None, json_path: Path | None, **choices: Any,
+    rows_path: Path | None, jobs: int, json_path: Path | None, **choices: Any,
 ) -> None:  # fmt: skip
     """Train a model from a log of events, evaluate it beside honest baselines, publish it.
 
@@ -112,7 +119,7 @@ def command(
         progress("training")
         published = train_model(
             events, respec(spec, name, horizon_ms), out, created=instant(clock.now_ms()),
-            labels_until_ms=labels_until_ms, config=config, rows_path=rows_path,
+            labels_until_ms=labels_until_ms, config=config, rows_path=rows_path, jobs=jobs,
             stages=Stages(progress.advance, clock.monotonic_s),
         )  # fmt: skip
     data = published.as_json()

@@ -28,15 +28,16 @@ from ebbtide.model.config import TrainConfig
 from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.dataset import History, draw
 from ebbtide.model.examples.made_up import made_up
-from ebbtide.model.graph.network import NetworkConfig
+from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.graph.network import NetworkConfig, build_network
 from ebbtide.model.judging.metrics import log_loss
 from ebbtide.model.serving import warmup
 from ebbtide.model.serving.scorer import Scorer
-from ebbtide.model.training.fit import Trainer, logits
-from ebbtide.model.training.prepare import known_log
+from ebbtide.model.training.fit import Fit, Trainer, logits
+from ebbtide.model.training.prepare import known_log, prepare
 from ebbtide.model.training.progress import Stages
 from ebbtide.model.training.report import Published
-from ebbtide.model.training.train import respec, train_model
+from ebbtide.model.training.train import Trained, choose_thresholds, respec, train_model
 from ebbtide.ops.demo.shop.behaviour import Scenario, simulate
 from ebbtide.ops.demo.shop.events import TYPES
 
@@ -241,17 +242,20 @@ def test_labels_beyond_the_end_of_the_log_are_refused(spec: Spec, log: EventBatc
     assert not list(tmp_path.iterdir()), "nothing is published"
 
 
-def test_a_log_without_recent_decisions_is_not_published(spec: Spec, log: EventBatch, tmp_path: Path) -> None:
+def test_a_log_without_recent_decisions_is_not_published(spec: Spec, log: EventBatch) -> None:
     """Nine days at the end with newsletters alone, where silence is over after three: nobody comes up for a decision,
     so no threshold can be chosen, and no NaN gets into a manifest."""
     m, last = len(log.customers), int(log.time.max())
     sent = np.linspace(last + DAY_MS, last + 9 * DAY_MS, 9 * m).astype(np.int64)
     quiet = appended(log, np.arange(9 * m) % m, spec.kind_of_type["newsletter"], sent)
     short = respec(spec, horizon_ms=3 * DAY_MS)
-    quick = CONFIG.model_copy(update={"examples_max": 3_000, "epochs_max": 1, "refit": False})
+    layout = Layout(short)
+    prepared = prepare(layout, known_log(layout, quiet, None), CONFIG)
+    assert len(prepared.before_test.rows) > 100
+    assert len(prepared.recent.rows) == 0
+    untrained = Trained(Fit(build_network(short, CONFIG.network), 0, 0.0, [], []), Calibrator())
     with pytest.raises(ModelRefused, match="no customer came up for a decision"):
-        train_model(quiet, short, tmp_path, created=CREATED, config=quick)
-    assert not list(tmp_path.iterdir())
+        choose_thresholds(prepared, untrained, CONFIG)
 
 
 def test_nobody_travels_with_a_model(
