@@ -214,6 +214,12 @@ def fold_of(layout_id: str) -> str:
     return layout_id.partition("/")[0]
 
 
+def fold_bytes(dtype: np.dtype[Any]) -> int:
+    """Bytes of the fold's section, which comes first, in records of this dtype: all where there is no other."""
+    first = EPISODE_FIELDS[0]
+    return int(dtype.fields[first][1]) if dtype.fields and first in dtype.fields else dtype.itemsize
+
+
 def _padded(section: str, fields: list[Field]) -> list[Field]:
     padding = -np.dtype(fields).itemsize % 8
     return [*fields, (f"{section}_padding", "V1", (padding,))]

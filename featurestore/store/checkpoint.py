@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import quote, unquote
 
 from ebbtide.featurestore.errors import LayoutError
+from ebbtide.featurestore.record.layout import fold_of
 
 REBUILD = "make the state again from the topic: `ebbtide rebuild --prefix NEW`, then set redis.prefix to it"
 RESETTING = "resetting"  # stands in the place of a checkpoint while a reset deletes what is behind it
@@ -110,14 +111,18 @@ def draw_nonce() -> str:
 
 
 def check_checkpoint(checkpoint: Checkpoint | None, layout_id: str, partitions: int) -> None:
-    """Refuse a partition whose state this worker could not read or would misplace. Raises LayoutError."""
+    """Refuse a partition whose state this worker could not read or would misplace. Raises LayoutError.
+
+    Another policy section is no other state: the records' behaviour is read, the episodes begin anew; the owner's first
+    commit says the new id.
+    """
     if checkpoint is None:
         return
     if checkpoint.layout == BACKFILLING:
         raise LayoutError(
             "a backfill of this partition was begun and has not finished", hint="run it again, with --reset"
         )
-    if checkpoint.layout != layout_id:
+    if fold_of(checkpoint.layout) != fold_of(layout_id):
         raise LayoutError(
             f"the stored state has record layout {checkpoint.layout}, the feature spec makes {layout_id}",
             hint=f"go back to the old spec, or {REBUILD}",

@@ -88,6 +88,7 @@ async def open_partition(
     check_checkpoint(stored, layout_id, log.partitions)
     check_log(partition, stored, log)
     start = stored or Checkpoint(log.begin, 0, 0, layout_id, log.partitions)
+    start = start._replace(layout=layout_id)  # the policy's section may be another one (`check_checkpoint`)
     if log.topic_id:
         start = start._replace(topic_id=log.topic_id)
     # Drawn anew, so that two histories of equal numbers (a failover that lost its tail) never have equal checkpoints.

@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured, StoreUnavailable
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.checkpoint import RESETTING, Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
 from ebbtide.featurestore.store.redis.credentials import Credentials
@@ -23,6 +25,7 @@ from ebbtide.ops.stack.local import LocalValkey
 from tests.support.seams.stores import DTYPE, PARTITIONS, State, random_step, state_of, step_of
 
 pytestmark = pytest.mark.redis
+SPECS = Path(__file__).resolve().parents[2] / "ops" / "specs"
 RNG = np.random.default_rng(0)
 # What the module's docstring asks for, and the reports' right.
 ACL = ["+@read", "+@write", "-@dangerous", "+eval", "+evalsha", "+info", "+memory"]
@@ -184,10 +187,47 @@ async def test_a_record_of_another_length_is_another_layout(store: RedisStore, a
     await store.apply(step_of(None, ["a", "b", "c"], RNG))
     await admin.set("t:clicks:{p0}:c:b", b"short")
     await admin.set("t:clicks:{p0}:c:c", b"")
-    with pytest.raises(LayoutError, match=r"2 of 4 customers.*ebbtide rebuild"):
+    with pytest.raises(LayoutError, match=r"record of partition 0 cannot be unpacked.*ebbtide rebuild"):
         await store.load(0, ["a", "b", "c", "d"])
     with pytest.raises(LayoutError, match="ebbtide rebuild"):
         await store.find("b")
+
+
+async def test_a_longer_record_is_another_layout(server: LocalValkey, store: RedisStore, admin: Any) -> None:
+    longer = np.dtype([*DTYPE.descr, ("more", "<i8")])
+    other = RedisStore(server.url, longer, "clicks", PARTITIONS, prefix="t:")
+    commit = step_of(None, ["a", "b"], RNG, rows=np.zeros(2, longer))
+    await other.apply(commit)
+    with pytest.raises(LayoutError, match=r"2 of 3 customers.*ebbtide rebuild"):
+        await store.load(0, ["a", "b", "nobody"])
+    await other.close()
+
+
+async def test_another_policy_section_is_taken_over_without_it(server: LocalValkey, admin: Any) -> None:
+    """Version 1 has an episode; version 2 has another section, shorter or longer: what the fold knows stays."""
+    layout = Layout(load_spec(SPECS / "demo.yaml"))
+    fold, policy = layout.sections
+    grown = np.dtype([*layout.dtype.descr, ("budget", "<f8", (3,))])
+    rows = np.frombuffer(bytearray(RNG.bytes(2 * layout.itemsize)), layout.dtype)
+    old = RedisStore(server.url, layout.dtype, "clicks", 1, prefix="t:", policy_version=1)
+    await old.apply(first := step_of(None, ["a", "b"], RNG, rows=rows))
+    new = RedisStore(server.url, grown, "clicks", 1, prefix="t:", policy_version=2)
+    loaded, found = await new.load(0, ["a", "nobody", "b"])
+    assert found.tolist() == [True, False, True]
+    for row, was in zip(loaded[[0, 2]], rows, strict=True):
+        assert row.tobytes()[: fold.size] == was.tobytes()[: fold.size]
+        assert not any(row.tobytes()[fold.size :])
+    loaded["budget"] = 1.0
+    loaded["episode_state"] = 1
+    await new.apply(second := step_of(first.checkpoint, ["a"], RNG, rows=loaded[:1]))
+    again, _ = await new.load(0, ["a", "b"])
+    assert again[0].tobytes() == loaded[0].tobytes(), "its own section is kept"
+    assert again[1].tobytes() == loaded[2].tobytes()[: fold.size] + bytes(grown.itemsize - fold.size)
+    back, _ = await old.load(0, ["a"])
+    assert back.tobytes() == rows[:1].tobytes()[: fold.size] + bytes(policy.size)
+    assert second.checkpoint.sequence == 2
+    await old.close()
+    await new.close()
 
 
 async def test_a_head_that_cannot_be_read_is_another_layout(store: RedisStore, admin: Any) -> None:

@@ -1,7 +1,7 @@
 """The store in Redis or Valkey: four kinds of keys a partition, and one script that moves them together.
 
     {prefix}{topic}:{p7}:checkpoint     string  where the partition is, in words (`Checkpoint.text`)
-    {prefix}{topic}:{p7}:c:<customer>   string  the record, its bytes as they lie in memory
+    {prefix}{topic}:{p7}:c:<customer>   string  the record, packed (`codec.py`)
     {prefix}{topic}:{p7}:due            zset    customer → ms UTC, one entry for each record
     {prefix}{topic}:{p7}:out            hash    id → entry of the outbox, until Kafka has acknowledged it: sequence,
                                                 place in it, offset, length of the key; then key and value
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured
-from ebbtide.featurestore.record.layout import Rows
+from ebbtide.featurestore.record.layout import POLICY_VERSION, Rows
 from ebbtide.featurestore.store.checkpoint import REBUILD, RESETTING, Checkpoint
 from ebbtide.featurestore.store.commit import (
     CUSTOMERS_MAX,
@@ -35,11 +35,11 @@ from ebbtide.featurestore.store.commit import (
     LoadRequest,
     OutboxEntry,
     check_count,
-    join_records,
     pages,
 )
 from ebbtide.featurestore.store.outcomes import failed, outcomes
 from ebbtide.featurestore.store.redis.client import Question, RedisClient, Script
+from ebbtide.featurestore.store.redis.codec import RecordCodec
 from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.errors import CLUSTER_HINT
 from ebbtide.featurestore.store.redis.url import SETTING
@@ -94,11 +94,13 @@ class RedisStore:
         prefix: str = "",
         timeout_s: float = TIMEOUT_S,
         connections_max: int = CONNECTIONS_MAX,
+        policy_version: int = POLICY_VERSION,
     ) -> None:
         if {"{", "}"} & {*prefix, *topic}:
             raise StoreMisconfigured(f"prefix {prefix!r} and topic {topic!r} must not contain braces")
         self.dtype = dtype
         self.partitions = partitions
+        self._codec = RecordCodec(dtype, policy_version)
         self._client = RedisClient(url, credentials, timeout_s=timeout_s, connections_max=connections_max)
         self.where = self._client.where
         self._tags = [f"{prefix}{topic}:{{p{partition}}}:" for partition in range(partitions)]
@@ -145,7 +147,7 @@ class RedisStore:
     async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
         check_count(customers)
         keys = self._record_keys(partition, customers)
-        return join_records(await self._client.ask("MGET", *keys) if keys else [], self.dtype, partition)
+        return self._codec.unpack(await self._client.ask("MGET", *keys) if keys else [], partition)
 
     def load_each(self, requests: Sequence[LoadRequest]) -> list[asyncio.Future[Loaded]]:
         return self._ask_valid(requests, self._load_question)
@@ -160,7 +162,7 @@ class RedisStore:
         # One key that is there for nobody's sake: MGET must have one, and all go the same way.
         command = ("MGET", *keys) if keys else ("MGET", self._tags[partition] + "c:")
         n = len(keys)
-        return Question(command[1], command, lambda reply: join_records(reply[:n], self.dtype, partition))
+        return Question(command[1], command, lambda reply: self._codec.unpack(reply[:n], partition))
 
     async def apply(self, commit: Commit) -> None:
         commit.check(self.dtype)
@@ -205,8 +207,6 @@ class RedisStore:
     def _call(self, commit: Commit) -> tuple[list[str], list[Any]]:
         """Keys and arguments of the script, as `apply.lua` lists them."""
         record = self._tags[commit.partition] + "c:"
-        size = self.dtype.itemsize
-        blob = commit.rows.tobytes()
         keys = [
             *self._fixed_keys(commit.partition),
             *self._record_keys(commit.partition, commit.customers),
@@ -220,7 +220,7 @@ class RedisStore:
             len(commit.outbox),
             len(commit.acked),
             *commit.due.tolist(),
-            *(blob[at : at + size] for at in range(0, len(blob), size)),
+            *self._codec.pack(commit.rows),
             *(part for at, entry in enumerate(commit.outbox) for part in (entry.id, _packed(at, entry))),
             *commit.acked,
         ]
@@ -255,7 +255,7 @@ class RedisStore:
         values = await self._client.ask_all([("GET", f"{tag}c:{customer}") for tag in self._tags])
         for partition, value in enumerate(values):
             if value is not None:
-                rows, _ = join_records([value], self.dtype, partition)
+                rows, _ = self._codec.unpack([value], partition)
                 return partition, rows[0]
         return None
 

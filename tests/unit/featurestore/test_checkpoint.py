@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.errors import LayoutError
-from ebbtide.featurestore.store.checkpoint import RESETTING, Checkpoint, TimerCursor, draw_nonce
+from ebbtide.featurestore.store.checkpoint import (
+    BACKFILLING,
+    RESETTING,
+    Checkpoint,
+    TimerCursor,
+    check_checkpoint,
+    draw_nonce,
+)
 
 LEAST = Checkpoint(3, 2, 0, "layout", 4)
 LEAST_TEXT = "offset=3 sequence=2 timer_ms=0 layout=layout partitions=4"
@@ -95,6 +102,17 @@ def test_anything_else_is_refused(text: str) -> None:
 )
 def test_what_nobody_could_read_again_is_known_before(wrong: dict[str, TimerCursor]) -> None:
     assert not LEAST._replace(**wrong).is_readable  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_state_of_another_fold_is_refused_and_of_another_policy_is_not() -> None:
+    stored = LEAST._replace(layout="fold:01/policy:02")
+    check_checkpoint(stored, "fold:01/policy:02", 4)
+    check_checkpoint(stored, "fold:01/policy:03", 4)
+    for layout in ("fold:04/policy:02", BACKFILLING):
+        with pytest.raises(LayoutError, match=r"record layout|backfill"):
+            check_checkpoint(stored._replace(layout=layout), "fold:01/policy:02", 4)
+    with pytest.raises(LayoutError, match="4 partitions, this one has 5"):
+        check_checkpoint(stored, "fold:01/policy:02", 5)
 
 
 def test_nonces_differ() -> None:
