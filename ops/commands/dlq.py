@@ -10,9 +10,9 @@ import click
 from rich.table import Table
 
 from ebbtide.featurestore.events.contract import TIME_MS_MAX
+from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.ops.commands.options import config_option, json_option
 from ebbtide.ops.config.load import load_settings
-from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError

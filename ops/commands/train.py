@@ -9,9 +9,9 @@ from rich.table import Table
 
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.durations import format_duration
+from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.ops.commands.options import DATE, DURATION, json_option
 from ebbtide.ops.console import console, steps, table_and_json
-from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.stream.clock import SystemClock
 
