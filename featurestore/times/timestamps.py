@@ -12,7 +12,7 @@ that the machine happens to be in.
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 import numpy as np
@@ -104,7 +104,7 @@ class TimeReader:
         raise ValueError(value)
 
     def _strptime_ms(self, text: str) -> int:
-        return _ms(_strptime(text, self._format))
+        return epoch_ms(_strptime(text, self._format))
 
 
 def iso_ms(text: str) -> int:
@@ -113,7 +113,7 @@ def iso_ms(text: str) -> int:
     Raises ValueError."""
     if text[4:5] != "-":
         raise ValueError(text)  # 20240101 would be a date to Python, and is more likely a number
-    return _ms(datetime.fromisoformat(text if text.isupper() else text.upper()))
+    return epoch_ms(datetime.fromisoformat(text if text.isupper() else text.upper()))
 
 
 def iso_days(text: str) -> float:
@@ -124,8 +124,8 @@ def iso_days(text: str) -> float:
 
 
 def instant(ms: int) -> datetime:
-    """Milliseconds since 1970 as a datetime in UTC. Raises OverflowError or ValueError beyond the year 9999."""
-    return datetime.fromtimestamp(ms / 1000, UTC)
+    """Milliseconds since 1970 as a datetime in UTC. Raises OverflowError before the year 1 and beyond 9999."""
+    return _EPOCH + timedelta(milliseconds=ms)
 
 
 def format_time(ms: int) -> str:
@@ -141,7 +141,7 @@ def format_date(ms: int) -> str:
 def _strptime(text: str, ts_format: str) -> datetime:
     """strptime whose %Z takes the names of UTC alone, on every machine. Raises ValueError."""
     if not _ZONE_NAME.search(ts_format):
-        return datetime.strptime(text, ts_format)  # noqa: DTZ007 - `_ms` takes a time without offset as UTC
+        return datetime.strptime(text, ts_format)  # noqa: DTZ007 - `epoch_ms` takes a time without offset as UTC
     for name in _UTC_NAMES:
         try:
             return datetime.strptime(text, _ZONE_NAME.sub(rf"\g<1>{name}", ts_format))  # noqa: DTZ007 - UTC, it says
@@ -150,6 +150,7 @@ def _strptime(text: str, ts_format: str) -> datetime:
     raise ValueError(text)
 
 
-def _ms(moment: datetime) -> int:
+def epoch_ms(moment: datetime) -> int:
+    """Milliseconds since 1970 of a datetime, fractions cut off; UTC where it has no offset."""
     passed = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
     return passed.days * DAY_MS + passed.seconds * 1000 + passed.microseconds // 1000

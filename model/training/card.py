@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.slices import HELD_OUT_PERCENT
 from ebbtide.model.judging.evaluate import MODEL, Figure, Moment
 from ebbtide.model.training.fit import Fit
 from ebbtide.model.training.plots import draw_plots
-from ebbtide.model.training.report import TrainReport, stamp
+from ebbtide.model.training.report import TrainReport
 
 CARD = "model_card.md"
 METRIC_WORDS = {
@@ -139,7 +140,7 @@ def _slice_table(report: TrainReport) -> str:
     for name, span in report.spans.items():
         start, end = span or ("", f"{HELD_OUT_PERCENT} % of the customers of the train slice")
         lines.append(f"| {name} | {start} | {end} | {report.examples[name]:,} |")
-    return "\n".join(lines) + f"\n\nLabels were closed at {stamp(report.labels_until_ms)}."
+    return "\n".join(lines) + f"\n\nLabels were closed at {format_time(report.labels_until_ms)}."
 
 
 def _scheme(report: TrainReport) -> str:

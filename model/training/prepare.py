@@ -20,6 +20,7 @@ from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.record.replay import before, remembered
 from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, wanted_of
 from ebbtide.model.examples.examples import Examples
@@ -27,7 +28,6 @@ from ebbtide.model.examples.jobs import gather_by
 from ebbtide.model.examples.labels import CANCELLED
 from ebbtide.model.examples.sample import SNAPSHOTS_A_HORIZON, Panel
 from ebbtide.model.examples.slices import Slices, held_out, plan_slices
-from ebbtide.model.training.report import stamp
 
 ROWS_MIN = 50
 """A slice with fewer labelled rows decides nothing."""
@@ -108,8 +108,8 @@ def known_log(layout: Layout, log: EventBatch, labels_until_ms: int | None) -> K
     slack = min(DAY_MS, layout.spec.horizon_ms // SNAPSHOTS_A_HORIZON)
     if labels_until_ms is not None and labels_until_ms > end + slack:
         raise SpecError(
-            f"labels are asked for until {stamp(labels_until_ms)}, but the log is known until {stamp(end)} only: "
-            "whoever is silent in between would be taken for gone",
+            f"labels are asked for until {format_time(labels_until_ms)}, but the log is known until "
+            f"{format_time(end)} only: whoever is silent in between would be taken for gone",
             hint="leave --labels-until out, or give a date within the log",
         )
     return Known(within, end if labels_until_ms is None else labels_until_ms, len(log) - len(within))

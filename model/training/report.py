@@ -2,12 +2,12 @@
 
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.slices import Slices
 from ebbtide.model.judging.evaluate import Evaluation, Moment
@@ -53,7 +53,7 @@ class TrainReport:
         return {
             "name": self.name,
             "horizon_ms": self.horizon_ms,
-            "labels_until": stamp(self.labels_until_ms),
+            "labels_until": format_time(self.labels_until_ms),
             "customers": self.customers,
             "events": self.events,
             "events_beyond": self.events_beyond,
@@ -79,9 +79,9 @@ class TrainReport:
         """Slice -> first and last moment, RFC 3339; None for a calibration by customers."""
         calibration = self.slices.calibration
         return {
-            "train": [stamp(t) for t in self.slices.train],
-            "calibration": None if calibration is None else [stamp(t) for t in calibration],
-            "test": [stamp(t) for t in self.slices.test],
+            "train": [format_time(t) for t in self.slices.train],
+            "calibration": None if calibration is None else [format_time(t) for t in calibration],
+            "test": [format_time(t) for t in self.slices.test],
         }
 
 
@@ -102,16 +102,6 @@ class Published:
         """The report's names, and `version`, `path`, `seconds`."""
         where = {"version": self.version, "path": str(self.path), "seconds": self.seconds}
         return {**self.report.as_json(), **where}
-
-
-def stamp(time_ms: int) -> str:
-    """RFC 3339, UTC, to the second."""
-    return instant(time_ms).isoformat(timespec="seconds")
-
-
-def instant(time_ms: int) -> datetime:
-    """ms UTC as a datetime, to the millisecond."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC)
 
 
 def data_hash(examples: Examples) -> str:

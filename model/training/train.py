@@ -31,6 +31,7 @@ from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
+from ebbtide.featurestore.times.timestamps import format_date, instant
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.examples import Examples
@@ -47,7 +48,7 @@ from ebbtide.model.training.card import write_card
 from ebbtide.model.training.fit import Fit, Trainer, logits
 from ebbtide.model.training.prepare import Decisions, Prepared, check_slices, known_log, prepare
 from ebbtide.model.training.progress import Stages
-from ebbtide.model.training.report import Published, TrainReport, data_hash, instant
+from ebbtide.model.training.report import Published, TrainReport, data_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ def choose_thresholds(prepared: Prepared, published: Trained, config: TrainConfi
     if chosen is None:
         raise ModelRefused(
             f"model {spec.name} is not published: no customer came up for a decision in the last horizon before "
-            f"{instant(prepared.known.until_ms):%Y-%m-%d}, so no threshold can be chosen",
+            f"{format_date(prepared.known.until_ms)}, so no threshold can be chosen",
             hint="does the log end earlier than you think? `ebbtide spec check` shows its events by time",
         )
     return chosen

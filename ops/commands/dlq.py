@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from ebbtide.featurestore.events.contract import TIME_MS_MAX
+from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.ops.commands.options import config_option, json_option
 from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
@@ -17,7 +18,6 @@ from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.dlq.replay import Letter, Replayed, letters, replay
 from ebbtide.stream.kafka.producer import KafkaSink
-from ebbtide.stream.outputs.alert import instant
 
 reason_option = click.option(
     "--reason", "reasons", multiple=True, metavar="NAME", help="Only of this reason; repeatable."
@@ -126,7 +126,7 @@ def _row(letter: Letter) -> dict[str, Any]:
     record = letter.record
     key_hash = None if record.key is None else hashlib.blake2b(record.key, digest_size=4).hexdigest()
     dated = 0 < letter.timestamp <= TIME_MS_MAX  # a producer may state any time at all
-    when = instant(letter.timestamp).isoformat(timespec="seconds") if dated else None
+    when = format_time(letter.timestamp) if dated else None
     return {
         "reason": letter.reason, "topic": letter.source.topic, "partition": letter.source.partition,
         "offset": letter.source.offset, "key_hash": key_hash, "when": when, "detail": letter.detail,

@@ -5,13 +5,13 @@ DURATION     28d, 36h: as in a spec
 """
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ebbtide.featurestore.times.durations import parse_duration
+from ebbtide.featurestore.times.timestamps import iso_ms
 
 
 class _Date(click.ParamType):
@@ -21,11 +21,9 @@ class _Date(click.ParamType):
         if isinstance(value, int):
             return value
         try:
-            moment = datetime.fromisoformat(str(value))
+            return iso_ms(str(value))
         except ValueError:
             self.fail(f"{value!r} is not a date such as 2017-10-01 or 2017-10-01T12:00:00Z", param, ctx)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return round(moment.timestamp() * 1000)
 
 
 DATE = _Date()

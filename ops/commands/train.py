@@ -9,11 +9,11 @@ from rich.table import Table
 
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.durations import format_duration
+from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.ops.commands.options import DATE, DURATION, json_option
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.outputs.alert import instant
 
 METRICS = {
     "auroc": "AUROC",

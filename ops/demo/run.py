@@ -24,6 +24,7 @@ from rich.table import Table
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.demo.feed import Feed
@@ -39,7 +40,6 @@ from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.topics import ensure_topics
-from ebbtide.stream.outputs.alert import instant
 
 FRAME_S = 0.25
 SETTLE_S_MAX = 10.0

@@ -19,10 +19,11 @@ from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.hashing import hash_texts
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.timestamps import epoch_ms
 from ebbtide.ops.demo.shop.behaviour import Scenario, simulate
 from ebbtide.ops.demo.shop.events import PLAN_CHANGED, TYPES, Simulated, write_jsonl
 
-OPENS_MS = round(datetime(2025, 3, 3, tzinfo=UTC).timestamp() * 1000)
+OPENS_MS = epoch_ms(datetime(2025, 3, 3, tzinfo=UTC))
 """A Monday in the past: a broker refuses records whose time is an hour ahead of its own clock."""
 MAILING_DAYS = 7.0
 """Everyone gets the newsletter at an hour of their own, so alerts come evenly instead of once a week."""

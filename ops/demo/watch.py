@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from ebbtide.featurestore.times.timestamps import epoch_ms
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
@@ -28,7 +29,7 @@ class Seen:
 
     @property
     def as_of_ms(self) -> int:
-        return round(self.alert.decision.as_of.timestamp() * 1000)
+        return epoch_ms(self.alert.decision.as_of)
 
 
 class Alerts:

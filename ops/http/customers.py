@@ -8,7 +8,6 @@ what is known is answered for, since the record does not say what it was then.
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.store.protocol import Store
+from ebbtide.featurestore.times.timestamps import instant, iso_ms
 from ebbtide.stream.clock import Clock
-from ebbtide.stream.outputs.alert import instant
 from ebbtide.stream.policy import OPEN
 
 Ask = Callable[
@@ -84,7 +83,7 @@ class Customers:
         if text == "now":
             return max(self._clock.now_ms(), known_ms)
         try:
-            ms = int(text) if text.isdecimal() else _ms(datetime.fromisoformat(text))
+            ms = int(text) if text.isdecimal() else iso_ms(text)
         except (ValueError, OverflowError):
             raise web.HTTPBadRequest(reason="as_of is RFC 3339, epoch milliseconds or `now`") from None
         if not known_ms <= ms <= TIME_MS_MAX:
@@ -92,11 +91,6 @@ class Customers:
                 reason=f"as_of lies before what is known ({known_ms} ms), or after the year 9999"
             )
         return ms
-
-
-def _ms(moment: datetime) -> int:
-    """ms UTC; a moment without a zone is UTC, like everything here."""
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def describe(row: np.void, layout: Layout) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.timestamps import epoch_ms
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.judging.evaluate import MODEL
 from ebbtide.model.serving.runtime import configure
@@ -62,7 +63,7 @@ def run(
     )  # fmt: skip
     progress("fitting the baselines")
     history, until = history_of(layout, log), scorer.manifest.labels_until
-    until_ms = round(until.timestamp() * 1000) if until else from_ms
+    until_ms = epoch_ms(until) if until else from_ms
     baselines = fit_baselines(history, until_ms, scorer.manifest.train_config or TrainConfig())
     progress("judging")
     judged = [judge(each, history, scorer, baselines, BOOTSTRAP) for each in replayed.snapshots]

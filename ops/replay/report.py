@@ -15,6 +15,7 @@ from ebbtide.featurestore.record.fold import CAUSES
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.record.replay import replay
 from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.timestamps import epoch_ms, format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, draw
 from ebbtide.model.examples.labels import CHURNED, STAYED
@@ -129,7 +130,7 @@ def alerting(replayed: Replayed, history: History) -> Alerting:
     opened = [alert for alert in replayed.alerts if alert.transition == "opened"]
     index = {name: i for i, name in enumerate(history.log.customers)}
     customer = np.array([index[alert.customer] for alert in opened], np.int32)
-    as_of = np.array([round(alert.decision.as_of.timestamp() * 1000) for alert in opened], np.int64)
+    as_of = np.array([epoch_ms(alert.decision.as_of) for alert in opened], np.int64)
     if not opened:
         return Alerting(0, 0, 0, float("nan"))
     label = history.labeller.label(customer, as_of)
@@ -171,7 +172,8 @@ def as_json(
         "customers": len(log.events.customers),
         "dead_letters": replayed.dead_letters,
         "snapshots": [
-            {**j.evaluation.as_json(), "as_of": _date(j.as_of), "customers": j.customers} for j in judged
+            {**j.evaluation.as_json(), "as_of": format_time(j.as_of), "customers": j.customers}
+            for j in judged
         ],
         "alerts": alerts.opened,
         "alert_precision": None if np.isnan(alerts.precision) else alerts.precision,
@@ -183,7 +185,3 @@ def as_json(
         "events_per_s": (len(log) - replayed.start) / max(replayed.seconds, 1e-9),
         "worker_peak_rss_bytes": replayed.peak_rss_bytes,
     }
-
-
-def _date(ms: int) -> str:
-    return str(np.datetime64(ms, "ms").astype("datetime64[s]")) + "Z"

@@ -7,7 +7,7 @@ header.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -80,11 +80,6 @@ def encode(alert: Alert) -> bytes:
 def customer_key(value: bytes) -> bytes:
     """The Kafka key of an encoded alert: its customer."""
     return str(orjson.loads(value)["customer"]).encode()
-
-
-def instant(ms: int) -> datetime:
-    """ms UTC as a datetime."""
-    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def top_reasons(

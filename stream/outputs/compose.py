@@ -10,7 +10,8 @@ from ebbtide.featurestore.record.fold import CAUSES, TERMINAL, Points
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.commit import OutboxEntry
 from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.stream.outputs.alert import Alert, Decision, Reason, alert_id, encode, instant, top_reasons
+from ebbtide.featurestore.times.timestamps import instant
+from ebbtide.stream.outputs.alert import Alert, Decision, Reason, alert_id, encode, top_reasons
 from ebbtide.stream.policy import Transition
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored

@@ -8,6 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
+from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.stream.outputs.alert import (
     Alert,
     Decision,
@@ -15,7 +16,6 @@ from ebbtide.stream.outputs.alert import (
     alert_schema,
     customer_key,
     encode,
-    instant,
     top_reasons,
 )
 
