@@ -13,6 +13,7 @@ import asyncio
 import re
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,30 @@ async def says_ready(port: int) -> bool | None:
     return b" 200 " in line if line else None
 
 
+@dataclass
+class Silence:
+    """How long partitions stood while their owner said that it was ready. `longest_s` is the most so far."""
+
+    longest_s: float = 0.0
+    _stood_at: dict[int, int] = field(default_factory=dict)
+    _since_s: dict[int, float] = field(default_factory=dict)
+
+    def look(self, partition: int, checkpoint: int, end: int, ready: bool, now_s: float) -> bool:
+        """One look at a partition. True when this is the longest silence so far."""
+        moved = self._stood_at.get(partition) != checkpoint
+        if moved or checkpoint >= end or not ready:
+            self._stood_at[partition], self._since_s[partition] = checkpoint, now_s
+            return False
+        silent_s = now_s - self._since_s[partition]
+        if silent_s <= self.longest_s:
+            return False
+        self.longest_s = silent_s
+        return True
+
+
 class Readiness:
-    """`start`, then read. `silent_s_max`: the longest time a partition stood while its owner said that it was ready,
-    and `silent_at` where and when. `mute_s_max`: the longest time a worker that was not stopped did not answer."""
+    """`start`, then read. `silence`: of all partitions; `silent_at`: where and when it was longest; `mute_s_max`: the
+    longest time a worker that was not stopped did not answer."""
 
     def __init__(self, crew: Crew, monitor: Monitor) -> None:
         self._crew, self._monitor = crew, monitor
@@ -52,9 +74,8 @@ class Readiness:
         self._ready: dict[Path, bool | None] = {}
         self._answered_s: dict[Path, float] = {}
         self._versions: dict[Path, int] = {}
-        self._moved_s: dict[int, float] = {}
-        self._seen: dict[int, int] = {}
-        self.silent_s_max = self.mute_s_max = 0.0
+        self.silence = Silence()
+        self.mute_s_max = 0.0
         self.silent_at = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -98,14 +119,11 @@ class Readiness:
             await asyncio.sleep(LOOK_S)
 
     def _judge(self, now_s: float) -> None:
-        lag = np.maximum(self._monitor.high, self._monitor.ends) - self._monitor.checkpoints
+        ends = np.maximum(self._monitor.high, self._monitor.ends).tolist()
+        at = self._monitor.checkpoints.tolist()
         for partition, owner in self._owners.items():
-            at = int(self._monitor.checkpoints[partition])
-            moved = self._seen.get(partition) != at
-            if moved or lag[partition] <= 0 or self._ready.get(owner.log) is not True:
-                self._seen[partition], self._moved_s[partition] = at, now_s
-            elif (silent_s := now_s - self._moved_s[partition]) > self.silent_s_max:
-                self.silent_s_max = silent_s
+            ready = self._ready.get(owner.log) is True
+            if self.silence.look(partition, at[partition], ends[partition], ready, now_s):
                 self.silent_at = f"{time.strftime('%H:%M:%S')}, partition {partition} of {owner.log.name}"
 
     def _read_logs(self) -> None:

@@ -227,7 +227,7 @@ class Run:
             "model_swaps": counts["model swaps"],
             "faults": {kind: counts[kind] for kind in self._shape.faults},
             "faults_tried": {kind: faults.tried[kind] for kind in self._shape.faults},
-            "silent_while_ready_s_max": round(readiness.silent_s_max, 1),
+            "silent_while_ready_s_max": round(readiness.silence.longest_s, 1),
             "silent_while_ready_at": readiness.silent_at,
             "mute_s_max": round(readiness.mute_s_max, 1),
             "workers_started": len(crew.all),
