@@ -9,8 +9,10 @@ from rich.table import Table
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.commands.options import config_option
+from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
-from ebbtide.ops.console import config_option, console, settings_of, steps
+from ebbtide.ops.console import console, steps
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.state.adopt import Adopted, adopt
 from ebbtide.ops.worker.connect import open_store
@@ -26,7 +28,7 @@ def command(config: Path | None, yes: bool) -> None:
 
     Stop the workers first. A topic whose events lie at other offsets must not be adopted: rebuild the state from it.
     """
-    settings = settings_of(config)
+    settings = load_settings(config)
     with steps() as progress:
         progress("asking Kafka and Redis")
         now, adopted = asyncio.run(_run(settings, yes))
