@@ -353,7 +353,7 @@ async def test_what_was_not_acknowledged_is_not_delivered_later(unique_name: str
             "advertised.listeners": f"PROXIED://127.0.0.1:{proxy.port}",
             "listener.security.protocol.map": "PROXIED:PLAINTEXT",
         }
-        kafka = LocalKafka(settings=listener, record=False)
+        kafka = LocalKafka(settings=listener)
         url = await asyncio.to_thread(kafka.start)
         there = KafkaSettings(url=url, topic=unique_name)
         behind = KafkaSettings(url=f"127.0.0.1:{proxy.port}", topic=unique_name, request_timeout_s=2.0)
