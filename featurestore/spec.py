@@ -272,7 +272,8 @@ def load_spec(path: Path | str) -> Spec:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"cannot read the spec {path}: {error.strerror}", hint="give --spec FILE") from None
-    except yaml.YAMLError as error:
+    # A value that does not fit its tag (`!!int x`, a date of 2026-99-99) is none of PyYAML's own errors.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         raise SpecError(f"{path} is not YAML: {error}") from None
     return parse_spec(data, source=str(path))
 

@@ -297,6 +297,14 @@ async def test_the_list_shows_why_and_where_and_no_customer(
     assert data["letters"] == 6 and data["reasons"] == {"future": 5, "not_json": 1}
     assert [row["offset"] for row in data["latest"]] == [4, 5]
     assert f"{settings.topic}/0@5" in said and "because" in said and "onymous" not in said
+    keys = {row["key_hash"] for row in data["latest"]}
+    _, again = await in_thread(dlq, stack, settings, tmp_path, "list", "--limit", "2")
+    assert len(keys) == 1 and keys.isdisjoint({row["key_hash"] for row in again["latest"]}), (
+        "no id can be tried out"
+    )
+    await bury(settings, a_letter(settings, 6, b"bob", "future"))
+    _, bobs = await in_thread(dlq, stack, settings, tmp_path, "list", "--customer", "bob")
+    assert (bobs["letters"], [row["offset"] for row in bobs["latest"]]) == (1, [6])
 
 
 async def test_what_is_folded_already_is_not_sent_again(
