@@ -15,11 +15,12 @@ from typing import Any
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.events.known import known_until
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout, Rows
-from ebbtide.featurestore.record.replay import known_until, replay, state_at
+from ebbtide.featurestore.record.replay import replay, state_at
 from ebbtide.featurestore.spec import Spec, load_spec
 
 
@@ -70,7 +71,7 @@ def fold_log(
     """
     layout = Layout(spec if isinstance(spec, Spec) else load_spec(spec))
     events = _events(log, layout.spec)
-    until_ms = known_until(events) if until is None else _ms(until)
+    until_ms = known_until(events.time) if until is None else _ms(until)
     dates = [_ms(date) for date in snapshots]
     points = Points.joined(layout, list(replay(layout, events, until_ms, snapshots=dates)))
     return FoldedLog(layout, events, until_ms, points)

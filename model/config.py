@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ebbtide.model.graph.network import NetworkConfig
+from ebbtide.model.graph.sizes import NetworkConfig
 
 
 class TrainConfig(BaseModel):

@@ -6,9 +6,11 @@
         ├── ModelDamaged           manifest unreadable, checksum wrong, graph    crash at start / keep the running one
         │                          will not load: it is not what was published
         ├── ModelForeign           made for another record layout                crash at start / keep the running one
+        ├── ModelUntrusted         would do more than compute, or is not signed  crash at start / keep the running one
         ├── ModelRefused           not good enough to be published               training ends, nothing is written
         └── ModelUnwritable        cannot be published here (disk, rights)       free space, publish again
 
+"crash at start" only when no lower version is good: a starting worker takes the highest good one (`serving/slot.py`).
 None of them is worth a retry by itself: a damaged model stays damaged until somebody publishes another
 version.
 """
@@ -30,6 +32,11 @@ class ModelDamaged(ModelError):
 
 class ModelForeign(ModelError):
     """The model was trained for another record layout; its numbers would mean something else."""
+
+
+class ModelUntrusted(ModelError):
+    """It would do more than compute (an op that reads, writes or calls out), brings files of its own, or has no good
+    signature where one is asked for. It was not loaded."""
 
 
 class ModelRefused(ModelError):

@@ -1,7 +1,8 @@
 """TensorFlow loaded without what it tells its own developers.
 
 Some of its lines are written to standard error before any setting of its log counts, so for the length of the import
-that descriptor leads into a file; should the import fail, what was written is shown.
+that descriptor leads into a file; should the import fail, what was written is shown. A command that has more to do in
+those seconds imports it `beside`, in a thread, and keeps its own words `apart`.
 """
 
 import logging
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 
@@ -29,6 +31,24 @@ def hushed() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def apart() -> None:
+    """Python's own words leave by a descriptor of their own, past the one that is hushed while TensorFlow is imported
+    `beside`. Before anything keeps `sys.stderr` for itself, as a log's handler does."""
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+
+
+@contextmanager
+def beside() -> Iterator[Future[str]]:
+    """`load_tensorflow` under way in a thread while the block runs. An error of the block does not wait for it: only
+    the process's end does."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="import")
+    try:
+        yield pool.submit(load_tensorflow)
+    finally:
+        pool.shutdown(wait=False)
 
 
 def load_tensorflow() -> str:

@@ -12,7 +12,6 @@ trainer's affair. The same three numbers stand in the SavedModel's graph and in 
 from typing import Annotated, Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +36,8 @@ class Calibrator(BaseModel):
 
     def in_graph(self, logit: Any) -> Any:
         """The same on tensors, float32[n]. Linear where a = b: then no rounding of softplus comes between."""
+        import tensorflow as tf  # noqa: PLC0415 - a manifest holds these numbers, and is read without TensorFlow
+
         if self.a == self.b:
             return self.a * logit + self.c
         return self.b * tf.math.softplus(logit) - self.a * tf.math.softplus(-logit) + self.c

@@ -14,29 +14,16 @@ is silent only the head's answer moves, and what the GRU made of the history hol
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import keras
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.graph.features import SEQUENCE_FIELDS
+from ebbtide.model.graph.sizes import NetworkConfig
 from ebbtide.model.graph.standard import STANDARD_MAX, moments, squeeze
-
-
-class NetworkConfig(BaseModel):
-    """Sizes of the network. `mixed_precision` (bfloat16) is for training on a GPU; what is served is float32."""
-
-    units: Annotated[int, Field(ge=1, le=512)] = 48
-    embed: Annotated[int, Field(ge=1, le=64)] = 8
-    dense: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (64, 32)
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    wide_l2: Annotated[float, Field(ge=0.0)] = 1e-5
-    seed: int = 0
-    mixed_precision: bool = False
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @keras.saving.register_keras_serializable("ebbtide")

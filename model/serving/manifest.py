@@ -1,13 +1,16 @@
 """The manifest of a model: what a published version is, and whether what lies there is still that.
 
-It knows names, numbers and checksums; it runs no model and writes no file. Whoever loads a version asks
-`verify` first, which reads every byte again and refuses by name: what is served is what was published, for
-the layout it was made for.
+It knows names, numbers and checksums; it runs no model, writes no file and needs no TensorFlow. Whoever loads a version
+asks `verify` first, which reads every byte again and refuses by name: what is served is what was published, for
+the layout it was made for, and nothing besides. A version may come from somebody who means harm, so nothing outside its
+folder is read, whatever the manifest says, and nothing that has no end.
 """
 
 import hashlib
 import json
-from pathlib import Path
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,11 +19,14 @@ from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.spec import Spec, parse_spec
 from ebbtide.model.config import TrainConfig
-from ebbtide.model.errors import ModelDamaged, ModelForeign, ModelMissing
+from ebbtide.model.errors import ModelDamaged, ModelForeign, ModelMissing, ModelUntrusted
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.judging.evaluate import Evaluation
+from ebbtide.model.serving import signature
+from ebbtide.model.serving.folder import MANIFEST, version_of
 
-MANIFEST = "manifest.json"
+MANIFEST_BYTES_MAX = 16 << 20
+"""A manifest is some 20 KB; what is more is no manifest."""
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -83,50 +89,43 @@ class Manifest(Facts):
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a version's folder. Raises ModelMissing or ModelDamaged; checks no other file."""
-    title = _title(path)
-    try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ModelMissing(
-            f"model {title} has no {MANIFEST}", hint="publish it again with `ebbtide train`"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelDamaged(
-            f"the manifest of model {title} cannot be read: {error}", hint="publish it again"
-        ) from None
-    try:
-        return Manifest.model_validate(json.loads(text))
-    except (ValidationError, json.JSONDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelDamaged(
-            f"the manifest of model {title} is no manifest: {first}", hint="publish it again"
-        ) from None
+    return _parsed(_read(path), _title(path))
 
 
-def verify(path: Path, layout_id: str | None = None) -> Manifest:
+def verify(path: Path, layout_id: str | None = None, key: str | None = None) -> Manifest:
     """Check that a version's folder is what was published, byte for byte, and for this layout. Returns its manifest.
 
-    Raises ModelMissing (a file is gone), ModelDamaged (a checksum or its number differs), ModelForeign (other layout).
+    `key`: signs manifests; None asks for no signature.
+    Raises ModelMissing (a file is gone), ModelDamaged (a checksum or its number differs), ModelForeign (other layout),
+    ModelUntrusted (no good signature; a file too many, or one that lies elsewhere).
     """
-    manifest = read_manifest(path)
+    text = _read(path)
+    if key is not None:
+        signature.check(path, text, key, _title(path))
+    manifest = _parsed(text, _title(path))
     if layout_id is not None and manifest.layout_id != layout_id:
         raise ModelForeign(
             f"model {manifest.title} was trained for record layout {manifest.layout_id}, not for {layout_id}",
             hint="serve it with the spec it was trained with, or train one with this spec",
         )
-    if path.name.isdigit() and int(path.name) != manifest.version:
+    if version_of(path.name) not in (None, manifest.version):
         raise ModelDamaged(
             f"model {_title(path)} calls itself {manifest.title}",
             hint="versions are not renamed: publish it again, or copy it under its own number",
         )
-    for name, expected in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise ModelMissing(f"model {manifest.title} lacks its file {name}", hint="publish it again")
-        if sha256_of(file) != expected:
-            raise ModelDamaged(
-                f"model {manifest.title}: {name} is not what was published", hint="publish it again"
+    for name in manifest.files:
+        if not _is_below(name):
+            raise ModelUntrusted(
+                f"the manifest of model {_title(path)} names a file outside its folder: {name!r}",
+                hint="this is no version that `ebbtide train` has published: remove it",
             )
+    for name in sorted(set(files_of(path)) - {*manifest.files, MANIFEST, signature.SIGNATURE}):
+        raise ModelUntrusted(
+            f"model {manifest.title} holds {name}, which its manifest does not list",
+            hint="remove the file, or publish the version again",
+        )
+    for name, expected in manifest.files.items():
+        _check_file(path / name, expected, f"model {manifest.title}", name)
     try:
         listed = tuple(feature.name for feature in features(manifest.parsed_spec()))
     except EbbtideError as error:
@@ -138,6 +137,63 @@ def verify(path: Path, layout_id: str | None = None) -> Manifest:
             f"model {manifest.title} lists other features than this release computes", hint="train it again"
         )
     return manifest
+
+
+def files_of(path: Path) -> Iterator[str]:
+    """Everything below a version's folder that is no folder, by its name there: files, links, pipes and devices."""
+    for found in path.rglob("*"):
+        if found.is_symlink() or not found.is_dir():
+            yield found.relative_to(path).as_posix()
+
+
+def _read(path: Path) -> bytes:
+    title = _title(path)
+    try:
+        if not stat.S_ISREG((path / MANIFEST).lstat().st_mode):
+            raise OSError("it is no regular file")
+        with (path / MANIFEST).open("rb") as file:
+            text = file.read(MANIFEST_BYTES_MAX + 1)
+    except FileNotFoundError:
+        raise ModelMissing(
+            f"model {title} has no {MANIFEST}", hint="publish it again with `ebbtide train`"
+        ) from None
+    except OSError as error:
+        raise ModelDamaged(
+            f"the manifest of model {title} cannot be read: {error}", hint="publish it again"
+        ) from None
+    if len(text) > MANIFEST_BYTES_MAX:
+        raise ModelDamaged(f"the manifest of model {title} is too large for one", hint="publish it again")
+    return text
+
+
+def _parsed(text: bytes, title: str) -> Manifest:
+    try:
+        return Manifest.model_validate(json.loads(text))
+    # UnicodeDecodeError is a ValueError, as the other two are.
+    except (ValidationError, ValueError, RecursionError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelDamaged(
+            f"the manifest of model {title} is no manifest: {first}", hint="publish it again"
+        ) from None
+
+
+def _is_below(name: str) -> bool:
+    """Whether a file's name in a manifest means a file in the version's folder, and says so plainly."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and path.as_posix() == name != "."
+
+
+def _check_file(file: Path, expected: str, title: str, name: str) -> None:
+    try:
+        mode = file.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelMissing(f"{title} lacks its file {name}", hint="publish it again") from None
+    if not stat.S_ISREG(mode):
+        raise ModelUntrusted(
+            f"{title}: {name} is no regular file", hint="copy the files themselves, not links to them"
+        )
+    if sha256_of(file) != expected:
+        raise ModelDamaged(f"{title}: {name} is not what was published", hint="publish it again")
 
 
 def _title(path: Path) -> str:

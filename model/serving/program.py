@@ -17,6 +17,7 @@ On a GPU a dispatch costs much and a row nearly nothing, and its libraries choos
 program has one block of its whole size, and one size serves all (see `scorer.py`).
 """
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,26 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.graph.features import Tensor
+from ebbtide.model.serving.graph import fingerprint
+
+Weights = tuple[Any, ...]
+"""Captured tensors of a signature, in its order. The version's loaded SavedModel keeps the variables behind them."""
 
 BLOCK = 32
 """Rows a matrix product, on the CPU: the largest size at which the library still adds as it does for 8 rows."""
 
 
 class Program:
-    """`program(raw, as_of)` -> {output: float32[size, …]}, for exactly `size` rows; compiled at the first call.
+    """`program(raw, as_of, weights)` -> {output: float32[size, …]}, for exactly `size` rows; compiled at the first
+    call.
 
     signature: a SavedModel's function over any number of rows. device: "/CPU:0" or "/GPU:0". block: rows a matrix
-    product, which divides any larger size. Not for two threads at once.
+    product, which divides any larger size.
+
+    It serves every version whose signature has the same graph (`graph.fingerprint`): `weights` are what that version's
+    signature captures, `weights_of(signature)`; None: of the one it was made from. So a version that differs in its
+    weights alone compiles nothing, and costs no memory that XLA would never give back: 8 MiB a program. Calls of
+    several threads follow each other.
     """
 
     def __init__(self, signature: Any, layout: Layout, size: int, device: str, block: int = BLOCK) -> None:
@@ -42,6 +53,7 @@ class Program:
             raise ValueError(f"size {size} is not a multiple of {block}")
         self.traces = 0
         self._device = device
+        self._turn = threading.Lock()
         block = min(size, block)
 
         def whole(raw: Tensor, as_of: Tensor) -> dict[str, Tensor]:
@@ -63,11 +75,38 @@ class Program:
             self._traced = tf.function(
                 program, input_signature=inputs, jit_compile=True
             ).get_concrete_function()
+        # The program captures what the signature did, each once, in an order of its own.
+        places = {id(weight): place for place, weight in enumerate(weights_of(signature))}
+        self._order = [places[id(captured)] for captured in self._traced.captured_inputs]
+        self._own = self._bound = weights_of(signature)
 
-    def __call__(self, raw: NDArray[np.uint8], as_of: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
-        with tf.device(self._device):
+    def __call__(
+        self, raw: NDArray[np.uint8], as_of: NDArray[np.int64], weights: Weights | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        weights = self._own if weights is None else weights
+        with self._turn, tf.device(self._device):
+            if self._bound is not weights:
+                self._traced.set_external_captures([weights[place] for place in self._order])
+                self._bound = weights
             out = self._traced(tf.constant(raw), tf.constant(as_of))
         return {name: value.numpy() for name, value in out.items()}
+
+
+def weights_of(signature: Any) -> Weights:
+    """What a signature computes with besides its inputs: handles of its version's variables, and constants."""
+    return tuple(signature.captured_inputs)
+
+
+def graph_of(signature: Any) -> str:
+    """The fingerprint of a signature's graph: equal for versions that differ in their weights alone."""
+    inputs = [tensor.name.partition(":")[0] for tensor in signature.inputs]
+    results = zip(sorted(signature.structured_outputs), signature.outputs, strict=True)
+    described = "".join(f"{tensor.dtype} {tensor.shape} " for tensor in signature.inputs)
+    graph = signature.graph.as_graph_def()
+    named = ",".join(inputs[: len(inputs) - len(signature.captured_inputs)])
+    return f"{named} {described}" + fingerprint(
+        graph, inputs, {name: tensor.name for name, tensor in results}
+    )
 
 
 def fields(layout: Layout, raw: Tensor) -> dict[str, Tensor]:

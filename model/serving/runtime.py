@@ -8,11 +8,16 @@ small to be worth splitting (see `program.py`), a second thread gains nothing, a
 the event loop, which parses, folds and stores while TensorFlow computes (it releases the GIL).
 """
 
+import logging
+
 import tensorflow as tf
 
 from ebbtide.model.errors import ModelError
 
 SERVING_THREADS = 1
+
+# At each load it warns that nobody may take a gradient of what we serve. Nobody does (`artifact.py`).
+logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def configure(threads: int = SERVING_THREADS) -> str:

@@ -92,10 +92,9 @@ async def _plan(settings: Settings, layout: Layout) -> None:
 async def _run(
     settings: Settings, layout: Layout, follow: bool, progress: Steps
 ) -> tuple[list[Rebuilt], dict[int, int], int, float]:
-    from ebbtide.model.serving.scorer import Scorer, ScorerSlot  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
-    from ebbtide.ops.worker.run import tools_of  # noqa: PLC0415 - as above
+    from ebbtide.ops.worker.compose import load_slot, tools_of  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
 
-    slot, clock = ScorerSlot(await asyncio.to_thread(Scorer.load, settings.model, layout)), SystemClock()
+    slot, clock = await asyncio.to_thread(load_slot, settings, layout), SystemClock()
     counts = Counts()
     async with (
         open_committed_log(settings.kafka) as settled,

@@ -7,13 +7,15 @@ import click
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
+from ebbtide.model.serving import xla_cache
 from ebbtide.ops.commands.options import config_option
+from ebbtide.ops.config.child import keep_compiled
 from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.secrets import secrets_of
 from ebbtide.ops.console import steps
 from ebbtide.ops.observe import logs
 from ebbtide.ops.stack.needed import stack
-from ebbtide.ops.tensorflow import load_tensorflow
+from ebbtide.ops.tensorflow import apart, beside
 from ebbtide.ops.worker.connect import check_servers
 
 
@@ -49,15 +51,20 @@ def command(
             "logs.level": log_level, "logs.form": log_form,
         },
     )  # fmt: skip
+    apart()
     logs.configure(settings.logs.level, settings.logs.form, secrets_of(settings).values())
-    layout = Layout(load_spec(settings.spec))
-    settings.check_spec(layout.spec)
-    with steps() as progress, stack(settings, progress) as complete:
-        if settings.local_kafka or settings.local_redis:
-            progress(f"local servers run: Kafka at {complete.kafka.url}, Redis at {complete.redis.url}")
-        progress.end()
-        asyncio.run(check_servers(complete, layout))  # a wrong URL need not wait for TensorFlow
-        load_tensorflow()
-        from ebbtide.ops.worker.run import work  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
+    folder = xla_cache.prepare(settings.compiled)
+    if folder is not None:
+        keep_compiled(folder)
+    with beside() as tensorflow:
+        layout = Layout(load_spec(settings.spec))
+        settings.check_spec(layout.spec)
+        with steps() as progress, stack(settings, progress) as complete:
+            if settings.local_kafka or settings.local_redis:
+                progress(f"local servers run: Kafka at {complete.kafka.url}, Redis at {complete.redis.url}")
+            progress.end()
+            asyncio.run(check_servers(complete, layout))  # a wrong URL is told before TensorFlow is there
+            tensorflow.result()
+            from ebbtide.ops.worker.run import work  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
 
-        asyncio.run(work(complete))
+            asyncio.run(work(complete))

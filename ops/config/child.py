@@ -4,11 +4,14 @@ An environment is read by nobody but us, a file by whoever finds it: secrets tra
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 from ebbtide.ops.config.secrets import put, secrets_of
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.config.variables import PREFIX, variable
+
+XLA_CACHE_FLAG = "--tf_xla_persistent_cache_directory"
 
 
 def for_child(settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
@@ -19,6 +22,13 @@ def for_child(settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
     for place in secrets:
         put(data, place, None)
     return data, {variable(place): secret for place, secret in secrets.items()}
+
+
+def keep_compiled(folder: Path) -> None:
+    """Have XLA keep what it compiles in `folder`, unless TF_XLA_FLAGS says where. Before TensorFlow's first import."""
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    if XLA_CACHE_FLAG not in flags:
+        os.environ["TF_XLA_FLAGS"] = f"{flags} {XLA_CACHE_FLAG}={folder}".strip()
 
 
 def quiet_libraries() -> None:

@@ -124,10 +124,15 @@ class LogSettings(_Frozen):
 
 
 class Settings(_Frozen):
-    """What a worker needs to know. See `ebbtide config show` for what is in force."""
+    """What a worker needs to know. See `ebbtide config show` for what is in force.
+
+    `model`: a model's folder, or a version's, which is then served whatever else appears. `model_key`: signs manifests;
+    when set, an unsigned version is refused. `compiled`: a folder of our own (0700) where compiled programs are kept.
+    """
 
     spec: Path = DEFAULT_SPEC
     model: Path = Path("models/demo")
+    model_key: SecretStr | None = None
     kafka: KafkaSettings = KafkaSettings(url=LOCAL)
     redis: RedisSettings = RedisSettings()
     topics: TopicSettings = TopicSettings()
@@ -140,6 +145,7 @@ class Settings(_Frozen):
     record_bytes_max: int = Field(default=64 << 10, ge=1024)
     drain_grace_s: float = Field(default=15.0, gt=0)
     model_watch_s: float = Field(default=5.0, gt=0)
+    compiled: Path = Path.home() / ".cache" / "ebbtide" / "xla"
 
     @model_validator(mode="after")
     def _relations(self) -> Self:

@@ -92,6 +92,7 @@ class _AtScrape(Collector):
     def __init__(self) -> None:
         self.ready: Callable[[], bool] | None = None
         self.model: Callable[[], tuple[str, int]] | None = None
+        self.refused: Callable[[], int] | None = None
         self.lags: Callable[[], Mapping[int, Lag]] | None = None
         self.seen_lag: dict[int, int] = {}
         """Of the last turn, for whoever has no better answer."""
@@ -107,6 +108,12 @@ class _AtScrape(Collector):
             yield GaugeMetricFamily("ebbtide_model_version", "Version of the model in service.", value=number)
             yield InfoMetricFamily(
                 "ebbtide_model", "The model in service.", value={"name": name, "version": str(number)}
+            )
+        if self.refused is not None:
+            yield GaugeMetricFamily(
+                "ebbtide_model_versions_refused",
+                "Versions above the one in service that cannot be served, and 1 for a folder that cannot be looked at.",
+                value=self.refused(),
             )
         yield from self._lags()
 
@@ -269,6 +276,10 @@ class Metrics(Telemetry):
     def serving(self, current: Callable[[], tuple[str, int]]) -> None:
         """Whom to ask which model answers now: its name and version."""
         self._at_scrape.model = current
+
+    def refused(self, current: Callable[[], int]) -> None:
+        """Whom to ask how many model versions cannot be served."""
+        self._at_scrape.refused = current
 
     def lags(self, current: Callable[[], Mapping[int, Lag]]) -> None:
         """Whom to ask where each partition of ours stands, as a `Lag`; the series are those it names."""

@@ -38,7 +38,8 @@ def main(directory: Path, start_ms: int) -> None:
 
     from ebbtide.model.graph.calibrator import Calibrator
     from ebbtide.model.graph.features import FeatureLayer
-    from ebbtide.model.graph.network import NetworkConfig, adapt, build_network
+    from ebbtide.model.graph.network import adapt, build_network
+    from ebbtide.model.graph.sizes import NetworkConfig
     from ebbtide.model.serving.artifact import Facts, export
 
     layout, points = Layout(SPEC), _points(start_ms)

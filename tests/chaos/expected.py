@@ -33,9 +33,9 @@ from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS, Layout, Rows
 from ebbtide.featurestore.spec import load_spec
-from ebbtide.model.serving.artifact import versions
+from ebbtide.model.serving.folder import versions
 from ebbtide.model.serving.runtime import configure
-from ebbtide.model.serving.scorer import Scorer
+from ebbtide.model.serving.scorer import Programs, Scorer
 from ebbtide.ops.config.settings import Settings
 from ebbtide.stream.batch import Record
 from ebbtide.stream.kafka.reader import read_topic
@@ -325,8 +325,9 @@ def load_versions(settings: Settings, layout: Layout) -> dict[int, Version]:
     """Every version in the models' folder. Those that share their files share what was compiled, too."""
     found: dict[int, Version] = {}
     scorers: dict[tuple[object, ...], Scorer] = {}
+    programs: Programs = {}
     for number in versions(settings.model):
-        scorer = Scorer.load(settings.model / str(number), layout, warm=False)
+        scorer = Scorer.load(settings.model / str(number), layout, programs=programs, whole=False)
         manifest = scorer.manifest
         files = tuple(sorted(manifest.files.items())), manifest.sizes
         scorer = scorers.setdefault(files, scorer)

@@ -24,7 +24,7 @@ from ebbtide.featurestore.hashing import hash_texts
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import load_spec
-from ebbtide.model.serving.manifest import MANIFEST
+from ebbtide.model.serving.folder import MANIFEST
 from ebbtide.model.serving.runtime import configure
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.ops.config.settings import Settings
@@ -100,7 +100,7 @@ def publish_models(directory: str, spec: str, log: str) -> None:
     rows, as_of = _typical(Layout(declared))
     for seed, folder in enumerate(sorted(Path(directory).iterdir())):
         version = publish(folder, spec=declared, seed=seed, sizes=SIZES[seed % len(SIZES)])
-        scorer = Scorer.load(version, Layout(declared), warm=False)
+        scorer = Scorer.load(version, Layout(declared), whole=False)
         leave, enter = np.quantile(scorer.score(rows, as_of), QUANTILES).tolist()
         file = version / MANIFEST
         manifest = json.loads(file.read_text()) | {"enter": round(enter, 4), "exit": round(leave, 4)}

@@ -1,10 +1,7 @@
 """What every scorer promises, held against a real SavedModel: the same bits for a row wherever it travels, nothing
-compiled in service, reasons that add up, and a newer version in its place without a pause.
+compiled in service, reasons that add up. Which one serves is `test_slot.py`.
 """
 
-import shutil
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +9,10 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.serving.artifact import SIZES
 from ebbtide.model.serving.program import BLOCK, Program
-from ebbtide.model.serving.scorer import Scorer, ScorerSlot
-from tests.support.seams.models import LAYOUT, TINY, Sample, publish, sample
+from ebbtide.model.serving.scorer import Programs, Scorer
+from tests.support.seams.models import LAYOUT, Sample, publish, sample
 
 
 @pytest.fixture(scope="module")
@@ -138,57 +134,34 @@ def test_a_size_that_is_no_multiple_of_a_block_is_refused(scorer: Scorer) -> Non
         Program(None, LAYOUT, BLOCK + 8, "/CPU:0")
 
 
-def test_a_newer_version_takes_over_without_a_pause_and_a_bad_one_does_not(tmp_path: Path) -> None:
-    """
-    version   3 serves    4 good    5 damaged: refused by name
-    refresh   ├── 5: verify ──┼── 4: verify, load, warm ──┤ swap
-    scoring   ▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪▪    each batch wholly by 3 or wholly by 4
-    """
-    slot = ScorerSlot(Scorer.load(publish(tmp_path, spec=TINY, version=3, sizes=(8,)), Layout(TINY)))
-    publish(tmp_path, spec=TINY, seed=1, sizes=(8,))
-    fifth = publish(tmp_path, spec=TINY, sizes=(8,))
-    (fifth / "saved_model.pb").write_bytes(b"garbage")
-    few = sample(8, spec=TINY)
-    before = slot.current.score(few.rows, few.as_of)
-    swapped: list[bool] = []
-    refreshing = threading.Thread(target=lambda: swapped.append(slot.refresh()))
-    seen: list[tuple[int, bytes]] = []
-    refreshing.start()
-    while refreshing.is_alive():
-        scorer = slot.current
-        seen.append((scorer.version, scorer.score(few.rows, few.as_of).tobytes()))
-        time.sleep(0.005)  # the next batch is being fetched
-    after = slot.current.score(few.rows, few.as_of)
-    assert swapped == [True]
-    assert slot.current.version == 4
-    assert before.tobytes() != after.tobytes()
-    assert set(seen) <= {(3, before.tobytes()), (4, after.tobytes())}
-    assert len(seen) > 20, "scoring waited for the load"
-    assert "kiosk/5: saved_model.pb" in slot.refused[5]
+def test_weights_alone_need_no_new_program(scorer: Scorer, data: Sample, tmp_path: Path) -> None:
+    """Two versions with one graph share what XLA has compiled, also while both are asked; each has its own answers."""
+    programs: Programs = {}
+    first, second = (
+        Scorer.load(publish(tmp_path, seed=seed, sizes=(32,)), LAYOUT, programs=programs) for seed in (0, 7)
+    )
+    alone = Scorer.load(second.path, LAYOUT)
+    assert len(programs) == 2
+    assert second.traces() == 2  # score and explain, once each for both versions
+    some = data.of(slice(0, 64))
+    assert first.score(some.rows, some.as_of).tobytes() == scorer.score(some.rows, some.as_of).tobytes()
+    for _ in range(2):
+        assert second.score(some.rows, some.as_of).tobytes() == alone.score(some.rows, some.as_of).tobytes()
+        assert first.score(some.rows, some.as_of).tobytes() != second.score(some.rows, some.as_of).tobytes()
+    ours, theirs = (each.explain(some.rows, some.as_of) for each in (second, alone))
+    assert [array.tobytes() for array in ours] == [array.tobytes() for array in theirs]
 
 
-def test_a_version_copied_by_hand_is_taken_once_it_is_whole(tmp_path: Path) -> None:
-    """
-    copying   manifest ── graph, in part ── all of it
-    refresh           refused          refused    serves      once each, not at every look
-    """
-    whole = publish(tmp_path / "from", spec=TINY, version=2, sizes=(8,))
-    slot = ScorerSlot(Scorer.load(publish(tmp_path, spec=TINY, sizes=(8,)), Layout(TINY), warm=False))
-    target = tmp_path / "kiosk" / "2"
-    target.mkdir()
-    shutil.copy(whole / "manifest.json", target)
-    assert not slot.refresh()
-    assert "lacks its file" in slot.refused[2]
-    slot.refused[2] = "not looked at again"
-    assert not slot.refresh()
-    assert slot.refused[2] == "not looked at again"
-    shutil.copytree(whole, target, dirs_exist_ok=True)
-    (target / "saved_model.pb").write_bytes(b"half of")
-    assert not slot.refresh()
-    assert "saved_model.pb" in slot.refused[2]
-    shutil.copy(whole / "saved_model.pb", target)
-    assert slot.refresh()
-    assert slot.current.version == 2
+def test_a_worker_may_begin_with_one_size(folder: Path, data: Sample, right: NDArray[np.float32]) -> None:
+    """The first size is a block of rows; each other one gives the same bits once it is there."""
+    scorer = Scorer.load(folder, LAYOUT, whole=False)
+    sizes = [scorer.sizes]
+    while scorer.missing:
+        assert in_pieces(scorer, data.of(slice(0, 100)), 50).tobytes() == right[:100].tobytes()
+        scorer = scorer.wider()
+        sizes.append(scorer.sizes)
+    assert sizes == [(32,), (8, 32), (8, 32, 128), SIZES]
+    assert in_pieces(scorer, data, 512).tobytes() == right.tobytes()
 
 
 def by_field(data: Sample) -> dict[str, tf.Tensor]:

@@ -102,7 +102,7 @@ def test_a_model_is_trained_scored_and_judged(
     published = ebbtide.train(folded.events, spec, tmp_path, created=START, config=config)
     assert isinstance(published, ebbtide.Published)
     assert 0.5 < published.report.evaluation.values["auroc"]["model"] <= 1
-    scorer = ebbtide.Scorer.load(published.path, folded.layout, warm=False)
+    scorer = ebbtide.Scorer.load(published.path, folded.layout, whole=False)
     asked = folded.points.take(folded.points.scored)
     p = scorer.score(asked.rows[:500], asked.as_of[:500])
     assert p.shape == (500,)

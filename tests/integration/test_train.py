@@ -29,7 +29,8 @@ from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.dataset import History, draw
 from ebbtide.model.examples.made_up import made_up
 from ebbtide.model.graph.calibrator import Calibrator
-from ebbtide.model.graph.network import NetworkConfig, build_network
+from ebbtide.model.graph.network import build_network
+from ebbtide.model.graph.sizes import NetworkConfig
 from ebbtide.model.judging.metrics import log_loss
 from ebbtide.model.serving import warmup
 from ebbtide.model.serving.scorer import Scorer
@@ -139,7 +140,7 @@ def test_what_is_published_is_served_with_its_thresholds_and_card(
 ) -> None:
     published, _, _ = trained
     layout, report = Layout(spec), published.report
-    scorer = Scorer.load(published.path, layout, warm=False)
+    scorer = Scorer.load(published.path, layout, whole=False)
     assert scorer.manifest.enter == report.thresholds.enter
     assert scorer.manifest.evaluation == report.evaluation
     assert scorer.manifest.train_config == CONFIG

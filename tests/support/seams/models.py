@@ -17,7 +17,8 @@ from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import Spec, parse_spec
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.features import FeatureLayer
-from ebbtide.model.graph.network import NetworkConfig, adapt, build_network
+from ebbtide.model.graph.network import adapt, build_network
+from ebbtide.model.graph.sizes import NetworkConfig
 from ebbtide.model.serving.artifact import SIZES, Facts, export
 from tests.support.oracle.histories import START, columns, random_history
 
@@ -105,6 +106,7 @@ def publish(
     seed: int = 0,
     version: int | None = None,
     sizes: tuple[int, ...] = SIZES,
+    key: str | None = None,
 ) -> Path:
     """A published model of random weights, drawn from `seed`, that uses every part of the graph. Returns its folder."""
     warm_up = sample(16, spec=spec, seed=seed)
@@ -117,4 +119,5 @@ def publish(
         (warm_up.rows, warm_up.as_of),
         version=version,
         sizes=sizes,
+        key=key,
     )

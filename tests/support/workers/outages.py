@@ -40,9 +40,9 @@ from ebbtide.ops.config.settings import PolicySettings, Settings
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.stack.local import LocalKafka, LocalValkey
 from ebbtide.ops.stack.server import free_ports
+from ebbtide.ops.worker.compose import serving
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.ops.worker.process import WorkerProcess
-from ebbtide.ops.worker.run import serving
 from ebbtide.stream.batch import CommittedOffset, Source
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app

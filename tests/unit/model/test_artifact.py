@@ -16,8 +16,9 @@ from ebbtide.model.errors import ModelDamaged, ModelError, ModelForeign, ModelMi
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.judging.evaluate import Evaluation, evaluate
 from ebbtide.model.serving import warmup
-from ebbtide.model.serving.artifact import export, latest_version, locate, verify, versions
-from ebbtide.model.serving.manifest import Facts
+from ebbtide.model.serving.artifact import export
+from ebbtide.model.serving.folder import latest_version, locate, versions
+from ebbtide.model.serving.manifest import Facts, verify
 from ebbtide.model.serving.scorer import Scorer
 from tests.support.seams.models import FACTS, TINY, network_of, publish, sample
 

@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.features import FeatureLayer
-from ebbtide.model.graph.network import NetworkConfig, adapt, build_network, in_float32
+from ebbtide.model.graph.network import adapt, build_network, in_float32
+from ebbtide.model.graph.sizes import NetworkConfig
 from ebbtide.model.graph.standard import STANDARD_MAX
 from tests.support.seams.models import LAYOUT, SPEC, network_of, sample
 

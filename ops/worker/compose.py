@@ -1,0 +1,113 @@
+"""What a worker is made of: the one place that knows every real part by name.
+
+    settings ─▶ spec, layout ─▶ versions (slot) ─▶ batcher ─┐
+                       └─▶ folder, parser, cache ───────────┼─▶ Tools of every partition's pipeline
+                              store, sink, clock, telemetry ┘
+
+It puts parts together and starts none of them. A version's policy is made here, of its manifest and the settings, when
+the version is loaded: what does not fit is refused before it serves.
+"""
+
+import asyncio
+import gc
+
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.events.parse import ParseLimits, Parser
+from ebbtide.featurestore.hashing import hash_texts
+from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.store.cache import Cache
+from ebbtide.featurestore.store.protocol import Store
+from ebbtide.model.serving import xla_cache
+from ebbtide.model.serving.manifest import Manifest
+from ebbtide.model.serving.scorer import Scorer
+from ebbtide.model.serving.slot import ScorerSlot, ServedVersion
+from ebbtide.ops.config.settings import PolicySettings, Settings
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.outputs.dead_letter import BYTES_MAX
+from ebbtide.stream.outputs.message import Sink
+from ebbtide.stream.outputs.pre_commit import Outputs
+from ebbtide.stream.pipeline import Tools
+from ebbtide.stream.policy import Policy
+from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.telemetry import Telemetry
+
+
+def policy_of(manifest: Manifest, settings: PolicySettings) -> Policy:
+    """`enter` and `exit` from the settings where given, else from the model's manifest. Raises ValueError where the two
+    do not fit together."""
+    enter = settings.enter if settings.enter is not None else manifest.enter
+    leave = settings.exit if settings.exit is not None else min(manifest.exit, enter)
+    return Policy(enter=enter, exit=leave, dwell_ms=settings.dwell_ms, cooldown_ms=settings.cooldown_ms)
+
+
+def serving(scorer: Scorer, settings: PolicySettings) -> ServedVersion[Policy]:
+    """A scorer in service by itself, without a slot: for whoever judges one version."""
+    manifest = scorer.manifest
+    return ServedVersion(manifest.name, manifest.version, scorer, policy_of(manifest, settings))
+
+
+def load_slot(settings: Settings, layout: Layout, *, whole: bool = True) -> ScorerSlot[Policy]:
+    """The versions that the settings name, the right one loaded. Blocks for seconds. Raises ModelError.
+
+    whole: in all padded sizes, else in the first; `slot.widen` adds the others."""
+    key = settings.model_key.get_secret_value() if settings.model_key else None
+    return ScorerSlot(
+        settings.model,
+        layout,
+        lambda manifest: policy_of(manifest, settings.policy),
+        key=key,
+        compiled=xla_cache.folder_of(settings.compiled),
+        whole=whole,
+    )
+
+
+async def tools_of(
+    settings: Settings,
+    layout: Layout,
+    slot: ScorerSlot[Policy],
+    store: Store,
+    sink: Sink,
+    telemetry: Telemetry,
+    dead_letter_bytes_max: int = BYTES_MAX,
+) -> Tools:
+    """What every partition's pipeline works with, compiled; its batcher is not running yet."""
+    clock = SystemClock()
+    batcher = Batcher(
+        lambda: slot.current,
+        clock,
+        telemetry,
+        deadline_s=settings.batching.deadline_s,
+        linger_s=settings.batching.linger_s,
+    )
+    tools = Tools(
+        topic=settings.kafka.topic,
+        outputs=Outputs(
+            settings.topics.alerts,
+            settings.topics.dead_letters,
+            settings.topics.scores,
+            dead_letter_bytes_max,
+        ),
+        layout=layout,
+        folder=Folder(layout),
+        parser=Parser(layout.spec, ParseLimits(value_bytes_max=settings.record_bytes_max)),
+        store=store,
+        cache=Cache(layout.dtype, settings.redis.cache_bytes_max),
+        sink=sink,
+        batcher=batcher,
+        clock=clock,
+        telemetry=telemetry,
+    )
+    await asyncio.to_thread(_warm, tools.folder, layout)
+    # TensorFlow's half a million objects are here to stay. A collection that looks at them stops everything for 0.2 s,
+    # and the last one keeps a worker that has drained from ending, on a busy machine for seconds.
+    gc.freeze()
+    return tools
+
+
+def _warm(folder: Folder, layout: Layout) -> None:
+    """Compile what Numba compiles, or read it from the cache, before the group waits for us."""
+    hash_texts(["warm"])
+    folder.fold(layout.empty(0), EventBatch.empty())
+    folder.due(layout.empty(1))
+    folder.elapse(layout.empty(1), 1)
