@@ -17,7 +17,6 @@ from ebbtide.featurestore.record.layout import POLICY_VERSION, Rows, fold_bytes
 from ebbtide.featurestore.store.checkpoint import REBUILD
 from ebbtide.featurestore.store.commit import Loaded, join_records
 
-
 RECORD_BYTES_MAX = 2**20
 """What stands in a value's head as its length is not believed beyond this: a foreign value would ask for gigabytes."""
 
