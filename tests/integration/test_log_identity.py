@@ -232,4 +232,3 @@ async def test_positions_tell_what_waits_though_nothing_is_fetched(
             await hanging.abort_transaction()
         await until(lambda: working.source.positions()[0].position == 27, "it is over", 5.0)
         assert working.source.positions()[1].high_watermark == 0
-    assert not working.source.assigned()
