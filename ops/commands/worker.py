@@ -15,7 +15,7 @@ from ebbtide.ops.config.secrets import secrets_of
 from ebbtide.ops.console import steps
 from ebbtide.ops.observe import logs
 from ebbtide.ops.stack.needed import stack
-from ebbtide.ops.tensorflow import apart, beside
+from ebbtide.ops.tensorflow import apart, beside, leave
 from ebbtide.ops.worker.connect import check_servers
 
 
@@ -68,3 +68,4 @@ def command(
             from ebbtide.ops.worker.run import work  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly above
 
             asyncio.run(work(complete))
+    leave()
