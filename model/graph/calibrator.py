@@ -34,10 +34,14 @@ class Calibrator(BaseModel):
         # tanh never overflows, where 1 / (1 + exp(-x)) does.
         return 0.5 * (1.0 + np.tanh(0.5 * self.logit(logit)))
 
-    def in_graph(self, logit: Any) -> Any:
-        """The same on tensors, float32[n]. Linear where a = b: then no rounding of softplus comes between."""
+    def in_graph(self, logit: Any, numbers: Any = None) -> Any:
+        """The same on tensors, float32[n]. Linear where a = b: then no rounding of softplus comes between.
+
+        numbers: a, b and c as a tensor float32[3], such as a variable; None: constants of the graph. As a variable they
+        are weights like all others, and two models that differ in them have one graph."""
         import tensorflow as tf  # noqa: PLC0415 - a manifest holds these numbers, and is read without TensorFlow
 
+        a, b, c = (self.a, self.b, self.c) if numbers is None else (numbers[0], numbers[1], numbers[2])
         if self.a == self.b:
-            return self.a * logit + self.c
-        return self.b * tf.math.softplus(logit) - self.a * tf.math.softplus(-logit) + self.c
+            return a * logit + c
+        return b * tf.math.softplus(logit) - a * tf.math.softplus(-logit) + c

@@ -53,6 +53,8 @@ class Served(tf.Module):
         super().__init__(name="ebbtide")
         self.layout = layout
         self._calibrator = calibrator
+        numbers = [calibrator.a, calibrator.b, calibrator.c]
+        self._numbers = tf.Variable(numbers, trainable=False, dtype=tf.float32, name="calibrator")
         self._layer = FeatureLayer(layout)
         self._network = network
         self._standardise = network.get_layer("standardise")
@@ -117,4 +119,4 @@ class Served(tf.Module):
         return self._recurrent(ring, training=False), self._standardise(parts["features"])
 
     def _logit(self, state: Tensor, x: Tensor) -> Tensor:
-        return self._calibrator.in_graph(self._head([state, x], training=False))
+        return self._calibrator.in_graph(self._head([state, x], training=False), self._numbers)

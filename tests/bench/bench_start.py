@@ -28,6 +28,7 @@ from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.kafka.settings import KafkaSettings
 from tests.support.seams.models import SPEC, publish
 
+READY_S_MAX = 300.0
 IMPORT = "import time; a = time.process_time(); import tensorflow; print(time.process_time() - a)"
 
 
@@ -35,7 +36,7 @@ def once(settings: Settings, folder: Path) -> tuple[float, float]:
     """Seconds from exec to ready, and of CPU used by then."""
     began = time.perf_counter()
     with WorkerProcess(settings, folder) as worker:
-        worker.wait_ready()
+        worker.wait_ready(READY_S_MAX)
         used = psutil.Process(worker.pid).cpu_times()
         return time.perf_counter() - began, used.user + used.system
 

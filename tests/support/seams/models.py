@@ -114,7 +114,7 @@ def publish(
         directory,
         spec,
         network_of(spec, seed),
-        Calibrator(a=0.9, b=1.2, c=-0.3),
+        Calibrator(a=0.9, b=1.2, c=-0.3 - seed / 100),
         FACTS,
         (warm_up.rows, warm_up.as_of),
         version=version,
