@@ -22,7 +22,7 @@ from ebbtide.stream.kafka.client import check_connection
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import log_ranges, read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
-from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, message_bytes_max
 from ebbtide.stream.outputs.message import Message
 from tests.support.receiver import MemoryChain, Receiver, until
 from tests.support.servers.kafka import ASKED, PASSWORD, SHORT_S, SecureKafka, allow, secure_kafka, token
@@ -119,6 +119,7 @@ async def test_who_gets_in_does_all_that_a_worker_does(
     await allow(secure, "alice", *all_rights(unique_name))
     await check_connection(settings)
     assert await ensure_topics(settings, topics(unique_name)) == {unique_name: 2, f"{unique_name}-out": 1}
+    assert await message_bytes_max(settings, [unique_name]) == {}, "it takes a right that no worker needs"
     async with KafkaSink(settings) as sink:
         await sink.send_all([Message(unique_name, f"k{n}".encode(), f"{n}".encode()) for n in range(100)])
         await sink.send_all([Message(f"{unique_name}-out", b"k", b"alert")])
@@ -129,6 +130,7 @@ async def test_who_gets_in_does_all_that_a_worker_does(
     async with started(settings, chain) as again:
         await until(lambda: len(again.partitions) == 2, "assigned again")
         committed = {partition: await again.source.committed(partition) for partition in range(2)}
+        assert await again.source.topic_id() and await again.source.epoch_end(0, 0) is not None
     assert {partition: committed and committed.offset for partition, committed in committed.items()} == ends
     assert sorted(await numbers(chain), key=int) == [str(n) for n in range(100)]
     assert [record.value async for record in read_topic(settings, f"{unique_name}-out")] == [b"alert"]
