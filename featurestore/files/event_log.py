@@ -6,6 +6,7 @@ A log is in arrival order: the order in which a stream would have brought the sa
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.events.contract import Reason
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.known import known_until
+from ebbtide.featurestore.hashing import hash_texts
 
 PROBLEMS_SHOWN_MAX = 20
 """Rows that are kept as examples; the others are counted by reason."""
@@ -98,3 +100,48 @@ class EventLog:
         """int64, indices of the events dated after all that is known, in time's order."""
         late = np.flatnonzero(self.events.time >= self.known_until)
         return late[np.argsort(self.events.time[late], kind="stable")]
+
+    def to_arrow(self) -> Any:
+        """The events as a pyarrow.Table, a row an event in arrival order: `user_id` (text, a dictionary), `kind`
+        (uint8, index into the spec's kinds), `time` and `arrival` (timestamps in ms, UTC), `value` (double, null where
+        missing), `event_id` (text, null where there is none), `position` (int64). Needs pyarrow."""
+        import pyarrow as pa  # noqa: PLC0415 - a worker imports this module and never loads Arrow
+
+        events, utc = self.events, pa.timestamp("ms", "UTC")
+        customers = pa.DictionaryArray.from_arrays(
+            pa.array(events.customer), pa.array(events.customers, pa.string())
+        )
+        return pa.table({
+            "user_id": customers,
+            "kind": events.kind,
+            "time": pa.array(events.time).cast(utc),
+            "arrival": pa.array(self.arrival).cast(utc),
+            "value": pa.array(events.value, mask=np.isnan(events.value)),
+            "event_id": pa.array([event_id or None for event_id in self.ids or [""] * len(self)], pa.string()),
+            "position": events.position,
+        })  # fmt: skip
+
+    @classmethod
+    def from_arrow(cls, table: Any) -> "EventLog":
+        """The log of a table such as `to_arrow` gives, whose rows may be any part of one in any order that keeps
+        `arrival` ascending; what did not fit is not part of a table. Raises ValueError where `arrival` descends."""
+        import pyarrow as pa  # noqa: PLC0415 - see above
+
+        def numbers(name: str, kind: Any) -> NDArray[Any]:
+            return np.asarray(table.column(name).cast(kind).to_numpy())
+
+        arrival = numbers("arrival", pa.int64())
+        if (np.diff(arrival) < 0).any():
+            raise ValueError("the rows are not in the order of their arrival")
+        users = table.column("user_id").cast(pa.string()).combine_chunks().dictionary_encode()
+        ids = [event_id or "" for event_id in table.column("event_id").to_pylist()]
+        events = EventBatch(
+            customers=users.dictionary.to_pylist(),
+            customer=users.indices.to_numpy().astype(np.int32),
+            kind=numbers("kind", pa.uint8()),
+            time=numbers("time", pa.int64()),
+            value=numbers("value", pa.float64()),
+            event_id=hash_texts(ids),
+            position=numbers("position", pa.int64()),
+        )
+        return cls(events, ids if any(ids) else None, arrival, len(arrival), 0, Problems())

@@ -140,7 +140,7 @@ class _Gather:
 
     def _with_arrival(self, block: Block, part: Any, bad: list[Problem]) -> tuple[Any, NDArray[np.int64]]:
         """The events that have an arrival, and have not happened long after it: as on the stream."""
-        from ebbtide.featurestore.files.fast import read_times  # noqa: PLC0415 - pyarrow, see `_opened`
+        from ebbtide.featurestore.files.values import read_times  # noqa: PLC0415 - pyarrow, see `_opened`
 
         arrival, sure = read_times(block.columns[ARRIVAL], self._arrivals, len(block))
         arrival, sure = arrival[part.index], sure[part.index]

@@ -458,3 +458,21 @@ def test_lines_are_right_across_blocks_and_texts_over_lines(tmp_path: Path) -> N
 def test_the_worker_never_loads_arrow() -> None:
     code = "import sys, ebbtide.featurestore.files.reader, ebbtide.stream.pipeline; assert 'pyarrow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_log_is_an_arrow_table_and_back(tmp_path: Path) -> None:
+    kinds, ids = ("visit", "purchase", "purchase"), ("", "e1", "e2", "e3")
+    rows = "".join(f"c{i % 7},{kinds[i % 3]},{T0 + i},{i / 3},{ids[i % 4]}\n" for i in range(99))
+    log = read_log(written(tmp_path, f"{HEAD},event_id\n{rows}"), spec_of(2))
+    table = log.to_arrow()
+    assert table.schema.field("time").type == pa.timestamp("ms", "UTC")
+    assert table.column("user_id").to_pylist() == customers(log)
+    again = EventLog.from_arrow(table)
+    for name in ("customer", "kind", "time", "value", "event_id", "position"):
+        assert getattr(again.events, name).tobytes() == getattr(log.events, name).tobytes(), name
+    assert (again.events.customers, again.ids) == (log.events.customers, log.ids)
+    assert again.arrival.tobytes() == log.arrival.tobytes()
+    assert EventLog.from_arrow(table.slice(3, 1)).events.customers == ["c3"]
+    with pytest.raises(ValueError, match="order of their arrival"):
+        EventLog.from_arrow(table.take(pa.array([5, 4])))
+    assert len(EventLog.from_arrow(table.slice(0, 0))) == 0
