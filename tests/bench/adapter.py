@@ -80,11 +80,8 @@ class Pipelines:
 
 
 @asynccontextmanager
-async def running(
-    kafka: KafkaSettings, layout: Layout, model: Arithmetic, store: Store, sink: Sink
-) -> AsyncIterator[Worker]:
+async def running(kafka: KafkaSettings, tools: Tools) -> AsyncIterator[Worker]:
     """A worker in its group, drained at the end."""
-    tools = tools_of(kafka.topic, layout, model, store, sink)
     worker = Worker(tools, alerts_from="start", limits=Limits(piece_records_max=kafka.fetch_records_max))
     app = build_app(kafka, worker.deliver, worker.assigned, worker.revoked)
     worker.attach(app.source)

@@ -32,8 +32,9 @@ from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
+from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.policy import Policy
-from tests.bench.adapter import running
+from tests.bench.adapter import running, tools_of
 from tests.bench.machine import Machine, Watch
 from tests.bench.traffic import BEGINS_BEFORE_MS, SPEC, clicks, records
 from tests.support.workers.worlds import Arithmetic
@@ -110,18 +111,21 @@ async def worker(kafka_url: str, redis_url: str, topic: str, partitions: int) ->
     store = RedisStore(redis_url, layout.dtype, topic, partitions, prefix=f"{topic}:")
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    async with (
-        Probe() as probe,
-        KafkaSink(kafka) as sink,
-        running(kafka, layout, model, store, sink) as at_work,
-    ):
+    async with KafkaSink(kafka) as sink:
+        tools = tools_of(topic, layout, model, store, sink)
+        await watched(kafka, tools, partitions, lines)
+    await store.close()
+
+
+async def watched(kafka: KafkaSettings, tools: Tools, partitions: int, lines: asyncio.StreamReader) -> None:
+    """A worker with everything compiled, under the probe from before it joins its group."""
+    async with Probe() as probe, running(kafka, tools) as at_work:
         while at_work.not_ready_reasons or len(at_work.partitions) < partitions:  # noqa: ASYNC110 -- what happens is told by no event
             await asyncio.sleep(0.05)
         assert "tensorflow" not in sys.modules
         print(json.dumps(probe.take()), flush=True)
         while await lines.readline():
             print(json.dumps(probe.take()), flush=True)
-    await store.close()
 
 
 async def idle() -> None:

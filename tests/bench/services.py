@@ -179,9 +179,13 @@ class Service:
     def check(self) -> None:
         """Raises RuntimeError, with the end of its log, when it has ended by itself."""
         if self._process.poll() is not None:
-            self._log.seek(0)
-            end = self._log.read()[-4000:].decode(errors="replace")
-            raise RuntimeError(f"{self._variant.name} ended with {self._process.returncode}:\n{end}")
+            raise RuntimeError(
+                f"{self._variant.name} ended with {self._process.returncode}:\n{self.log_end()}"
+            )
+
+    def log_end(self) -> str:
+        """What it said last."""
+        return Path(self._log.name).read_bytes()[-4000:].decode(errors="replace")
 
     def metrics(self) -> dict[str, float]:
         """Every sample of its /metrics, by name with labels. Ours only."""
