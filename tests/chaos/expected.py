@@ -41,7 +41,7 @@ from ebbtide.stream.batch import Record
 from ebbtide.stream.kafka.reader import read_topic
 from tests.chaos.consumer import Belief
 from tests.chaos.feed import checksum
-from tests.chaos.monitor import FellBack
+from tests.chaos.losses import FellBack
 from tests.chaos.scores import PointKey, ScoresRead
 from tests.support.oracle.decisions import (
     CAUSE_NAMES,

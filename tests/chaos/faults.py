@@ -252,9 +252,11 @@ class Faults:
         async with self._locks["redis"]:
             there = await self._something_there()
             async with self._fault(kind):
+                pieces = self._monitor.about_to_lose(everything=left == "nothing") if left != "all" else []
                 await asyncio.to_thread(self._scene.kill_redis)
                 await asyncio.sleep(self._draw.uniform(0.0, 2.0))
                 as_told = await asyncio.to_thread(self._scene.restart_redis, left, self._draw)
+                self._monitor.losses.lost(pieces, time.monotonic())
                 self.counts["redis kills"] += 1
         return as_told and there
 
@@ -262,7 +264,9 @@ class Faults:
         async with self._locks["redis"]:
             there = await self._something_there()
             async with self._fault(kind):
+                pieces = self._monitor.about_to_lose(everything=True)
                 await asyncio.to_thread(self._scene.flush_redis)
+                self._monitor.losses.lost(pieces, time.monotonic())
         return there
 
     async def _fail_over(self, kind: str) -> bool:
@@ -271,7 +275,9 @@ class Faults:
             there = await self._something_there()
             async with self._fault(kind):
                 alone_s = self._draw.choice([0.0, self._draw.uniform(0.1, 1.0)])
+                pieces = self._monitor.about_to_lose(everything=False)
                 promoted = await asyncio.to_thread(self._scene.fail_over, alone_s)
+                self._monitor.losses.lost(pieces, time.monotonic())
                 self.counts["redis kills"] += promoted
         return promoted and there
 

@@ -14,7 +14,6 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -24,20 +23,10 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.store.protocol import Store
+from tests.chaos.losses import FellBack, Losses
 
 LOOK_S = 0.2
 ANSWER_S = 2.0
-UNSEEN = 2_000
-"""So many offsets further back than the first look after a loss a state may have been: it is made again quickly."""
-
-
-class FellBack(NamedTuple):
-    """A partition was found behind where it had been: [low, high) was decided again, perhaps, by any of `versions`."""
-
-    partition: int
-    low: int
-    high: int
-    versions: set[int]
 
 
 @dataclass
@@ -63,8 +52,7 @@ class Monitor:
         self.published = 1
         """The latest model version; and below, those that workers may serve now. Others tell."""
         self.versions: set[int] = {1}
-        self.fallen: list[FellBack] = []
-        self._remaking: dict[int, FellBack] = {}
+        self.losses = Losses()
         self.heads_read_s = self.ends_read_s = 0.0
         self.pause_s_max = 0.0
         self.pause_at = ""
@@ -117,6 +105,10 @@ class Monitor:
         """A fault has just ended: from here on its recovery is timed."""
         self.open.append(Open(kind, time.monotonic(), self._faults))
 
+    def about_to_lose(self, *, everything: bool) -> list[FellBack]:
+        """Before the state is lost, or its end: what to tell `losses` of when it is."""
+        return self.losses.pieces(self.checkpoints.tolist(), self.high.tolist(), everything=everything)
+
     async def caught_up(self, timeout_s: float) -> bool:
         """Wait until no partition lags, by looks later than now, no alert waits to be sent, and the group's committed
         offsets say
@@ -154,7 +146,8 @@ class Monitor:
         back = checkpoints < self.checkpoints
         self.made_again += int((back & (checkpoints == 0)).sum())
         self.fell_back += int((back & (checkpoints > 0)).sum())
-        self._note_remade(checkpoints)
+        before, now, high = (each.tolist() for each in (self.checkpoints, checkpoints, self.high))
+        self.losses.look(before, now, high, self.versions, asked_s)
         if (checkpoints != self.checkpoints).any():
             self._moved_s = time.monotonic()
         self.checkpoints, self.heads_read_s = checkpoints, asked_s
@@ -166,22 +159,6 @@ class Monitor:
             self.recovery_s[fault.kind].append(took_s)
             if fault.faults == self._faults:
                 self.recovery_alone_s[fault.kind].append(took_s)
-
-    def _note_remade(self, checkpoints: NDArray[np.int64]) -> None:
-        """A state that fell back is made again until it is where the log ended then; whatever is published by then may
-        be what decides."""
-        for p in np.flatnonzero(checkpoints < self.checkpoints).tolist():
-            low = max(0, int(checkpoints[p]) - UNSEEN)
-            fallen = FellBack(p, low, int(max(self.high[p], self.checkpoints[p])), set())
-            self.fallen.append(fallen)
-            before = self._remaking.get(p)
-            if before is not None:  # one more loss while the last one is made good
-                before.versions.update(self.versions)
-            self._remaking[p] = fallen
-        for p, fallen in list(self._remaking.items()):
-            fallen.versions.update(self.versions)
-            if checkpoints[p] >= fallen.high:
-                del self._remaking[p]
 
     def _note_pause(self) -> None:
         now_s = time.monotonic()

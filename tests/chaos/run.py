@@ -44,7 +44,8 @@ from tests.chaos.config import (
 )
 from tests.chaos.faults import Faults, publish_next
 from tests.chaos.feed import Acknowledged, Orders
-from tests.chaos.monitor import FellBack, Monitor
+from tests.chaos.losses import FellBack
+from tests.chaos.monitor import Monitor
 from tests.chaos.producers import Producers
 from tests.chaos.readiness import Readiness
 from tests.chaos.report import View
@@ -165,8 +166,8 @@ class Run:
                 encore.kill()
                 await readiness.stop()
                 await monitor.stop()
-        self._fallen = monitor.fallen
-        figures["states_lost"] = [[*lost[:3], sorted(lost.versions)] for lost in monitor.fallen]
+        self._fallen = monitor.losses.fallen
+        figures["states_lost"] = [[*lost[:3], sorted(lost.versions)] for lost in self._fallen]
         self._count(faults, crew, monitor, readiness, producers)
         return acknowledged
 
