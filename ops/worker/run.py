@@ -158,8 +158,8 @@ def hangs(batcher: Batcher) -> str:
 
 
 async def check_state(store: Store, layout: Layout) -> None:
-    """Read every checkpoint before the group is joined: a worker with a wrong spec would take partitions away from those
-    that serve them, only to find out. Raises LayoutError."""
+    """Read every checkpoint before the group is joined: a worker with a wrong spec would take partitions away from
+    those that serve them, only to find out. Raises LayoutError."""
     partitions = range(store.partitions)
     for found in await asyncio.gather(*store.checkpoint_each(partitions)):
         check_checkpoint(found, layout.id, store.partitions)
