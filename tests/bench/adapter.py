@@ -11,7 +11,6 @@ from typing import Self
 
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.parse import Parser
-from ebbtide.featurestore.hashing import hash_texts
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.cache import Cache
@@ -39,7 +38,6 @@ def tools_of(topic: str, layout: Layout, model: Arithmetic, store: Store, sink: 
     """What production's pipelines work with, at its defaults, but for the model; compiled. Its batcher is not running
     yet."""
     clock, telemetry, batching, folder = SystemClock(), Telemetry(), BatchingSettings(), Folder(layout)
-    hash_texts(["warm"])
     folder.fold(layout.empty(0), EventBatch.empty())
     folder.due(layout.empty(1))
     batcher = Batcher(

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.errors import EbbtideError, StoreUnavailable
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.parse import Parser
-from ebbtide.featurestore.hashing import hash_texts
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import load_spec
@@ -47,7 +46,6 @@ PATIENT_S, USUAL_S, POLL_S = 10.0, 0.005, 0.02
 # Compiled before the fork, or each worker would read half a second of machine code from Numba's cache. A run's own spec
 # differs from this one in durations only, which are not compiled in.
 _layout = Layout(load_spec(SPEC))
-hash_texts(["warm"])
 Folder(_layout).fold(_layout.empty(0), EventBatch.empty())
 Folder(_layout).due(_layout.empty(1))
 Folder(_layout).elapse(_layout.empty(1), 1)

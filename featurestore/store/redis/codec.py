@@ -1,56 +1,55 @@
-"""Records as the server keeps them: one byte that says whose policy section it is, then the record packed with LZ4.
+"""Records as the server keeps them: one byte that says whose policy section it is, then the record without its zeros.
 
-Most of a record is zeros and small numbers: packed it takes half, for two microseconds. The bytes are the store's own
-business: caches, folds and golden vectors see whole records. What was written under another version of the policy's
-section is read without it: the fold's section as it was, the rest zero, so that the policy's state can grow without a
-rebuild.
+The packed bytes (`record/packing.py`) are the store's own business: caches, folds and golden vectors see whole records.
+What was written under another version of the policy's section is read without it: the fold's section as it was, the
+rest zero, so that the policy's state can grow without a rebuild.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import cramjam
 import numpy as np
 
 from ebbtide.featurestore.errors import LayoutError
 from ebbtide.featurestore.record.layout import POLICY_VERSION, Rows, fold_bytes
+from ebbtide.featurestore.record.packing import pack, unpack
 from ebbtide.featurestore.store.checkpoint import REBUILD
-from ebbtide.featurestore.store.commit import Loaded, join_records
-
-RECORD_BYTES_MAX = 2**20
-"""What stands in a value's head as its length is not believed beyond this: a foreign value would ask for gigabytes."""
+from ebbtide.featurestore.store.commit import Loaded
 
 
 class RecordCodec:
     """Packs records of one dtype. `policy_version`: 1 to 255, of the policy's section in what is written."""
 
     def __init__(self, dtype: np.dtype[Any], policy_version: int = POLICY_VERSION) -> None:
-        self._dtype, self._tag = dtype, bytes([policy_version])
-        self._kept, self._size = fold_bytes(dtype), dtype.itemsize
-        self._reset = bytes(self._size - self._kept)
+        self._dtype, self._tag = dtype, policy_version
+        self._words = -(-dtype.itemsize // 8)
+        self._kept = -(-fold_bytes(dtype) // 8)
+
+    def warm(self) -> None:
+        """Compile what Numba compiles, or read it from the cache."""
+        self.unpack(self.pack(np.zeros(1, self._dtype)), 0)
 
     def pack(self, rows: Rows) -> list[bytes]:
         """The stored form of each row."""
-        blob, size, tag = rows.tobytes(), self._size, self._tag
-        compress = cramjam.lz4.compress_block
-        return [tag + bytes(compress(blob[at : at + size])) for at in range(0, len(blob), size)]
+        n, size = len(rows), self._dtype.itemsize
+        records = (
+            np.frombuffer(rows.tobytes(), np.uint8).reshape(n, size) if n else np.empty((0, size), np.uint8)
+        )
+        if size % 8:
+            records = np.pad(records, ((0, 0), (0, 8 * self._words - size)))
+        return pack(records.view(np.uint64), self._tag)
 
     def unpack(self, values: Sequence[bytes | None], partition: int) -> Loaded:
-        """Stored records as `join_records` gives them. Raises LayoutError for what is not one of this layout."""
-        try:
-            return join_records(
-                [None if value is None else self._unpacked(value) for value in values], self._dtype, partition
+        """Stored records as one writable structured array, zeros for None, and which were there. Raises LayoutError."""
+        found = np.fromiter((value is not None for value in values), np.bool_, len(values))
+        words, bad = unpack([v for v in values if v is not None], self._words, self._tag, self._kept)
+        if bad:
+            raise LayoutError(
+                f"{bad} of {len(values)} customers' records of partition {partition} are none of this layout",
+                hint=REBUILD,
             )
-        except (cramjam.DecompressionError, OverflowError):
-            said = (
-                f"a customer's record of partition {partition} cannot be unpacked: another release wrote it"
-            )
-            raise LayoutError(said, hint=REBUILD) from None
-
-    def _unpacked(self, value: bytes) -> bytes:
-        if int.from_bytes(value[1:5], "little") > RECORD_BYTES_MAX:
-            raise OverflowError
-        record = bytes(cramjam.lz4.decompress_block(value[1:]))
-        if value[:1] == self._tag or len(record) < self._kept:
-            return record
-        return record[: self._kept] + self._reset
+        if not found.all():
+            present, words = words, np.zeros((len(values), self._words), np.uint64)
+            words[found] = present
+        records = words.view(np.uint8)[:, : self._dtype.itemsize]
+        return np.ascontiguousarray(records).reshape(-1).view(self._dtype), found

@@ -106,6 +106,7 @@ class RedisStore:
         self._tags = [f"{prefix}{topic}:{{p{partition}}}:" for partition in range(partitions)]
 
     async def start(self) -> None:
+        await asyncio.to_thread(self._codec.warm)
         for where, info in await self._client.infos():
             version = str(info.get("redis_version", "0"))
             if tuple(map(int, version.split(".")[:2])) < VERSION_MIN:
