@@ -161,7 +161,7 @@ class Mapping(_Frozen):
     properties: str = "properties"
     arrival: str | None = None
     ts_format: str = "auto"
-    """`auto` (RFC 3339 or epoch milliseconds), epoch `s`, `ms` or `us`, or a strptime format such as %Y%m%d."""
+    """`auto` (RFC 3339 or epoch milliseconds), epoch `s`, `ms`, `us`, `ns`, or a strptime format such as %Y%m%d."""
 
 
 class Spec(_Frozen):
