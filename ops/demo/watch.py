@@ -81,7 +81,7 @@ class Reading:
 
 
 class Gauge:
-    """Reads /metrics of a worker. `rates` compares the last two readings."""
+    """Reads /metrics of a worker; its figures compare the last two readings."""
 
     def __init__(self, address: str, clock: Clock) -> None:
         self._url, self._clock = address + "/metrics", clock

@@ -97,9 +97,11 @@ def test_settings_that_do_not_fit_are_all_named() -> None:
 
 
 def test_what_is_shown_of_the_settings_holds_no_secret() -> None:
-    done = ebbtide("config", "show", REDIS_URL="redis://:hunter2@h:1/0")
+    done = ebbtide("config", "show", REDIS_URL="redis://h:1/0", REDIS__PASSWORD="hunter2")
     assert done.returncode == 0
-    assert "hunter2" not in done.stdout and "***" in done.stdout
+    assert "hunter2" not in done.stdout and "***" in done.stdout and "redis://h:1/0" in done.stdout
+    said = refusal(ebbtide("config", "show", REDIS_URL="redis://:hunter2@h:1/0"))
+    assert "redis.password" in said and "hunter2" not in said
 
 
 def test_schemas_are_json() -> None:
