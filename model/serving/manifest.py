@@ -17,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.record.features import features
+from ebbtide.featurestore.record.layout import fold_of
 from ebbtide.featurestore.spec import Spec, parse_spec
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.errors import ModelDamaged, ModelForeign, ModelMissing, ModelUntrusted
@@ -103,7 +104,8 @@ def verify(path: Path, layout_id: str | None = None, key: str | None = None) -> 
     if key is not None:
         signature.check(path, text, key, _title(path))
     manifest = _parsed(text, _title(path))
-    if layout_id is not None and manifest.layout_id != layout_id:
+    # A model reads the fold's section alone: another policy section is nothing to it.
+    if layout_id is not None and fold_of(manifest.layout_id) != fold_of(layout_id):
         raise ModelForeign(
             f"model {manifest.title} was trained for record layout {manifest.layout_id}, not for {layout_id}",
             hint="serve it with the spec it was trained with, or train one with this spec",

@@ -13,7 +13,7 @@ import gc
 
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.parse import ParseLimits, Parser
-from ebbtide.featurestore.hashing import hash_texts
+from ebbtide.featurestore.hashing import murmur2_texts
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.cache import Cache
@@ -107,7 +107,7 @@ async def tools_of(
 
 def _warm(folder: Folder, layout: Layout) -> None:
     """Compile what Numba compiles, or read it from the cache, before the group waits for us."""
-    hash_texts(["warm"])
+    murmur2_texts([b"warm"])
     folder.fold(layout.empty(0), EventBatch.empty())
     folder.due(layout.empty(1))
     folder.elapse(layout.empty(1), 1)

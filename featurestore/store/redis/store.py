@@ -107,6 +107,7 @@ class RedisStore:
 
     async def start(self) -> None:
         await asyncio.to_thread(self._codec.warm)
+        await asyncio.to_thread(self._codec.warm)
         for where, info in await self._client.infos():
             version = str(info.get("redis_version", "0"))
             if tuple(map(int, version.split(".")[:2])) < VERSION_MIN:
