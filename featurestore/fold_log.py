@@ -23,6 +23,9 @@ from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.record.replay import replay, state_at
 from ebbtide.featurestore.spec import Spec, load_spec
 
+OWN_COLUMNS = ["user_id", "kind", "time", "arrival", "value", "event_id", "position"]
+"""Of a table that `EventLog.to_arrow` made: read already, and checked."""
+
 
 @dataclass(frozen=True)
 class FoldedLog:
@@ -62,10 +65,11 @@ def fold_log(
         folded = fold_log(read_log("events.csv.gz", "spec.yaml"), "spec.yaml")
         folded.points.rows["activity_count"], folded.points.as_of
 
-    log: as `read_log` gives it, or a pyarrow Table with the columns that the spec's mapping names, in any order of
-    time. until: fold what arrived before, and take the silences due before; default: just after the last event, one
-    far ahead of all others not counted. snapshots: dates before it, each with a point for every eligible customer.
-    Times without a zone are an error. Holds one record a point: some KiB times ten points an event.
+    log: as `read_log` gives it; or a pyarrow Table, either `log.to_arrow()` or some rows of it, or events as a file has
+    them, with the columns that the spec's mapping names, in any order of time. until: fold what arrived before, and
+    take the silences due before; default: just after the last event, one far ahead of all others not counted.
+    snapshots: dates before it, each with a point for every eligible customer. Times without a zone are an error. Holds
+    one record a point: some KiB times ten points an event.
 
     Raises SpecError when the table does not fit the spec, ValueError for a time without a zone.
     """
@@ -90,6 +94,8 @@ def _events(log: object, spec: Spec) -> EventBatch:
             f"{type(log).__name__} is no log",
             hint="read_log a file, or give a pyarrow Table: pa.table(frame)",
         )
+    if log.column_names == OWN_COLUMNS:
+        return EventLog.from_arrow(log).events
     # As the Parquet file that it would be, so that there is one reader and one set of rules.
     with tempfile.TemporaryDirectory(prefix="ebbtide-") as folder:
         path = Path(folder) / "table.parquet"

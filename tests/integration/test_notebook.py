@@ -82,7 +82,10 @@ def test_a_table_folds_as_its_file_does(
         writer.writeheader()
         writer.writerows(events)
     date = START + timedelta(days=30)
-    of_file = ebbtide.fold_log(ebbtide.read_log(path, spec), spec, snapshots=[date])
+    log = ebbtide.read_log(path, spec)
+    of_file = ebbtide.fold_log(log, spec, snapshots=[date])
+    again = ebbtide.fold_log(log.to_arrow(), spec, snapshots=[date])
+    assert again.points.rows.tobytes() == of_file.points.rows.tobytes()
     of_table = ebbtide.fold_log(pa.Table.from_pylist(events), spec, snapshots=[date])
     assert of_table.customers == of_file.customers
     assert of_table.points.rows.tobytes() == of_file.points.rows.tobytes()
