@@ -54,7 +54,7 @@ def test_installed_it_works_beside_modules_of_our_folders_names(wheel: Path, tmp
     assert ran.returncode == 0, ran.stderr
     assert Path(ran.stdout.strip()).is_relative_to(site)
     ran = subprocess.run(
-        [sys.executable, "-m", "ebbtide.ops.cli", "spec", "layout", "--spec", str(SPEC)], cwd=project, env=env, capture_output=True,
-        text=True, timeout=120, check=False,
+        [sys.executable, "-m", "ebbtide.ops.cli", "spec", "layout", "--spec", str(SPEC)],
+        cwd=project, env=env, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
