@@ -3,10 +3,10 @@
 #
 #     docker build -t ebbtide .
 #     docker run --read-only --tmpfs /tmp -v ./models:/models:ro -v ./secrets:/run/secrets:ro -p 8080:8080 \
-#         -e EBBTIDE_KAFKA_URL=… -e EBBTIDE_REDIS_URL_FILE=/run/secrets/redis-url \
+#         -e EBBTIDE_KAFKA_URL=… -e EBBTIDE_REDIS_URL=… -e EBBTIDE_REDIS__PASSWORD_FILE=/run/secrets/redis \
 #         -e EBBTIDE_HTTP__TOKEN_FILE=/run/secrets/http-token ebbtide
 #
-# It listens on all interfaces of its container, so it needs the token: without one /v1 is open to whoever gets there.
+# It listens on all interfaces of its container, so /v1 needs the token: without one it answers 403.
 # EXTRAS=gpu adds the CUDA libraries (run it with --gpus all).
 ARG PYTHON_IMAGE=python:3.11-slim
 
