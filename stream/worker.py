@@ -14,8 +14,9 @@ that says what to do. It knows neither Faust nor TensorFlow; `ebbtide.ops.worker
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
 
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.store.protocol import Store
@@ -60,17 +61,17 @@ class Pulse:
             if owned := source.assigned():
                 partition = min(owned)
                 await asyncio.gather(
-                    self._ask("Redis", self._store.checkpoint(partition)),
-                    self._ask("Kafka", source.log_range(partition)),
+                    self._ask("Redis", partial(self._store.checkpoint, partition)),
+                    self._ask("Kafka", partial(source.log_range, partition)),
                 )
             else:
                 self.away.clear()
             await asyncio.sleep(PULSE_EVERY_S)
 
-    async def _ask(self, server: str, question: Coroutine[Any, Any, object]) -> None:
+    async def _ask(self, server: str, question: Callable[[], Awaitable[object]]) -> None:
         try:
             async with asyncio.timeout(PULSE_ANSWER_S_MAX):
-                await question
+                await question()
         except PartitionRevoked:
             return  # neither here nor there
         except EbbtideError as error:

@@ -14,6 +14,7 @@ agents, pauses, seeks to committed offsets and resumes (175, 532, 640). None of 
 notes, taken on the loop.
 """
 
+import asyncio
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -58,6 +59,7 @@ class BatchConsumer(driver.Consumer):
         self._on_assigned, self._on_revoked = transport.on_assigned, transport.on_revoked
         self._owned: frozenset[TopicPartition] = frozenset()
         self._changes = 0  # of what is ours
+        self._topic_id: asyncio.Future[str] | None = None  # asked for just now
         # Written by the loop alone; the thread reads them, one atomic look at a time.
         self._paused: set[TopicPartition] = set()
         self._to_commit: dict[TopicPartition, CommittedOffset] = {}
@@ -158,7 +160,10 @@ class BatchConsumer(driver.Consumer):
         return None if known is NEVER else known
 
     async def topic_id(self) -> str:
-        found: str = await self._thread.call_thread(self._thread.topic_id)
+        # A thousand partitions that open at once are one question, not a thousand.
+        if self._topic_id is None or self._topic_id.done():
+            self._topic_id = asyncio.ensure_future(self._thread.call_thread(self._thread.topic_id))
+        found: str = await asyncio.shield(self._topic_id)
         return found
 
     async def epoch_end(self, partition: int, leader_epoch: int) -> int | None:
