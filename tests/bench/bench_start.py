@@ -1,6 +1,6 @@
 """From exec to `/readyz` 200 of a worker: with nothing compiled, and with XLA's programs kept from the start before.
 
-    /work$ python -m tests.bench.bench_start [--runs 5]
+    $ python -m tests.bench.bench_start [--runs 5]
 
 A real Kafka and Valkey run on this machine, with one topic; each run is a process of its own in a group of its own.
 Of the first run the cache is empty, the others find it. `cpu` is what the process has used by then, which a busy
