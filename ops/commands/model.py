@@ -102,7 +102,7 @@ def unpin(directory: Path) -> None:
 def sign(version: Path, config: Path | None) -> None:
     """Sign a VERSION with `model_key`, after checking its files: workers that have the key serve what is signed only.
 
-    `ebbtide train` signs what it publishes where the key is set.
+    `ebbtide train` does not hold the key: sign what it published, where the key is.
     """
     key = _key(load_settings(config))
     if key is None:

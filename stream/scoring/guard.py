@@ -39,7 +39,7 @@ ROWS_JUDGED = 1_000
 """The same bound holds for the last so many rows together: live dispatches are small, and a model that fails for most
 customers would give them up a few at a time. A backlog and live traffic are judged alike."""
 
-ROLL_BACK = "if it stays so, publish the last good version under a higher number"
+ROLL_BACK = "if it stays so, go back to the last good version: `ebbtide model pin DIR/VERSION`"
 
 
 Call = Callable[[Rows, NDArray[np.int64]], NDArray[np.float32]]
