@@ -11,7 +11,7 @@ a topic back to the customer, where the episode is kept: two dataframes in one a
 
 What its author would do for speed is done: one state value a customer and event, read and written once, in orjson (the
 library's default); only rows that are due go further; the checkpoint's interval, at which a sink is flushed, as was
-measured to be best on the machine that the bench was made on; polls short enough not to hold up a checkpoint, fetches
+chosen, not tuned: see the environment variables below; polls short enough not to hold up a checkpoint, fetches
 small enough that a backlog of clicks does not hold up the scores. At least once, its default; what the idiomatic
 service leaves out (duplicates, late events, decays, reasons, dead letters, …) is left out here, too. A program by
 itself, in an environment of its own (`environment.py`), set up by BENCH_* variables.

@@ -88,7 +88,7 @@ def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tupl
             "STATE": str(place.quix_state), "MODEL": str(place.directory / "plain"),
             "ENTER": str(place.enter["plain"]), "PARTITIONS": str(PARTITIONS),
         }  # fmt: skip
-        # What the caller's environment says of BENCH_QUIX_COMMIT_S and _EVERY holds: that is how they were tuned.
+        # What the caller's environment says of BENCH_QUIX_COMMIT_S and _EVERY holds: so they can be tuned.
         return [str(place.quix_python), "-m", "tests.bench.quix"], child_environment(
             TF_CPP_MIN_LOG_LEVEL="2", **{f"BENCH_{name}": value for name, value in own.items()}
         )
@@ -99,7 +99,7 @@ def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tupl
         }  # fmt: skip
         options = ["--datadir", str(scratch), "worker", "--without-web", "--loglevel", "warn"]
         named = {f"IDIOMATIC_{name}": value for name, value in own.items()}
-        # What the caller's environment says of IDIOMATIC_BATCH and _WITHIN_S holds: that is how they were tuned.
+        # What the caller's environment says of IDIOMATIC_BATCH and _WITHIN_S holds: so they can be tuned.
         return [sys.executable, "-m", "tests.bench.idiomatic", *options], child_environment(
             TF_CPP_MIN_LOG_LEVEL="2", **named
         )

@@ -110,9 +110,7 @@ async def test_a_foreign_record_spoils_its_own_partition_only(store: RedisStore,
     assert [isinstance(answer, LayoutError) for answer in answers] == [False, True, False]
 
 
-async def test_many_questions_to_a_server_that_hangs_are_given_up_in_time(
-    server: LocalValkey, admin: Any
-) -> None:
+async def test_questions_to_a_hanging_server_are_given_up_in_time(server: LocalValkey, admin: Any) -> None:
     """And what comes later is not taken for the answer to the next question."""
     store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=0.2)
     commits = [step_of(None, ["a"], RNG, partition=p) for p in range(PARTITIONS)]
@@ -135,9 +133,7 @@ async def test_closing_gives_up_what_is_still_asked(server: LocalValkey, admin: 
     assert all(answer.cancelled() for answer in answers)
 
 
-async def test_however_little_memory_is_left_a_step_is_whole_or_refused(
-    store: RedisStore, admin: Any
-) -> None:
+async def test_however_little_memory_a_commit_is_whole(store: RedisStore, admin: Any) -> None:
     """The limit creeps up past what one step needs: at some point it starts being applied, and never in part."""
     checkpoint: Checkpoint | None = None
     outcomes = []
@@ -172,9 +168,7 @@ async def test_however_little_memory_is_left_a_step_is_whole_or_refused(
     assert set(outcomes) == {"refused", "applied"}
 
 
-async def test_keys_of_somebody_else_are_seen_before_anything_is_written(
-    store: RedisStore, admin: Any
-) -> None:
+async def test_foreign_keys_are_seen_before_anything_is_written(store: RedisStore, admin: Any) -> None:
     for key in ("due", "out", "checkpoint"):
         await admin.flushall()
         await admin.rpush(f"t:clicks:{{p0}}:{key}", "theirs")
@@ -236,9 +230,7 @@ async def test_a_head_that_cannot_be_read_is_another_layout(store: RedisStore, a
         await store.checkpoint(1)
 
 
-async def test_a_reset_that_died_half_way_locks_everyone_out_until_it_is_done(
-    store: RedisStore, admin: Any
-) -> None:
+async def test_a_reset_that_died_locks_everyone_out_until_done(store: RedisStore, admin: Any) -> None:
     first = step_of(None, ["a", "b"], RNG, messages=[(b"1", b"one")])
     await store.apply(first)
     await admin.set("t:clicks:{p0}:checkpoint", RESETTING)
@@ -303,7 +295,7 @@ async def test_a_user_with_the_documented_rights_can_do_everything(server: Local
 
 
 @pytest.mark.parametrize("missing", ["mset", "set", "zadd", "zrem", "hset", "hdel", "unlink"])
-async def test_a_right_that_is_missing_is_seen_before_anything_is_written(
+async def test_a_missing_right_is_seen_before_anything_is_written(
     server: LocalValkey, admin: Any, missing: str
 ) -> None:
     """A script has no rollback: were the refusal met half-way, half the step would stay."""
@@ -317,9 +309,7 @@ async def test_a_right_that_is_missing_is_seen_before_anything_is_written(
     await store.close()
 
 
-async def test_other_keys_than_the_users_are_refused_without_naming_a_customer(
-    server: LocalValkey, admin: Any
-) -> None:
+async def test_foreign_keys_are_refused_without_naming_a_customer(server: LocalValkey, admin: Any) -> None:
     await admin.execute_command("ACL", "SETUSER", "other", "reset", "on", ">secret", "~other:*", *ACL)
     store = RedisStore(
         server.url, DTYPE, "clicks", PARTITIONS, credentials=Credentials("other", "secret"), prefix="t:"
@@ -524,7 +514,7 @@ async def test_after_a_timeout_the_same_step_can_be_applied_again(server: LocalV
     await store.close()
 
 
-async def test_a_question_that_was_cancelled_does_not_shift_the_answers(store: RedisStore) -> None:
+async def test_a_cancelled_question_does_not_shift_the_answers(store: RedisStore) -> None:
     """A connection whose answer nobody waited for must not be used again."""
     names = [f"c{i}" for i in range(CUSTOMERS_MAX)]
     commit = step_of(None, names, RNG)
@@ -558,9 +548,7 @@ async def test_memory_usage_counts_key_record_and_due(store: RedisStore) -> None
     assert (await store.memory_usage(1, [])).due == 0
 
 
-async def test_a_cluster_node_behind_a_url_for_one_server_is_told_apart(
-    tmp_path: Path, server: LocalValkey
-) -> None:
+async def test_a_cluster_node_behind_a_plain_url_is_told_apart(tmp_path: Path, server: LocalValkey) -> None:
     """Every key is declared and lies in the partition's slot, or the node would refuse the scripts.
 
     A unix socket is tried on the way.

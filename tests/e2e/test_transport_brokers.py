@@ -97,7 +97,7 @@ async def test_brokers_die_while_events_flow(cluster: LocalKafka, unique_name: s
         print([dict(receiver.seen) for receiver in receivers])
 
 
-async def test_a_worker_outlives_its_only_broker_and_can_leave_without_it(unique_name: str) -> None:
+async def test_a_worker_outlives_its_only_broker(unique_name: str) -> None:
     """An outage longer than the session ends no worker. Without any broker, SIGTERM must not take minutes."""
     kafka = LocalKafka()
     await asyncio.to_thread(kafka.start)

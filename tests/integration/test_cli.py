@@ -109,7 +109,7 @@ def test_schemas_are_json() -> None:
         assert json.loads(ebbtide("schema", *arguments).stdout)["type"] == "object"
 
 
-def test_a_table_in_a_file_is_plain_text_and_its_figures_are_json(tmp_path: Path) -> None:
+def test_a_table_in_a_file_is_plain_text(tmp_path: Path) -> None:
     done = ebbtide(
         "spec", "layout", "--spec", str(DEFAULT_SPEC), "--json", str(tmp_path / "deep" / "layout.json")
     )

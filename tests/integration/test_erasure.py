@@ -214,9 +214,7 @@ async def test_letters_older_than_the_tombstone_are_not_sent_back(stack: Service
         assert await server.places() == []
 
 
-async def test_a_tombstone_that_no_worker_has_read_yet_counts_for_a_replay(
-    stack: Services, unique_name: str
-) -> None:
+async def test_an_unread_tombstone_counts_for_a_replay(stack: Services, unique_name: str) -> None:
     """It lies in the backlog, above the group's committed offset: her letter would come after it. Somebody else's
     goes back."""
     async with world_of(stack, unique_name) as (world, server):

@@ -83,7 +83,7 @@ def test_features_are_the_oracles(name: int | str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SEEDS, *EXAMPLES])
-def test_of_nothing_known_everything_is_finite_and_said_to_be_missing(name: int | str) -> None:
+def test_of_nothing_known_every_feature_is_finite(name: int | str) -> None:
     """The row of zero bytes, as a new customer's or a forgotten one's."""
     spec = spec_of(name)
     got = computed(spec, Layout(spec).empty(1), np.array([20_000 * DAY_MS], np.int64))["features"][0]

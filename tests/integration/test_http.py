@@ -228,7 +228,7 @@ async def test_metrics_are_prometheus_and_leave_with_their_partition() -> None:
         assert "ann" not in body
 
 
-async def test_the_token_is_demanded_whatever_the_path_unless_it_is_public() -> None:
+async def test_the_token_is_demanded_unless_the_path_is_public() -> None:
     """Also where nothing is: who has no token does not learn what there is."""
     store = MemoryStore(LAYOUT.dtype, 1)
     await filled(store)
@@ -483,7 +483,7 @@ async def test_probes_get_in_past_slow_readers_and_past_work() -> None:
             writer.close()
 
 
-async def test_a_page_under_another_name_reaches_nobody_without_a_token() -> None:
+async def test_a_page_of_another_host_reaches_nobody() -> None:
     store = MemoryStore(LAYOUT.dtype, 1)
     await filled(store)
     async with face(store) as address:

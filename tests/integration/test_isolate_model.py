@@ -13,7 +13,7 @@ from tests.support.seams.models import TINY, publish, sample
 MARK = 2**32 - 1
 
 
-def test_a_real_model_does_the_stand_in_and_keeps_the_bits_of_good_rows(tmp_path: Path) -> None:
+def test_a_real_model_keeps_the_bits_of_good_rows(tmp_path: Path) -> None:
     """Some rows make the call raise, by a rule of ours; the rest is a SavedModel."""
 
     class Marked:

@@ -284,7 +284,7 @@ async def start(settings: KafkaSettings) -> None:
 WAYS = (connect, consume, send, read, remember)
 
 
-async def test_a_token_function_that_fails_is_waited_for_and_not_quoted(
+async def test_a_failing_token_function_is_waited_for(
     secure: SecureKafka, unique_name: str, told: list[logging.LogRecord]
 ) -> None:
     """It asks somebody who may be away; what it says when it fails may hold what it asked with."""

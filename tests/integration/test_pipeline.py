@@ -379,7 +379,7 @@ async def test_a_state_that_is_lost_while_nothing_comes_is_made_again() -> None:
     assert "rebuilding" in told
 
 
-async def test_a_store_lost_between_its_head_and_its_outbox_loses_no_alert() -> None:
+async def test_a_store_lost_before_its_outbox_loses_no_alert() -> None:
     """The alerts that nobody sent were in the outbox alone: the checkpoint that was read with it must not become a
     committed offset."""
     logs = logs_of(seed=23)
@@ -512,7 +512,7 @@ async def test_a_batch_of_an_older_leader_asks_which_log_it_is() -> None:
         assert "its tail was lost" in worker.not_ready_reasons[0]
 
 
-async def test_a_producer_with_another_partitioner_is_counted_and_said_once() -> None:
+async def test_another_partitioner_is_counted_and_said_once() -> None:
     """Whose events lie elsewhere than Kafka's default partitioner puts them: folded, counted, and a warning with what
     to
     do; one whose events lie right is not. Tombstones go wherever a customer is, and are no mistake."""

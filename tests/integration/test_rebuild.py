@@ -137,9 +137,7 @@ def _read(one: Said) -> dict[str, Any]:
     return found
 
 
-async def test_interrupted_it_goes_on_over_gaps_and_aborted_transactions(
-    stack: Services, unique_name: str
-) -> None:
+async def test_an_interrupted_rebuild_goes_on_over_gaps(stack: Services, unique_name: str) -> None:
     """Cut off at random moments and stopped in good order, over a log with holes; another that moves the same state
     is noticed. At the end the state is the undisturbed one."""
     print(f"seed {SEED}")

@@ -526,7 +526,7 @@ async def test_another_database_than_0_takes_one_right_more(stack_redis: LocalVa
             await exercise(store, steps=10)
 
 
-async def test_a_user_who_may_not_say_asking_meets_it_while_a_slot_moves(cluster: LocalCluster) -> None:
+async def test_a_user_without_asking_meets_it_as_a_slot_moves(cluster: LocalCluster) -> None:
     rights = [right for right in CLUSTER_ACL if right != "+asking"]
     cluster.everywhere("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~t:clicks:*", *rights)
     home = cluster.node_of("{p0}")
@@ -669,7 +669,7 @@ async def test_a_server_that_is_no_master_now_is_left(word: str) -> None:
 # Sentinel
 
 
-async def test_a_failover_is_followed_and_a_lost_tail_leaves_a_whole_older_state() -> None:
+async def test_a_failover_leaves_a_whole_older_state() -> None:
     """
     1  by hand, under steps     master ◀──roles──▶ replica       no connection is left at the old one
     2  master cut off, more steps, SIGKILL ──▶ replica promoted  steps go on from the older checkpoint that it has
@@ -761,7 +761,7 @@ async def test_sentinels_that_do_not_know_the_master_say_so(stack_redis: LocalVa
                 await store.start()
 
 
-async def test_connections_to_a_watched_master_are_bounded_and_waited_for(stack_redis: LocalValkey) -> None:
+async def test_connections_to_a_watched_master_are_bounded(stack_redis: LocalValkey) -> None:
     with Keeper() as keeper:
         port = sentinel(keeper, "sentinel", stack_redis.port, quorum=1)
         with admin_of(stack_redis) as admin:
@@ -905,7 +905,7 @@ def test_tls_checks_names_unless_the_url_says_otherwise() -> None:
     assert checked("redis://h") == [None]
 
 
-async def test_closing_gives_up_on_a_server_that_hangs_and_hides_no_error(certificates: Certificates) -> None:
+async def test_closing_gives_up_on_a_hanging_server(certificates: Certificates) -> None:
     """Over TLS a connection is closed when both sides said so, and this one says nothing."""
     with tls_server(certificates, clients=False) as (server, port):
         url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificates.ca}"

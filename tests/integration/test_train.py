@@ -135,7 +135,7 @@ def test_progress_goes_forward_to_its_end(trained: tuple[Published, Path, list[f
     assert done[-1] == pytest.approx(1.0)
 
 
-def test_what_is_published_is_served_with_its_thresholds_and_card(
+def test_a_published_version_is_served_with_its_thresholds(
     trained: tuple[Published, Path, list[float]], spec: Spec, log: EventBatch
 ) -> None:
     published, _, _ = trained
@@ -176,7 +176,7 @@ def test_the_rows_are_the_examples(
     assert latest + spec.horizon_ms < report.labels_until_ms
 
 
-def test_training_is_repeatable_and_sees_nothing_beyond_its_labels(
+def test_training_sees_nothing_beyond_its_labels(
     trained: tuple[Published, Path, list[float]], spec: Spec, log: EventBatch
 ) -> None:
     """A log that ends where the labels of the first training ended: the same examples, figures and thresholds."""
@@ -269,9 +269,7 @@ def test_nobody_travels_with_a_model(
     assert not set(rows["last_seen"].tolist()) & set(log.time.tolist())
 
 
-def test_training_begins_as_the_linear_model_and_keeps_the_best_epoch(
-    spec: Spec, log: EventBatch, tmp_path: Path
-) -> None:
+def test_training_keeps_the_best_epoch(spec: Spec, log: EventBatch, tmp_path: Path) -> None:
     usable = draw(History(Layout(spec), log, KNOWN_UNTIL), examples_max=2_000).usable()
     odd = usable.customer % 2 == 1
     train, others = usable.take(~odd), usable.take(odd)

@@ -225,7 +225,7 @@ async def _count(chain: MemoryChain, partition: int, count: int) -> bool:
     return sum(len(rows) for _, _, rows in await chain.entries(partition)) == count
 
 
-async def test_paused_partitions_wait_and_the_worker_stays_in_the_group(
+async def test_paused_partitions_wait_in_the_group(
     stack: Services, unique_name: str, feed: Feed, join: Join
 ) -> None:
     """A pause holds one partition, not the others; with all of them paused the poll clock goes on."""
@@ -543,7 +543,7 @@ async def test_the_group_is_gone_when_the_last_has_left(
     await plain.stop()
 
 
-async def test_a_static_member_that_restarts_within_its_session_disturbs_nobody(
+async def test_a_static_member_restarts_without_a_rebalance(
     stack: Services, unique_name: str, feed: Feed, join: Join
 ) -> None:
     """It finds its partitions as it left them; the others are not asked to join again. Not even for the leader."""
@@ -567,7 +567,7 @@ async def test_a_static_member_that_restarts_within_its_session_disturbs_nobody(
     await check(chain, feed)
 
 
-async def test_a_static_member_that_stays_away_is_replaced_after_its_session(
+async def test_a_static_member_that_stays_away_is_replaced(
     stack: Services, unique_name: str, feed: Feed, join: Join
 ) -> None:
     """And is a member again when it comes back."""
@@ -585,7 +585,7 @@ async def test_a_static_member_that_stays_away_is_replaced_after_its_session(
     await check(chain, feed)
 
 
-async def test_a_group_that_formed_without_knowing_its_topic_shares_it_out_soon(
+async def test_a_group_that_did_not_know_its_topic_shares_it_out(
     stack: Services, unique_name: str, join: Join
 ) -> None:
     """As when its leader joined while Kafka could hardly be reached: seconds later, not the client's five minutes."""

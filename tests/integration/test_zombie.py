@@ -120,7 +120,7 @@ async def test_who_wakes_late_says_nothing_of_who_was_forgotten() -> None:
     assert await store.find(ANN.decode()) is None
 
 
-async def test_a_tombstone_whose_answer_was_lost_leaves_nothing_in_memory() -> None:
+async def test_a_tombstones_lost_answer_leaves_nothing_in_memory() -> None:
     """The checkpoint has moved, the worker goes on from there and hears of nothing more: no later step tidies up."""
     store = ForgetfulStore(LAYOUT.dtype, 1)
     tools = tools_of(store, ListSink(), ArithmeticModel(sizes=(8,)))

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("featurestore", "model", "stream", "ops")  # each may import those to its left, and itself
 DISTRIBUTION = "ebbtide"  # the one import name; it links to the packages
 LINES_WARNED, LINES_MAX = 300, 450
+NAME_MAX = 60  # of a test
 MODULES_MAX = 12  # of a folder: more, and a newcomer cannot guess where a thing is
 ONE_FILE_A_COMMAND = "ops/commands"
 ROOF = {"stream": {"pipeline", "partition", "worker"}}  # what no sub-package of the same package imports
@@ -230,6 +231,17 @@ def test_every_ignore_has_its_reason(path: Path) -> None:
                 if len(reason) < 2:
                     wrong.append(f"line {token.start[0]}: {token.string}")
     assert not wrong, f"{name_of(path)}: {wrong}"
+
+
+@pytest.mark.parametrize("path", sources("tests"), ids=name_of)
+def test_a_tests_name_can_be_read_at_a_glance(path: Path) -> None:
+    """Subject and outcome; what else there is to say stands in its docstring."""
+    names = [
+        node.name
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert not [name for name in names if name.startswith("test_") and len(name) > NAME_MAX]
 
 
 def test_constraints_hold_exact_versions_and_no_address() -> None:

@@ -95,7 +95,7 @@ def test_unknown_types_are_counted_and_the_near_miss_is_guessed(tmp_path: Path) 
     )
 
 
-def test_a_column_of_ids_mapped_as_the_type_is_not_listed_to_its_end(tmp_path: Path) -> None:
+def test_a_column_of_ids_as_the_type_is_not_listed_whole(tmp_path: Path) -> None:
     rows = [*history(), *[("c1", f"id-{i}", T0, "", "x") for i in range(2_000)]]
     findings = [f for f in found(tmp_path, rows) if f.code == "unknown_type"]
     assert len(findings) == 11

@@ -104,7 +104,7 @@ def test_what_nobody_could_read_again_is_known_before(wrong: dict[str, TimerCurs
     assert not LEAST._replace(**wrong).is_readable  # type: ignore[arg-type]  # wrong on purpose
 
 
-def test_state_of_another_fold_is_refused_and_of_another_policy_is_not() -> None:
+def test_state_of_another_fold_is_refused() -> None:
     stored = LEAST._replace(layout="fold:01/policy:02")
     check_checkpoint(stored, "fold:01/policy:02", 4)
     check_checkpoint(stored, "fold:01/policy:03", 4)

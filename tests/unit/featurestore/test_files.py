@@ -306,7 +306,7 @@ MISFITS: list[tuple[str, str, str, list[tuple[int, Reason]]]] = [
 
 
 @pytest.mark.parametrize(("_", "name", "text", "misfits"), MISFITS, ids=[case[0] for case in MISFITS])
-def test_a_row_that_does_not_fit_stops_the_reading_unless_asked_otherwise(
+def test_a_row_that_does_not_fit_stops_the_reading(
     tmp_path: Path, _: str, name: str, text: str, misfits: list[tuple[int, Reason]]
 ) -> None:
     spec = spec_of({}, KINDS[:2])
@@ -337,7 +337,7 @@ def test_ignored_types_are_no_problem_and_are_counted_by_name(tmp_path: Path) ->
     assert log.problems.unknown_types == {"scroll": 2, "Visit": 1}
 
 
-def test_an_event_long_after_its_arrival_is_a_misfit_as_on_the_stream(tmp_path: Path) -> None:
+def test_an_event_long_after_its_arrival_does_not_fit(tmp_path: Path) -> None:
     text = f"user_id,type,ts,got\na,visit,{2 * DAY_MS},5\na,visit,{DAY_MS},5\na,visit,5,\na,visit,5,-4\na,visit,5,0\n"
     log = read_text(tmp_path, text, spec_of({"arrival": "got"}, KINDS[:1]), tolerant=True)
     assert [(problem.line, problem.reason) for problem in log.problems.first] == [
@@ -349,7 +349,7 @@ def test_an_event_long_after_its_arrival_is_a_misfit_as_on_the_stream(tmp_path: 
     assert log.events.time.tolist() == [DAY_MS]
 
 
-def test_columns_that_the_spec_needs_and_the_file_lacks_are_named_at_once(tmp_path: Path) -> None:
+def test_missing_columns_are_named_at_once(tmp_path: Path) -> None:
     spec = spec_of({"user_id": "who", "value": "amount", "arrival": "got"})
     with pytest.raises(SpecError) as caught:
         read_text(tmp_path, "user_id,type,ts,cart.items,plan\n", spec)

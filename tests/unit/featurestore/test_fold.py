@@ -131,7 +131,7 @@ def test_producer_duplicates_change_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_time_passing_takes_the_silences_that_the_next_event_would(seed: int) -> None:
+def test_time_takes_the_silences_the_next_event_would(seed: int) -> None:
     """Before each event time passes, up to that event's time or less; no byte of rows or points differs.
 
     by the next event   ●────────────────────●      both silences taken when the second event comes

@@ -132,7 +132,7 @@ def test_a_kind_marked_always_is_scored_whatever_its_role() -> None:
     assert points_of(spec_of(), at(VISIT, 0), at(MAIL, 1), at(HELP, 2)) == [("event", 0), ("event", 2)]
 
 
-def test_score_every_counts_from_the_last_decision_point_a_silence_too() -> None:
+def test_score_every_counts_from_the_last_decision_point() -> None:
     """
     score_every = 2 h
     hour   0    1         3       4.4   5
@@ -144,7 +144,7 @@ def test_score_every_counts_from_the_last_decision_point_a_silence_too() -> None
     assert points == [("event", 0), ("silence", 3), ("event", 5)]
 
 
-def test_a_late_event_is_folded_where_it_belongs_and_decided_as_of_the_clock() -> None:
+def test_a_late_event_is_decided_as_of_the_row_watermark() -> None:
     """
     hour   0        5         7      arrival order: 0, 7, 5
     visit  ●        ◌─────────●      windows of three tiles of 2 h: [2,4) [4,6) [6,8)
@@ -211,7 +211,7 @@ def test_a_leave_ends_scoring_until_the_next_activity() -> None:
     assert not known(spec, *events, at(VISIT, 10))["terminated"]
 
 
-def test_a_leave_older_than_the_last_activity_was_taken_back_by_it() -> None:
+def test_a_leave_is_taken_back_by_a_later_activity() -> None:
     """
     hour   0  1  1.5      arrival order: 0, 1.5, 1
     visit  ●     ●
@@ -294,7 +294,7 @@ def test_a_duplicate_does_not_even_take_silences() -> None:
     assert points_of(spec_of(), first, at(VISIT, 3), first) == [("event", 0), ("silence", 2), ("event", 3)]
 
 
-def test_repeats_share_an_entry_of_the_sequence_others_push_the_oldest_out() -> None:
+def test_repeats_share_an_entry_of_the_sequence() -> None:
     """
     minutes  0    20   40 | 90     100      110     coalesce = 30 min, three entries
              v    v    v  | buy 5  buy 2    v       gaps to the activity before
@@ -409,7 +409,7 @@ def test_counters_are_full_at_four_bytes_and_stay_so() -> None:
 
 
 @pytest.mark.parametrize("window", [0, 1])
-def test_a_window_is_exact_for_a_length_within_one_hop_of_the_nominal(window: int) -> None:
+def test_a_window_is_exact_within_one_hop(window: int) -> None:
     """The events counted are those of the last x ms, for one x in (length - hop, length]: never more, never less.
 
     hop           ├─────┼─────┼──▲──┤   as of ▲, in the middle of the newest tile

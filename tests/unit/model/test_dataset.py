@@ -77,7 +77,7 @@ def test_examples_see_what_the_record_says() -> None:
             assert examples.features[row, column] == pytest.approx(truth[name], rel=1e-5)
 
 
-def test_a_sample_is_bounded_half_of_each_sort_and_the_same_however_it_is_cut() -> None:
+def test_a_sample_is_bounded_and_does_not_depend_on_cuts() -> None:
     small = drawn(400)
     assert len(small) == 400
     assert small.snapshot.sum() == 200
@@ -149,7 +149,7 @@ def test_who_is_held_out_depends_on_the_id_alone() -> None:
     assert (held_out(names[::-1])[::-1] == held).all()
 
 
-def test_snapshot_dates_are_whole_days_for_long_horizons_and_follow_short_ones() -> None:
+def test_snapshot_dates_are_whole_days_for_long_horizons() -> None:
     week = snapshot_dates(SPEC, LOG, UNTIL)  # 14 d / 8, rounded down
     assert set(np.diff(week)) == {DAY_MS}
     assert all(date % DAY_MS == 0 for date in week)

@@ -156,7 +156,7 @@ def test_a_record_of_zero_bytes_is_all_missing_and_finite() -> None:
     assert sequence == {"kind": [0] * 4, "count": [0.0] * 4, "value": [0.0] * 4, "gap": [0.0] * 4}
 
 
-def test_the_sequence_is_in_order_however_often_the_ring_went_round() -> None:
+def test_the_sequence_is_in_order_after_many_rounds() -> None:
     """
     ring of 4:   V  P  V·V  P      the two visits within an hour share an entry
     then two     V  P              push the oldest two out

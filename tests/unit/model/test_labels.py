@@ -70,7 +70,7 @@ def test_a_leave_in_so_many_words_is_neither_churn_nor_a_stay() -> None:
     assert label_of(first_back, START) == STAYED
 
 
-def test_a_row_whose_horizon_is_not_over_has_no_label_whatever_was_seen() -> None:
+def test_a_row_whose_horizon_is_not_over_has_no_label() -> None:
     """
     as of ├──────── H ────────┤
               ● seen      │ known until: an early return is known, an early silence is not, so neither counts

@@ -41,7 +41,7 @@ def start(model: Path, folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # three processes that import TensorFlow, two of which compile
-def test_the_next_start_finds_what_was_compiled_and_one_that_is_spoilt_compiles(tmp_path: Path) -> None:
+def test_the_next_start_finds_what_was_compiled(tmp_path: Path) -> None:
     publish(tmp_path / "models", spec=TINY, sizes=(8,))
     home, root = tmp_path / "models" / TINY.name, tmp_path / "kept"
     folder = xla_cache.prepare(root)

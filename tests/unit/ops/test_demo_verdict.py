@@ -56,7 +56,7 @@ def points_of(*points: tuple[int, float, float, bool]) -> Asked:
     )  # fmt: skip
 
 
-def test_an_alert_is_right_when_nothing_followed_and_leads_by_what_was_left_of_the_horizon() -> None:
+def test_an_alert_leads_by_what_was_left_of_the_horizon() -> None:
     scene = scene_of({0: (11, 12), 1: (12, 20, 30, 40), 2: (12, 29.5)})
     episodes = [Episode(0, at(15)), Episode(1, at(15)), Episode(2, at(16))]
     points = points_of((0, 15, 12, True), (1, 15, 12, False), (2, 16, 12, False), (2, 12, 12, True))
@@ -88,7 +88,7 @@ class Case:
     ],
     ids=lambda case: case.name,
 )
-def test_a_silence_is_recalled_when_an_episode_knew_of_it_in_time(case: Case) -> None:
+def test_a_silence_is_recalled_when_an_episode_knew_it(case: Case) -> None:
     scene = scene_of({0: (11, 20), 1: (11, 12, 13)})
     points = points_of((0, 21, 20, True), (1, 14, 13, True))
     episodes = [case.episode] if case.episode else []
@@ -97,7 +97,7 @@ def test_a_silence_is_recalled_when_an_episode_knew_of_it_in_time(case: Case) ->
     assert found.recall == (0.5 if case.known else 0.0)
 
 
-def test_only_silences_that_were_shown_whole_and_asked_about_count() -> None:
+def test_only_silences_shown_whole_count() -> None:
     """Not the one that began too late or before, nor a stated leave, nor somebody nobody was asked about."""
     scene = scene_of({0: (12, 40), 1: (5,), 2: (12,), 3: (12,), 4: (12,)}, closed={2: 12.5})
     points = points_of(
@@ -124,7 +124,7 @@ def silences(*reached: tuple[float, bool]) -> Asked:
     return points_of(*points)
 
 
-def test_recency_alerts_once_a_silence_at_the_gap_that_gives_as_many_alerts() -> None:
+def test_recency_alerts_once_a_silence() -> None:
     """Four silences reach a day, two of them four days, one of them fourteen."""
     points = silences((1, False), (1, True), (4, False), (14, True))
     rule, between = by_recency(points, GAPS, 4)
@@ -148,7 +148,7 @@ def test_recency_cannot_alert_more_often_than_there_are_silences() -> None:
     assert (rule.alerts, rule.precision) == (2, 0.5)
 
 
-def test_fewer_alerts_than_the_longest_silences_are_drawn_from_these() -> None:
+def test_recency_draws_from_the_longest_silences() -> None:
     rule, between = by_recency(silences((14, False), (14, True), (14, True), (14, True)), GAPS, 2)
     assert (rule.alerts, rule.precision, between) == (2, 0.75, (14.0, 14.0))
     rule, _ = by_recency(silences((1, True)), GAPS, 0)

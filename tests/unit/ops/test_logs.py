@@ -33,7 +33,7 @@ class Log:
         return [json.loads(line) for line in self.text.splitlines()]
 
 
-def test_a_message_of_a_library_is_written_once_in_a_while_with_a_count() -> None:
+def test_a_librarys_message_is_written_now_and_then() -> None:
     log = Log()
     for n in range(100):  # a try every second, as in an outage
         log.say(n, "aiokafka.conn", "Unable to connect to %s: %s", "h:1", n)
@@ -48,7 +48,7 @@ def test_a_message_of_a_library_is_written_once_in_a_while_with_a_count() -> Non
     assert lines[-2]["message"] == "all is well"
 
 
-def test_other_messages_loggers_and_levels_are_counted_apart_and_ours_never() -> None:
+def test_our_own_lines_are_never_held_back() -> None:
     log = Log()
     for n in range(3):
         log.say(n, "aiokafka.conn", "one %s", n)
@@ -72,7 +72,7 @@ def test_a_message_that_comes_now_and_then_is_written_each_time() -> None:
     assert [line["message"] for line in log.lines] == [f"rebalance {n}" for n in range(5)]
 
 
-def test_what_is_remembered_is_bounded_and_bad_arguments_do_no_harm(capsys: object) -> None:
+def test_what_is_remembered_is_bounded(capsys: object) -> None:
     log = Log()
     for n in range(3 * TEMPLATES_MAX):
         log.say(0, "lib", f"message {n}")
@@ -120,7 +120,7 @@ def test_nobodys_words_forge_a_line_of_text() -> None:
     ]
 
 
-def test_at_debug_libraries_are_heard_from_warnings_on_and_we_are_heard() -> None:
+def test_at_debug_libraries_are_heard_from_warnings_on() -> None:
     code = """
 import logging
 from ebbtide.ops.observe.logs import configure

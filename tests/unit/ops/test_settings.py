@@ -23,7 +23,7 @@ def write(path: Path, **data: object) -> Path:
     return path
 
 
-def test_without_anything_the_defaults_hold_and_the_servers_are_local() -> None:
+def test_without_anything_the_defaults_hold() -> None:
     settings = load_settings(environment={})
     assert settings.local_kafka and settings.local_redis
     assert settings.http.host == "127.0.0.1"
@@ -43,7 +43,7 @@ def test_a_file_yields_to_variables_and_they_yield_to_options(tmp_path: Path) ->
     assert settings.model == Path("file")
 
 
-def test_the_file_of_the_option_goes_before_the_one_of_the_variable(tmp_path: Path) -> None:
+def test_an_options_file_goes_before_a_variables(tmp_path: Path) -> None:
     one, other = write(tmp_path / "one.yaml", model="one"), write(tmp_path / "other.yaml", model="other")
     assert load_settings(one, {"EBBTIDE_CONFIG": str(other)}).model == Path("one")
 
@@ -182,7 +182,7 @@ def test_a_cooldown_longer_than_the_memory_is_refused() -> None:
     load_settings(environment={}).check_spec(spec)
 
 
-def test_a_record_so_large_that_a_batch_is_no_step_is_refused_at_start() -> None:
+def test_a_record_too_large_for_a_commit_is_refused_at_start() -> None:
     """Else the first full batch would be a step that no store takes, again after each restart."""
     wide = parse_spec(
         {
@@ -196,7 +196,7 @@ def test_a_record_so_large_that_a_batch_is_no_step_is_refused_at_start() -> None
     load_settings(environment={**cooldown, "EBBTIDE_KAFKA__FETCH_RECORDS_MAX": "100"}).check_spec(wide)
 
 
-def test_a_child_process_gets_our_environment_but_none_of_our_settings() -> None:
+def test_a_child_process_gets_none_of_our_settings() -> None:
     environment = child_environment(EBBTIDE_MODEL="m")
     assert environment["EBBTIDE_MODEL"] == "m"
     assert [name for name in environment if name.startswith("EBBTIDE_")] == ["EBBTIDE_MODEL"]
@@ -252,7 +252,7 @@ def test_every_secret_may_lie_in_a_file(place: tuple[str, ...], tmp_path: Path) 
     assert found({}, **inner) == secret
 
 
-def test_a_variable_goes_before_the_file_in_whatever_way_either_gives_the_secret(tmp_path: Path) -> None:
+def test_a_variable_goes_before_the_file(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("from-file\r\n")
     by_path = {"EBBTIDE_HTTP__TOKEN_FILE": str(tmp_path / "token")}
     for yaml_says in ({"token": "yaml"}, {"token_file": "/nowhere"}):
@@ -380,7 +380,7 @@ def test_an_empty_token_is_none() -> None:
             Settings.model_validate({"http": {"token": token}})
 
 
-def test_what_must_not_be_seen_of_a_secret_is_hidden_however_it_is_written() -> None:
+def test_a_secret_is_hidden_however_it_is_written() -> None:
     texts = texts_of(['p@ss"wörd', "token-1", "abc"])
     line = """a p@ss"wörd, {"x": "p@ss\\"wörd"}, {"x": "p@ss\\"w\\u00f6rd"}, 'p@ss"wörd', token-1, abc"""
     assert hidden(line, texts) == """a ***, {"x": "***"}, {"x": "***"}, '***', ***, abc"""
@@ -429,6 +429,6 @@ def test_a_slip_is_refused_all_the_same(name: str, value: str) -> None:
         load_settings(environment={name: value})
 
 
-def test_http_is_for_this_machine_and_in_bounds_unless_told_otherwise() -> None:
+def test_http_is_for_this_machine_unless_told_otherwise() -> None:
     http = load_settings(environment={}).http
     assert (http.host, http.token, http.connections_max) == ("127.0.0.1", None, 64)

@@ -55,7 +55,7 @@ def auroc(label: NDArray[np.int8], score: NDArray[np.float64]) -> float:
     return float((ranks[label == 1].sum() - churned * (churned + 1) / 2) / (churned * (len(label) - churned)))
 
 
-def test_the_same_seed_gives_the_same_events_and_another_seed_others() -> None:
+def test_the_same_seed_gives_the_same_events() -> None:
     one, again, other = world(7), world(7), world(8)
     assert one.events.tobytes() == again.events.tobytes()
     assert one.truth.tobytes() == again.truth.tobytes()
@@ -129,7 +129,7 @@ def test_newsletters_go_to_everyone_known_also_to_those_who_left(sim: Simulated)
             assert after.sum() >= 2
 
 
-def test_a_mailing_spread_over_the_week_comes_to_each_at_an_hour_of_their_own() -> None:
+def test_a_mailing_comes_to_each_at_an_hour_of_their_own() -> None:
     spread = simulate(Scenario(5, 200, START_MS, 60.0, mailing_days=7.0))
     mails = spread.events[spread.events["type"] == NEWSLETTER]
     assert len(np.unique(mails["time_ms"] // DAY_MS % 7)) == 7

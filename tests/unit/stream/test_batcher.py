@@ -113,7 +113,7 @@ def batcher_of(model: ArithmeticModel, heard: Listener) -> Batcher:
     return Batcher(lambda: model, SystemClock(), heard, deadline_s=60.0, linger_s=0.0)
 
 
-async def test_rows_of_several_partitions_share_dispatches_and_get_their_own_scores() -> None:
+async def test_requests_share_dispatches_and_get_their_own_scores() -> None:
     """Forty requests of odd sizes, all at once: every row gets its own score, in far fewer dispatches than requests."""
     rng = np.random.default_rng(seed := 7)
     print(f"seed {seed}")
@@ -197,7 +197,7 @@ async def test_only_the_owner_of_a_bad_row_misses_its_score() -> None:
     batcher.close()
 
 
-async def test_a_search_teaches_nothing_about_costs_and_an_outage_costs_two_calls() -> None:
+async def test_a_bisection_teaches_nothing_about_costs() -> None:
     """A dispatch that took many calls is reported as long as it took, and leaves what the size is known to cost."""
     heard, model = Listener(), FussyModel(sizes=(32,), seconds=0.001)
     batcher = batcher_of(model, heard)

@@ -206,7 +206,7 @@ def test_many_bad_rows_are_an_outage_however_few_at_a_time() -> None:
         assert np.flatnonzero(known.score(rows, as_of).bad).tolist() == [7]
 
 
-def test_before_anybody_was_scored_a_row_of_the_dispatch_is_the_proof() -> None:
+def test_at_first_a_row_of_the_dispatch_is_the_proof() -> None:
     """A bad row that comes first and alone waits: nothing tells it from a bad model. In company it is given up."""
     model = FussyModel(raises=[3])
     known, one = Guarded(model), (rows_of(1, start=3), np.ones(1, np.int64))
