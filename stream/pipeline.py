@@ -221,13 +221,13 @@ class Pipeline:
     def _floods(self, work: Work) -> dict[int, Exception]:
         """The pieces of partitions of which most is bad."""
         flooded: dict[int, Exception] = {}
-        bad = np.array([each.index for each in work.parsed.rejected], np.int64)
+        bad: dict[int, list[int]] = {}
+        for rejected, j in zip(work.parsed.rejected, work.rejected, strict=True):
+            bad.setdefault(j, []).append(rejected.index - int(work.first[j]))
         for j, piece in enumerate(work.pieces):
             if piece.batch is not None and piece.batch.records:
-                low, high = work.first[j : j + 2]
-                of_piece = bad[(bad >= low) & (bad < high)] - low if len(bad) else bad
                 try:
-                    piece.opened.flood.admit(piece.batch.records, of_piece.tolist())
+                    piece.opened.flood.admit(piece.batch.records, bad.get(j, []))
                 except DeadLetterFlood as error:
                     flooded[j] = error
         return flooded
@@ -337,16 +337,12 @@ class Pipeline:
         applied = np.array([j in work.applied for j in range(k)])
         if not applied.any():
             return
-        bad = np.array([each.index for each in work.parsed.rejected], np.int64)
-        records = np.diff(work.first)
-        rejected = np.bincount(np.searchsorted(work.first, bad, side="right") - 1, minlength=k)
-        events = np.bincount(work.piece, minlength=k)
+        records, events = np.diff(work.first), np.bincount(work.piece, minlength=k)
+        rejected = np.bincount(work.rejected, minlength=k) if work.rejected else np.zeros(k, np.int64)
         reasons = Counter(
             str(each.reason)
-            for each, at in zip(
-                work.parsed.rejected, np.searchsorted(work.first, bad, side="right") - 1, strict=True
-            )
-            if applied[at]
+            for each, j in zip(work.parsed.rejected, work.rejected, strict=True)
+            if applied[j]
         )
         if lost := int(applied[work.piece[unscored(verdicts)]].sum()):
             reasons[UNSCORED] = lost

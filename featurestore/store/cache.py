@@ -98,12 +98,14 @@ class Cache:
             self.clear(commit.partition)
             known = self._partitions[commit.partition] = _Partition(commit.checkpoint)
         known.checkpoint = commit.checkpoint
-        self._let_go([known.slots.pop(name) for name in commit.forgotten if name in known.slots])
+        if commit.forgotten:
+            self._let_go([known.slots.pop(name) for name in commit.forgotten if name in known.slots])
         slots = self._slots_of(known, commit.customers)
         self._round += 1
         self._used[slots[slots >= 0]] = self._round  # before the sweep, so that it spares them
         fresh = np.flatnonzero(slots < 0)
-        slots[fresh] = self._move_in(commit.partition, [commit.customers[i] for i in fresh.tolist()])
+        if len(fresh):
+            slots[fresh] = self._move_in(commit.partition, [commit.customers[i] for i in fresh.tolist()])
         self._records[slots] = np.ascontiguousarray(commit.rows).view(self._records.dtype)
 
     def clear(self, partition: int) -> None:

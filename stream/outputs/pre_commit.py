@@ -68,10 +68,16 @@ def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dic
             messages.setdefault(j, []).extend(
                 propagated_tombstone(key, source(j, offset), topic=each) for each in outputs.all
             )
-    bad = [(each.index, str(each.reason), each.detail) for each in work.parsed.rejected]
-    bad += [(int(work.number[e]), UNSCORED, UNSCORED_DETAIL) for e in unscored(verdicts).tolist()]
-    for index, reason, detail in bad:
-        j, record = int(np.searchsorted(work.first, index, side="right")) - 1, work.records[index]
+    bad = [
+        (j, each.index, str(each.reason), each.detail)
+        for j, each in zip(work.rejected, work.parsed.rejected, strict=True)
+    ]
+    bad += [
+        (int(work.piece[e]), int(work.number[e]), UNSCORED, UNSCORED_DETAIL)
+        for e in unscored(verdicts).tolist()
+    ]
+    for j, index, reason, detail in bad:
+        record = work.records[index]
         if alive[j] and record.offset >= since[j]:
             messages.setdefault(j, []).append(
                 dead_letter_of(

@@ -54,7 +54,8 @@ class Work:
     """k pieces with n events of m customers.
 
     records: of all pieces, one after the other. events: in that order; a customer whom two partitions name is two
-    customers. number: int64[n], the record of each event. piece: int32[n], the piece of each event. first: int64[k +
+    customers. number: int64[n], the record of each event. piece: int32[n], the piece of each event. rejected: the
+    piece of each rejected record. first: int64[k +
     1], piece j has the records [first[j], first[j + 1]). bounds: int64[k + 1], and the customers [bounds[j], bounds[j +
     1]). failed: why a piece has left the turn; its events are no longer among `events`. applied: the pieces that were
     committed.
@@ -66,6 +67,7 @@ class Work:
     events: EventBatch
     number: NDArray[np.int64]
     piece: NDArray[np.int32]
+    rejected: list[int]
     first: NDArray[np.int64]
     bounds: NDArray[np.int64]
     failed: dict[int, Exception] = field(default_factory=dict)
@@ -85,10 +87,13 @@ class Work:
         k, m = len(pieces), len(events.customers)
         if k == 1:
             return cls(
-                pieces, records, parsed, events, number, np.zeros(len(events), np.int32), starts,
+                pieces, records, parsed, events, number, np.zeros(len(events), np.int32),
+                [0] * len(parsed.rejected), starts,
                 np.array([0, m], np.int64),
             )  # fmt: skip
         of = (np.searchsorted(starts, number, side="right") - 1).astype(np.int32)
+        bad = [each.index for each in parsed.rejected]
+        rejected = (np.searchsorted(starts, bad, side="right") - 1).tolist() if bad else []
         names = events.customers
         known, customer = np.unique(of.astype(np.int64) * m + events.customer, return_inverse=True)
         events = replace(
@@ -97,7 +102,7 @@ class Work:
             customer=customer.astype(np.int32),
         )
         bounds = np.searchsorted(known, np.arange(k + 1) * m)
-        return cls(pieces, records, parsed, events, number, of, starts, bounds)
+        return cls(pieces, records, parsed, events, number, of, rejected, starts, bounds)
 
     @property
     def alive(self) -> list[int]:
