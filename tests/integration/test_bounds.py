@@ -63,7 +63,7 @@ def large(topic: str, first: int, count: int) -> list[Message]:
         partition, key, value = event(n)
         if partition == FLOODED:
             padded = {**orjson.loads(value), "properties": {"page": "x" * 2_000}}
-            found.append(Message(topic, key, orjson.dumps(padded), (), None, partition))
+            found.append(Message(topic, key, orjson.dumps(padded), (), padded["ts"], partition))
         n += 1
     return found
 

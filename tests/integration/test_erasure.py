@@ -47,8 +47,9 @@ Raw = dict[bytes, tuple[int, bytes]]
 
 
 def visit(world: World, day: float, customer: str = ANN) -> Message:
-    event = {"user_id": customer, "type": "visit", "ts": T0 + round(day * DAY_MS)}
-    return Message(world.name, customer.encode(), orjson.dumps(event))
+    at_ms = T0 + round(day * DAY_MS)
+    event = {"user_id": customer, "type": "visit", "ts": at_ms}
+    return Message(world.name, customer.encode(), orjson.dumps(event), (), at_ms)
 
 
 def bad(world: World, customer: str = ANN) -> Message:

@@ -284,6 +284,7 @@ async def test_the_commands(stack: Services, unique_name: str, tmp_path: Path) -
         Message(
             unique_name, f"c{n % 50}".encode(),
             json.dumps({"user_id": f"c{n % 50}", "type": "visit", "ts": 1_700_000_000_000 + n * 3_600_000}).encode(),
+            (), 1_700_000_000_000 + n * 3_600_000,
         )
         for n in range(600)
     )  # fmt: skip

@@ -160,7 +160,8 @@ class Feed:
                 count, self._more = max(1, round(self._per_s / 20)) + self._more, 0
                 for _ in range(count):
                     partition, key, value = event(self.sent)
-                    acks.append(await producer.send(self._settings.kafka.topic, value, key, partition))
+                    at_ms = orjson.loads(value)["ts"]
+                    acks.append(await producer.send(self._settings.kafka.topic, value, key, partition, at_ms))
                     self.sent += 1
                 await asyncio.sleep(0.05)
             await asyncio.gather(*acks)
@@ -203,7 +204,9 @@ async def produce(settings: Settings, first: int, count: int) -> None:
         acks = []
         for n in range(first, first + count):
             partition, key, value = event(n)
-            acks.append(await producer.send(settings.kafka.topic, value, key, partition))
+            # Arrived when it happened: an event that is years older than its arrival is a dead letter.
+            at_ms = orjson.loads(value)["ts"]
+            acks.append(await producer.send(settings.kafka.topic, value, key, partition, at_ms))
         await asyncio.gather(*acks)
 
 

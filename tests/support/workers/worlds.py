@@ -115,12 +115,13 @@ class Clicks:
         key = f"customer-{int(rng.integers(CUSTOMERS))}".encode()
         draw = rng.random()
         if draw < 0.02:
-            return Message(self._topic, key, b"nonsense of " + key)
+            return Message(self._topic, key, b"nonsense of " + key, (), self._ts)
         if draw < 0.02 + self._tombstones:
-            return Message(self._topic, key, None)
+            return Message(self._topic, key, None, (), self._ts)
         kind = str(rng.choice(["visit", "purchase", "mail", "goodbye"], p=[0.55, 0.2, 0.22, 0.03]))
         event = {"user_id": key.decode(), "event_id": f"e{self._made}", "type": kind, "ts": self._ts}
-        return Message(self._topic, key, orjson.dumps({**event, "value": float(self._made % 7)}))
+        value = orjson.dumps({**event, "value": float(self._made % 7)})
+        return Message(self._topic, key, value, (), self._ts)
 
 
 class World:
@@ -209,7 +210,7 @@ class World:
             await producer.begin_transaction()
             for message in clicks.next(records):
                 value = message.value if n % 2 == 0 or message.value is None else message.value + b" " * 200
-                await producer.send(message.topic, value, message.key)
+                await producer.send(message.topic, value, message.key, timestamp_ms=message.timestamp_ms)
             await (producer.commit_transaction() if n % 2 == 0 else producer.abort_transaction())
         await producer.stop()
 
