@@ -1,4 +1,4 @@
-"""What has been fetched and not begun: a short queue a partition, and one budget of bytes for all of a worker's.
+"""Backpressure: what has been fetched and not begun, in a short queue a partition, and one budget for a whole worker.
 
     fetch ─▶ put ─▶ [ · · · · ] ─▶ take: the oldest, joined with those that had to wait behind it
                full: pause ▲ ▲ half empty, or all done: resume
