@@ -46,6 +46,7 @@ from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.records import RecordBatches, read_safely
 from ebbtide.stream.kafka.settings import KafkaSettings
 
+FETCH_SHARE_BYTES_MIN = 16 << 10  # less of a partition at a time costs more requests than it saves memory
 POLL_S = 1.0  # how long a fetch waits for data before it reports that there is none
 COMMIT_S = 3.0  # how long a commit may take before it is given up and tried again with newer offsets
 LAST_COMMIT_S = 1.0  # a revocation commits what may be committed; but the whole group waits for it
@@ -281,6 +282,7 @@ class BatchThread(AIOKafkaConsumerThread):
         consumer.pause(*assigned)
         self._membership.joined(consumer)
         self._owned = assigned
+        self._share_fetch_bytes()
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch_ends())
         self.parent_loop.call_soon_threadsafe(self._owner.note_assigned, assigned)
@@ -299,6 +301,16 @@ class BatchThread(AIOKafkaConsumerThread):
     ) -> Answer:
         """One of `stream.consumer.offsets` about a partition of ours."""
         return await question(self._settings, self._own_consumer(tp), tp)
+
+    def _share_fetch_bytes(self) -> None:
+        """The fetcher keeps an answer a partition until it is taken: their sum is bounded, whatever their number.
+
+        A broker sends the first batch also when it is larger, so that nothing is stuck (KIP-74).
+        """
+        settings, count = self._settings, max(len(self._owned), 1)
+        share = max(settings.fetch_bytes_max // count, FETCH_SHARE_BYTES_MIN)
+        fetcher = self._ensure_consumer()._fetcher
+        fetcher._max_partition_fetch_bytes = min(settings.fetch_partition_bytes_max, share)
 
     async def topic_id(self) -> str:
         return await offsets.topic_id(self._settings, self._ensure_consumer())

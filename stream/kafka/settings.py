@@ -41,6 +41,11 @@ class KafkaSettings(BaseModel):
 
     fetch_records_max: int = Field(default=1000, ge=1, description="records in one fetched batch")
     fetch_partition_bytes_max: int = Field(default=1 << 20, ge=1024)
+    fetch_bytes_max: int = Field(
+        default=32 << 20,
+        ge=1 << 20,
+        description="what the client holds of all partitions together, compressed: of many it asks less each",
+    )
     fetch_uncompressed_bytes_max: int = Field(
         default=64 << 20,
         ge=1 << 20,

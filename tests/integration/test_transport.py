@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -115,6 +116,19 @@ async def committed(settings: KafkaSettings, partition: int) -> tuple[int, str] 
         offsets = await client.list_consumer_group_offsets(settings.group)
     found = offsets.get(TopicPartition(settings.topic, partition))
     return None if found is None or found.offset < 0 else (found.offset, found.metadata)
+
+
+async def test_many_partitions_share_one_bound_of_fetched_bytes(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """Four of them may hold a MiB together, so each is asked for a quarter; all arrives."""
+    settings = settings_for(stack, unique_name, fetch_bytes_max=1 << 20)
+    chain = MemoryChain()
+    await feed.send(4000)
+    receiver = await join(settings, chain)
+    await until(lambda: folded(chain, feed), "all folded")
+    source: Any = receiver.source
+    assert source._thread._consumer._fetcher._max_partition_fetch_bytes == 256 << 10
 
 
 async def test_a_worker_folds_all_commits_its_marks_and_leaves_at_once(

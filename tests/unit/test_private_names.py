@@ -18,7 +18,7 @@ USED: dict[str, tuple[str, ...]] = {
     "aiokafka.consumer.consumer.AIOKafkaConsumer": ("_client", "_fetcher", "_coordinator", "_subscription"),
     "aiokafka.consumer.fetcher.Fetcher": (
         "_client", "_records", "_subscriptions", "_notify", "_wait_consume_future", "_create_fetch_waiter",
-        "error_future",
+        "error_future", "_max_partition_fetch_bytes",
     ),
     "aiokafka.consumer.fetcher.FetchResult": ("_partition_records", "_assignment", "getall", "has_more"),
     "aiokafka.consumer.fetcher.FetchError": ("_error",),
