@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from redis import Redis
 from redis.crc import key_slot
@@ -30,9 +31,11 @@ from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.featurestore.store.redis.url import read_url
 from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.ops.stack.server import Keeper, free_ports
-from tests.integration.test_pipeline import World, assert_same_end, clean_run, logs_of
+from ebbtide.stream.telemetry import Telemetry, TurnDone
+from tests.integration.test_pipeline import T0, World, assert_same_end, clean_run, logs_of
 from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.stores import DTYPE, State, random_step, state_of, step_of
+from tests.support.seams.streams import LogRecord
 from tests.support.servers.proxy import Proxy
 from tests.support.servers.redis import (
     SERVICE,
@@ -1010,3 +1013,78 @@ async def test_sentinels_behind_tls_with_a_user_of_their_own(certificates: Certi
             with pytest.raises(StoreMisconfigured, match="ssl_ca_certs=FILE") as error:
                 await store.start()
             says_nothing(error.value)
+
+
+class Applied(Telemetry):
+    """When each partition's position was told, by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.at: dict[tuple[int, int], float] = {}
+
+    def turn_done(self, turn: TurnDone) -> None:
+        now_s = time.monotonic()
+        self.at.update(((piece.partition, piece.position), now_s) for piece in turn.pieces)
+
+
+async def test_a_hanging_shard_holds_up_nobody_else(cluster: LocalCluster) -> None:
+    """One of three masters is stopped by SIGSTOP under a trickle of events: its partitions leave their turn after a
+    quarter of a second, and the others go on as before, every one of them."""
+    world, heard = ClusterWorld(22, [[] for _ in range(N)], rate=0.0), Applied()
+    world.use(f"redis+cluster://{cluster.hosts}", "hang:")
+    affected = {partition for partition in range(N) if cluster.node_of(f"{{p{partition}}}") == 0}
+    others = sorted(set(range(N)) - affected)
+    assert affected
+    assert others
+    sent: dict[tuple[int, int], float] = {}
+
+    async def trickle(seconds: float) -> list[tuple[int, int]]:
+        """An event a partition every 20 ms; those of the partitions that nothing happened to."""
+        mine = []
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            for partition, log in enumerate(world.logs):
+                at_ms = T0 + len(log)
+                key = f"customer-{partition}".encode()
+                value = orjson.dumps({"user_id": key.decode(), "type": "visit", "ts": at_ms})
+                log.append(LogRecord(len(log), at_ms, key, value))
+                sent[partition, len(log)] = time.monotonic()
+                if partition in others:
+                    mine.append((partition, len(log)))
+            await asyncio.sleep(0.02)
+        return mine
+
+    async def latencies_s(asked: list[tuple[int, int]]) -> list[float]:
+        """From the event to the first commit that holds it."""
+        async with asyncio.timeout(20):
+            while any(world.source.offset(partition) < end for partition, end in asked):  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.01)
+        told = sorted(heard.at)
+        return sorted(
+            min(heard.at[n, end] for n, end in told if n == partition and end >= position)
+            - sent[partition, position]
+            for partition, position in asked
+        )
+
+    worker = world.worker(telemetry=heard)
+    node = cluster.nodes[0]
+    assert node.server is not None
+    async with world.at_work(worker):
+        await trickle(0.5)
+        before = await latencies_s(await trickle(2.0))
+        node.server.signal(signal.SIGSTOP)
+        try:
+            during = await latencies_s(await trickle(4.0))
+        finally:
+            node.server.signal(signal.SIGCONT)
+    middle, p99 = (
+        [found[round(share * (len(found) - 1))] for found in (before, during)] for share in (0.5, 0.99)
+    )
+    print(
+        f"seconds, before and while it hangs: median {middle}, p99 {p99}, longest {before[-1]}, {during[-1]}"
+    )
+    assert middle[1] <= 2 * middle[0] + 0.02
+    late = sum(latency > 2 * p99[0] + 0.05 for latency in during) * 4.0 / len(during)
+    assert late < 0.5, (
+        "one turn waits a quarter of a second for the shard: what came meanwhile is late, and no more"
+    )
+    assert during[-1] < 1.0
