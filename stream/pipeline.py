@@ -17,20 +17,16 @@ turns and retries nothing. A partition that fails leaves its turn with its error
 what becomes of it is `stream/partition.py`'s affair. Who takes part in a turn is decided in `stream/worker.py`.
 """
 
-import asyncio
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.errors import EbbtideError, Fenced, StoreUnavailable
-from ebbtide.featurestore.events.event import TOMBSTONE
+from ebbtide.featurestore.errors import EbbtideError, Fenced
 from ebbtide.featurestore.events.parse import Parser
-from ebbtide.featurestore.record.fold import CAUSES, Folder, Points
+from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.store.cache import Cache
 from ebbtide.featurestore.store.commit import Commit, OutboxEntry
@@ -38,13 +34,14 @@ from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.errors import DeadLetterFlood, PartitionRevoked
 from ebbtide.stream.outputs.compose import Composer
-from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.outputs.message import Message, Sink
-from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages, unscored
+from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages
+from ebbtide.stream.outputs.report import report
 from ebbtide.stream.policy import Transition, decide
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
-from ebbtide.stream.telemetry import PieceDone, Stage, Telemetry, TurnDone
+from ebbtide.stream.telemetry import Stage, Telemetry
+from ebbtide.stream.turn.answers import answers
 from ebbtide.stream.turn.opened import Opened
 from ebbtide.stream.turn.work import Origin, Piece, Verdicts, Work
 
@@ -54,8 +51,6 @@ MISPLACED = (
     "events lie in another partition than Kafka's default partitioner gives their customer, who is two customers here:"
     " set the producer's partitioner to murmur2 (librdkafka: partitioner=murmur2_random)"
 )
-TURN_WAIT_S = 0.25
-"""How long a server may say nothing after others have answered, before its partitions leave the turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +100,13 @@ class Pipeline:
         (`FetchedBatch.cut_before_tombstones`); no partition comes twice. Raises what concerns all of them:
         ScorerUnavailable, and whatever nobody foresaw.
         """
-        watch = _Stopwatch(self._tools.clock)
-        work = Work.of(pieces, self._tools.parser)
+        tools, watch = self._tools, _Stopwatch(self._tools.clock)
+        work = Work.of(pieces, tools.parser)
         watch.lap("parse")
         verdicts = await self.judge(work, watch)
         await self.commit(verdicts, watch)
-        self._tell(verdicts, watch)
+        if work.applied:
+            tools.telemetry.turn_done(report(verdicts, watch.seconds, tools.clock.now_ms()))
         for j, piece in enumerate(pieces):
             if not piece.opened.owned:
                 work.failed.setdefault(
@@ -330,78 +326,6 @@ class Pipeline:
                 verdicts.alerts.get(j, []), opened.acked,
             )  # fmt: skip
         return commits
-
-    def _tell(self, verdicts: Verdicts, watch: _Stopwatch) -> None:
-        """Report what was applied; what was not is taken again, and counts then."""
-        work, k = verdicts.work, len(verdicts.work.pieces)
-        applied = np.array([j in work.applied for j in range(k)])
-        if not applied.any():
-            return
-        records, events = np.diff(work.first), np.bincount(work.piece, minlength=k)
-        rejected = np.bincount(work.rejected, minlength=k) if work.rejected else np.zeros(k, np.int64)
-        reasons = Counter(
-            str(each.reason)
-            for each, j in zip(work.parsed.rejected, work.rejected, strict=True)
-            if applied[j]
-        )
-        if lost := int(applied[work.piece[unscored(verdicts)]].sum()):
-            reasons[UNSCORED] = lost
-        causes = np.bincount(verdicts.points.cause[applied[verdicts.origin.piece]], minlength=len(CAUSES))
-        told = [(j, piece, piece.batch) for j, piece in enumerate(work.pieces) if applied[j]]
-        oldest_ms = min(
-            (b.records[0].timestamp for _, _, b in told if b is not None and b.records), default=None
-        )
-        self._tools.telemetry.turn_done(
-            TurnDone(
-                pieces=[
-                    PieceDone(
-                        piece.opened.partition, batch.end, int(records[j]), int(rejected[j]),
-                        None if batch.log_end < 0 else max(batch.log_end - batch.end, 0),
-                    )
-                    for j, piece, batch in told if batch is not None
-                ],
-                records=int(records[applied].sum()),
-                events=int(events[applied].sum()),
-                rejected=dict(reasons),
-                ignored=int((records - rejected - events)[applied].sum()),
-                late=verdicts.counts.late, duplicates=verdicts.counts.duplicates,
-                behind_watermark=verdicts.counts.behind_watermark, misplaced=verdicts.misplaced,
-                forgotten=int((applied[work.piece] & (work.events.kind == TOMBSTONE)).sum()),
-                points={CAUSES[cause]: n for cause, n in enumerate(causes.tolist()) if n},
-                alerts=dict(Counter(t.kind for t in verdicts.transitions if applied[verdicts.origin.piece[t.point]])),
-                seconds=watch.seconds,
-                latency_s=None if oldest_ms is None else (self._tools.clock.now_ms() - oldest_ms) / 1000,
-            )
-        )  # fmt: skip
-
-
-async def answers(asked: Sequence[asyncio.Future[Any]]) -> list[Any]:
-    """What was asked of one or several servers, all at once: an answer each, or the
-    exception why there is none, in order.
-
-    A server that is silent for TURN_WAIT_S after another one has answered is waited for no longer: what was asked of it
-    may or may not have happened. One that is silent while nobody answers has its own timeout.
-    """
-    pending = {future for future in asked if not future.done()}
-    patience_s: float | None = None
-    while pending:
-        done, pending = await asyncio.wait(pending, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-        if not done:
-            break
-        patience_s = TURN_WAIT_S
-    for future in pending:
-        future.cancel()
-    silent = StoreUnavailable("no answer while others answered")
-    return [silent if future in pending else _outcome(future) for future in asked]
-
-
-def _outcome(future: asyncio.Future[Any]) -> Any:
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, Exception):
-        return error
-    raise error
 
 
 def _not_suppressed(work: Work, transitions: list[Transition], origin: Origin) -> list[Transition]:
