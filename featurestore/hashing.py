@@ -28,6 +28,22 @@ def murmur2_texts(texts: Sequence[bytes]) -> NDArray[np.uint32]:
     return hashes
 
 
+def misplaced(
+    keys: Sequence[bytes | None], partition: int | NDArray[np.int64], partitions: int
+) -> NDArray[np.bool_]:
+    """bool[n]: which of `keys`, found in `partition` (one, or int64[n]), Kafka's default partitioner puts elsewhere,
+    in a topic of `partitions`.
+
+    A record without a key is where its producer wanted it, and is never misplaced. Whoever asks leaves tombstones out:
+    they are sent to whichever partitions hold the customer.
+    """
+    hashes = murmur2_texts([key or b"" for key in keys]) & np.uint32(0x7FFFFFFF)
+    wrong: NDArray[np.bool_] = hashes % np.uint32(partitions) != partition
+    if None in keys:
+        wrong &= np.fromiter((key is not None for key in keys), np.bool_, len(keys))
+    return wrong
+
+
 @numba.njit(cache=True, nogil=True)
 def _murmur2(data, ends, hashes):  # type: ignore[no-untyped-def]  # compiled: types are Numba's
     m = np.uint32(0x5BD1E995)

@@ -8,15 +8,12 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
-from numpy.typing import NDArray
 
-from ebbtide.featurestore.hashing import murmur2_texts
 from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.diagnose import unreachable
@@ -146,16 +143,3 @@ def partition_for(key: bytes, partitions: int) -> int:
     """The partition that a producer with Kafka's default partitioner (murmur2) gives this key."""
     positive: int = murmur2(key) & 0x7FFFFFFF
     return positive % partitions
-
-
-def misplaced(keys: Sequence[bytes | None], partition: int, partitions: int) -> NDArray[np.bool_]:
-    """bool[n]: which of `keys`, found in `partition` of `partitions`, Kafka's default partitioner puts elsewhere.
-
-    A record without a key is where its producer wanted it, and is never misplaced. Whoever asks leaves tombstones out:
-    they are sent to whichever partitions hold the customer.
-    """
-    hashes = murmur2_texts([key or b"" for key in keys]) & np.uint32(0x7FFFFFFF)
-    wrong: NDArray[np.bool_] = hashes % np.uint32(partitions) != np.uint32(partition)
-    if None in keys:
-        wrong &= np.fromiter((key is not None for key in keys), np.bool_, len(keys))
-    return wrong

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
 from ebbtide.featurestore.events.parse import Parsed, Parser
-from ebbtide.featurestore.hashing import murmur2_texts
+from ebbtide.featurestore.hashing import misplaced
 from ebbtide.featurestore.record.fold import FoldCounts, Points
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.commit import OutboxEntry
@@ -116,8 +116,7 @@ class Work:
         if not customers:
             return 0
         theirs = np.repeat([piece.opened.partition for piece in self.pieces], np.diff(self.bounds))
-        hashes = murmur2_texts([customer.encode() for customer in customers]) & np.uint32(0x7FFFFFFF)
-        wrong = hashes % np.uint32(partitions) != theirs
+        wrong = misplaced([customer.encode() for customer in customers], theirs, partitions)
         if not wrong.any():
             return 0
         # A tombstone is sent to whichever partitions hold its customer.

@@ -6,7 +6,8 @@ from aiokafka.partitioner import DefaultPartitioner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.stream.kafka.topics import misplaced, partition_for
+from ebbtide.featurestore.hashing import misplaced
+from ebbtide.stream.kafka.topics import partition_for
 
 # Kafka's own test vectors (org.apache.kafka.common.utils.UtilsTest.testMurmur2), signed as Java has them.
 VECTORS = {
