@@ -6,6 +6,8 @@ another is committed.
 
     fair   whoever has waited longest is first; a piece a partition and turn, so a backlog never holds up the others
     half   under a backlog a turn takes half of the waiting partitions, so that there is work for the second place
+    pace   without one, what comes while a turn is under way waits for its end, at most GATHER_S: a turn costs nearly
+           the same for one event as for ten. An idle worker answers at once
 
 A turn takes out its partitions, not the worker: an error of one is told to that one, an error of all to all. Only what
 is wrong for every partition (a setting, a right) ends the worker: `run` raises it, and the process exits with a message
@@ -36,6 +38,8 @@ HOUSEKEEPING_S = 0.05
 """How often idle partitions are looked through: for alerts to acknowledge, and for a state that may have been lost."""
 BACKLOG_RECORDS = 256
 """More than this waiting is a backlog: then two turns of half the partitions overlap, and take less time than one."""
+GATHER_S = 0.005
+"""How long what waits, and is no backlog, may wait for the turn under way to end before a second begins beside it."""
 LOOK_S = 1.0
 """How often it is noted where the logs end: `/readyz` and the lag tell what stands still, also when nothing arrives."""
 PULSE_EVERY_S = 2.0
@@ -104,6 +108,7 @@ class Worker:
         self._waiting: dict[int, Partition] = {}
         """Who has a piece to give, longest first."""
         self._turns: set[asyncio.Task[None]] = set()
+        self._began_s = 0.0  # the last of them
         self._wake = asyncio.Event()
         self._fatal: asyncio.Future[None] | None = None
         self._source: Source | None = None
@@ -234,23 +239,34 @@ class Worker:
 
     async def _schedule(self) -> None:
         """Begin a turn as soon as something waits and a place is free."""
+        clock = self._tools.clock
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while len(self._turns) < self._limits.turns_in_flight and (taken := self._take()):
+            while self._waiting and len(self._turns) < self._limits.turns_in_flight:
+                backlog = self._backlog()
+                if self._turns and not backlog:
+                    early_s = self._began_s + GATHER_S - clock.monotonic_s()
+                    if early_s > 0:
+                        asyncio.get_running_loop().call_later(early_s, self._wake.set)
+                        break
+                if not (taken := self._take(backlog)):
+                    break
+                self._began_s = clock.monotonic_s()
                 task = asyncio.create_task(self._turn(taken), name="turn")
                 self._turns.add(task)
                 task.add_done_callback(self._turned)
 
-    def _take(self) -> list[Taken]:
+    def _backlog(self) -> bool:
+        """Nobody knows how much waits without looking; a queue of more than one batch is a backlog."""
+        return sum(partition.queued_records for partition in self._waiting.values()) > BACKLOG_RECORDS
+
+    def _take(self, backlog: bool) -> list[Taken]:
         """The pieces of the next turn, whoever has waited longest first."""
         limits, taken, records = self._limits, list[Taken](), 0
         room = limits.turn_partitions_max
-        if len(self._waiting) > 1 and not self._turns:
-            # Nobody knows how much waits without looking; a queue of more than one batch is a backlog.
-            backlog = sum(partition.queued_records for partition in self._waiting.values())
-            if backlog > BACKLOG_RECORDS:
-                room = min(room, -(-len(self._waiting) // 2))
+        if backlog and not self._turns:
+            room = min(room, -(-len(self._waiting) // 2))
         for number, partition in list(self._waiting.items()):
             if len(taken) == room or records >= limits.turn_records_max or (taken and partition.alone):
                 break

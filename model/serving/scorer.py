@@ -76,7 +76,7 @@ class Scorer:
         else:
             sizes, first = sizes[-1:], sizes[-1]
         self.sizes: tuple[int, ...] = (first,)
-        self.missing = tuple(size for size in sizes if size != first)
+        self.missing = tuple(size for size in reversed(sizes) if size != first)
         self._bits = b""  # of the warm-up rows
         self._loaded = loaded  # the graph's functions do not keep their variables alive
         self._signatures: dict[str, Signature] = {}
@@ -141,7 +141,7 @@ class Scorer:
         self._bits = outs[0]["probability"].tobytes()
 
     def wider(self) -> Self:
-        """The same version with one missing size more, the smallest, unless it gives other bits. Blocks for seconds."""
+        """The same version with one missing size more, the largest, unless it gives other bits. Blocks for seconds."""
         if not self.missing:
             return self
         size, *rest = self.missing

@@ -36,6 +36,8 @@ async def measured(asked: argparse.Namespace, say: Steps, figures: dict[str, Fig
         directory, start_ms = Path(folder), time.time_ns() // 1_000_000 - BEGINS_BEFORE_MS
         say("publishing a model of random weights")
         await python("tests.bench.publish", folder, str(start_ms))
+        say("compiling it")
+        await python("tests.bench.precompile", folder)
         enter = json.loads((directory / "thresholds.json").read_text())
         place = Place(stack.kafka_url, stack.redis_url, directory, start_ms, enter, quix)
         for variant in VARIANTS:

@@ -114,6 +114,7 @@ def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tupl
         EBBTIDE_REDIS__PREFIX=prefix_of(variant), EBBTIDE_TOPICS__ALERTS=variant.alerts,
         EBBTIDE_TOPICS__DEAD_LETTERS=variant.topic + "-dead-letters", EBBTIDE_POLICY__ENTER=enter,
         EBBTIDE_POLICY__EXIT=enter, EBBTIDE_POLICY__COOLDOWN="0s", EBBTIDE_ALERTS_FROM="start",
+        EBBTIDE_COMPILED=str(place.directory / "compiled"),
         EBBTIDE_HTTP__PORT=str(port), EBBTIDE_LOGS__LEVEL="warning", EBBTIDE_LOGS__FORM="text",
     )  # fmt: skip
 

@@ -15,17 +15,18 @@ import pytest
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.kafka.topics import ensure_topics
 from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.turn.flood import FLOOD_RECORDS
-from tests.integration.test_pipeline import LIMITS, World, logs_of
+from tests.integration.test_pipeline import LIMITS, T0, World, logs_of
 from tests.integration.test_pipeline import PARTITIONS as WORLD_PARTITIONS
 from tests.support.seams.models import TINY
 from tests.support.seams.scoring import ArithmeticModel
-from tests.support.seams.streams import LogSource
+from tests.support.seams.streams import LogRecord, LogSource
 from tests.support.workers.outages import (
     PARTITIONS,
     Outage,
@@ -165,3 +166,41 @@ async def test_a_turn_is_bounded_however_long_the_queue() -> None:
             most_records = max([most_records, *(request.events for request in waiting)])
     assert 0 < most_requests <= limits.turns_in_flight
     assert limits.piece_records_max - 20 < most_records <= WORLD_PARTITIONS * limits.piece_records_max
+
+
+@pytest.mark.parametrize(("elapsed_s", "most"), [(0.0, 1), (1.0, 2)])
+async def test_a_trickle_waits_a_moment_for_the_turn_under_way(elapsed_s: float, most: int) -> None:
+    """A second turn of little begins beside one that has lasted for GATHER_S, not beside one that has just begun."""
+
+    class Stepping(SystemClock):
+        """Each look at it is `elapsed_s` after the last."""
+
+        now_s = 0.0
+
+        def monotonic_s(self) -> float:
+            self.now_s += elapsed_s
+            return self.now_s
+
+    logs: list[list[LogRecord]] = [[] for _ in range(WORLD_PARTITIONS)]
+    world = World(9, logs, rate=0.0)
+    world.model = ArithmeticModel(sizes=(8,), seconds=0.05)
+    worker = world.worker(clock=Stepping())
+    seen = 0
+    async with world.at_work(worker):
+        while worker.not_ready_reasons:  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.002)
+        for partition, key in enumerate((b"ann", b"bob", b"eve")):
+            logs[partition].append(one_event(key.decode()))
+            if partition == 0:
+                while not worker._turns:  # noqa: ASYNC110 -- no event
+                    await asyncio.sleep(0.001)
+        while not await world.applied():
+            seen = max(seen, len(worker._turns))
+            await asyncio.sleep(0.001)
+    assert seen == most
+
+
+def one_event(user: str) -> LogRecord:
+    """The first of its partition."""
+    body = {"user_id": user, "event_id": user, "type": "visit", "ts": T0}
+    return LogRecord(0, T0, user.encode(), orjson.dumps(body))
