@@ -86,6 +86,9 @@ class Telemetry:
     def turn_done(self, turn: TurnDone) -> None:
         """A turn was applied and sent."""
 
+    def in_history(self, records: int) -> None:
+        """So many records, often none, were left out: the file of a backfill held them."""
+
     def assigned(self, partitions: frozenset[int]) -> None:
         """These are ours now, and no others."""
 

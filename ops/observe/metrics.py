@@ -214,6 +214,11 @@ class Metrics(Telemetry):
         self._stopped = Counter(
             "ebbtide_partition_stopped_total", "Times a partition stopped until somebody looks.", ["reason"], registry=r
         )  # fmt: skip
+        self._in_history = Counter(
+            "ebbtide_records_in_history_total",
+            "Records left out, since a backfilled file held them.",
+            registry=r,
+        )
         self._partitions: frozenset[int] = frozenset()
         _labelled(self._stages, STAGES)
         _labelled(self._reopened, ERRORS)
@@ -242,6 +247,9 @@ class Metrics(Telemetry):
             self._position.labels(str(piece.partition)).set(piece.position)
             if piece.lag is not None:
                 self._at_scrape.seen_lag[piece.partition] = piece.lag
+
+    def in_history(self, records: int) -> None:
+        self._in_history.inc(records)
 
     def assigned(self, partitions: frozenset[int]) -> None:
         for gone in self._partitions - partitions:
