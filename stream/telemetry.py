@@ -45,8 +45,8 @@ class TurnDone:
     """A turn, applied and sent: what its pieces brought, all together, by name where there are kinds of it.
 
     `late`, `duplicates`, `behind_watermark`, `misplaced`: events, of the whole turn, also of a piece that was not
-    applied. `latency_s`: from the oldest record's Kafka timestamp to the last acknowledgement, None for a turn without
-    records.
+    applied. `forgotten`: of the `tombstones`, those that found a record and deleted it. `latency_s`: from the oldest
+    record's Kafka timestamp to the last acknowledgement, None for a turn without records.
     """
 
     pieces: Sequence[PieceDone]
@@ -58,6 +58,7 @@ class TurnDone:
     duplicates: int
     behind_watermark: int
     misplaced: int
+    tombstones: int
     forgotten: int
     points: dict[str, int]
     alerts: dict[str, int]

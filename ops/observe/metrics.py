@@ -76,7 +76,8 @@ COUNTS = {
         "ebbtide_events_misplaced_total",
         "Events in another partition than the default partitioner's.",
     ),
-    "forgotten": ("ebbtide_customers_forgotten_total", "Tombstones obeyed."),
+    "tombstones": ("ebbtide_tombstones_total", "Tombstones read, whether they found a record or not."),
+    "forgotten": ("ebbtide_customers_forgotten_total", "Records that a tombstone deleted."),
 }
 # Field of TurnDone that counts by a label -> counter, what it says, the label, its values.
 COUNTS_BY = {
