@@ -39,6 +39,7 @@ COMMANDS = {
         "ebbtide.ops.commands.adopt",
         "Let the state belong to the topic as it is now, after a restore.",
     ),
+    "forget": ("ebbtide.ops.commands.forget", "Erase a customer, in every partition that holds them."),
     "drop": ("ebbtide.ops.commands.drop", "Delete the state under a prefix that nobody uses."),
     "spec": ("ebbtide.ops.commands.spec", "Check a feature spec against a log, draw its record."),
     "model": ("ebbtide.ops.commands.model", "Show what a published model is."),

@@ -202,7 +202,9 @@ class Partition:
             except Fenced as error:
                 self.fail(error)
                 return None
-            self._pieces.extend(batch.cut_before_tombstones())
+            fresh = opened.beyond_history(batch)
+            self._tools.telemetry.in_history(len(batch.records) - len(fresh.records))
+            self._pieces.extend(fresh.cut_before_tombstones())
         return None
 
     def take_acknowledgement(self) -> Piece | None:

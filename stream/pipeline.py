@@ -102,6 +102,7 @@ class Pipeline:
         """
         tools, watch = self._tools, _Stopwatch(self._tools.clock)
         work = Work.of(pieces, tools.parser)
+        work.check_places(tools.store.partitions)
         watch.lap("parse")
         verdicts = await self.judge(work, watch)
         await self.commit(verdicts, watch)
@@ -125,15 +126,18 @@ class Pipeline:
 
         # 2. fold, collecting the points at which customers are to be decided
         events = work.events
+        known = before["event_time"] != 0
         after, points, counts = tools.folder.fold_counted(before, events)
         origin = Origin(work.piece[points.event], events.position[points.event])
-        misplaced = work.misplaced(tools.store.partitions)
-        if misplaced and not self.misplaced:
+        if work.misplaced and not self.misplaced:
             log.warning(
                 MISPLACED,
-                extra={"events": misplaced, "partitions": sorted({p.opened.partition for p in work.pieces})},
+                extra={
+                    "events": work.misplaced,
+                    "partitions": sorted({p.opened.partition for p in work.pieces}),
+                },
             )
-        self.misplaced += misplaced
+        self.misplaced += work.misplaced
         watch.lap("fold")
 
         # 3. score them, all by one version
@@ -145,7 +149,7 @@ class Pipeline:
         transitions = _not_suppressed(work, transitions, origin)
         alerts = await self._composer.compose(work, transitions, points, origin, scored)
         watch.lap("decide")
-        return Verdicts(work, after, points, counts, misplaced, origin, scored, transitions, alerts)
+        return Verdicts(work, known, after, points, counts, origin, scored, transitions, alerts)
 
     async def commit(self, verdicts: Verdicts, watch: _Stopwatch) -> None:
         """Steps 5 to 7: `work.failed` says of which pieces they did not succeed."""

@@ -45,8 +45,8 @@ class TurnDone:
     """A turn, applied and sent: what its pieces brought, all together, by name where there are kinds of it.
 
     `late`, `duplicates`, `behind_watermark`, `misplaced`: events, of the whole turn, also of a piece that was not
-    applied. `latency_s`: from the oldest record's Kafka timestamp to the last acknowledgement, None for a turn without
-    records.
+    applied. `forgotten`: of the `tombstones`, those that found a record and deleted it. `latency_s`: from the oldest
+    record's Kafka timestamp to the last acknowledgement, None for a turn without records.
     """
 
     pieces: Sequence[PieceDone]
@@ -58,6 +58,7 @@ class TurnDone:
     duplicates: int
     behind_watermark: int
     misplaced: int
+    tombstones: int
     forgotten: int
     points: dict[str, int]
     alerts: dict[str, int]
@@ -85,6 +86,9 @@ class Telemetry:
 
     def turn_done(self, turn: TurnDone) -> None:
         """A turn was applied and sent."""
+
+    def in_history(self, records: int) -> None:
+        """So many records, often none, were left out: the file of a backfill held them."""
 
     def assigned(self, partitions: frozenset[int]) -> None:
         """These are ours now, and no others."""

@@ -51,6 +51,7 @@ class Reason(StrEnum):
     NO_TIMESTAMP = "no_timestamp"  # of the Kafka record, by which the two before are judged
     TIMESTAMP_RANGE = "timestamp_range"
     BAD_ATTRIBUTE = "bad_attribute"
+    MISPLACED = "misplaced"  # in another partition than its customer's, which has a history: half a customer
     BAD_ROW = "bad_row"  # of a file: not as many fields as the header
 
 

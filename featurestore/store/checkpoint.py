@@ -30,6 +30,15 @@ TimerCursor = tuple[int, str]
 """(due, ms UTC; customer): the last timer that was taken, in the order in which `Store.due` gives them."""
 
 
+class History(NamedTuple):
+    """What a backfilled file held of this partition: the records below `until_offset` that arrived before `until_ms`
+    (Kafka's timestamp, ms UTC). Where a topic's timestamps are not in order, such records lie behind the offset from
+    which the stream went on; they are not folded a second time."""
+
+    until_ms: int
+    until_offset: int
+
+
 class Checkpoint(NamedTuple):
     """Where a partition is. The fence compares it whole.
 
@@ -44,6 +53,7 @@ class Checkpoint(NamedTuple):
     nonce:        16 hex digits of the history that this checkpoint belongs to (`draw_nonce`), "" = none. Two owners
                   that a failover sets off from the same checkpoint make equal offsets and sequences, but not equal
                   nonces
+    history:      what was in it before its first record was folded, None = nothing: it was made from the log alone
     extra:        (key, value) pairs of a later release, kept and written back as they are
     """
 
@@ -56,11 +66,12 @@ class Checkpoint(NamedTuple):
     topic_id: str = ""
     leader_epoch: int = -1
     nonce: str = ""
+    history: History | None = None
     extra: tuple[tuple[str, str], ...] = ()
 
     def text(self) -> str:
         """One line, the same for equal checkpoints."""
-        offset, sequence, timer_ms, layout, partitions, cursor, topic_id, epoch, nonce, extra = self
+        offset, sequence, timer_ms, layout, partitions, cursor, topic_id, epoch, nonce, history, extra = self
         text = (
             f"offset={offset} sequence={sequence} timer_ms={timer_ms} layout={layout} partitions={partitions}"
         )
@@ -72,6 +83,8 @@ class Checkpoint(NamedTuple):
             text += f" leader_epoch={epoch}"
         if nonce:
             text += f" nonce={nonce}"
+        if history is not None:
+            text += f" history={history.until_ms}:{history.until_offset}"
         if extra:
             text += "".join(f" {key}={value}" for key, value in extra)
         return text
@@ -79,13 +92,14 @@ class Checkpoint(NamedTuple):
     @property
     def is_readable(self) -> bool:
         """True when `parse` would give this very checkpoint."""
-        offset, sequence, timer_ms, layout, partitions, cursor, topic_id, epoch, nonce, extra = self
+        offset, sequence, timer_ms, layout, partitions, cursor, topic_id, epoch, nonce, history, extra = self
         return (
             min(offset, sequence, timer_ms, partitions, epoch + 1) >= 0
             and _is_word(layout)
             and (not topic_id or _is_word(topic_id))
             and (not nonce or _is_word(nonce))
             and (cursor is None or _is_cursor(cursor))
+            and (history is None or min(history) >= 0)
             and (not extra or _are_foreign(extra))
         )
 
@@ -140,6 +154,11 @@ def _cursor_of(text: str) -> TimerCursor:
     return int(due), unquote(customer, errors="strict")
 
 
+def _history_of(text: str) -> History:
+    until_ms, _, until_offset = text.partition(":")
+    return History(int(until_ms), int(until_offset))
+
+
 _READ: dict[str, Callable[[str], Any]] = {
     "offset": int,
     "sequence": int,
@@ -150,6 +169,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     "topic_id": str,
     "leader_epoch": int,
     "nonce": str,
+    "history": _history_of,
 }
 """How the value of each known key is read; what cannot be read so raises ValueError."""
 

@@ -112,12 +112,9 @@ class MemoryStore:
         first = order[:customers_max]
         return [name for _, _, name in first], np.array([time for time, _, _ in first], np.int64)
 
-    async def find(self, customer: str) -> tuple[int, np.void] | None:
-        for partition in range(len(self._partitions)):
-            rows, found = await self.load(partition, [customer])
-            if found[0]:
-                return partition, rows[0]
-        return None
+    async def find(self, customer: str) -> list[tuple[int, np.void]]:
+        loaded = [await self.load(partition, [customer]) for partition in range(len(self._partitions))]
+        return [(partition, rows[0]) for partition, (rows, found) in enumerate(loaded) if found[0]]
 
     async def scan(self, partition: int) -> AsyncIterator[tuple[list[str], Rows]]:
         # The names as of the first page: a dictionary may not change while it is walked.

@@ -90,8 +90,10 @@ class Store(Protocol):
     ) -> tuple[list[str], NDArray[np.int64]]:
         """The first `customers_max` customers with due < until_ms, by due time, then by their UTF-8 bytes."""
 
-    async def find(self, customer: str) -> tuple[int, np.void] | None:
-        """The partition that holds this customer, and the record; None when unknown everywhere."""
+    async def find(self, customer: str) -> list[tuple[int, np.void]]:
+        """Every partition that holds this customer, ascending, with the record there; empty when unknown everywhere.
+
+        More than one where producers do not agree on the partitioner: then the customer is several people here."""
 
     def scan(self, partition: int) -> AsyncIterator[tuple[list[str], Rows]]:
         """All customers with their records, in bounded pages, in no order.

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, load_spec
+from ebbtide.featurestore.store.checkpoint import History
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
@@ -35,6 +36,7 @@ from ebbtide.ops.demo.view import Moment, View, footnotes, verdict_table
 from ebbtide.ops.demo.watch import Alerts, Gauge, Seen
 from ebbtide.ops.stack.needed import stack
 from ebbtide.ops.state.backfill import backfill
+from ebbtide.ops.state.junction import Junction
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock
@@ -106,8 +108,8 @@ async def _fill(settings: Settings, scene: Scene, layout: Layout) -> None:
     counts = await ensure_topics(settings.kafka, topic_specs(settings))
     partitions = counts[settings.kafka.topic]
     async with open_store(settings, layout, partitions) as store:
-        offsets = dict.fromkeys(range(partitions), 0)
-        await backfill(columns(scene.live, layout.spec), layout, store, offsets, scene.opens_ms)
+        junctions = dict.fromkeys(range(partitions), Junction(0, History(scene.opens_ms, 0)))
+        await backfill(columns(scene.live, layout.spec), layout, store, junctions, scene.opens_ms)
 
 
 async def _forget(settings: Settings, layout: Layout) -> None:

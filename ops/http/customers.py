@@ -21,6 +21,7 @@ from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.times.timestamps import instant, iso_ms
 from ebbtide.stream.clock import Clock
+from ebbtide.stream.kafka.topics import partition_for
 from ebbtide.stream.policy import OPEN
 
 Ask = Callable[
@@ -45,10 +46,12 @@ class Customers:
             raise web.HTTPBadRequest(
                 reason=f"a customer id has 1 to {USER_ID_CHARS_MAX} characters, as UTF-8, percent-encoded"
             )
-        found = await self._store.find(customer)
-        if found is None:
+        found = dict(await self._store.find(customer))
+        if not found:
             raise web.HTTPNotFound(reason="nothing is known of this customer")
-        partition, row = found
+        home = partition_for(customer.encode(), self._store.partitions)
+        partition = home if home in found else min(found)
+        row = found[partition]
         rows = np.array([row], self._layout.dtype)
         as_of = self._as_of(request.query.get("as_of"), int(row["row_watermark"]))
         p, values, contributions, version = await self._ask(rows, np.array([as_of], np.int64))
@@ -57,6 +60,12 @@ class Customers:
             {
                 "customer": customer,
                 "partition": partition,
+                # Of a producer with another partitioner: the same customer, in parts that know nothing of each other.
+                "other_records": [
+                    {"partition": other, "last_seen": _when(int(found[other]["last_seen"]))}
+                    for other in sorted(found)
+                    if other != partition
+                ],
                 "as_of": instant(as_of).isoformat(),
                 "state": describe(row, self._layout),
                 "eligible": eligible,

@@ -76,7 +76,8 @@ COUNTS = {
         "ebbtide_events_misplaced_total",
         "Events in another partition than the default partitioner's.",
     ),
-    "forgotten": ("ebbtide_customers_forgotten_total", "Tombstones obeyed."),
+    "tombstones": ("ebbtide_tombstones_total", "Tombstones read, whether they found a record or not."),
+    "forgotten": ("ebbtide_customers_forgotten_total", "Records that a tombstone deleted."),
 }
 # Field of TurnDone that counts by a label -> counter, what it says, the label, its values.
 COUNTS_BY = {
@@ -214,6 +215,11 @@ class Metrics(Telemetry):
         self._stopped = Counter(
             "ebbtide_partition_stopped_total", "Times a partition stopped until somebody looks.", ["reason"], registry=r
         )  # fmt: skip
+        self._in_history = Counter(
+            "ebbtide_records_in_history_total",
+            "Records left out, since a backfilled file held them.",
+            registry=r,
+        )
         self._partitions: frozenset[int] = frozenset()
         _labelled(self._stages, STAGES)
         _labelled(self._reopened, ERRORS)
@@ -242,6 +248,9 @@ class Metrics(Telemetry):
             self._position.labels(str(piece.partition)).set(piece.position)
             if piece.lag is not None:
                 self._at_scrape.seen_lag[piece.partition] = piece.lag
+
+    def in_history(self, records: int) -> None:
+        self._in_history.inc(records)
 
     def assigned(self, partitions: frozenset[int]) -> None:
         for gone in self._partitions - partitions:

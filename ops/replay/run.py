@@ -26,10 +26,12 @@ from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.record.replay import arrived_before
 from ebbtide.featurestore.spec import Spec, dump_spec
+from ebbtide.featurestore.store.checkpoint import History
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.state.backfill import Progress, backfill
+from ebbtide.ops.state.junction import Junction
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.kafka.producer import KafkaSink
@@ -99,9 +101,8 @@ async def replay(
     start = arrived_before(log.events, from_ms)
     partition, offset = _places(log, start, partitions)
     async with open_store(own, layout, partitions) as store:
-        await backfill(
-            log.events, layout, store, dict.fromkeys(range(partitions), 0), from_ms, progress=progress
-        )
+        junctions = dict.fromkeys(range(partitions), Junction(0, History(from_ms, 0)))
+        await backfill(log.events, layout, store, junctions, from_ms, progress=progress)
         with WorkerProcess(own, folder) as worker:
             await asyncio.to_thread(worker.wait_ready)
             began_s = loop.time()

@@ -2,11 +2,11 @@
 
 The very fold of the worker, over a file, and then one atomic step after another. Silences that were due by then are
 taken, as time would have taken them, and no decision is made: nobody is alerted about the past. The checkpoint says
-"from the topic's end on", so that a worker goes on with what comes next. It refuses a store that holds state already:
-history folded over what is there would count twice.
+where the topic goes on (`ops/state/junction.py`), so that a worker folds what comes after the file, and that once. It
+refuses a store that holds state already: history folded over what is there would count twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from ebbtide.featurestore.store.checkpoint import BACKFILLING, Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.errors import OpsError
+from ebbtide.ops.state.junction import Junction
 from ebbtide.stream.kafka.topics import partition_for
 
 Progress = Callable[[float, float, str], None]
@@ -41,7 +42,7 @@ async def backfill(
     log: EventBatch,
     layout: Layout,
     store: Store,
-    offsets: dict[int, int],
+    junctions: Mapping[int, Junction],
     before_ms: int,
     *,
     reset: bool = False,
@@ -49,11 +50,11 @@ async def backfill(
 ) -> Backfilled:
     """Store every customer's record as of all events that arrived before `before_ms` (ms UTC).
 
-    offsets: the input topic's partitions, and where the worker is to go on in each. A customer belongs to the
+    junctions: the input topic's partitions, and where the worker is to go on in each. A customer belongs to the
     partition that Kafka's default partitioner gives its id, as a producer with a key would have it. `reset` deletes
     what the store holds of the topic first. Raises StateExists, StoreUnavailable.
     """
-    for partition in offsets:
+    for partition in junctions:
         if reset:
             await store.reset(partition)
         elif await store.checkpoint(partition) is not None:
@@ -62,12 +63,15 @@ async def backfill(
                 hint="use --reset to delete it first, or another redis.prefix",
             )
     # From the first step to the last of its partition a worker refuses it: half a history is no state.
-    begun = {p: Checkpoint(offset, 1, 0, BACKFILLING, len(offsets)) for p, offset in offsets.items()}
+    begun = {
+        p: Checkpoint(each.offset, 1, 0, BACKFILLING, len(junctions), history=each.history)
+        for p, each in junctions.items()
+    }
     for partition, checkpoint in begun.items():
         await store.apply(Commit(partition, None, checkpoint, [], layout.empty(0), np.empty(0, np.int64)))
     rows, _ = Folder(layout).elapse(state_at(layout, log, before_ms), before_ms)
     known = np.flatnonzero(rows["event_time"] != 0)
-    homes = np.array([partition_for(log.customers[i].encode(), len(offsets)) for i in known], np.int64)
+    homes = np.array([partition_for(log.customers[i].encode(), len(junctions)) for i in known], np.int64)
     done = 0
     for partition, checkpoint in begun.items():
         mine: NDArray[np.intp] = known[homes == partition]

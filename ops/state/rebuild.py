@@ -217,7 +217,7 @@ class _Part:
             if batch is None:
                 return
             opened.check_follows(batch)
-            for piece in batch.cut_before_tombstones():
+            for piece in opened.beyond_history(batch).cut_before_tombstones():
                 error = (await self._pipeline.turn([Piece(opened, piece)]))[self._number]
                 if error is not None:
                     raise error

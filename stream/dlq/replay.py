@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 
+from ebbtide.featurestore.events.contract import Reason
 from ebbtide.stream.batch import Record
 from ebbtide.stream.kafka.bookmarks import Bookmarks, Progress
 from ebbtide.stream.kafka.committed_log import CommittedLog, open_committed_log
@@ -106,6 +107,7 @@ class Forgotten:
         # input.
         self._tombstone_in_dlq: dict[tuple[int, bytes], int] = {}
         self._tombstone_in_input: dict[tuple[int, bytes], int] = {}
+        self._unread: set[bytes] = set()  # of tombstones that the workers had not come to
 
     async def look(self) -> None:
         """Read both topics from where the last look ended to where they end now. Raises StreamError."""
@@ -122,11 +124,14 @@ class Forgotten:
         async for partition, record in _news(self._events, self._events_at):
             if record.value is None and record.key is not None:
                 self._forget(partition, record.key, record.offset)
+                self._unread.add(record.key)
 
     def __contains__(self, letter: Letter) -> bool:
         record, source = letter.record, letter.source
         if record.key is None:
             return False
+        if letter.reason == Reason.MISPLACED and record.key in self._unread:
+            return True  # it would come behind a tombstone of another partition, whose offsets say nothing of its own
         lies = self._tombstone_in_dlq.get((record.partition, record.key), -1)
         return record.offset < lies or self.since(source, record.key)
 
@@ -250,7 +255,8 @@ def _message(letter: Letter, original: Record) -> Message:
         original.value if letter.has_value else None,
         original_headers(original.headers),
         max(letter.timestamp, 0),
-        letter.source.partition,  # whatever partitioner its producer has, its customer's state is there
+        # Whatever partitioner its producer has, its customer's state is there; unless that is what was wrong with it.
+        None if letter.reason == Reason.MISPLACED else letter.source.partition,
     )
 
 

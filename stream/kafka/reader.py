@@ -8,7 +8,7 @@ commits anything, and only what a transaction committed is seen. The worker's ow
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -78,6 +78,37 @@ async def log_ranges(settings: KafkaSettings, topic: str) -> dict[int, tuple[int
         except KafkaError as error:
             raise failure(settings, "to tell the offsets", error) from error
     return {tp.partition: (begin[tp], end[tp]) for tp in partitions}
+
+
+class LogAt(NamedTuple):
+    """A partition's log at some time: it holds [begin, end), its first record is of `begin_ms` (None: there is none
+    with a timestamp), and `offset` is the first record from that time on, `end` when there is none."""
+
+    begin: int
+    end: int
+    begin_ms: int | None
+    offset: int
+
+
+async def log_at(settings: KafkaSettings, topic: str, at_ms: int) -> dict[int, LogAt]:
+    """By partition: where the first record lies whose own timestamp is `at_ms` (ms UTC) or later."""
+    async with reader(settings, topic) as (consumer, partitions):
+        try:
+            begin = await consumer.beginning_offsets(partitions)
+            end = await consumer.end_offsets(partitions)
+            first = await consumer.offsets_for_times(dict.fromkeys(partitions, 0))
+            found = await consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))
+        except KafkaError as error:
+            raise failure(settings, "to tell the offsets of a time", error) from error
+    return {
+        tp.partition: LogAt(
+            begin[tp],
+            end[tp],
+            first[tp].timestamp if first[tp] else None,
+            min(found[tp].offset, end[tp]) if found[tp] else end[tp],
+        )
+        for tp in partitions
+    }
 
 
 async def read_topic(

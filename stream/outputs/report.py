@@ -24,6 +24,7 @@ def report(verdicts: Verdicts, seconds: dict[Stage, float], now_ms: int) -> Turn
     if lost := int(applied[work.piece[unscored(verdicts)]].sum()):
         reasons[UNSCORED] = lost
     causes = np.bincount(verdicts.points.cause[applied[verdicts.origin.piece]], minlength=len(CAUSES))
+    tombstone = applied[work.piece] & (work.events.kind == TOMBSTONE)
     told = [(j, piece, piece.batch) for j, piece in enumerate(work.pieces) if applied[j]]
     oldest_ms = min((b.records[0].timestamp for _, _, b in told if b is not None and b.records), default=None)
     return TurnDone(
@@ -39,8 +40,10 @@ def report(verdicts: Verdicts, seconds: dict[Stage, float], now_ms: int) -> Turn
         rejected=dict(reasons),
         ignored=int((records - rejected - events)[applied].sum()),
         late=verdicts.counts.late, duplicates=verdicts.counts.duplicates,
-        behind_watermark=verdicts.counts.behind_watermark, misplaced=verdicts.misplaced,
-        forgotten=int((applied[work.piece] & (work.events.kind == TOMBSTONE)).sum()),
+        behind_watermark=verdicts.counts.behind_watermark, misplaced=work.misplaced,
+        tombstones=int(tombstone.sum()),
+        # A batch is cut before a tombstone whose customer it has events of: what it deletes was there before.
+        forgotten=int(verdicts.known[work.events.customer[tombstone]].sum()),
         points={CAUSES[cause]: n for cause, n in enumerate(causes.tolist()) if n},
         alerts=dict(Counter(t.kind for t in verdicts.transitions if applied[verdicts.origin.piece[t.point]])),
         seconds=seconds,

@@ -8,7 +8,7 @@
 The worker and a rebuild open a partition by the same rules; only what is said differs (`Suppression`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ebbtide.featurestore.errors import Fenced
 from ebbtide.featurestore.store.checkpoint import REBUILD, Checkpoint, check_checkpoint, draw_nonce
@@ -58,6 +58,19 @@ class Opened:
         """
         if not batch.follows(self.seek_id, self.checkpoint.offset):
             raise Fenced(f"a batch begins at {batch.start}, expected {self.checkpoint.offset}: seeking back")
+
+    def beyond_history(self, batch: FetchedBatch) -> FetchedBatch:
+        """The batch without the records that a backfilled file held: they had arrived before it ended, and lie behind
+        later ones, since a producer's timestamps need not be in order. A tombstone is never left out."""
+        history = self.checkpoint.history
+        if history is None or batch.start >= history.until_offset:
+            return batch
+        kept = [
+            record for record in batch.records
+            if record.value is None or record.offset >= history.until_offset
+            or not 0 <= record.timestamp < history.until_ms
+        ]  # fmt: skip
+        return batch if len(kept) == len(batch.records) else replace(batch, records=kept)
 
     def advance(self, checkpoint: Checkpoint) -> None:
         """A commit to `checkpoint` was applied."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.events.contract import Reason, Rejected
 from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
 from ebbtide.featurestore.events.parse import Parsed, Parser
 from ebbtide.featurestore.hashing import misplaced
@@ -22,6 +23,10 @@ from ebbtide.stream.batch import FetchedBatch, Record
 from ebbtide.stream.policy import Transition
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.turn.opened import Opened
+
+MISPLACED_DETAIL = (
+    "its customer belongs to another partition by Kafka's default partitioner, and has a history there"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,10 @@ class Work:
 
     records: of all pieces, one after the other. events: in that order; a customer whom two partitions name is two
     customers. number: int64[n], the record of each event. piece: int32[n], the piece of each event. rejected: the
-    piece of each rejected record. first: int64[k +
-    1], piece j has the records [first[j], first[j + 1]). bounds: int64[k + 1], and the customers [bounds[j], bounds[j +
-    1]). failed: why a piece has left the turn; its events are no longer among `events`. applied: the pieces that were
-    committed.
+    piece of each rejected record. first: int64[k + 1], piece j has the records [first[j], first[j + 1]). bounds:
+    int64[k + 1], and the customers [bounds[j], bounds[j + 1]). misplaced: events that lie in another partition than
+    theirs. failed: why a piece has left the turn; its events are no longer among `events`. applied: the pieces that
+    were committed.
     """
 
     pieces: Sequence[Piece]
@@ -70,6 +75,7 @@ class Work:
     rejected: list[int]
     first: NDArray[np.int64]
     bounds: NDArray[np.int64]
+    misplaced: int = 0
     failed: dict[int, Exception] = field(default_factory=dict)
     applied: set[int] = field(default_factory=set)
 
@@ -109,25 +115,40 @@ class Work:
         """The pieces that are still in the turn."""
         return [j for j, piece in enumerate(self.pieces) if j not in self.failed and piece.opened.owned]
 
-    def misplaced(self, partitions: int) -> int:
-        """How many events lie in another of the topic's `partitions` than Kafka's default partitioner gives their
-        customer: of a producer with another one (librdkafka's own default), whose customers are two people here."""
+    def check_places(self, partitions: int) -> None:
+        """Count the events that lie in another of the topic's `partitions` than Kafka's default partitioner gives their
+        customer: of a producer with another one (librdkafka's own default), whose customers are two people here.
+
+        Where a backfill placed the customers by that partitioner, such an event would begin somebody without their
+        history: it is a dead letter, which a replay sends to where it belongs."""
         customers = self.events.customers
         if not customers:
-            return 0
+            return
         theirs = np.repeat([piece.opened.partition for piece in self.pieces], np.diff(self.bounds))
-        wrong = misplaced([customer.encode() for customer in customers], theirs, partitions)
-        if not wrong.any():
-            return 0
+        of_customer = misplaced([customer.encode() for customer in customers], theirs, partitions)
+        if not of_customer.any():
+            return
         # A tombstone is sent to whichever partitions hold its customer.
-        return int((wrong[self.events.customer] & (self.events.kind != TOMBSTONE)).sum())
+        wrong = of_customer[self.events.customer] & (self.events.kind != TOMBSTONE)
+        self.misplaced = int(wrong.sum())
+        backfilled = np.array([piece.opened.checkpoint.history is not None for piece in self.pieces])
+        refused = wrong & backfilled[self.piece]
+        if refused.any():
+            self.parsed.rejected.extend(
+                Rejected(index, Reason.MISPLACED, MISPLACED_DETAIL) for index in self.number[refused].tolist()
+            )
+            self.rejected.extend(self.piece[refused].tolist())
+            self._keep(~refused)
 
     def fail(self, errors: dict[int, Exception]) -> None:
         """Let pieces leave: their events are folded by nobody."""
         if not errors:
             return
         self.failed |= errors
-        keep = ~np.isin(self.piece, list(errors))
+        self._keep(~np.isin(self.piece, list(errors)))
+
+    def _keep(self, keep: NDArray[np.bool_]) -> None:
+        """These of the events: bool[n]."""
         e = self.events
         self.events = EventBatch(
             e.customers, e.customer[keep], e.kind[keep], e.time[keep], e.value[keep], e.event_id[keep], e.position[keep]
@@ -139,16 +160,16 @@ class Work:
 class Verdicts:
     """What was decided of a turn's work; nothing of it has been applied or sent.
 
-    after: records[m], as folded and decided. counts, misplaced: events that are late, twice, or in another
-    partition than theirs. transitions: those to alert
+    known: bool[m], of whom there was a record before. after: records[m], as folded and decided. counts: events that are
+    late or twice. transitions: those to alert
     about. alerts: by piece, the outbox entries in the order of decision.
     """
 
     work: Work
+    known: NDArray[np.bool_]
     after: Rows
     points: Points
     counts: FoldCounts
-    misplaced: int
     origin: Origin
     scored: Scored
     transitions: list[Transition]

@@ -52,7 +52,7 @@ async def test_a_partition_that_never_began_is_empty(backend: Backend) -> None:
     assert rows.tobytes() == bytes(2 * DTYPE.itemsize)
     assert found.tolist() == [False, False]
     assert await state_of(store, 1) == (None, {}, [], [])
-    assert await store.find("a") is None
+    assert await store.find("a") == []
     assert len((await store.load(1, []))[0]) == 0
 
 
@@ -280,7 +280,7 @@ async def test_the_forgotten_leave_nothing(backend: Backend) -> None:
     state = await state_of(store)
     assert state.records == {"stays": first.rows[0].tobytes()}
     assert state.outbox == []
-    assert await store.find("plain") is None
+    assert await store.find("plain") == []
     assert not (await store.load(0, ODD_CUSTOMERS))[1].any()
 
 
@@ -308,9 +308,16 @@ async def test_odd_customer_ids(backend: Backend) -> None:
     assert rows.tobytes() == commit.rows.tobytes()
     assert (await state_of(store, 2)).records.keys() == set(ODD_CUSTOMERS)
     for customer, row in zip(ODD_CUSTOMERS, commit.rows, strict=True):
-        found_at = await store.find(customer)
-        assert found_at is not None
-        assert (found_at[0], found_at[1].tobytes()) == (2, row.tobytes())
+        ((partition, found_there),) = await store.find(customer)
+        assert (partition, found_there.tobytes()) == (2, row.tobytes())
+
+
+async def test_find_names_every_partition_that_holds_somebody(backend: Backend) -> None:
+    store = backend.owner()
+    for partition in (2, 1):
+        await store.apply(step_of(None, ["a", f"only-{partition}"], RNG, partition=partition))
+    assert [partition for partition, _ in await store.find("a")] == [1, 2]
+    assert [partition for partition, _ in await store.find("only-2")] == [2]
 
 
 async def test_records_are_binary(backend: Backend) -> None:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.errors import LayoutError, StoreUnavailable
-from ebbtide.featurestore.store.checkpoint import check_checkpoint
+from ebbtide.featurestore.store.checkpoint import History, check_checkpoint
 from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.ops.state.backfill import StateExists, backfill
+from ebbtide.ops.state.junction import Junction
 from tests.support.oracle.histories import columns, random_history
 from tests.support.seams.scoring import LAYOUT, SPEC
 
@@ -32,16 +33,16 @@ class DyingStore(MemoryStore):
 async def test_a_backfill_that_died_is_refused_until_it_is_done_again() -> None:
     """Wherever it dies: some partition is none to begin with, and `reset` makes the whole."""
     log = columns(random_history(SPEC, 5, 400, customers=60))
-    offsets = dict.fromkeys(range(PARTITIONS), 7)
+    junctions = dict.fromkeys(range(PARTITIONS), Junction(7, History(NOW_MS, 7)))
     whole = MemoryStore(LAYOUT.dtype, PARTITIONS)
-    done = await backfill(log, LAYOUT, whole, offsets, NOW_MS)
+    done = await backfill(log, LAYOUT, whole, junctions, NOW_MS)
     assert done.customers > 30
     for steps in range(2 * PARTITIONS):
         store = DyingStore(steps)
         with pytest.raises(StoreUnavailable):
-            await backfill(log, LAYOUT, store, offsets, NOW_MS)
+            await backfill(log, LAYOUT, store, junctions, NOW_MS)
         refused = 0
-        for partition in offsets:
+        for partition in junctions:
             checkpoint = await store.checkpoint(partition)
             if checkpoint is not None and checkpoint.layout != LAYOUT.id:
                 refused += 1
@@ -51,9 +52,9 @@ async def test_a_backfill_that_died_is_refused_until_it_is_done_again() -> None:
         store.left = 100
         if steps:
             with pytest.raises(StateExists):
-                await backfill(log, LAYOUT, store, offsets, NOW_MS)
-        await backfill(log, LAYOUT, store, offsets, NOW_MS, reset=True)
-        for partition in offsets:
+                await backfill(log, LAYOUT, store, junctions, NOW_MS)
+        await backfill(log, LAYOUT, store, junctions, NOW_MS, reset=True)
+        for partition in junctions:
             checkpoint = await store.checkpoint(partition)
             check_checkpoint(checkpoint, LAYOUT.id, PARTITIONS)
             assert checkpoint is not None and checkpoint.offset == 7

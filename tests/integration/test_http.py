@@ -32,6 +32,7 @@ from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.stream.clock import ManualClock, SystemClock
 from ebbtide.stream.errors import ScorerUnavailable
+from ebbtide.stream.kafka.topics import partition_for
 from ebbtide.stream.telemetry import Dispatched, PieceDone, TurnDone
 from tests.support.seams.scoring import LAYOUT, ArithmeticModel
 
@@ -46,7 +47,7 @@ class AwayStore(MemoryStore):
         raise StoreUnavailable("Redis at localhost:6379 does not answer")
 
 
-async def filled(store: MemoryStore) -> None:
+async def filled(store: MemoryStore, partition: int = 0) -> None:
     """One customer, `ann`, who visited twice, the second time three days after the first."""
     events = EventBatch(
         ["ann"], np.zeros(2, np.int32), np.zeros(2, np.uint8), np.array([T0, T0 + 3 * DAY_MS]),
@@ -54,7 +55,7 @@ async def filled(store: MemoryStore) -> None:
     )  # fmt: skip
     rows, _ = Folder(LAYOUT).fold(LAYOUT.empty(1), events)
     head = Checkpoint(2, 1, 0, LAYOUT.id, 1)
-    await store.apply(Commit(0, None, head, ["ann"], rows, Folder(LAYOUT).due(rows)))
+    await store.apply(Commit(partition, None, head, ["ann"], rows, Folder(LAYOUT).due(rows)))
 
 
 @asynccontextmanager
@@ -148,6 +149,21 @@ async def test_a_customer_in_words_as_of_what_is_known_or_of_now() -> None:
         assert json.loads(body)["probability"] > known["probability"]
 
 
+async def test_a_customer_in_two_partitions_is_said_to_be() -> None:
+    """Of a producer with another partitioner: the one in her own partition is shown, the other is named."""
+    store = MemoryStore(LAYOUT.dtype, 3)
+    for partition in range(2):
+        await filled(store, partition)
+    async with face(store) as address:
+        _, body = await get(address + "/v1/customers/ann")
+        found = json.loads(body)
+        home = partition_for(b"ann", 3)
+        shown = home if home < 2 else 0
+        assert found["partition"] == shown
+        (other,) = found["other_records"]
+        assert other["partition"] == 1 - shown and other["last_seen"] == found["state"]["last_seen"]
+
+
 async def test_what_it_refuses_it_refuses_in_words() -> None:
     store = MemoryStore(LAYOUT.dtype, 1)
     await filled(store)
@@ -202,7 +218,7 @@ async def test_metrics_are_prometheus_and_leave_with_their_partition() -> None:
         metrics.turn_done(
             TurnDone(
                 pieces=[PieceDone(partition, 10, 10, 2, 5)], records=10, events=8, late=0, duplicates=1,
-                behind_watermark=0, misplaced=0, rejected={"not_json": 2}, ignored=0, forgotten=0,
+                behind_watermark=0, misplaced=0, rejected={"not_json": 2}, ignored=0, tombstones=0, forgotten=0,
                 points={"event": 3}, alerts={"opened": 1}, seconds={"fold": 0.001}, latency_s=0.02,
             )
         )  # fmt: skip

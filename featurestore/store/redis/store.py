@@ -253,13 +253,12 @@ class RedisStore:
         times = np.fromiter(map(float, reply[1::2]), np.float64, len(reply) // 2)
         return [name.decode() for name in reply[::2]], times.astype(np.int64)
 
-    async def find(self, customer: str) -> tuple[int, np.void] | None:
+    async def find(self, customer: str) -> list[tuple[int, np.void]]:
         values = await self._client.ask_all([("GET", f"{tag}c:{customer}") for tag in self._tags])
-        for partition, value in enumerate(values):
-            if value is not None:
-                rows, _ = self._codec.unpack([value], partition)
-                return partition, rows[0]
-        return None
+        return [
+            (partition, self._codec.unpack([value], partition)[0][0])
+            for partition, value in enumerate(values) if value is not None
+        ]  # fmt: skip
 
     async def scan(self, partition: int) -> AsyncIterator[tuple[list[str], Rows]]:
         # ZSCAN returns at least once whoever stays; `seen` makes it exactly once.

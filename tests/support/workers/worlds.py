@@ -172,12 +172,14 @@ class World:
             yield store
 
     @asynccontextmanager
-    async def working(self, prefix: str, kind: Kind, *, drain: bool = True) -> AsyncIterator[Worker]:
+    async def working(
+        self, prefix: str, kind: Kind, *, drain: bool = True, telemetry: Telemetry | None = None
+    ) -> AsyncIterator[Worker]:
         """A worker in the group. At the end it drains and leaves; without `drain` its work is cut off, as by a kill
         that somehow still says goodbye to the group."""
         kafka = self.settings.kafka
         async with self.store(prefix, kind) as store, KafkaSink(kafka) as sink:
-            tools = self.tools(kind, store, sink)
+            tools = self.tools(kind, store, sink, telemetry)
             worker = Worker(
                 tools, alerts_from="start", limits=Limits(piece_records_max=300, dead_letter_share_max=1.0)
             )

@@ -31,7 +31,7 @@ def busy() -> Metrics:
         TurnDone(
             [PieceDone(0, position=10, records=10, rejected=2, lag=5)], records=10, events=8,
             rejected={"not_json": 2}, ignored=1, late=1, duplicates=1, behind_watermark=1,
-            misplaced=1, forgotten=1, points={"event": 3}, alerts={"opened": 1},
+            misplaced=1, tombstones=2, forgotten=1, points={"event": 3}, alerts={"opened": 1},
             seconds={"fold": 0.001}, latency_s=0.02,
         )
     )  # fmt: skip
