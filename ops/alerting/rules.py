@@ -1,7 +1,7 @@
 """The rule file: recording rules, burn rates and symptoms in one document, each alert with its page of the runbook.
 
-ebbtide rules > ebbtide.rules.yaml        as in ops/alerting/ebbtide.rules.yaml, which a test holds to this code
-ebbtide rules --scale 0.001               the same rules, an hour in 3.6 s: to see them fire
+ebbtide rules > FILE          as in ops/helm/ebbtide/files/ebbtide.rules.yaml, which a test holds to this code
+ebbtide rules --scale 0.001   the same rules, an hour in 3.6 s: to see them fire
 """
 
 from typing import Any

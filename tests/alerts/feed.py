@@ -11,11 +11,12 @@ from ebbtide.stream.kafka.topics import partition_for
 from tests.support.workers.outages import PARTITIONS
 
 DAY_MS = 86_400_000
+OLD_EVERY_S = 4.0
 
 
 class Feed:
-    """New customers at `per_s`, one visit each; in the block. `old`: a second, much later visit of each, so that there
-    are decisions about silence too."""
+    """New customers at `per_s`, one visit each; in the block. `old`: few, and each with three weeks of visits, so that
+    what is scored is another kind of customer, and not more of them."""
 
     def __init__(self, kafka: KafkaSettings, per_s: float = 40.0) -> None:
         self._kafka, self._per_s = kafka, per_s
@@ -36,7 +37,7 @@ class Feed:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(1 / self._per_s)
+            await asyncio.sleep(OLD_EVERY_S if self.old else 1 / self._per_s)
             if self.quiet:
                 continue
             self._n += 1

@@ -11,7 +11,7 @@ from ebbtide.ops.alerting.duration import Scale, promql
 from ebbtide.ops.alerting.rules import RUNBOOK, document, text
 
 ROOT = Path(__file__).resolve().parents[3]
-SHIPPED = ROOT / "ops/alerting/ebbtide.rules.yaml"
+SHIPPED = ROOT / "ops/helm/ebbtide/files/ebbtide.rules.yaml"
 W = 'job="ebbtide",instance="w"'
 
 HEALTHY = {
@@ -164,7 +164,7 @@ def promtool(*arguments: str) -> None:
 
 
 def test_the_shipped_file_is_what_the_code_says() -> None:
-    assert SHIPPED.read_text() == text(), "ebbtide rules > ops/alerting/ebbtide.rules.yaml"
+    assert SHIPPED.read_text() == text(), "ebbtide rules > ops/helm/ebbtide/files/ebbtide.rules.yaml"
 
 
 def test_each_alert_fires_when_it_should_and_alone(tmp_path: Path) -> None:
