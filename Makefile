@@ -2,6 +2,7 @@
 # make test     the whole test suite, on real servers                                               ARGS='-k fold -x'
 # make bench    events/s and latency of ours beside an idiomatic service and one of Quix Streams   ARGS='--json out.json'
 # make chaos    ten minutes of kills and outages, then every record and alert is compared          ARGS='--json out.json'
+# make alerts   every alert of the rules, caused for real on this machine                           ARGS='--json out.json'
 # make fuzz     a million malformed records and HTTP requests                                       ARGS='--json out.json'
 # make lint     ruff, the formatter's opinion, mypy --strict
 # make format   what the linter and formatter can mend by themselves
@@ -22,7 +23,7 @@ EXTRAS := local,train,dev
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v "$$p"; break; }; done)
 
-.PHONY: help demo test bench chaos fuzz lint format clean
+.PHONY: help demo test bench chaos alerts fuzz lint format clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -37,6 +38,9 @@ bench: $(STAMP)
 
 chaos: $(STAMP)
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+alerts: $(STAMP)
+	@$(BIN)/python -m tests.alerts $(ARGS)
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz $(ARGS)

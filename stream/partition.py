@@ -35,8 +35,10 @@ from ebbtide.stream.errors import (
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.retry import Backoff
 from ebbtide.stream.suppression import NO_SUPPRESSION, Suppression
+from ebbtide.stream.telemetry import Lag
 from ebbtide.stream.turn.flood import FloodGuard
 from ebbtide.stream.turn.opened import LogState, Opened, check_tail, open_partition
+from ebbtide.stream.turn.progress import Progress
 from ebbtide.stream.turn.queue import Budget, Queue
 from ebbtide.stream.turn.state import (
     Done,
@@ -60,8 +62,6 @@ COMMITTED_POLL_S = 0.05
 COMMITTED_POLL_S_MAX = 30.0
 REBUILD_LOG_S = 10.0
 """How often a partition that makes its state again says how far it is."""
-STALLED_S = 30.0
-"""A partition whose log holds more than it has committed, and that commits nothing for so long, is not ready."""
 ACK_AFTER_S = 0.5
 """An idle partition acknowledges its outbox after this, so that a restart sends nothing twice."""
 
@@ -113,9 +113,7 @@ class Partition:
         self.alone = False
         """Its last turn failed in a way that nobody foresaw: it takes the next one by itself."""
         self.idle_since_s = 0.0
-        self.progress_s = tools.clock.monotonic_s()
-        """When something of it was last committed, or there was last nothing to commit."""
-        self.log_position = LogPosition(-1, -1, -1)
+        self.progress = Progress(tools.clock.monotonic_s())
         self._pipeline, self._tools, self._source = pipeline, tools, source
         self._alerts_from, self._limits, self._on_ready = alerts_from, limits, on_ready
         self._budget = budget
@@ -153,29 +151,23 @@ class Partition:
         """It has ended with nothing left in hand; false when it gave up, or was given away."""
         return isinstance(self.state, Done | Stopped)
 
-    def look(self, position: LogPosition, now_s: float) -> None:
-        """Note where its log ends: who is there makes progress by waiting."""
-        self.log_position = position
-        if self.opened is not None and position.high_watermark <= self.opened.checkpoint.offset:
-            self.progress_s = now_s
+    def lag(self, position: LogPosition, now_s: float) -> Lag | None:
+        """How far it is behind, where its log ends so; None while nobody knows."""
+        self.progress.look(position, now_s, is_open=self.opened is not None)
+        return self.progress.lag(now_s, self._tools.clock.now_ms())
 
     def stalled(self, now_s: float) -> str:
         """Why it stands still, in words; empty when it moves, or has nothing to do."""
-        still_s = now_s - self.progress_s
-        if self.opened is None or still_s < STALLED_S:
-            return ""
-        _, high, stable = self.log_position
-        if self.opened.checkpoint.offset >= stable >= 0 and high > stable:
-            return f"an open transaction of a producer has held back {high - stable:,} records for {still_s:.0f} s"
-        return f"nothing of it was committed for {still_s:.0f} s, and something waits"
+        return "" if self.opened is None else self.progress.stalled(now_s)
 
     def offer(self, fetched: Fetched) -> None:
         """Take a batch in order of arrival. A full queue pauses the fetch; what is on its way is still taken."""
         if isinstance(self.state, Stopped):
             return
-        if not self.waits:
-            self.progress_s = self._tools.clock.monotonic_s()
+        waited = self.waits
         self._queue.put(fetched)
+        if not waited:
+            self.progress.fetched(self._oldest_ms(), self._tools.clock.monotonic_s())
         if self.has_work:
             self._on_ready(self)
 
@@ -226,11 +218,17 @@ class Partition:
         self.alone = False
         self._backoff.reset()
         self._tell_progress(piece.opened)
-        self.idle_since_s = self.progress_s = self._tools.clock.monotonic_s()
+        self.idle_since_s = self._tools.clock.monotonic_s()
+        self.progress.committed(piece.opened.checkpoint.offset, self._oldest_ms(), self.idle_since_s)
         if self.has_work:
             self._on_ready(self)
         else:
             self._wake.set()
+
+    def _oldest_ms(self) -> int | None:
+        """The Kafka timestamp of the oldest record that was fetched and is in no turn."""
+        waiting = next((piece for piece in self._pieces if piece.records), None) or self._queue.first
+        return waiting.records[0].timestamp if waiting is not None else None
 
     def retry_alone(self, piece: Piece) -> None:
         """Its turn failed in a way that nobody foresaw: whose it is shows when each takes the next one alone."""
@@ -371,7 +369,8 @@ class Partition:
                 "committed": opened.suppression.outputs_from,
             },
         )
-        self._logged_s = self.idle_since_s = self.progress_s = tools.clock.monotonic_s()
+        self._logged_s = self.idle_since_s = tools.clock.monotonic_s()
+        self.progress.opened(opened.checkpoint.offset, self._logged_s)
         if opened.rebuilding and opened.stored is None:
             log.warning(
                 "state is made from the log",

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 Stage = Literal["parse", "load", "fold", "score", "decide", "store", "emit"]
 """The parts of a turn whose seconds are told apart; `score` includes waiting for the scorer."""
 
@@ -40,6 +43,32 @@ class PieceDone(NamedTuple):
     lag: int | None
 
 
+class AlertSent(NamedTuple):
+    """One alert of a turn, acknowledged: what it is about is `offset` of `partition`, by the model's `version`.
+
+    probability: in [0, 1], None for who left explicitly. record_age_s: since the Kafka timestamp of the record that it
+    was decided at, None where a timer decided it. decision_age_s: since the moment as of which it was decided.
+    """
+
+    transition: str
+    cause: str
+    probability: float | None
+    version: int
+    partition: int
+    offset: int
+    record_age_s: float | None
+    decision_age_s: float
+
+
+class Judged(NamedTuple):
+    """The points of a turn that the model scored, all by `version`. p: float32[n] in [0, 1]. event_age_s: float64[k],
+    of those that an event brought about, how old the event was."""
+
+    version: int
+    p: NDArray[np.float32]
+    event_age_s: NDArray[np.float64]
+
+
 @dataclass(frozen=True, slots=True)
 class TurnDone:
     """A turn, applied and sent: what its pieces brought, all together, by name where there are kinds of it.
@@ -64,15 +93,20 @@ class TurnDone:
     alerts: dict[str, int]
     seconds: dict[Stage, float]
     latency_s: float | None
+    sent: Sequence[AlertSent] = ()
+    judged: Judged | None = None
 
 
 class Lag(NamedTuple):
     """What a partition's log holds beyond what is committed. `records`: offsets to the high watermark; `blocked`: of
-    them, behind an open transaction; `stalled_s`: seconds since it last committed something, 0 when nothing is left."""
+    them, behind an open transaction; `stalled_s`: seconds since it last committed something, 0 when nothing is left;
+    `behind_s`: age of the oldest record that is not committed, by its Kafka timestamp once it was fetched, since it was
+    first seen to be there before that; 0 when nothing is left."""
 
     records: int
     blocked: int
     stalled_s: float
+    behind_s: float = 0.0
 
 
 class Telemetry:

@@ -146,20 +146,19 @@ class Worker:
         return [f"{self._pipeline.misplaced:,} {MISPLACED}"] if self._pipeline.misplaced else []
 
     def lags(self) -> dict[int, Lag]:
-        """By partition of ours, as of now: what its log holds beyond what is committed."""
+        """By partition of ours, as of now, also of one that is closed: what its log holds beyond what is committed."""
         positions = self._source.positions() if self._source is not None else {}
         now_s, found = self._tools.clock.monotonic_s(), dict[int, Lag]()
         for number, partition in self._partitions.items():
             position = positions.get(number)
-            if partition.opened is None or position is None or position.high_watermark < 0:
-                continue
-            partition.look(position, now_s)
-            records = max(position.high_watermark - partition.opened.checkpoint.offset, 0)
-            blocked = (
-                max(position.high_watermark - position.last_stable, 0) if position.last_stable >= 0 else 0
-            )
-            found[number] = Lag(records, blocked, now_s - partition.progress_s if records else 0.0)
+            if position is not None and (lag := partition.lag(position, now_s)) is not None:
+                found[number] = lag
         return found
+
+    @property
+    def away(self) -> dict[str, str]:
+        """The servers that did not answer the last small question, with what is wrong."""
+        return dict(self._pulse.away)
 
     def assigned(self, partitions: frozenset[int]) -> None:
         """These are ours now. Only takes note: checkpoints are read in each partition's own task."""

@@ -42,3 +42,10 @@ def configure(threads: int = SERVING_THREADS) -> str:
 def device() -> str:
     """Where models live: "/GPU:0" when there is one, else "/CPU:0"."""
     return "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
+
+
+def device_memory_bytes() -> int | None:
+    """What TensorFlow holds of the GPU's memory now; None on a CPU, whose memory is the process's."""
+    if device() != "/GPU:0":
+        return None
+    return int(tf.config.experimental.get_memory_info("GPU:0")["current"])

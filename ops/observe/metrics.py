@@ -10,10 +10,11 @@ milliseconds for a dispatch (the Python client has no native histograms).
 """
 
 import gzip
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import TypeVar, get_args
 
+import numpy as np
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -21,25 +22,37 @@ from prometheus_client import (
     GCCollector,
     Histogram,
     Info,
-    Metric,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder, gzip_accepted
-from prometheus_client.registry import Collector
 
 from ebbtide.featurestore import errors as store_errors
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.events.contract import Reason
 from ebbtide.featurestore.record.fold import CAUSES
+from ebbtide.ops.observe.at_scrape import AtScrape
+from ebbtide.ops.observe.histogram import ColumnHistogram
 from ebbtide.stream import errors as stream_errors
 from ebbtide.stream import telemetry
 from ebbtide.stream.outputs.dead_letter import UNSCORED
-from ebbtide.stream.telemetry import Dispatched, Lag, Telemetry, TurnDone
+from ebbtide.stream.telemetry import AlertSent, Dispatched, Telemetry, TurnDone
 
-LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+# Up to an hour: an outage of eighteen minutes must not read as one.
+LATENCY_BUCKETS_S = (
+    0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 900.0, 3600.0,
+)  # fmt: skip
+AGE_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 900.0, 3600.0, 21_600.0, 86_400.0)
+"""Of events and decisions, not of records: a phone may send its events a day late."""
+PROBABILITY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+CALL_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+BANDS = tuple(f"{tenth / 10:.1f}" for tenth in range(10))
+"""Lower edges of the tenths of probability."""
+REDIS_OPERATIONS = ("checkpoint", "load", "apply")
+KAFKA_OPERATIONS = ("send",)
+SERVER_ERRORS = {"redis": ("Fenced", "StoreUnavailable"), "kafka": ("BrokerUnavailable",)}
+"""Those that happen to a healthy worker: there from the start."""
 STAGE_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 DISPATCH_BUCKETS_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5)
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -87,63 +100,6 @@ COUNTS_BY = {
 }
 
 
-class _AtScrape(Collector):
-    """What is asked when somebody looks. Each question may be missing."""
-
-    def __init__(self) -> None:
-        self.ready: Callable[[], bool] | None = None
-        self.model: Callable[[], tuple[str, int]] | None = None
-        self.refused: Callable[[], int] | None = None
-        self.lags: Callable[[], Mapping[int, Lag]] | None = None
-        self.seen_lag: dict[int, int] = {}
-        """Of the last turn, for whoever has no better answer."""
-
-    def describe(self) -> Iterable[Metric]:
-        return ()  # the registry need not ask for values to learn the names
-
-    def collect(self) -> Iterable[Metric]:
-        if self.ready is not None:
-            yield GaugeMetricFamily("ebbtide_ready", "1 when /readyz says so.", value=float(self.ready()))
-        if self.model is not None:
-            name, number = self.model()
-            yield GaugeMetricFamily("ebbtide_model_version", "Version of the model in service.", value=number)
-            yield InfoMetricFamily(
-                "ebbtide_model", "The model in service.", value={"name": name, "version": str(number)}
-            )
-        if self.refused is not None:
-            yield GaugeMetricFamily(
-                "ebbtide_model_versions_refused",
-                "Versions above the one in service that cannot be served, and 1 for a folder that cannot be looked at.",
-                value=self.refused(),
-            )
-        yield from self._lags()
-
-    def _lags(self) -> Iterable[Metric]:
-        records = _by_partition("ebbtide_partition_lag_records", "Offsets between position and log end.")
-        if self.lags is None:
-            for partition, lag in self.seen_lag.items():
-                records.add_metric([str(partition)], lag)
-            yield records
-            return
-        blocked = _by_partition(
-            "ebbtide_partition_blocked_records",
-            "Offsets of the lag behind an open transaction of a producer.",
-        )
-        stalled = _by_partition(
-            "ebbtide_partition_stalled_seconds",
-            "Seconds since the last progress, of a partition with records.",
-        )
-        for partition, (lag, held, stalled_s) in self.lags().items():
-            records.add_metric([str(partition)], lag)
-            blocked.add_metric([str(partition)], held)
-            stalled.add_metric([str(partition)], stalled_s)
-        yield from (records, blocked, stalled)
-
-
-def _by_partition(name: str, words: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, words, labels=["partition"])
-
-
 class Metrics(Telemetry):
     """A `Telemetry` over one Prometheus registry, with the process's own figures beside ours."""
 
@@ -156,20 +112,45 @@ class Metrics(Telemetry):
         PlatformCollector(registry=r)
         GCCollector(registry=r)
         Info("ebbtide_build", "The installed version.", registry=r).info({"version": version("ebbtide")})
-        self._at_scrape = _AtScrape()
-        r.register(self._at_scrape)
+        self.at_scrape = AtScrape()
+        """Whom to ask what is so now, and what it gave."""
+        r.register(self.at_scrape)
         self._counts = {field: Counter(*of, registry=r) for field, of in COUNTS.items()}
         self._counts_by = {
             field: _labelled(Counter(name, words, [label], registry=r), values)
             for field, (name, words, label, values) in COUNTS_BY.items()
         }
         self._latency = Histogram(
-            "ebbtide_event_to_emit_seconds", "Kafka timestamp of a batch's oldest record to its last acknowledgement.",
+            "ebbtide_event_to_emit_seconds", "Kafka timestamp of a turn's oldest record to its last acknowledgement.",
             buckets=LATENCY_BUCKETS_S, registry=r,
         )  # fmt: skip
+        self._alert_latency = Histogram(
+            "ebbtide_alert_latency_seconds", "Kafka timestamp of an alert's record to its acknowledgement.",
+            buckets=LATENCY_BUCKETS_S, registry=r,
+        )  # fmt: skip
+        self._decision_age = Histogram(
+            "ebbtide_alert_decision_age_seconds", "From the moment that an alert was decided as of to its sending.",
+            ["cause"], buckets=AGE_BUCKETS_S, registry=r,
+        )  # fmt: skip
+        self._opened = Counter(
+            "ebbtide_episodes_opened_total", "Alerts that opened an episode, by tenth of probability and version.",
+            ["band", "version"], registry=r,
+        )  # fmt: skip
+        self._event_age = ColumnHistogram(
+            "ebbtide_score_event_age_seconds", "Age of an event when its score was there.", AGE_BUCKETS_S
+        )
+        self._probability = ColumnHistogram(
+            "ebbtide_score_probability", "Scores of decision points.", PROBABILITY_BUCKETS, "version"
+        )
+        r.register(self._event_age)
+        r.register(self._probability)
+        self._turns = Counter("ebbtide_turns_total", "Turns that were applied and sent.", registry=r)
+        self._redis = _Calls("redis", "Redis", REDIS_OPERATIONS, r)
+        self._kafka = _Calls("kafka", "Kafka", KAFKA_OPERATIONS, r)
+        self._messages = Counter("ebbtide_kafka_messages_total", "Messages given to Kafka.", registry=r)
         self._stages = Histogram(
             "ebbtide_stage_seconds",
-            "Seconds of a batch, by stage.",
+            "Seconds of a turn, by stage.",
             ["stage"],
             buckets=STAGE_BUCKETS_S,
             registry=r,
@@ -222,6 +203,7 @@ class Metrics(Telemetry):
         )
         self._partitions: frozenset[int] = frozenset()
         _labelled(self._stages, STAGES)
+        _labelled(self._decision_age, CAUSES.values())
         _labelled(self._reopened, ERRORS)
         _labelled(self._stopped, ERRORS)
 
@@ -235,6 +217,7 @@ class Metrics(Telemetry):
         self._predicted.inc(dispatch.predicted_s)
 
     def turn_done(self, turn: TurnDone) -> None:
+        self._turns.inc()
         for field, counter in self._counts.items():
             counter.inc(getattr(turn, field))
         for field, counter in self._counts_by.items():
@@ -244,10 +227,24 @@ class Metrics(Telemetry):
             self._stages.labels(stage).observe(seconds)
         if turn.latency_s is not None:
             self._latency.observe(max(turn.latency_s, 0.0))
+        for alert in turn.sent:
+            self._alert_sent(alert)
+        if turn.judged is not None:
+            self._probability.observe(turn.judged.p, str(turn.judged.version))
+            self._event_age.observe(np.maximum(turn.judged.event_age_s, 0.0))
         for piece in turn.pieces:
             self._position.labels(str(piece.partition)).set(piece.position)
             if piece.lag is not None:
-                self._at_scrape.seen_lag[piece.partition] = piece.lag
+                self.at_scrape.seen_lag[piece.partition] = piece.lag
+
+    def _alert_sent(self, alert: AlertSent) -> None:
+        if alert.record_age_s is not None:
+            # Where to look for what made it slow: the position of its record, and no customer.
+            where = {"partition": str(alert.partition), "offset": str(alert.offset)}
+            self._alert_latency.observe(max(alert.record_age_s, 0.0), where)
+        self._decision_age.labels(alert.cause).observe(max(alert.decision_age_s, 0.0))
+        if alert.transition == "opened" and alert.probability is not None:
+            self._opened.labels(band_of(alert.probability), str(alert.version)).inc()
 
     def in_history(self, records: int) -> None:
         self._in_history.inc(records)
@@ -256,7 +253,7 @@ class Metrics(Telemetry):
         for gone in self._partitions - partitions:
             for gauge in (self._position, self._paused, self._rebuild):
                 gauge.remove_by_labels({"partition": str(gone)})
-            self._at_scrape.seen_lag.pop(gone, None)
+            self.at_scrape.seen_lag.pop(gone, None)
         self._partitions = partitions
         self._owned.set(len(partitions))
 
@@ -278,34 +275,60 @@ class Metrics(Telemetry):
     def queued(self, rows: int) -> None:
         self._queue.set(rows)
 
-    def ready(self, current: Callable[[], bool]) -> None:
-        """Whom to ask whether all is well."""
-        self._at_scrape.ready = current
+    def redis_called(self, operation: str, seconds: float, errors: Sequence[str], _questions: int) -> None:
+        """Redis was asked; see `ops/observe/servers.py`."""
+        self._redis.called(operation, seconds, errors)
 
-    def serving(self, current: Callable[[], tuple[str, int]]) -> None:
-        """Whom to ask which model answers now: its name and version."""
-        self._at_scrape.model = current
-
-    def refused(self, current: Callable[[], int]) -> None:
-        """Whom to ask how many model versions cannot be served."""
-        self._at_scrape.refused = current
-
-    def lags(self, current: Callable[[], Mapping[int, Lag]]) -> None:
-        """Whom to ask where each partition of ours stands, as a `Lag`; the series are those it names."""
-        self._at_scrape.lags = current
+    def kafka_called(self, operation: str, seconds: float, errors: Sequence[str], messages: int) -> None:
+        """Kafka was sent something."""
+        self._kafka.called(operation, seconds, errors)
+        self._messages.inc(messages)
 
     def render(self, accept: str = "", encodings: str = "") -> tuple[bytes, dict[str, str]]:
         """The exposition and its headers, for what a client says in Accept and in Accept-Encoding."""
-        if self._at_scrape.model is not None:
-            number = str(self._at_scrape.model()[1])
+        if self.at_scrape.model is not None:
+            number = str(self.at_scrape.model()[1])
             for reason in DISPATCH_REASONS:
                 self._dispatches.labels(reason, number)
+            for band in BANDS:
+                self._opened.labels(band, number)
+            self._probability.observe(np.empty(0), number)
         encode, content_type = choose_encoder(accept)
         headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
         body: bytes = encode(self.registry)
         if gzip_accepted(encodings):
             return gzip.compress(body, compresslevel=5), headers | {"Content-Encoding": "gzip"}
         return body, headers
+
+
+class _Calls:
+    """Calls of one server: seconds by operation, and errors by operation and class."""
+
+    def __init__(
+        self, server: str, name: str, operations: Sequence[str], registry: CollectorRegistry
+    ) -> None:
+        self._seconds = Histogram(
+            f"ebbtide_{server}_call_seconds", f"Seconds of a round of questions to {name}, by operation.",
+            ["operation"], buckets=CALL_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+        self._errors = Counter(
+            f"ebbtide_{server}_errors_total", f"Questions to {name} that failed, by operation and error.",
+            ["operation", "reason"], registry=registry,
+        )  # fmt: skip
+        _labelled(self._seconds, operations)
+        for operation in operations:
+            for reason in SERVER_ERRORS[server]:
+                self._errors.labels(operation, reason)
+
+    def called(self, operation: str, seconds: float, errors: Sequence[str]) -> None:
+        self._seconds.labels(operation).observe(seconds)
+        for reason in errors:
+            self._errors.labels(operation, reason).inc()
+
+
+def band_of(probability: float) -> str:
+    """The tenth that a probability in [0, 1] lies in, by its lower edge; 1 is of the last one."""
+    return BANDS[min(int(probability * 10), 9)]
 
 
 _Labelled = TypeVar("_Labelled", Counter, Histogram)

@@ -3,7 +3,7 @@
 It knows settings and addresses, and no model: a command that only reads or fills need not wait for TensorFlow.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from ebbtide.featurestore.record.layout import Layout
@@ -46,11 +46,16 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
 
 
 @asynccontextmanager
-async def open_store(settings: Settings, layout: Layout, partitions: int) -> AsyncIterator[RedisStore]:
-    """The store, checked: it answers, and is not set up to lose state."""
+async def open_store(
+    settings: Settings,
+    layout: Layout,
+    partitions: int,
+    kind: Callable[..., RedisStore] = RedisStore,
+) -> AsyncIterator[RedisStore]:
+    """The store, checked: it answers, and is not set up to lose state. kind: makes it of a RedisStore's arguments."""
     if settings.redis.url is None:
         raise ValueError("no Redis URL: start the local stack first")
-    store = RedisStore(
+    store = kind(
         settings.redis.url,
         layout.dtype,
         settings.kafka.topic,

@@ -14,6 +14,8 @@ import asyncio
 import logging
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,32 +26,38 @@ from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.checkpoint import check_checkpoint
 from ebbtide.featurestore.store.protocol import Store
+from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.model.serving.runtime import configure as configure_tensorflow
 from ebbtide.model.serving.slot import ScorerSlot
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.http.customers import Customers
 from ebbtide.ops.http.probes import probes
 from ebbtide.ops.http.server import HttpServer
+from ebbtide.ops.observe.at_scrape import MemoryNow
 from ebbtide.ops.observe.metrics import Metrics
+from ebbtide.ops.observe.servers import MeasuredSink, MeasuredStore
 from ebbtide.ops.worker.compose import load_slot, tools_of
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.models import watch_models
+from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.ending import END_S_MAX, end
 from ebbtide.stream.kafka.client import check_connection
-from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.topics import ensure_topics, message_bytes_max
 from ebbtide.stream.outputs.dead_letter import BYTES_MAX
 from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.policy import Policy
 from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.turn.state import named
 from ebbtide.stream.worker import Worker
 
 log = logging.getLogger(__name__)
 
 SCORER_HANGS_S = 120.0
 """No dispatch takes two minutes; one that does will not end, and only a restart helps: `/healthz` fails."""
+MEMORY_EVERY_S = 15.0
+"""Redis fills in hours."""
 LAST_DISPATCH_S = 2.0
 """A dispatch takes milliseconds. One that hangs does not keep a drained worker: its partitions are the next owner's."""
 
@@ -58,7 +66,7 @@ async def work(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT. Raises EbbtideError."""
     spec = load_spec(settings.spec)
     settings.check_spec(spec)
-    layout, metrics = Layout(spec), Metrics()
+    layout, metrics, clock = Layout(spec), Metrics(), SystemClock()
     log.info("loading the model", extra={"device": configure_tensorflow(), "model": str(settings.model)})
     loading = asyncio.create_task(asyncio.to_thread(load_slot, settings, layout, whole=False), name="load")
     try:
@@ -69,14 +77,23 @@ async def work(settings: Settings) -> None:
         loading.cancel()
         raise
     async with (
-        open_store(settings, layout, counts[settings.kafka.topic]) as store,
-        KafkaSink(settings.kafka) as sink,
+        open_store(
+            settings,
+            layout,
+            counts[settings.kafka.topic],
+            partial(MeasuredStore, clock, metrics.redis_called),
+        ) as store,
+        MeasuredSink(clock, metrics.kafka_called, settings.kafka) as sink,
     ):
         await check_state(store, layout)
         fits = min(takes.get(settings.topics.dead_letters, BYTES_MAX), settings.kafka.produce_bytes_max)
         slot = await loading
         tools = await tools_of(settings, layout, slot, store, sink, metrics, fits)
-        await _serve(settings, tools, slot, metrics)
+        watched = asyncio.create_task(watch_memory(store, metrics), name="memory")
+        try:
+            await _serve(settings, tools, slot, metrics)
+        finally:
+            await end([watched])
 
 
 async def _serve(
@@ -118,8 +135,11 @@ async def _serve(
             *customers.routes(),
         ],
     )
-    metrics.lags(worker.lags)
-    metrics.ready(lambda: not worker.not_ready_reasons)
+    asked = metrics.at_scrape
+    asked.lags, asked.away = worker.lags, lambda: worker.away
+    asked.ready = lambda: not worker.not_ready_reasons
+    asked.states = lambda: {n: named(partition.state) for n, partition in worker.partitions.items()}
+    asked.call_age_s = lambda: tools.batcher.call_age_s
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -128,7 +148,7 @@ async def _serve(
     tasks = [
         stopping,
         asyncio.create_task(worker.run(), name="worker"),
-        asyncio.create_task(watch_models(slot, settings.model_watch_s, metrics), name="models"),
+        asyncio.create_task(watch_models(slot, settings.model_watch_s, metrics, tools.clock), name="models"),
     ]
     try:
         address = await _listen(face, settings)
@@ -149,6 +169,16 @@ async def _serve(
         tools.batcher.close(LAST_DISPATCH_S)
         await face.stop()
     raise_first(tasks)
+
+
+async def watch_memory(store: RedisStore, metrics: Metrics) -> None:
+    """Note how full Redis is, until cancelled. What it said last stays: a server that is away has not become empty."""
+    found: dict[str, MemoryNow] = {}
+    metrics.at_scrape.memory = lambda: found
+    while True:
+        with suppress(EbbtideError):
+            found.update({where: MemoryNow(*figures) for where, figures in (await store.memory()).items()})
+        await asyncio.sleep(MEMORY_EVERY_S)
 
 
 def hangs(batcher: Batcher) -> str:

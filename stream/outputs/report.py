@@ -1,15 +1,17 @@
 """What a turn came to, for telemetry: only what was applied counts; what was not is taken again, and counts then."""
 
+from bisect import bisect_left
 from collections import Counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import TOMBSTONE
-from ebbtide.featurestore.record.fold import CAUSES
+from ebbtide.featurestore.record.fold import CAUSES, EVENT
 from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.outputs.pre_commit import unscored
-from ebbtide.stream.telemetry import PieceDone, Stage, TurnDone
-from ebbtide.stream.turn.work import Verdicts
+from ebbtide.stream.telemetry import AlertSent, Judged, PieceDone, Stage, TurnDone
+from ebbtide.stream.turn.work import Piece, Verdicts
 
 
 def report(verdicts: Verdicts, seconds: dict[Stage, float], now_ms: int) -> TurnDone:
@@ -48,4 +50,41 @@ def report(verdicts: Verdicts, seconds: dict[Stage, float], now_ms: int) -> Turn
         alerts=dict(Counter(t.kind for t in verdicts.transitions if applied[verdicts.origin.piece[t.point]])),
         seconds=seconds,
         latency_s=None if oldest_ms is None else (now_ms - oldest_ms) / 1000,
+        sent=_sent(verdicts, applied, now_ms),
+        judged=_judged(verdicts, applied, now_ms),
     )  # fmt: skip
+
+
+def _sent(verdicts: Verdicts, applied: NDArray[np.bool_], now_ms: int) -> list[AlertSent]:
+    """Few of many points are alerts: one by one."""
+    points, origin, scored, pieces = verdicts.points, verdicts.origin, verdicts.scored, verdicts.work.pieces
+    sent: list[AlertSent] = []
+    for t in verdicts.transitions:
+        piece = pieces[origin.piece[t.point]]
+        if not applied[origin.piece[t.point]]:
+            continue
+        offset = int(origin.offset[t.point])
+        arrived_ms = _arrived_ms(piece, offset)
+        sent.append(
+            AlertSent(
+                t.kind, CAUSES[int(points.cause[t.point])],
+                float(scored.p[t.point]) if points.scored[t.point] else None, scored.serving.version,
+                piece.opened.partition, offset, None if arrived_ms is None else (now_ms - arrived_ms) / 1000,
+                (now_ms - int(points.as_of[t.point])) / 1000,
+            )
+        )  # fmt: skip
+    return sent
+
+
+def _arrived_ms(piece: Piece, offset: int) -> int | None:
+    """Kafka's timestamp of the record at `offset`; None where the piece has none there."""
+    records = piece.batch.records if piece.batch is not None else ()
+    at = bisect_left(records, offset, key=lambda record: record.offset)
+    return records[at].timestamp if at < len(records) and records[at].offset == offset else None
+
+
+def _judged(verdicts: Verdicts, applied: NDArray[np.bool_], now_ms: int) -> Judged:
+    points, p = verdicts.points, verdicts.scored.p
+    told = points.scored & ~np.isnan(p) & applied[verdicts.origin.piece]
+    at_events = told & (points.cause == EVENT)
+    return Judged(verdicts.scored.serving.version, p[told], (now_ms - points.as_of[at_events]) / 1000)

@@ -73,6 +73,11 @@ class Queue:
     def __len__(self) -> int:
         return len(self._batches)
 
+    @property
+    def first(self) -> FetchedBatch | None:
+        """The oldest batch with records in it, which stays; None where there is none."""
+        return next((b for b, _ in self._batches if isinstance(b, FetchedBatch) and b.records), None)
+
     def put(self, batch: Fetched) -> None:
         """Take a batch in order of arrival; what is on its way after a pause is still taken."""
         if self.closed:

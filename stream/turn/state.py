@@ -57,6 +57,11 @@ class Done:
 State = Opening | Rebuilding | Live | Retrying | Stopped | Draining | Done
 
 
+def named(state: State) -> tuple[str, str]:
+    """A state's name, and the error class that a partition is in it for, or nothing: as metrics label it."""
+    return type(state).__name__.lower(), state.reason if isinstance(state, Retrying | Stopped) else ""
+
+
 def describe(state: State) -> str:
     """Why a partition in this state is not ready, in words; empty when it is."""
     match state:

@@ -294,6 +294,13 @@ class RedisStore:
         *records, due, entries = await self._client.ask_all([*of_records, *of_due])
         return MemoryUsage(np.array([used or 0 for used in records], np.int64), (due or 0) / max(entries, 1))
 
+    async def memory(self) -> dict[str, tuple[int, int]]:
+        """Bytes used and `maxmemory` (0: without one) of each server, by its address."""
+        found = {}
+        for where, info in await self._client.infos():
+            found[where] = (int(info.get("used_memory", 0)), int(info.get("maxmemory", 0)))
+        return found
+
     async def customers(self, partition: int) -> int:
         """How many customers it holds, for reports. Not part of `Store`."""
         return int(await self._client.ask("ZCARD", self._tags[partition] + "due"))

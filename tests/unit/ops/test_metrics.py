@@ -3,12 +3,16 @@
 import gzip
 import subprocess
 
+import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from ebbtide.ops.observe.metrics import ERRORS, Metrics
-from ebbtide.stream.telemetry import Dispatched, Lag, PieceDone, TurnDone
+from ebbtide.ops.observe.at_scrape import MemoryNow, ModelNow
+from ebbtide.ops.observe.histogram import ColumnHistogram
+from ebbtide.ops.observe.metrics import BANDS, ERRORS, Metrics, band_of
+from ebbtide.stream.telemetry import AlertSent, Dispatched, Judged, Lag, PieceDone, TurnDone
 
 Samples = dict[tuple[str, ...], float]
 
@@ -23,9 +27,9 @@ def samples(metrics: Metrics) -> Samples:
 def busy() -> Metrics:
     """Metrics of which every series has been used."""
     metrics = Metrics()
-    metrics.ready(lambda: True)
-    metrics.serving(lambda: ("churn", 3))
-    metrics.lags(lambda: {0: Lag(7, 2, 1.5), 1: Lag(0, 0, 0.0)})
+    metrics.at_scrape.ready = lambda: True
+    metrics.at_scrape.model = lambda: ModelNow("churn", 3)
+    metrics.at_scrape.lags = lambda: {0: Lag(7, 2, 1.5, 2.5), 1: Lag(0, 0, 0.0)}
     metrics.assigned(frozenset({0, 1}))
     metrics.turn_done(
         TurnDone(
@@ -33,6 +37,12 @@ def busy() -> Metrics:
             rejected={"not_json": 2}, ignored=1, late=1, duplicates=1, behind_watermark=1,
             misplaced=1, tombstones=2, forgotten=1, points={"event": 3}, alerts={"opened": 1},
             seconds={"fold": 0.001}, latency_s=0.02,
+            sent=[
+                AlertSent("opened", "event", 0.83, 3, 0, 9, 0.03, 1.5),
+                AlertSent("opened", "silence", 1.0, 3, 0, 9, None, 7_200.0),
+                AlertSent("terminated", "terminal", None, 3, 0, 9, 1_200.0, 1_500.0),
+            ],
+            judged=Judged(3, np.array([0.005, 0.83, 1.0], np.float32), np.array([0.2, 0.01])),
         )
     )  # fmt: skip
     metrics.dispatched(Dispatched("idle", 3, 5, 8, 8, 0.001, 0.002, 0.003))
@@ -41,13 +51,21 @@ def busy() -> Metrics:
     metrics.stopped(1, "LayoutError")
     metrics.rebuilding(0, 3)
     metrics.queued(4)
+    metrics.redis_called("apply", 0.004, ["Fenced"], 2)
+    metrics.kafka_called("send", 0.006, [], 3)
+    metrics.at_scrape.refused = lambda: 1
+    metrics.at_scrape.states = lambda: {0: ("retrying", "StoreUnavailable"), 1: ("live", "")}
+    metrics.at_scrape.away = lambda: ["Redis"]
+    metrics.at_scrape.call_age_s = lambda: 3.5
+    metrics.at_scrape.memory = lambda: {"r:1": MemoryNow(5, 0), "r:2": MemoryNow(5, 10)}
+    metrics.at_scrape.device = lambda: ("GPU:0", 7)
     return metrics
 
 
 def test_every_series_with_a_known_label_is_there_from_the_start() -> None:
     """A first error must be a step from 0 to 1, or no alert on a rate sees it."""
     metrics = Metrics()
-    metrics.serving(lambda: ("churn", 3))
+    metrics.at_scrape.model = lambda: ModelNow("churn", 3)
     found = samples(metrics)
     assert {"StoreUnavailable", "Fenced", "BrokerUnavailable", "ScorerUnavailable", "LayoutError"} <= set(
         ERRORS
@@ -71,26 +89,27 @@ def test_lag_is_what_it_is_at_the_scrape() -> None:
     """No batch comes, and lag and stall grow all the same; a partition that is gone takes its series along."""
     metrics = Metrics()
     now = {3: Lag(10, 0, 0.0), 4: Lag(0, 0, 0.0)}
-    metrics.lags(lambda: now)
+    metrics.at_scrape.lags = lambda: now
     assert samples(metrics)["ebbtide_partition_lag_records", "3"] == 10
-    now[3] = Lag(3_000, 12, 18.5)
+    now[3] = Lag(3_000, 12, 18.5, 21.0)
     found = samples(metrics)
     assert found["ebbtide_partition_lag_records", "3"] == 3_000
     assert found["ebbtide_partition_blocked_records", "3"] == 12
     assert found["ebbtide_partition_stalled_seconds", "3"] == 18.5
+    assert found["ebbtide_partition_lag_seconds", "3"] == 21.0
     assert found["ebbtide_partition_lag_records", "4"] == 0
     del now[3]
     assert not [name for name in samples(metrics) if name[1:] == ("3",)]
 
 
 def test_which_build_and_which_model_stand_in_labels() -> None:
-    served = [("churn", 3)]
+    served = [ModelNow("churn", 3)]
     metrics = Metrics()
-    metrics.serving(lambda: served[0])
+    metrics.at_scrape.model = lambda: served[0]
     found = samples(metrics)
     assert found["ebbtide_model_info", "churn", "3"] == 1 and found["ebbtide_model_version",] == 3
     assert next(name for name in found if name[0] == "ebbtide_build_info")[1]
-    served[0] = ("churn", 4)
+    served[0] = ModelNow("churn", 4)
     found = samples(metrics)
     assert ("ebbtide_model_info", "churn", "3") not in found and found[
         "ebbtide_model_info", "churn", "4"
@@ -118,6 +137,67 @@ def test_openmetrics_and_gzip_for_whoever_takes_them() -> None:
     body, headers = metrics.render()
     assert "Content-Encoding" not in headers and headers["Content-Type"].startswith("text/plain")
     assert b"ebbtide_records_total 10.0" in body
+
+
+def test_an_alerts_age_is_told_up_to_an_hour_with_its_position() -> None:
+    """An outage of twenty minutes must not read as one minute, and the slow alert says where its record lies."""
+    metrics = busy()
+    found = samples(metrics)
+    assert found["ebbtide_alert_latency_seconds_count",] == 2
+    assert found["ebbtide_alert_latency_seconds_bucket", "900.0"] == 1
+    assert found["ebbtide_alert_latency_seconds_bucket", "3600.0"] == 2
+    assert found["ebbtide_alert_decision_age_seconds_sum", "silence"] == 7_200
+    body, _ = metrics.render("application/openmetrics-text; version=1.0.0")
+    parsed = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]  # it has no types
+    latency = next(family for family in parsed if family.name == "ebbtide_alert_latency_seconds")
+    exemplars = [s.exemplar.labels for s in latency.samples if s.exemplar]
+    assert {"partition": "0", "offset": "9"} in exemplars
+
+
+def test_scores_and_episodes_are_told_by_version() -> None:
+    found = samples(busy())
+    assert found["ebbtide_score_probability_bucket", "0.01", "3"] == 1
+    assert found["ebbtide_score_probability_bucket", "0.9", "3"] == 2
+    assert found["ebbtide_score_probability_count", "3"] == 3
+    assert found["ebbtide_episodes_opened_total", "0.8", "3"] == 1
+    assert found["ebbtide_episodes_opened_total", "0.9", "3"] == 1
+    assert found["ebbtide_episodes_opened_total", "0.1", "3"] == 0
+    assert found["ebbtide_score_event_age_seconds_count",] == 2
+    assert [band_of(p) for p in (0.0, 0.1, 0.999, 1.0)] == [BANDS[0], BANDS[1], BANDS[9], BANDS[9]]
+
+
+def test_what_is_so_now_is_asked_at_the_scrape() -> None:
+    found = samples(busy())
+    assert found["ebbtide_server_up", "Redis"] == 0 and found["ebbtide_server_up", "Kafka"] == 1
+    assert found["ebbtide_partition_state", "0", "StoreUnavailable", "retrying"] == 1
+    assert found["ebbtide_partition_state", "1", "", "live"] == 1
+    assert found["ebbtide_scorer_call_age_seconds",] == 3.5
+    assert found["ebbtide_redis_memory_max_bytes", "r:2"] == 10
+    assert ("ebbtide_redis_memory_max_bytes", "r:1") not in found
+    assert found["ebbtide_device_info", "GPU:0"] == 1 and found["ebbtide_device_memory_bytes",] == 7
+    assert found["ebbtide_redis_errors_total", "apply", "Fenced"] == 1
+    assert found["ebbtide_redis_call_seconds_count", "apply"] == 1
+    assert found["ebbtide_kafka_messages_total",] == 3
+
+
+def test_a_column_counts_as_the_client_would() -> None:
+    """The oracle is the client's own histogram, one value at a time."""
+    rng = np.random.default_rng(11)
+    buckets = (0.1, 0.5, 1.0, 10.0)
+    values = np.concatenate([rng.exponential(1.0, 500), buckets])
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    mine = ColumnHistogram("x_seconds", "Words.", buckets)
+    ours.register(mine)
+    one = Histogram("x_seconds", "Words.", buckets=buckets, registry=theirs)
+    mine.observe(values[:100])
+    mine.observe(values[100:])
+    for value in values:
+        one.observe(value)
+    found, expected = (
+        {(s.name, *s.labels.values()): s.value for f in parse_text(generate_latest(r).decode()) for s in f.samples}
+        for r in (ours, theirs)
+    )  # fmt: skip
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("metrics", [Metrics(), busy()], ids=["new", "busy"])

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Build the image without Docker, as root: a base by debootstrap, the Dockerfile by buildah in a chroot.
+#
+#   ops/image/build.sh [cpu|gpu] [TAG]        needs buildah and debootstrap (apt-get install --no-install-recommends)
+#
+# Debian's own Python 3.11 is the base; with BASE=python:3.11-slim-bookworm@sha256:… it is that image instead.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+target=${1:-cpu}
+tag=${2:-ebbtide:$target}
+base=${BASE:-localhost/debian-python:3.11}
+export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
+
+if [[ -z ${BASE:-} ]] && ! buildah inspect --type image "$base" >/dev/null 2>&1; then
+    root=$(mktemp -d)
+    trap 'rm -rf "$root"' EXIT
+    debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" >/dev/null
+    rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*
+    container=$(buildah from scratch)
+    buildah copy --quiet "$container" "$root" / >/dev/null
+    buildah commit --quiet --rm "$container" "$base" >/dev/null
+fi
+
+# How this machine reaches its index is the build's affair, and no part of the image.
+mounts=()
+for file in /etc/pip.conf "${PIP_CERT:-}"; do
+    [[ -f $file ]] && mounts+=(--volume "$file:$file:ro")
+done
+buildah build "${mounts[@]}" --network host --build-arg "PYTHON_IMAGE=$base" --target "$target" \
+    --file ops/image/Dockerfile --tag "$tag" .

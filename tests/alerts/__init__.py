@@ -1,0 +1,1 @@
+"""Every alert caused for real: `python -m tests.alerts`, or `make alerts`."""
