@@ -1,6 +1,6 @@
 """The network: what the features and the sequence of a customer say about churn, as one logit.
 
-        features f4[n, F] ──▶ standardise ──▶ x ────────────────────────┬──▶ wide: linear ────┐
+        features f4[n, F] ──▶ standardise ──▶ x f4[n, F+T] ─────────────┬──▶ wide: linear ────┐
                                                                         ▼                     ▼
         kind count value gap [n, L] ──▶ recurrent: embed, GRU ──▶ s ──▶ deep: [s, x] ──▶ + ──▶ logit f4[n]
 
@@ -23,30 +23,32 @@ from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.graph.features import SEQUENCE_FIELDS
 from ebbtide.model.graph.sizes import NetworkConfig
-from ebbtide.model.graph.standard import STANDARD_MAX, moments, squeeze
+from ebbtide.model.graph.standard import STANDARD_MAX, in_seconds, logs, moments, squeeze, times
 
 
 @keras.saving.register_keras_serializable("ebbtide")
 class Standardise(keras.layers.Layer):
-    """[..., C] -> [..., C]: sign(x) * log1p|x| where `log[c]`, then to mean 0, deviation 1, clipped to ±STANDARD_MAX.
+    """[..., C] -> [..., C + T]: the columns, and those that `time` names in seconds beside their days; then
+    sign(x) * log1p|x| where `log[c]`, then to mean 0, deviation 1, clipped to ±STANDARD_MAX.
 
     A column that never varied in training says nothing: its scale is 0, so it stays 0 whatever comes later.
     """
 
-    def __init__(self, log: Iterable[bool], **kwargs: Any) -> None:
+    def __init__(self, log: Iterable[bool], time: Iterable[int] = (), **kwargs: Any) -> None:
         super().__init__(trainable=False, **{"dtype": "float32", **kwargs})
         self.log = [bool(flag) for flag in log]
+        self.time = [int(column) for column in time]
 
-    def build(self, shape: Any) -> None:
-        self.mean = self.add_weight(shape=(shape[-1],), initializer="zeros", name="mean")
-        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+    def build(self, _shape: Any) -> None:
+        self.mean = self.add_weight(shape=(len(self.log),), initializer="zeros", name="mean")
+        self.scale = self.add_weight(shape=(len(self.log),), initializer="ones", name="scale")
 
     def call(self, x: Any) -> Any:
-        x = squeeze(x, self.log, keras.ops)
+        x = squeeze(in_seconds(x, self.time, keras.ops), self.log, keras.ops)
         return keras.ops.clip((x - self.mean) * self.scale, -STANDARD_MAX, STANDARD_MAX)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "log": self.log}
+        return {**super().get_config(), "log": self.log, "time": self.time}
 
 
 def build_network(spec: Spec, config: NetworkConfig | None = None) -> keras.Model:
@@ -64,8 +66,8 @@ def build_network(spec: Spec, config: NetworkConfig | None = None) -> keras.Mode
         for name in SEQUENCE_FIELDS
     }
     recurrent = _recurrent(len(spec.kinds), length, config, precision)
-    standardise = Standardise((f.transform == "log" for f in listed), name="standardise")
-    logit = _head(len(listed), config, precision)([recurrent(ring), standardise(dense)])
+    standardise = Standardise(logs(spec), times(spec), name="standardise")
+    logit = _head(len(standardise.log), config, precision)([recurrent(ring), standardise(dense)])
     return keras.Model({"features": dense, **ring}, logit, name=spec.name)
 
 
@@ -97,7 +99,7 @@ def _recurrent(kinds: int, length: int, config: NetworkConfig, precision: str) -
 
 
 def _head(width: int, config: NetworkConfig, precision: str) -> keras.Model:
-    """state [n, units], standardised features [n, F] -> logit f4[n]: deep over both, wide over the features."""
+    """state [n, units], standardised features [n, F + T] -> logit f4[n]: deep over both, wide over the features."""
     state = keras.Input((config.units,), name="state", dtype="float32")
     x = keras.Input((width,), name="x", dtype="float32")
     deep = keras.layers.Concatenate(dtype=precision)([state, x])
@@ -138,7 +140,7 @@ def adapt(network: keras.Model, inputs: Mapping[str, Any]) -> None:
     )
     for layer, figures in found:
         if len(figures):
-            mean, scale = moments(squeeze(figures.astype(np.float64), layer.log))
+            mean, scale = moments(squeeze(in_seconds(figures.astype(np.float64), layer.time), layer.log))
             layer.mean.assign(mean)
             layer.scale.assign(scale)
 

@@ -90,7 +90,7 @@ class Served(tf.Module):
         """
         parts = self._parts(inputs)
         state, x = self._encode(parts)
-        width = x.shape[1]
+        width = x.shape[1]  # F + T: a time is there in days and in seconds
         path = tf.reshape(self._steps[:, None, None] * x[None], (-1, width))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(path)
@@ -99,10 +99,17 @@ class Served(tf.Module):
         mean_slope = tf.reduce_sum(slopes * self._step_weights[:, None, None], axis=0)
         return {
             "features": parts["features"],
-            "contributions": x * mean_slope,
+            "contributions": self._by_feature(x * mean_slope),
             "logit": self._logit(state, x),
             "reference": self._logit(state, tf.zeros_like(x)),
         }
+
+    def _by_feature(self, contributions: Tensor) -> Tensor:
+        """[n, F + T] -> [n, F]: what a time says in seconds belongs to the feature that says it in days."""
+        listed, time = self._layer.feature_count, list(self._standardise.time)
+        of = [time.index(i) if i in time else len(time) for i in range(listed)]
+        seconds = tf.pad(contributions[:, listed:], [[0, 0], [0, 1]])
+        return contributions[:, :listed] + tf.gather(seconds, of, axis=1)
 
     def signatures(self) -> dict[str, Any]:
         """{name: concrete function} over any number of rows, as `tf.saved_model.save` takes them."""

@@ -17,10 +17,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.examples.examples import Examples
-from ebbtide.model.graph.standard import moments, squeeze, standardise
+from ebbtide.model.graph.standard import in_seconds, logs, moments, squeeze, standardise, times
 from ebbtide.model.training.calibrate import fit_calibrator
 
 BASELINES = ("recency", "logistic", "trees")
@@ -40,8 +39,8 @@ class Baselines:
 
     def __init__(self, spec: Spec, train: Examples, calibration: Examples, seed: int = 0) -> None:
         y, weight = train.churned, train.weights()
-        self._log = [feature.transform == "log" for feature in features(spec)]
-        squeezed = squeeze(np.asarray(train.features, np.float64), self._log)
+        self._log, self._times = logs(spec), times(spec)
+        squeezed = self._squeezed(train.features)
         self._mean, self._scale = moments(squeezed)
         leaf = int(np.clip(len(y) // 50, 1, LEAF_ROWS_MAX))
         # One thread: the rows are few, and OpenMP's threads spin while they wait for one another (measured on two busy
@@ -62,13 +61,19 @@ class Baselines:
         return {name: self._calibrators[name].probability(raw[name]) for name in BASELINES}
 
     def _logits(self, values: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-        squeezed = squeeze(np.asarray(values, np.float64), self._log)
+        squeezed = self._squeezed(values)
         with threadpool_limits(1):
             return {
                 "recency": self._recency.decision_function(_recency(values)),
                 "logistic": self._logistic.decision_function(standardise(squeezed, self._mean, self._scale)),
                 "trees": self._trees.decision_function(values),
             }
+
+    def _squeezed(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        wide: NDArray[np.float64] = squeeze(
+            in_seconds(np.asarray(values, np.float64), self._times), self._log
+        )
+        return wide
 
 
 def fit_logistic(x: NDArray[Any], y: NDArray[Any], weight: NDArray[Any]) -> LogisticRegression:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ebbtide.featurestore.record.features import features
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.features import FeatureLayer
 from ebbtide.model.graph.network import adapt, build_network, in_float32
 from ebbtide.model.graph.sizes import NetworkConfig
-from ebbtide.model.graph.standard import STANDARD_MAX
+from ebbtide.model.graph.standard import STANDARD_MAX, logs, times
 from tests.support.seams.models import LAYOUT, SPEC, network_of, sample
 
 
@@ -83,3 +84,23 @@ def test_the_calibrator_is_the_same_in_and_out_of_the_graph(calibrator: Calibrat
     assert ((p >= 0) & (p <= 1)).all()
     if calibrator == Calibrator():
         np.testing.assert_allclose(outside, logits, atol=1e-6)
+
+
+def test_minutes_and_months_are_told_apart() -> None:
+    """A minute, an hour and six hours of silence lie further apart than a week and a month do."""
+    network, inputs = build_network(SPEC), parts(256)
+    adapt(network, inputs)
+    standardise = network.get_layer("standardise")
+    days = np.array([1 / 1440, 1 / 24, 1 / 4, 7.0, 30.0, 365.0], np.float32)
+    rows = np.repeat(inputs["features"].numpy()[:1], len(days), axis=0)
+    rows[:, 0] = days
+    x = standardise(rows).numpy()
+    width, silence = rows.shape[1], times(SPEC).index(0)
+    in_days, in_seconds = np.diff(x[:, 0]), np.diff(x[:, width + silence])
+    assert in_days[0] < in_days[3] / 10, "days alone do not tell a minute from an hour"
+    assert (in_seconds[:2] > in_seconds[3]).all()
+    assert x.shape[1] == width + len(times(SPEC)) == len(logs(SPEC))
+    named = [features(SPEC)[i].name for i in times(SPEC)]
+    assert "visit_since" in named
+    assert "renewal_until" in named
+    assert "active_days_7d" not in named
