@@ -121,7 +121,7 @@ async def run(folder: Path, console: Console) -> tuple[list[Fired], set[str]]:
                 await data_faults(trial, feed, direct, folder)
                 await server_faults(trial, feed, servers)
                 await last_faults(trial, feed, direct)
-                await trial.fault("the worker is killed", {"Down"}, lambda: asyncio.to_thread(_kill, worker))
+                await trial.fault("the worker is killed", {"Down"}, lambda: asyncio.to_thread(worker.kill))
                 await hang(trial, feed, servers, settings, prometheus)
     return trial.fired, wrong
 
@@ -217,11 +217,6 @@ async def hang(trial: Trial, feed: Feed, servers: Outage, settings: Settings, pr
 
         await trial.fault("the model does not return", {"ScorerHung"}, stop_answering)
         scorer.go_on()
-
-
-def _kill(worker: WorkerProcess) -> None:
-    assert worker._process is not None
-    worker._process.kill()
 
 
 def main() -> int:
