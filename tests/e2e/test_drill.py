@@ -24,7 +24,8 @@ def test_a_killed_worker_loses_no_alert(tmp_path: Path) -> None:
     """Each customer is scored at the first event of the load, and opens one episode: counted from outside."""
     model = publish(tmp_path / "models", spec=load_spec(SPEC), sizes=(32,)).parent
     settings = Settings(spec=SPEC, model=model)
-    with Scene(settings, tmp_path, lambda _: None) as scene:
+    (tmp_path / "scene").mkdir()
+    with Scene(settings, tmp_path / "scene", lambda _: None) as scene:
         times = Times(before_s=2.0, during_s=3.0, after_s=2.0)
         found = asyncio.run(
             drill(scene, FAULTS["kill-worker"], 100.0, 300, 5, SystemClock(), lambda _: None, times)
