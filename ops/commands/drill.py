@@ -82,6 +82,15 @@ def command(
         ),
     ):
         shown.add_row(words, f"{figure:,}" if isinstance(figure, int) else str(figure))
-    table_and_json(shown, {"drill": name, "kept": found.kept, **asdict(found)}, json_path)
+    table_and_json(
+        shown,
+        {
+            "drill": name,
+            "kept": found.kept,
+            **asdict(found),
+            "latency": found.latency._asdict(),
+        },
+        json_path,
+    )
     if not found.kept:
         raise click.ClickException("a promise was broken: something was lost or said otherwise")

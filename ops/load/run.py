@@ -4,7 +4,7 @@ schedule ─▶ due now? ─▶ Kafka ─▶ workers ─▶ alerts, scores ─�
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import orjson
@@ -14,7 +14,9 @@ from ebbtide.featurestore.times.timestamps import epoch_ms
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.load.latency import Latency, latency
 from ebbtide.ops.load.sessions import KINDS, Sessions
+from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.clock import Clock
+from ebbtide.stream.errors import BrokerUnavailable
 from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
@@ -28,7 +30,8 @@ IN_FLIGHT_MAX = 64
 """Chunks that may wait for Kafka; beyond that the schedule falls behind, which is measured."""
 SETTLE_S = 5.0
 PAST_EVENTS, PAST_BEGINS_MS, PAST_EVERY_MS = 6, 9 * DAY_MS, HOUR_MS
-PAST_S_MAX = 300.0
+PAST_S_MAX = 120.0
+RETRY_S, RETRIED_S_MAX = 0.5, 60.0
 
 Progress = Callable[[int, int, float], None]
 """Told how many events were sent, how many alerts came, and the last latency, seconds."""
@@ -95,8 +98,16 @@ class LoadRun:
         async with KafkaSink(self._settings.kafka) as sink:
 
             async def out(messages: list[Message]) -> None:
+                """A broker that is away is waited for: the same events again are known by their ids."""
+                give_up_s = self._clock.monotonic_s() + RETRIED_S_MAX
                 try:
-                    await sink.send_all(messages)
+                    while True:
+                        try:
+                            return await sink.send_all(messages)
+                        except BrokerUnavailable:
+                            if self._clock.monotonic_s() > give_up_s:
+                                raise
+                        await asyncio.sleep(RETRY_S)
                 finally:
                     places.release()
 
@@ -135,14 +146,16 @@ class LoadRun:
                     for n in range(PAST_EVENTS)
                 ]
                 await sink.send_all(past)
-        async with open_committed_log(self._settings.kafka) as log, asyncio.timeout(PAST_S_MAX):
+        end_s = self._clock.monotonic_s() + PAST_S_MAX
+        async with open_committed_log(self._settings.kafka) as log:
             ends = {number: end for number, (begin, end) in (await log.ranges()).items() if end > begin}
-            while True:
-                committed = await log.committed()
-                if all(
-                    number in committed and committed[number].offset >= end for number, end in ends.items()
-                ):
-                    return
+            while behind := _behind(ends, await log.committed()):
+                if self._clock.monotonic_s() > end_s:
+                    raise BrokerUnavailable(
+                        f"group {self._settings.kafka.group!r} has not worked off the past within {PAST_S_MAX:.0f} s:"
+                        f" records behind by partition: {behind}",
+                        hint="does a worker run, and is it ready?",
+                    )
                 await asyncio.sleep(0.25)
 
     def _of(self, who: str, identity: str, kind: str, ts: int, at_ms: int) -> Message:
@@ -195,3 +208,11 @@ class LoadRun:
             before = now
             await asyncio.sleep(1.0)
             progress(self.outcome.sent, self.outcome.alerts, (self.outcome.alerts_s or [0.0])[-1])
+
+
+def _behind(ends: Mapping[int, int], committed: Mapping[int, CommittedOffset]) -> dict[int, int]:
+    """By partition that is not at its end: how many records are left."""
+    left = {
+        number: end - (committed[number].offset if number in committed else 0) for number, end in ends.items()
+    }
+    return {number: n for number, n in left.items() if n > 0}
