@@ -1,9 +1,11 @@
 """`ebbtide drill`: break one thing on this machine and watch."""
 
 import asyncio
+import logging
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.table import Table
@@ -11,6 +13,7 @@ from rich.table import Table
 from ebbtide.ops.commands.options import config_option, json_option
 from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.console import console, steps, table_and_json
+from ebbtide.ops.drill.verdict import Second, Verdict
 from ebbtide.stream.clock import SystemClock
 
 NAMES = ("kill-worker", "hang-redis", "kill-redis", "kill-broker", "bad-model")
@@ -39,7 +42,7 @@ def command(
     Kafka, Valkey and two workers are started here for it, whatever URLs are configured. Exit code 1: a promise broke.
     """
     from ebbtide.ops.drill.faults import FAULTS  # noqa: PLC0415 - brings the local stack, an extra
-    from ebbtide.ops.drill.run import Second, Verdict, drill  # noqa: PLC0415 - the same
+    from ebbtide.ops.drill.run import drill  # noqa: PLC0415 - the same
     from ebbtide.ops.drill.scene import Scene  # noqa: PLC0415 - the same
 
     settings, fault = load_settings(config, options={"model": model}), FAULTS[name]
@@ -51,14 +54,19 @@ def command(
 
     def tell(second: Second) -> None:
         ready = sum(not reason for reason in second.not_ready.values())
-        words = "; ".join(sorted({reason for reason in second.not_ready.values() if reason}))[:70]
+        words = "; ".join(sorted({reason for reason in second.not_ready.values() if reason})).replace(
+            "\n", " "
+        )
         refused = f", {second.refused} versions refused" if second.refused else ""
         out.print(
             f"{second.at_s:5.0f} s  {second.phase:6}  {ready} of {len(second.not_ready)} ready"
             f"  lag {second.lag_s:5.1f} s"
-            f"  {second.alerts:6,} alerts, the last after {second.last_latency_s:6.3f} s{refused}  {words}"
+            f"  {second.alerts:6,} alerts, the last after {second.last_latency_s:6.3f} s{refused}  {words}",
+            soft_wrap=True,
         )
 
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # servers die: that they are away is no news
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     out.print(f"{fault.words}. Expect: {fault.expect}.")
     with (
         tempfile.TemporaryDirectory(prefix="ebbtide-drill-") as folder,
@@ -82,15 +90,11 @@ def command(
         ),
     ):
         shown.add_row(words, f"{figure:,}" if isinstance(figure, int) else str(figure))
-    table_and_json(
-        shown,
-        {
-            "drill": name,
-            "kept": found.kept,
-            **asdict(found),
-            "latency": found.latency._asdict(),
-        },
-        json_path,
-    )
+    table_and_json(shown, figures(name, found), json_path)
     if not found.kept:
         raise click.ClickException("a promise was broken: something was lost or said otherwise")
+
+
+def figures(name: str, found: Verdict) -> dict[str, Any]:
+    """The verdict under stable names."""
+    return {"drill": name, "kept": found.kept, **asdict(found), "latency": found.latency._asdict()}

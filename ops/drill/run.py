@@ -1,11 +1,8 @@
 """A drill: load, a fault in the middle of it, and second by second what an operator sees.
 
-    load   ├──────────────────────────────────────────────────────────────┤─ settle ─▶ verdict
-    fault                ├──────────────────┤ mended
-    seen   each second: /readyz of each worker, the worst lag, alerts and their latency
-
-The verdict: each customer of the load was to be scored once and to open one episode. Who is missing was lost; what came
-more often than once was at least once.
+load   ├──────────────────────────────────────────────────────────────┤─ settle ─▶ verdict
+fault                ├──────────────────┤ mended
+seen   each second: /readyz of each worker, the worst lag, alerts and their latency
 """
 
 import asyncio
@@ -13,14 +10,13 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ebbtide.ops.demo.watch import samples
 from ebbtide.ops.drill.faults import Fault
 from ebbtide.ops.drill.scene import Scene
-from ebbtide.ops.load.latency import Latency, latency
-from ebbtide.ops.load.run import LoadRun, Outcome
+from ebbtide.ops.drill.verdict import Second, Verdict, verdict
+from ebbtide.ops.load.run import LoadRun
 from ebbtide.ops.load.sessions import sessions
 from ebbtide.stream.clock import Clock
 
@@ -34,42 +30,6 @@ class Times(NamedTuple):
     before_s: float = 6.0
     during_s: float = 10.0
     after_s: float = 14.0
-
-
-@dataclass(frozen=True, slots=True)
-class Second:
-    """What is seen at one moment. phase: before, during or after the fault. not_ready: reasons, by worker's number; ""
-    of one that does not answer."""
-
-    at_s: float
-    phase: str
-    not_ready: dict[int, str]
-    lag_s: float
-    refused: int
-    alerts: int
-    last_latency_s: float
-
-
-@dataclass(slots=True)
-class Verdict:
-    """customers: who sent something. lost_scores, lost_alerts: of them, without any. repeated_scores: more than one.
-    repeated_alerts: the same alert again, which consumers drop by its id. other_alerts: two different ones, which would
-    be a broken promise."""
-
-    customers: int = 0
-    lost_scores: int = 0
-    lost_alerts: int = 0
-    repeated_scores: int = 0
-    repeated_alerts: int = 0
-    other_alerts: int = 0
-    longest_not_ready_s: float = 0.0
-    latency: Latency = field(default_factory=lambda: latency([]))
-    seconds: list[Second] = field(default_factory=list)
-
-    @property
-    def kept(self) -> bool:
-        """Nothing is lost, and nothing contradicts itself."""
-        return not (self.lost_scores or self.lost_alerts or self.other_alerts)
 
 
 async def drill(
@@ -106,40 +66,13 @@ async def drill(
     return verdict(await loading, seen)
 
 
-def verdict(outcome: Outcome, seen: list[Second]) -> Verdict:
-    """What became of the promises."""
-    return Verdict(
-        customers=outcome.customers,
-        lost_scores=outcome.customers - len(outcome.scored),
-        lost_alerts=outcome.customers - len(outcome.opened),
-        repeated_scores=sum(n - 1 for n in outcome.scored.values()),
-        repeated_alerts=outcome.repeated,
-        other_alerts=sum(n - 1 for n in outcome.opened.values()),
-        longest_not_ready_s=longest(seen),
-        latency=outcome.alert_latency(),
-        seconds=seen,
-    )
-
-
-def longest(seen: list[Second]) -> float:
-    """Seconds that no worker was ready, at a stretch."""
-    worst, since = 0.0, None
-    for second in seen:
-        if any(not reason for reason in second.not_ready.values()) or not second.not_ready:
-            since = None
-        else:
-            since = second.at_s if since is None else since
-            worst = max(worst, second.at_s - since)
-    return worst
-
-
 def _look(scene: Scene, at_s: float, phase: str, run: LoadRun) -> Second:
-    reasons: dict[int, str] = {}
+    reasons: dict[str, str] = {}
     lag_s, refused = 0.0, 0
     for number, worker in enumerate(scene.workers):
         status, reason = readiness(worker.address)
         if status:
-            reasons[number] = "" if status == 200 else reason
+            reasons[str(number)] = "" if status == 200 else reason
             found = _metrics(worker.address)
             lags = [
                 value for name, value in found.items() if name.startswith("ebbtide_partition_lag_seconds{")
