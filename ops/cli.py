@@ -46,6 +46,8 @@ COMMANDS = {
     "dlq": ("ebbtide.ops.commands.dlq", "List the dead letters, send them back."),
     "stack": ("ebbtide.ops.commands.stack", "Apache Kafka and Valkey on this machine."),
     "schema": ("ebbtide.ops.commands.schema", "Print the JSON Schema of events or alerts."),
+    "load": ("ebbtide.ops.commands.load", "Seeded load at a rate: how late do alerts come?"),
+    "drill": ("ebbtide.ops.commands.drill", "Break one thing on this machine, and watch."),
     "size": ("ebbtide.ops.commands.size", "How many workers, partitions and gigabytes a load needs."),
     "rules": ("ebbtide.ops.commands.rules", "Print Prometheus' rules: objectives and symptoms."),
     "config": ("ebbtide.ops.commands.config", "Show the settings in force."),

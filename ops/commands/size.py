@@ -18,7 +18,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--events-per-s", type=POSITIVE, metavar="N", help="At the peak.")
 @click.option("--customers", type=POSITIVE, metavar="N", help="That the spec's memory holds.")
 @click.option("--gpu", is_flag=True, help="Workers with a GPU each.")
-@click.option("--used", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True,
+@click.option("--used", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.5, show_default=True,
               help="Share of a worker that the peak may take.")  # fmt: skip
 @click.option("--retention-days", type=POSITIVE, default=7.0, show_default=True, help="Of the input topic.")
 @click.option("--bench", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
@@ -58,7 +58,8 @@ def costs_of(bench: Path) -> Costs:
         found = json.loads(bench.read_text())
         ours = found["ours"]
         return replace(
-            MEASURED, cpu_us=float(found["cpu_us"]), customer_bytes=float(ours["store_bytes_per_customer"]),
+            MEASURED, cpu_us=float(found["cpu_us"]), score_us=float(ours["parts_us"]["score"]),
+            apply_us=1e6 * float(ours["cores"]["redis"]) / float(ours["events_per_s"]),
             worker_bytes=float(ours["rss_bytes_max"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:

@@ -4,22 +4,30 @@
     none, on loopback        open to this machine, under loopback's own names, so that no web page reaches it by another
     none, on any other host  nothing but PUBLIC is served: who forgets the token opens nothing
 
-By what is public, not by what is secret: a path that we forgot is not open. The token travels in the clear: TLS ends in
-front of this server.
+By what is public, not by what is secret: a path that we forgot is not open. The token travels in the clear: TLS ends
+in front of this server. A browser gives the token once, in a form, and has a session then: a cookie that only reads,
+that ends by itself, and that a new token ends, too.
 """
 
+import hashlib
 import hmac
 import ipaddress
 import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from ebbtide.ops.config.settings import HttpSettings
+from ebbtide.stream.clock import SystemClock
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/metrics"})
 """Needs no token, ever: probes and Prometheus have none, and no customer is in it."""
+SESSION, SESSION_PATH, SESSION_S = "ebbtide_session", "/session", 12 * 3600
+"""The cookie, where a form exchanges the token for it, and how long it lasts: a working day."""
+_LOGIN = (Path(__file__).parent / "login.html").read_bytes()
+_CLOCK = SystemClock()
 _LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
@@ -30,8 +38,13 @@ def admission(settings: HttpSettings) -> Middleware:
     async def admit(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        if request.path not in PUBLIC:
-            _check(request, settings)
+        if request.path not in PUBLIC and not _is_form(request, settings):
+            try:
+                _check(request, settings)
+            except web.HTTPUnauthorized:
+                if request.path != "/" or "text/html" not in request.headers.get("Accept", ""):
+                    raise
+                return web.Response(status=401, body=_LOGIN, content_type="text/html")
         return await handler(request)
 
     return admit
@@ -52,7 +65,8 @@ def is_loopback(host: str) -> bool:
 
 def _check(request: web.Request, settings: HttpSettings) -> None:
     if settings.token is not None:
-        if not has_token(request, settings.token.get_secret_value()):
+        token = settings.token.get_secret_value()
+        if not has_token(request, token) and not has_session(request, token, _CLOCK.now_ms() // 1000):
             raise web.HTTPUnauthorized(
                 headers={"WWW-Authenticate": "Bearer"}, reason="a bearer token is needed"
             )
@@ -65,9 +79,41 @@ def _check(request: web.Request, settings: HttpSettings) -> None:
         raise web.HTTPForbidden(reason="without a token we answer to loopback's own names only")
 
 
+def _is_form(request: web.Request, settings: HttpSettings) -> bool:
+    """The form's own path: its handler compares the token."""
+    return settings.token is not None and request.path == SESSION_PATH and request.method == "POST"
+
+
+def new_session(token: str, until_s: int) -> str:
+    """A session that ends at a Unix time: who knows no token makes none."""
+    return f"{until_s}.{_signed(token, until_s)}"
+
+
+def has_session(request: web.Request, token: str, now_s: int) -> bool:
+    """The cookie of a session that was made of this token and has not ended. It reads, and changes nothing."""
+    until, _, signature = request.cookies.get(SESSION, "").partition(".")
+    if not (until.isascii() and until.isdecimal() and len(until) < 12) or request.method not in (
+        "GET",
+        "HEAD",
+    ):
+        return False
+    signed = hmac.compare_digest(
+        signature.encode(errors="surrogateescape"), _signed(token, int(until)).encode()
+    )
+    return signed and now_s < int(until)
+
+
+def same_token(given: str, token: str) -> bool:
+    """In constant time."""
+    return hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode())
+
+
+def _signed(token: str, until_s: int) -> str:
+    return hmac.new(token.encode(), f"session until {until_s}".encode(), hashlib.sha256).hexdigest()
+
+
 def has_token(request: web.Request, token: str) -> bool:
     """Exactly one Authorization header, of the scheme Bearer, with the token; compared in constant time."""
     given = request.headers.getall("Authorization", [])
     scheme, _, said = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-    same = hmac.compare_digest(said.strip().encode(errors="surrogateescape"), token.encode())
-    return same and scheme.lower() == "bearer"
+    return same_token(said.strip(), token) and scheme.lower() == "bearer"

@@ -1,7 +1,7 @@
 """Take out of a virtual environment what a worker never opens: `python slim.py DIR` while the image is built.
 
-Headers, static libraries, tests of others, type stubs, pip. Licences and metadata stay: they are owed, and the list of
-what is inside is made of them. It stands alone, for a stage that has nothing installed.
+Headers, static libraries, a compiler's bindings, tests of others, type stubs, pip. Licences and metadata stay: they
+are owed, and the list of what is inside is made of them. It stands alone, for a stage that has nothing installed.
 """
 
 import shutil
@@ -28,6 +28,8 @@ def slim(environment: Path) -> int:
     for site in environment.glob("lib/python3*/site-packages"):
         for name in FOLDERS:
             shutil.rmtree(site / name, ignore_errors=True)
+        for left in site.glob("pip-*.dist-info"):
+            shutil.rmtree(left)
         for folder in [f for f in site.rglob("*") if f.is_dir() and f.name in NAMES]:
             if folder.name == "__pycache__" or folder.relative_to(site).parts[0] not in KEPT_TESTS:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -4,8 +4,8 @@ A figure noted at the last turn says nothing when there is no next one: a partit
 its last good moment.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
@@ -36,7 +36,8 @@ class AtScrape(Collector):
     """Its attributes are whom to ask; each may be missing, and its series with it."""
 
     def __init__(self) -> None:
-        self.ready: Callable[[], bool] | None = None
+        self.not_ready: Callable[[], Sequence[str]] | None = None
+        """Why the worker is not ready, a sentence each."""
         self.model: Callable[[], ModelNow] | None = None
         self.refused: Callable[[], int] | None = None
         """Model versions that cannot be served."""
@@ -58,8 +59,8 @@ class AtScrape(Collector):
         return ()  # the registry need not ask for values to learn the names
 
     def collect(self) -> Iterable[Metric]:
-        if self.ready is not None:
-            yield _gauge("ebbtide_ready", "1 when /readyz says so.", self.ready())
+        if self.not_ready is not None:
+            yield _gauge("ebbtide_ready", "1 when /readyz says so.", not self.not_ready())
         yield from self._model()
         yield from self._servers()
         if self.call_age_s is not None:
@@ -83,6 +84,20 @@ class AtScrape(Collector):
             for partition, (name, reason) in self.states().items():
                 state.add_metric([str(partition), name, reason], 1.0)
             yield state
+
+    def summary(self) -> dict[str, Any]:
+        """The few of these that a person looks at first, for the page."""
+        reasons = list(self.not_ready()) if self.not_ready is not None else ["it starts"]
+        model = self.model() if self.model is not None else ModelNow("–", 0)
+        lags = self.lags() if self.lags is not None else {}
+        return {
+            "ready": not reasons,
+            "reasons": reasons,
+            "model": model.name,
+            "version": model.version,
+            "partitions": len(lags),
+            "lag_s": max((lag.behind_s for lag in lags.values()), default=0.0),
+        }
 
     def _model(self) -> Iterable[Metric]:
         if self.model is not None:

@@ -10,7 +10,7 @@ milliseconds for a dispatch (the Python client has no native histograms).
 """
 
 import gzip
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import TypeVar, get_args
 
@@ -112,6 +112,8 @@ class Metrics(Telemetry):
         PlatformCollector(registry=r)
         GCCollector(registry=r)
         Info("ebbtide_build", "The installed version.", registry=r).info({"version": version("ebbtide")})
+        self.on_turn: Callable[[TurnDone], None] | None = None
+        """Who else hears of turns: the page."""
         self.at_scrape = AtScrape()
         """Whom to ask what is so now, and what it gave."""
         r.register(self.at_scrape)
@@ -218,6 +220,8 @@ class Metrics(Telemetry):
 
     def turn_done(self, turn: TurnDone) -> None:
         self._turns.inc()
+        if self.on_turn is not None:
+            self.on_turn(turn)
         for field, counter in self._counts.items():
             counter.inc(getattr(turn, field))
         for field, counter in self._counts_by.items():

@@ -62,11 +62,17 @@ class MeasuredStore(RedisStore):
 
 
 class MeasuredSink(KafkaSink):
-    """A `KafkaSink` that tells `on_call` of its sends, as "send"."""
+    """A `KafkaSink` that tells `on_call` of its sends, as "send", and `on_sent` of what was acknowledged."""
 
-    def __init__(self, clock: Clock, on_call: OnCall, settings: KafkaSettings) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        on_call: OnCall,
+        settings: KafkaSettings,
+        on_sent: Callable[[Sequence[Message]], None] = lambda _: None,
+    ) -> None:
         super().__init__(settings)
-        self._clock, self._on_call = clock, on_call
+        self._clock, self._on_call, self._on_sent = clock, on_call, on_sent
 
     async def send_all(self, messages: Sequence[Message]) -> None:
         began_s, errors = self._clock.monotonic_s(), list[str]()
@@ -77,3 +83,4 @@ class MeasuredSink(KafkaSink):
             raise
         finally:
             self._on_call("send", self._clock.monotonic_s() - began_s, errors, len(messages))
+        self._on_sent(messages)

@@ -66,10 +66,12 @@ CORES_PER_WORKER = 2
 
 
 def plan(load: Load, costs: Costs) -> Plan:
-    """Raises ValueError where a figure is not positive."""
+    """Raises ValueError where a figure is not positive, or nothing is spare."""
     for name in ("events_per_s", "customers", "retention_days", "replicas", "used"):
         if getattr(load, name) <= 0:
             raise ValueError(f"{name} must be above 0, not {getattr(load, name)}")
+    if load.used >= 1:
+        raise ValueError("used must be below 1: a worker that is full never catches up")
     cpu_us = costs.cpu_us - (costs.score_us if load.gpu else 0.0)
     per_worker = 1e6 / cpu_us
     workers = math.ceil(load.events_per_s / (per_worker * load.used)) + STANDBY

@@ -105,6 +105,12 @@ class WorkerProcess:
             (int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0
         )
 
+    def kill(self) -> None:
+        """SIGKILL: it says goodbye to nobody."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
     def stop(self, timeout_s: float = 30.0) -> None:
         """SIGTERM, and SIGKILL for one that does not go."""
         if self._process is None or self._process.poll() is not None:

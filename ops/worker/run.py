@@ -36,6 +36,8 @@ from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.at_scrape import MemoryNow
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.observe.servers import MeasuredSink, MeasuredStore
+from ebbtide.ops.page.live import Live
+from ebbtide.ops.page.routes import page_routes
 from ebbtide.ops.worker.compose import load_slot, tools_of
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.models import watch_models
@@ -67,6 +69,8 @@ async def work(settings: Settings) -> None:
     spec = load_spec(settings.spec)
     settings.check_spec(spec)
     layout, metrics, clock = Layout(spec), Metrics(), SystemClock()
+    live = Live(settings.topics.alerts, clock, metrics.at_scrape.summary)
+    metrics.on_turn = live.turn
     log.info("loading the model", extra={"device": configure_tensorflow(), "model": str(settings.model)})
     loading = asyncio.create_task(asyncio.to_thread(load_slot, settings, layout, whole=False), name="load")
     try:
@@ -83,7 +87,7 @@ async def work(settings: Settings) -> None:
             counts[settings.kafka.topic],
             partial(MeasuredStore, clock, metrics.redis_called),
         ) as store,
-        MeasuredSink(clock, metrics.kafka_called, settings.kafka) as sink,
+        MeasuredSink(clock, metrics.kafka_called, settings.kafka, live.sent) as sink,
     ):
         await check_state(store, layout)
         fits = min(takes.get(settings.topics.dead_letters, BYTES_MAX), settings.kafka.produce_bytes_max)
@@ -91,7 +95,7 @@ async def work(settings: Settings) -> None:
         tools = await tools_of(settings, layout, slot, store, sink, metrics, fits)
         watched = asyncio.create_task(watch_memory(store, metrics), name="memory")
         try:
-            await _serve(settings, tools, slot, metrics)
+            await _serve(settings, tools, slot, metrics, live)
         finally:
             await end([watched])
 
@@ -101,6 +105,7 @@ async def _serve(
     tools: Tools,
     slot: ScorerSlot[Policy],
     metrics: Metrics,
+    live: Live,
 ) -> None:
     worker = Worker(
         tools,
@@ -133,11 +138,12 @@ async def _serve(
                 lambda: worker.warnings,
             ),
             *customers.routes(),
+            *page_routes(live, settings.http, tools.clock),
         ],
     )
     asked = metrics.at_scrape
     asked.lags, asked.away = worker.lags, lambda: worker.away
-    asked.ready = lambda: not worker.not_ready_reasons
+    asked.not_ready = lambda: worker.not_ready_reasons
     asked.states = lambda: {n: named(partition.state) for n, partition in worker.partitions.items()}
     asked.call_age_s = lambda: tools.batcher.call_age_s
     stop = asyncio.Event()

@@ -69,9 +69,10 @@ class Prometheus(Local):
             found: list[dict[str, Any]] = json.loads(answer.read())["data"]["result"]
         return found
 
-    def alerts(self, state: str = "firing") -> set[str]:
-        """The names of the alerts in this state now."""
-        return {each["metric"]["alertname"] for each in self.query(f'ALERTS{{alertstate="{state}"}}')}
+    def alerts(self) -> set[str]:
+        """The alerts that fire now, by name, and by name and severity, `Name:page`."""
+        firing = [each["metric"] for each in self.query('ALERTS{alertstate="firing"}')]
+        return {name for a in firing for name in (a["alertname"], f"{a['alertname']}:{a['severity']}")}
 
     def _answers(self) -> bool:
         try:

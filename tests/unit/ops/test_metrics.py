@@ -27,7 +27,7 @@ def samples(metrics: Metrics) -> Samples:
 def busy() -> Metrics:
     """Metrics of which every series has been used."""
     metrics = Metrics()
-    metrics.at_scrape.ready = lambda: True
+    metrics.at_scrape.not_ready = list
     metrics.at_scrape.model = lambda: ModelNow("churn", 3)
     metrics.at_scrape.lags = lambda: {0: Lag(7, 2, 1.5, 2.5), 1: Lag(0, 0, 0.0)}
     metrics.assigned(frozenset({0, 1}))

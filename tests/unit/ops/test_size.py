@@ -40,7 +40,7 @@ def test_a_small_load_needs_one_of_each_and_a_spare() -> None:
     customers=st.floats(1, 1e10),
     more=st.floats(1, 100),
     gpu=st.booleans(),
-    used=st.floats(0.1, 1),
+    used=st.floats(0.1, 0.95),
 )
 def test_more_load_never_needs_less(
     events: float, customers: float, more: float, gpu: bool, used: float
@@ -55,7 +55,12 @@ def test_more_load_never_needs_less(
 
 @pytest.mark.parametrize(
     ("wrong", "name"),
-    [(Load(0.0, 1.0), "events_per_s"), (Load(1.0, -1.0), "customers"), (Load(1.0, 1.0, used=0.0), "used")],
+    [
+        (Load(0.0, 1.0), "events_per_s"),
+        (Load(1.0, -1.0), "customers"),
+        (Load(1.0, 1.0, used=0.0), "used"),
+        (Load(1.0, 1.0, used=1.0), "used"),
+    ],
 )
 def test_a_load_of_nothing_is_refused(wrong: Load, name: str) -> None:
     with pytest.raises(ValueError, match=name):
@@ -64,14 +69,14 @@ def test_a_load_of_nothing_is_refused(wrong: Load, name: str) -> None:
 
 def test_the_command_takes_the_costs_of_a_bench(tmp_path: Path) -> None:
     bench, out = tmp_path / "bench.json", tmp_path / "size.json"
-    bench.write_text(
-        json.dumps({"cpu_us": 50.0, "ours": {"store_bytes_per_customer": 2_000.0, "rss_bytes_max": 5e8}})
-    )
+    ours = {"events_per_s": 1e4, "cores": {"redis": 0.1}, "parts_us": {"score": 5.0}, "rss_bytes_max": 5e8}
+    bench.write_text(json.dumps({"cpu_us": 50.0, "ours": ours}))
     arguments = ["--events-per-s", "20000", "--customers", "1e6", "--bench", str(bench), "--json", str(out)]
     assert run(["size", *arguments]) == 0
     found = json.loads(out.read_text())
-    assert found["costs"]["cpu_us"] == 50.0
-    assert found["plans"][0]["workers"] == 3 and found["plans"][0]["redis_gb"] == 2.0
+    assert (found["costs"]["cpu_us"], found["costs"]["score_us"]) == (50.0, 5.0)
+    assert found["costs"]["apply_us"] == pytest.approx(10.0)
+    assert found["plans"][0]["workers"] == 3
     assert run(["size", "--json", str(out)]) == 0
     assert len(json.loads(out.read_text())["plans"]) == 5
     bench.write_text("{}")

@@ -1,0 +1,1 @@
+"""Break one thing on purpose, on this machine, and see what an operator sees and what became of the promises."""

@@ -1,0 +1,73 @@
+"""What a drill is played on: a Kafka, a Valkey, workers and a folder of models, all of this machine."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from ebbtide.ops.config.settings import PolicySettings, Settings
+from ebbtide.ops.stack.local import LocalStack
+from ebbtide.ops.worker.connect import topic_specs
+from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.kafka.topics import ensure_topics
+
+WORKERS = 2
+SESSION_S, HEARTBEAT_S, POLL_S = 6.0, 1.0, 10.0
+"""A worker that is killed is missed after six seconds; in production after `kafka.session_timeout_s`."""
+EVERYBODY = PolicySettings(enter=1e-6, exit=0.0)
+"""Every customer who is scored opens an episode, once: a lost or repeated alert shows."""
+
+
+class Scene(ExitStack):
+    """In its block everything runs. base: its model and spec are used, its servers are not."""
+
+    def __init__(self, base: Settings, folder: Path, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._base, self._folder, self._say = base, folder, say
+        self.models = folder / "models"
+        self.workers: list[WorkerProcess] = []
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        shutil.copytree(self._base.model, self.models)
+        self.stack = self.enter_context(LocalStack(progress=self._say))
+        kafka = self._base.kafka.model_copy(
+            update={
+                "url": self.stack.kafka_url, "topic": "drill", "group": "drill", "session_timeout_s": SESSION_S,
+                "heartbeat_interval_s": HEARTBEAT_S, "poll_interval_max_s": POLL_S, "request_timeout_s": 5.0,
+            }
+        )  # fmt: skip
+        redis = self._base.redis.model_copy(
+            update={"url": self.stack.redis_url, "prefix": "drill:", "timeout_s": 2.0}
+        )
+        topics = self._base.topics.model_copy(
+            update={
+                "alerts": "drill-alerts",
+                "dead_letters": "drill-dead",
+                "scores": "drill-scores",
+                "partitions": 4,
+            }
+        )
+        self.settings = self._base.model_copy(
+            update={
+                "kafka": kafka, "redis": redis, "topics": topics, "policy": EVERYBODY, "alerts_from": "start",
+                "model": self.models, "model_watch_s": 1.0,
+            }
+        )  # fmt: skip
+        asyncio.run(ensure_topics(self.settings.kafka, topic_specs(self.settings)))
+        self._say("starting workers")
+        for _ in range(WORKERS):
+            self.add_worker()
+        for worker in self.workers:
+            worker.wait_ready()
+        return self
+
+    def add_worker(self) -> WorkerProcess:
+        """One more; it is not ready yet."""
+        folder = self._folder / f"worker-{len(self.workers)}"
+        folder.mkdir()
+        worker = self.enter_context(WorkerProcess(self.settings, folder))
+        self.workers.append(worker)
+        return worker

@@ -1,0 +1,35 @@
+"""A drill, shortened: a worker is killed under load, and load, verdict and workers agree that nothing was lost."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.drill.faults import FAULTS
+from ebbtide.ops.drill.run import Times, drill
+from ebbtide.ops.drill.scene import Scene
+from ebbtide.stream.clock import SystemClock
+from tests.support.seams.models import publish
+
+SPEC = Path(__file__).parents[2] / "ops/specs/demo.yaml"
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+@pytest.mark.slow
+def test_a_killed_worker_loses_no_alert(tmp_path: Path) -> None:
+    """Each customer is scored at the first event of the load, and opens one episode: counted from outside."""
+    model = publish(tmp_path / "models", spec=load_spec(SPEC), sizes=(32,)).parent
+    settings = Settings(spec=SPEC, model=model)
+    (tmp_path / "scene").mkdir()
+    with Scene(settings, tmp_path / "scene", lambda _: None) as scene:
+        times = Times(before_s=2.0, during_s=3.0, after_s=2.0)
+        found = asyncio.run(
+            drill(scene, FAULTS["kill-worker"], 100.0, 300, 5, SystemClock(), lambda _: None, times)
+        )
+    assert found.kept, replace(found, seconds=[])
+    assert found.customers > 50 and found.latency.n == found.customers
+    assert {second.phase for second in found.seconds} == {"before", "during", "after"}
