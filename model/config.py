@@ -19,9 +19,9 @@ class TrainConfig(BaseModel):
     """Distance of the dates whose snapshots are examples; None: an eighth of the horizon."""
     rows_a_customer_max: Annotated[int, Field(ge=1)] = 48
     """Decisions, and as many snapshots, of one customer that are learned from."""
-    network_rows_max: Annotated[int, Field(ge=200)] = 60_000
+    network_rows_max: Annotated[int, Field(ge=200)] = 50_000
     """Examples that one fit learns from: most of the time that training takes."""
-    epochs_max: Annotated[int, Field(ge=1)] = 12
+    epochs_max: Annotated[int, Field(ge=1)] = 10
     patience: Annotated[int, Field(ge=1)] = 3
     batch: Annotated[int, Field(ge=8)] = 512
     learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3

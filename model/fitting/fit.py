@@ -96,9 +96,10 @@ class Trainer:
         `progress`: share done, 0 to 1."""
         self._begin(train)
         linear = [np.asarray(weights) for weights in self._last_layer()]
-        watch = _Watch(watched, self.config, epochs, len(train) // self._batch, run, progress)
+        batch = min(self._batch, len(train))  # only whole batches are taken
+        watch = _Watch(watched, self.config, epochs, len(train) // batch, run, progress)
         if epochs:
-            data = batches(train, self._batch, self.config.seed)
+            data = batches(train, batch, self.config.seed)
             self._network.fit(data, epochs=epochs, verbose=0, callbacks=[watch], shuffle=False)
         for weights, start in zip(self._last_layer(), linear, strict=True):
             weights.assign(start + shrinkage * (np.asarray(weights) - start))
