@@ -7,21 +7,29 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ebbtide.model.graph.sizes import NetworkConfig
 
+DROPOUT = 0.3
+
 
 class TrainConfig(BaseModel):
     """Defaults suit logs of a thousand to a million customers on two cores."""
 
     examples_max: Annotated[int, Field(ge=200)] = 100_000
-    """Decision points and snapshots together: about 1.5 KB each, and most of the time that training takes."""
+    """Decision points and snapshots together: about 1.5 KB each."""
     snapshot_every_ms: Annotated[int, Field(ge=1)] | None = None
     """Distance of the dates whose snapshots are examples; None: an eighth of the horizon."""
-    epochs_max: Annotated[int, Field(ge=1)] = 6
-    patience: Annotated[int, Field(ge=1)] = 2
+    rows_a_customer_max: Annotated[int, Field(ge=1)] = 48
+    """Decisions, and as many snapshots, of one customer that are learned from."""
+    network_rows_max: Annotated[int, Field(ge=200)] = 50_000
+    """Examples that one fit learns from: most of the time that training takes."""
+    epochs_max: Annotated[int, Field(ge=1)] = 10
+    patience: Annotated[int, Field(ge=1)] = 3
     batch: Annotated[int, Field(ge=8)] = 512
     learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.3
-    network: NetworkConfig = NetworkConfig(dropout=0.3)
+    network: NetworkConfig = NetworkConfig(dropout=DROPOUT)
     """`network.mixed_precision` trains in bfloat16 on a GPU; its `seed` is overridden by ours."""
+    forest_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """How much of the logit is the forest's; None: what cross-fitting finds."""
     refit: bool = True
     """After the evaluation, train the published network again on all that is labelled."""
     alert_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.10

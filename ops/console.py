@@ -1,7 +1,7 @@
 """What a command shows and to whom: tables to a person, figures to a script, progress to whoever waits.
 
     standard output   the result: tables and text that can be piped
-    standard error    progress and errors; on a terminal one live line, in a file a line every few seconds
+    standard error    progress and errors; on a terminal one live line, in a file a line a step and every ten seconds
     --json FILE       the same figures under stable names
 
 It knows terminals and files, and refuses to know what a figure means. The invariant: nothing that a person needs is
@@ -22,7 +22,7 @@ from ebbtide.stream.clock import SystemClock
 
 PIPED_WIDTH = 120
 """Columns of a table in a file, where there is no terminal to ask."""
-LINE_EVERY_S = 5.0
+LINE_EVERY_S = 10.0
 """How often a long step says in a file how far it is."""
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.record.replay import SNAPSHOT
 from ebbtide.model.examples.labels import CANCELLED, CHURNED
 
+DAY_S = 86_400.0
+
 
 @dataclass(frozen=True, slots=True)
 class Examples:
@@ -45,6 +47,12 @@ class Examples:
         return days
 
     @property
+    def silence_s(self) -> NDArray[np.float64]:
+        """float64[n]: the same in seconds."""
+        seconds: NDArray[np.float64] = self.silence_days.astype(np.float64) * DAY_S
+        return seconds
+
+    @property
     def snapshot(self) -> NDArray[np.bool_]:
         """bool[n]: rows of a stated date rather than of a decision."""
         rows: NDArray[np.bool_] = self.cause == SNAPSHOT
@@ -65,13 +73,32 @@ class Examples:
         """Without the rows whose customer left in so many words (see `labels.py`)."""
         return self.take(self.label != CANCELLED)
 
-    def weights(self) -> NDArray[np.float32]:
-        """float32[n], mean 1. A customer's many rows say much the same, so within each sort (decisions, snapshots) a
-        row weighs 1/sqrt(rows of its customer); then both sorts are given the same total."""
+    def within(self, start_ms: int, end_ms: int) -> "Examples":
+        """Those as of [start_ms, end_ms)."""
+        return self.take((self.as_of >= start_ms) & (self.as_of < end_ms))
+
+    def thinned(self, rows_max: int, a_customer_max: int, seed: int = 0) -> "Examples":
+        """At most `rows_max`, and of no customer more than `a_customer_max` decisions and as many snapshots, drawn by
+        `seed`, in the same order. Dozens of rows of one customer cost as much as those of dozens, and teach less."""
+        drawn = np.random.default_rng(seed).permutation(len(self))
+        group = self.customer[drawn].astype(np.int64) * 2 + self.snapshot[drawn]
+        order = np.argsort(group, kind="stable")
+        begins = np.flatnonzero(np.diff(group[order], prepend=-1) != 0)
+        rank = np.arange(len(self)) - np.repeat(begins, np.diff([*begins, len(self)]))
+        kept = np.zeros(len(self), np.bool_)
+        kept[order] = rank < a_customer_max
+        return self.take(np.sort(drawn[kept][:rows_max]))
+
+    def weights(self, damped: bool = True) -> NDArray[np.float32]:
+        """float32[n], mean 1; both sorts (decisions, snapshots) have the same total. To learn from, `damped`: a
+        customer's many rows say much the same, so within each sort a row weighs 1/sqrt(rows of its customer). To
+        judge and to calibrate by, each row of a sort alike: it is at any of them that a service decides."""
         weight = np.zeros(len(self), np.float64)
         for sort in (self.snapshot, ~self.snapshot):
             if sort.any():
-                rows = np.bincount(self.customer[sort])[self.customer[sort]]
+                rows = (
+                    np.bincount(self.customer[sort])[self.customer[sort]] if damped else np.ones(sort.sum())
+                )
                 weight[sort] = rows**-0.5 / (rows**-0.5).sum()
         scaled: NDArray[np.float32] = (weight * (len(self) / max(weight.sum(), 1e-12))).astype(np.float32)
         return scaled

@@ -9,8 +9,14 @@
         ├──────── train ────────┤·· H ··├── test ──┤·· H ··┤        calibration: customers held out of the train
                                                                       slice, 15 %, by a hash of their id
 
-A row in a gap belongs to no slice. Held-out customers exist in both forms: the published network is trained, after the
-evaluation, on all labelled rows of the others, and calibrated on theirs (see `model/training/train.py`).
+A row in a gap belongs to no slice; it is learned from where its horizon is over before what is asked of it.
+
+What a model is made of is found before the test slice by *folds*, forward in time, each with a horizon between what is
+fitted and what is validated; the later one validates on the calibration slice. In the short form there is one fold, of
+customers.
+
+        ├─ fit ──┤·· H ··├ validate ┤
+        ├──────── fit ─────────┤·· H ··├ calibration ┤
 """
 
 from dataclasses import dataclass
@@ -29,6 +35,8 @@ TRAIN_SHARE, CALIBRATION_SHARE = 0.70, 0.15
 SHORT_TRAIN_SHARE = 0.75
 HORIZONS_FOR_THREE = 4.0
 """With fewer, the two gaps would eat more than half of what is labelled."""
+FIT_SHARE_MIN = 0.4
+"""Of the train slice, what the earlier fold must have to fit on at least."""
 HORIZONS_AT_LEAST = 1.75
 """One for the gap; of the rest a quarter is the test, most of a fifth of a horizon."""
 
@@ -51,6 +59,19 @@ class Slices:
         else:
             slice_of[(slice_of == "train") & held_out[examples.customer]] = "calibration"
         return slice_of
+
+    def folds(self, horizon_ms: int) -> list[tuple[int, tuple[int, int]]]:
+        """Of each fold, in ms UTC: until when (not included) labels must be known of what is fitted, and the span that
+        is validated. Empty in the short form."""
+        if self.calibration is None:
+            return []
+        begin, end = self.calibration
+        length, train_end = end - begin, self.train[1]
+        earlier = (train_end - length, train_end)
+        spans = [earlier, self.calibration]
+        # The earlier one must have learned from a history that resembles the later's.
+        enough = earlier[0] - horizon_ms - self.train[0] >= FIT_SHARE_MIN * (train_end - self.train[0])
+        return [(span[0], span) for span in (spans if enough else spans[1:])]
 
 
 def plan_slices(spec: Spec, first_ms: int, known_until_ms: int) -> Slices:

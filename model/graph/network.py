@@ -14,6 +14,7 @@ is silent only the head's answer moves, and what the GRU made of the history hol
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import keras
@@ -65,10 +66,17 @@ def build_network(spec: Spec, config: NetworkConfig | None = None) -> keras.Mode
         name: keras.Input((length,), name=name, dtype="int32" if name == "kind" else "float32")
         for name in SEQUENCE_FIELDS
     }
-    recurrent = _recurrent(len(spec.kinds), length, config, precision)
     standardise = Standardise(logs(spec), times(spec), name="standardise")
-    logit = _head(len(standardise.log), config, precision)([recurrent(ring), standardise(dense)])
-    return keras.Model({"features": dense, **ring}, logit, name=spec.name)
+    head, x = _head(len(standardise.log), config, precision), standardise(dense)
+    if not config.sequence:
+        return keras.Model({"features": dense, **ring}, head(x), name=spec.name)
+    recurrent = _recurrent(len(spec.kinds), length, config, precision)
+    return keras.Model({"features": dense, **ring}, head([recurrent(ring), x]), name=spec.name)
+
+
+def has_sequence(network: keras.Model) -> bool:
+    """Whether the network reads the ring."""
+    return any(layer.name == "recurrent" for layer in network.layers)
 
 
 def _recurrent(kinds: int, length: int, config: NetworkConfig, precision: str) -> keras.Model:
@@ -99,10 +107,11 @@ def _recurrent(kinds: int, length: int, config: NetworkConfig, precision: str) -
 
 
 def _head(width: int, config: NetworkConfig, precision: str) -> keras.Model:
-    """state [n, units], standardised features [n, F + T] -> logit f4[n]: deep over both, wide over the features."""
+    """state [n, units], standardised features [n, F + T] -> logit f4[n]: deep over both, wide over the features. Of no
+    sequence there is no state."""
     state = keras.Input((config.units,), name="state", dtype="float32")
     x = keras.Input((width,), name="x", dtype="float32")
-    deep = keras.layers.Concatenate(dtype=precision)([state, x])
+    deep = keras.layers.Concatenate(dtype=precision)([state, x]) if config.sequence else x
     for i, units in enumerate(config.dense):
         # Smooth, so that the integrated gradients of `explain` need few steps.
         deep = keras.layers.Dense(
@@ -127,17 +136,27 @@ def _head(width: int, config: NetworkConfig, precision: str) -> keras.Model:
         dtype="float32",
         name="wide",
     )
-    return keras.Model([state, x], (out(deep) + wide(x))[:, 0], name="head")
+    logit = (out(deep) + wide(x))[:, 0]
+    return keras.Model([state, x] if config.sequence else x, logit, name="head")
+
+
+def multiplications(spec: Spec, config: NetworkConfig) -> int:
+    """How many a scored row takes in the matrix products, which is nearly all of a network's price."""
+    columns, units = len(logs(spec)), config.units if config.sequence else 0
+    layers = [units + columns, *config.dense, 1]
+    head = columns + sum(a * b for a, b in pairwise(layers))
+    entry = 3 * config.units * (config.embed + 3 + config.units)
+    return head + (spec.sequence.length * entry if config.sequence else 0)
 
 
 def adapt(network: keras.Model, inputs: Mapping[str, Any]) -> None:
     """Set means and scales from training data. `inputs`: as `FeatureLayer` makes them, arrays or tensors of n rows.
     The ring's figures are averaged over its real entries, not over padding."""
-    ring = np.stack([np.asarray(inputs[name]) for name in ("count", "value", "gap")], axis=-1)
-    found = (
-        (network.get_layer("standardise"), np.asarray(inputs["features"])),
-        (network.get_layer("recurrent").get_layer("standardise_ring"), ring[np.asarray(inputs["kind"]) > 0]),
-    )
+    found = [(network.get_layer("standardise"), np.asarray(inputs["features"]))]
+    if has_sequence(network):
+        ring = np.stack([np.asarray(inputs[name]) for name in ("count", "value", "gap")], axis=-1)
+        entries = ring[np.asarray(inputs["kind"]) > 0]
+        found.append((network.get_layer("recurrent").get_layer("standardise_ring"), entries))
     for layer, figures in found:
         if len(figures):
             mean, scale = moments(squeeze(in_seconds(figures.astype(np.float64), layer.time), layer.log))

@@ -1,8 +1,9 @@
 """The graph that is published: record fields in, features, probability or reasons out.
 
-    record fields, as_of ──▶ FeatureLayer ──▶ network ──▶ Calibrator ──▶ probability
-                                  │              └── integrated gradients ──▶ contributions
-                                  └─────────────────────────────────────────▶ features
+    record fields, as_of ──▶ FeatureLayer ─┬─▶ network ─┬──▶ Calibrator ──▶ probability
+                                           ├─▶ forest ──┘
+                                           │     └── both taken apart ──▶ contributions
+                                           └────────────────────────────▶ features
 
 It ties the parts together as three functions of the same inputs, the record's fields by name and `as_of`, and is what
 `model/serving/artifact.py` writes as a SavedModel. It knows no files, no batches and no compilation; whoever loads it
@@ -17,10 +18,16 @@ import tensorflow as tf
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.graph.calibrator import Calibrator
-from ebbtide.model.graph.features import FeatureLayer, Tensor
+from ebbtide.model.graph.features import DAY_S, FeatureLayer, Tensor
+from ebbtide.model.graph.forest import Forest, ForestGraph
+from ebbtide.model.graph.network import has_sequence
 
 EXPLAIN_STEPS = 8
 """Gauss-Legendre nodes: exact for polynomials of degree 15, where a Riemann sum needs hundreds of steps."""
+SILENCE = 0
+"""The first feature of every spec: days since the last activity."""
+STRETCH_MIN = 1e-6
+"""Raw logits nearer than this differ by rounding."""
 
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "features": ("features",),
@@ -42,24 +49,35 @@ def input_specs(layout: Layout, size: int | None = None) -> dict[str, Any]:
 
 
 class Served(tf.Module):
-    """`Served(layout, network, calibrator)`: the functions of a model. `network` is in float32 (`network.in_float32`).
+    """`Served(layout, network, calibrator, forest, share)`: the functions of a model. `network` is in float32
+    (`network.in_float32`). Its logit and the forest's are mixed, `share` of it the forest's, 0 to 1; without a forest
+    nothing of one is in the graph.
 
     Each takes the record's fields by name, `layout.model_fields` in their dtypes and shapes [n, …], and `as_of`
     int64[n], ms UTC; n is any number of rows. Row i of an answer depends on row i alone, and every figure is finite.
     They are pure, so they may be called from any thread; a missing or misshapen field is TensorFlow's own error.
     """
 
-    def __init__(self, layout: Layout, network: keras.Model, calibrator: Calibrator) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        network: keras.Model,
+        calibrator: Calibrator,
+        forest: Forest | None = None,
+        share: float = 0.5,
+    ) -> None:
         super().__init__(name="ebbtide")
         self.layout = layout
         self._calibrator = calibrator
-        numbers = [calibrator.a, calibrator.b, calibrator.c]
-        self._numbers = tf.Variable(numbers, trainable=False, dtype=tf.float32, name="calibrator")
+        self._numbers = tf.Variable(calibrator.numbers, trainable=False, dtype=tf.float32, name="calibrator")
         self._layer = FeatureLayer(layout)
         self._network = network
         self._standardise = network.get_layer("standardise")
-        self._recurrent = network.get_layer("recurrent")
+        self._recurrent = network.get_layer("recurrent") if has_sequence(network) else None
         self._head = network.get_layer("head")
+        self._forest = None if forest is None else ForestGraph(forest)
+        mixed = [1.0, 0.0] if forest is None else [1.0 - share, share]
+        self._shares = tf.Variable(mixed, trainable=False, dtype=tf.float32, name="shares")
         nodes, weights = np.polynomial.legendre.leggauss(EXPLAIN_STEPS)
         self._steps = ((nodes + 1.0) / 2.0).astype(np.float32)
         self._step_weights = (weights / 2.0).astype(np.float32)
@@ -72,8 +90,11 @@ class Served(tf.Module):
         """probability: float32[n] in [0, 1], calibrated: no activity within the horizon after `as_of`, given that no
         leave is stated in it. logit: float32[n], `probability` before the sigmoid, in nats."""
         parts = self._parts(inputs)
+        values = parts["features"]
         state, x = self._encode(parts)
-        logit = self._logit(state, x)
+        logit = self._calibrated(
+            self._mixed(self._head_of(state, x), self._trees(values)), _silence_s(values)
+        )
         return {"probability": tf.sigmoid(logit), "logit": logit}
 
     def explain(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -81,28 +102,52 @@ class Served(tf.Module):
         `score`.
 
         features       float32[n, F]  as `features` gives them
-        contributions  float32[n, F]  nats, > 0 towards churn: integrated gradients (Sundararajan, Taly & Yan 2017)
-                                      along the straight line from the training mean to the row in the space of
-                                      standardised features, the sequence's part held fixed
+        contributions  float32[n, F]  nats, > 0 towards churn. The network's part: integrated gradients (Sundararajan,
+                                      Taly & Yan 2017) along the straight line from the training mean to the row in
+                                      the space of standardised features, the sequence's part held fixed. The
+                                      forest's: what each question on the row's way changed, see
+                                      `ForestGraph.contributions`. The calibrator stretches both alike; its shift by
+                                      silence is the silence's
         logit          float32[n]     as `score` gives it
-        reference      float32[n]     the calibrated logit of this sequence with mean features; a row's contributions
-                                      sum to `logit - reference`, to within what EXPLAIN_STEPS nodes can integrate
+        reference      float32[n]     the calibrated logit of this sequence with mean features, in the trees of a row
+                                      of which nothing was asked; a row's contributions sum to `logit - reference`, to
+                                      within what EXPLAIN_STEPS nodes can integrate
         """
         parts = self._parts(inputs)
+        values = parts["features"]
         state, x = self._encode(parts)
-        width = x.shape[1]  # F + T: a time is there in days and in seconds
+        row = self._mixed(self._head_of(state, x), self._trees(values))
+        mean = self._mixed(self._head_of(state, tf.zeros_like(x)), self._roots(values))
+        raw = self._by_feature(x * self._mean_slope(state, x))
+        if self._forest is not None:
+            raw = self._shares[0] * raw + self._shares[1] * self._forest.contributions(values)
+        beta = self._calibrator.beta_in_graph
+        apart = row - mean
+        stretched = beta(row, self._numbers) - beta(mean, self._numbers)
+        near = tf.abs(apart) < STRETCH_MIN  # both are next to nothing: what the map does there is all one
+        stretch = tf.where(near, 1.0, stretched / tf.where(near, 1.0, apart))
+        usual_s = tf.fill(tf.shape(row), self._usual_silence_s())
+        shifted = self._shift(_silence_s(values)) - self._shift(usual_s)
+        contributions = raw * stretch[:, None]
+        return {
+            "features": values,
+            "contributions": tf.concat(
+                [(contributions[:, SILENCE] + shifted)[:, None], contributions[:, SILENCE + 1 :]], axis=1
+            ),
+            "logit": self._calibrated(row, _silence_s(values)),
+            "reference": self._calibrated(mean, usual_s),
+        }
+
+    def _mean_slope(self, state: Tensor, x: Tensor) -> Tensor:
+        """[n, F + T]: the head's gradient, averaged along the way from mean features to x."""
+        width = x.shape[1]
         path = tf.reshape(self._steps[:, None, None] * x[None], (-1, width))
+        states = None if state is None else tf.tile(state, (EXPLAIN_STEPS, 1))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(path)
-            logits = self._logit(tf.tile(state, (EXPLAIN_STEPS, 1)), path)
+            logits = self._head_of(states, path)
         slopes = tf.reshape(tape.gradient(logits, path), (EXPLAIN_STEPS, -1, width))
-        mean_slope = tf.reduce_sum(slopes * self._step_weights[:, None, None], axis=0)
-        return {
-            "features": parts["features"],
-            "contributions": self._by_feature(x * mean_slope),
-            "logit": self._logit(state, x),
-            "reference": self._logit(state, tf.zeros_like(x)),
-        }
+        return tf.reduce_sum(slopes * self._step_weights[:, None, None], axis=0)
 
     def _by_feature(self, contributions: Tensor) -> Tensor:
         """[n, F + T] -> [n, F]: what a time says in seconds belongs to the feature that says it in days."""
@@ -121,9 +166,33 @@ class Served(tf.Module):
         parts: dict[str, Tensor] = self._layer(record, inputs["as_of"])
         return parts
 
-    def _encode(self, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _encode(self, parts: dict[str, Tensor]) -> tuple[Tensor | None, Tensor]:
         ring = {name: column for name, column in parts.items() if name != "features"}
-        return self._recurrent(ring, training=False), self._standardise(parts["features"])
+        state = None if self._recurrent is None else self._recurrent(ring, training=False)
+        return state, self._standardise(parts["features"])
 
-    def _logit(self, state: Tensor, x: Tensor) -> Tensor:
-        return self._calibrator.in_graph(self._head([state, x], training=False), self._numbers)
+    def _head_of(self, state: Tensor | None, x: Tensor) -> Tensor:
+        return self._head(x if state is None else [state, x], training=False)
+
+    def _trees(self, values: Tensor) -> Tensor:
+        return None if self._forest is None else self._forest.logit(values)
+
+    def _roots(self, values: Tensor) -> Tensor:
+        return None if self._forest is None else tf.fill(tf.shape(values)[:1], self._forest.root())
+
+    def _mixed(self, network: Tensor, trees: Tensor) -> Tensor:
+        return network if trees is None else self._shares[0] * network + self._shares[1] * trees
+
+    def _calibrated(self, raw: Tensor, silence_s: Tensor) -> Tensor:
+        return self._calibrator.beta_in_graph(raw, self._numbers) + self._shift(silence_s)
+
+    def _shift(self, silence_s: Tensor) -> Tensor:
+        return self._calibrator.shift_in_graph(silence_s, self._numbers)
+
+    def _usual_silence_s(self) -> Tensor:
+        """The training mean of the standardised silence, back in seconds."""
+        return tf.math.expm1(self._standardise.mean[SILENCE]) * DAY_S
+
+
+def _silence_s(values: Tensor) -> Tensor:
+    return values[:, SILENCE] * DAY_S

@@ -1,8 +1,8 @@
-"""A model beside its baselines on the same rows: figures, intervals, differences, and the gate of publication.
+"""A model beside its baselines on the same rows: figures, intervals and differences.
 
-The main question is asked of *snapshots*, every eligible customer as of stated dates. Beside it stands a table by
-moment, since a model that ranks snapshots well may be no good where alerts are decided. It knows labels and
-probabilities; it refuses to know where they come from, so served scores are judged by the same lines as offline ones.
+It is asked of *snapshots*, every eligible customer as of stated dates; the moments of decision are `parts.py`'s, and
+whether a model may be published is `gate.py`'s. It knows labels and probabilities; it refuses to know where they come
+from, so served scores are judged by the same lines as offline ones.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,26 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.record.fold import EVENT, SILENCE
-from ebbtide.model.errors import ModelRefused
-from ebbtide.model.examples.examples import Examples
-from ebbtide.model.judging.metrics import (
-    METRICS,
-    Ranking,
-    ece,
-    ece_bound,
-    interval,
-    lift,
-    log_loss,
-    resamplings,
-)
+from ebbtide.model.judging.metrics import METRICS, ece, ece_bound, interval, lift, resamplings
 
 MODEL = "model"
-WORST_DIFFERENCE = -0.005
-"""AUROC below the best baseline that is still published: less than anyone would see in service."""
 LIFT_SHARE = 0.10
-MOMENT_ROWS_MIN = 30
-"""Below this, figures of a moment are noise and are left out."""
 
 Figure = float | None
 """A figure, or that it cannot be known here: of too few rows, or of one class."""
@@ -91,7 +75,7 @@ class Evaluation:
         out |= {f"{metric}_interval": _lists(by_name) for metric, by_name in self.intervals.items()}
         out |= {f"{metric}_difference": _lists(by_name) for metric, by_name in self.differences.items()}
         out |= {"ece_bound": self.ece_bound, "best_baseline": self.best_baseline}
-        return dict(_no_nan(out))
+        return dict(no_nan(out))
 
 
 def evaluate(
@@ -142,83 +126,14 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What scores are worth at one sort of decision: `rows` of them, `base_rate` of which churned, 0 to 1. From
-    MOMENT_ROWS_MIN rows on: the model's mean probability, and by name auroc (None of one class) and log_loss."""
-
-    moment: str
-    rows: int
-    base_rate: Figure
-    predicted: Figure = None
-    auroc: dict[str, Figure] | None = None
-    log_loss: dict[str, Figure] | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON; what too few rows leave out is left out."""
-        figures = {"predicted": self.predicted, "auroc": self.auroc, "log_loss": self.log_loss}
-        shown = figures if self.predicted is not None else {}
-        return {"moment": self.moment, "rows": self.rows, "base_rate": self.base_rate, **shown}
-
-
-def by_moment(examples: Examples, scores: Scores, enter: float) -> list[Moment]:
-    """The table by moment: decisions just after an event, in silences of three lengths, and all decisions with
-    p >= enter."""
-    decision, silence = ~examples.snapshot, examples.silence_days
-    in_silence = examples.cause == SILENCE
-    moments: dict[str, NDArray[np.bool_]] = {
-        "just after an event": examples.cause == EVENT,
-        "silent under 1 day": in_silence & (silence < 1),
-        "silent 1 to 7 days": in_silence & (silence >= 1) & (silence <= 7),
-        "silent over 7 days": in_silence & (silence > 7),
-        "p >= enter": decision & (np.asarray(scores[MODEL]) >= enter),
-    }
-    return [_moment(name, rows, examples.churned, scores) for name, rows in moments.items()]
-
-
-def check_gate(evaluation: Evaluation, title: str) -> None:
-    """Raises ModelRefused when a figure cannot be known (no such model can be vouched for), or when the paired AUROC
-    interval lies wholly below the best baseline - 0.005."""
-    if unknown := evaluation.unknown:
-        raise ModelRefused(
-            f"model {title} is not published: {', '.join(unknown[:3])} cannot be computed on the {evaluation.rows:,} "
-            f"snapshots of the test slice, {evaluation.base_rate:.1%} of which churned",
-            hint="use a longer log or another --horizon: both outcomes must be there to judge by",
-        )
-    best = evaluation.best_baseline
-    low, high = evaluation.differences["auroc"][best]
-    if high < WORST_DIFFERENCE:
-        auroc = evaluation.values["auroc"]
-        raise ModelRefused(
-            f"model {title} is not published: AUROC {auroc[MODEL]:.3f} against {auroc[best]:.3f} of {best}, "
-            f"difference {low:+.3f} to {high:+.3f}",
-            hint="give it more history or examples, or serve the simpler model's insight: a rule",
-        )
-
-
-def _moment(name: str, rows: NDArray[np.bool_], churned: NDArray[Any], scores: Scores) -> Moment:
-    n, y = int(rows.sum()), churned[rows]
-    base_rate = float(y.mean()) if n else None
-    if n < MOMENT_ROWS_MIN:
-        return Moment(name, n, base_rate)
-    return Moment(
-        name,
-        n,
-        base_rate,
-        predicted=float(np.mean(scores[MODEL][rows])),
-        auroc={key: _no_nan(Ranking(p[rows], y).auroc()) for key, p in scores.items()},
-        log_loss={key: log_loss(p[rows], y) for key, p in scores.items()},
-    )
-
-
 def _lists(intervals: Mapping[str, Iterable[float]]) -> dict[str, list[float]]:
     return {name: list(bounds) for name, bounds in intervals.items()}
 
 
-def _no_nan(value: Any) -> Any:
-    """JSON has no NaN: null instead."""
+def no_nan(value: Any) -> Any:
+    """The same with None for NaN: JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _no_nan(item) for key, item in value.items()}
+        return {key: no_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_no_nan(item) for item in value]
+        return [no_nan(item) for item in value]
     return None if isinstance(value, float) and np.isnan(value) else value

@@ -18,6 +18,8 @@ from ebbtide.model.examples.labels import CHURNED, STAYED
 
 HYSTERESIS = 0.5
 """`exit` lies this far below `enter`, in logits: a p that trembles at the threshold opens one episode, not ten."""
+TOO_MANY = 2.0
+"""More alerts than so many times what was asked for flood whoever reads them; fewer are missed, and told."""
 P_MIN = 1e-6
 """Thresholds stay this far from 0 and 1, where every or no p would pass."""
 
@@ -65,11 +67,18 @@ class Peaks:
         self._peaks = np.maximum.reduceat(self._p, np.flatnonzero(new)) if len(order) else self._p
 
     def thresholds(self, alert_rate: float) -> Thresholds | None:
-        """`enter` such that `alert_rate` (0 to 1) of the customer-horizons reach it, or as near as ties allow. None
-        without a single decision: then nothing is known of how many would be alerted."""
+        """`enter` such that `alert_rate` (0 to 1) of the customer-horizons reach it, or as near as ties allow: of the
+        two peaks around the quantile the one whose share is nearer to it as a ratio, but not one of more than TOO_MANY
+        times as many. Customers of whom nothing but their one event is known have one p, and stand or fall together.
+        None without a single decision: then nothing is known of how many would be alerted."""
         if not len(self._peaks):
             return None
-        enter = float(np.clip(np.quantile(self._peaks, 1 - alert_rate, method="higher"), P_MIN, 1 - P_MIN))
+        wide = float(np.quantile(self._peaks, 1 - alert_rate, method="higher"))
+        above = self._peaks[self._peaks > wide]
+        near = [wide, float(above.min())] if len(above) else [wide]
+        shares = np.array([(self._peaks >= each).mean() for each in near]) / alert_rate
+        apart = np.abs(np.log(shares)) + np.where(shares > TOO_MANY, np.inf, 0.0)
+        enter = float(np.clip(near[int(np.argmin(apart))], P_MIN, 1 - P_MIN))
         return self.at(Thresholds(enter, float(expit(logit(enter) - HYSTERESIS)), alert_rate))
 
     def at(self, chosen: Thresholds) -> Thresholds:

@@ -29,6 +29,7 @@ from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import Spec, dump_spec
 from ebbtide.model.errors import ModelUnwritable
 from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.graph.forest import Forest
 from ebbtide.model.graph.served import Served
 from ebbtide.model.serving import signature, warmup
 from ebbtide.model.serving.folder import MANIFEST, sync, versions
@@ -49,6 +50,8 @@ def export(
     facts: Facts,
     warm_up: tuple[Rows, NDArray[np.int64]],
     *,
+    forest: Forest | None = None,
+    share: float = 0.5,
     version: int | None = None,
     sizes: tuple[int, ...] = SIZES,
     attach: Callable[[Path], None] | None = None,
@@ -56,15 +59,15 @@ def export(
 ) -> Path:
     """Publish `network` (float32) as `directory/<spec.name>/<version>` and return that path.
 
-    warm_up: a few rows[n >= 1] and as_of[n], real or made up, that are played at load. version: default one
-    above the latest. attach: called with the unpublished folder, to add a model card and plots; they are
-    checksummed like the rest. key: signs the manifest.
+    forest, share: as `Served` takes them. warm_up: a few rows[n >= 1] and as_of[n], real or made up, that are
+    played at load. version: default one above the latest. attach: called with the unpublished folder, to add a
+    model card and plots; they are checksummed like the rest. key: signs the manifest.
 
     Raises ModelUnwritable when it cannot be written or the version is there already.
     """
     home = directory / spec.name
     layout = Layout(spec)
-    served = Served(layout, network, calibrator)
+    served = Served(layout, network, calibrator, forest, share)
     staging = None
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,8 @@ class Facts(BaseModel):
     p >= enter opens an episode, p < exit ends it; `alert_rate`: the share of customers that `enter` was chosen to
     alert, on the last horizon of the log. `data_hash`: of the examples it learned from. `train_config`: how it was
     trained; `labels_until`: the end of what was known; `evaluation`: of the recipe, on the test slice. The last three
-    are None for a model that was not trained. No figure is NaN or infinite: such facts do not validate.
+    are None for a model that was not trained. `refusals`: what the gate said against a model published by force. No
+    figure is NaN or infinite: such facts do not validate.
     """
 
     created: AwareDatetime
@@ -49,6 +50,7 @@ class Facts(BaseModel):
     train_config: TrainConfig | None = None
     labels_until: AwareDatetime | None = None
     evaluation: Evaluation | None = None
+    refusals: tuple[str, ...] = ()
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 Markdown in the version's folder beside its plots, made of the report's own figures: it computes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.featurestore.times.timestamps import format_time
+from ebbtide.featurestore.times.timestamps import format_date, format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.slices import HELD_OUT_PERCENT
-from ebbtide.model.judging.evaluate import MODEL, Figure, Moment
-from ebbtide.model.training.fit import Fit
-from ebbtide.model.training.plots import draw_plots
+from ebbtide.model.fitting.fit import Fit
+from ebbtide.model.graph.network import multiplications
+from ebbtide.model.graph.sizes import without_sequence
+from ebbtide.model.judging.evaluate import MODEL, Figure
+from ebbtide.model.judging.parts import Part
+from ebbtide.model.training.plots import draw_plots, draw_training
 from ebbtide.model.training.report import TrainReport
 
 CARD = "model_card.md"
@@ -42,7 +45,8 @@ def write_card(
     created: datetime,
 ) -> None:
     """Write the card and its plots. `scores`: float64[n] by name on the rows of `test`."""
-    draw_plots(folder, test, scores, found)
+    draw_plots(folder, test, scores)
+    draw_training(folder, found, report.recipe)
     (folder / CARD).write_text(card_text(spec, config, report, created), encoding="utf-8")
 
 
@@ -63,20 +67,33 @@ leave is stated in that time ({report.left:,} examples ended in a stated leave a
 Activity is: {activity}.
 Who is scored: {_eligibility(spec)}.
 
-## How good it is
+{_refusals(report)}## How good it is
 
-On snapshots of the test slice: {evaluation.rows:,} rows of {evaluation.customers:,} customers,
-{evaluation.base_rate:.1%} of which churned. In brackets, 95 % intervals by bootstrap over customers.
+### By moment: where alerts are decided
+
+Decision points of the test slice, {_span(report)}. A bias is within its bound where a model without bias would show as
+much by chance, in all moments at once (95 %, bootstrap over customers); the last column is the bias that is left when
+one shift for all moments, that of the base rate, is removed.
+
+{_moment_table(report)}
+
+Log loss, and in brackets AUROC:
+
+{_moment_metrics(report)}
+
+### On snapshots
+
+{evaluation.rows:,} rows of {evaluation.customers:,} customers as of stated dates, {evaluation.base_rate:.1%} of which
+churned. In brackets, 95 % intervals by bootstrap over customers.
 
 {_metric_table(report)}
 
 Difference in AUROC, model minus {best} (the best baseline):
-{_interval(evaluation.differences["auroc"][best], "+.4f")}. A perfectly calibrated model with these
+{_interval(evaluation.differences["auroc"][best], "+.4f")}; in log loss
+{_interval(evaluation.differences["log_loss"][best], "+.4f")}. A perfectly calibrated model with these
 probabilities would have an ECE below {evaluation.ece_bound[MODEL]:.4f} in 95 % of such samples.
 
-### By moment, decision points of the test slice
-
-{_moment_table(report)}
+{_group_table(report)}
 
 ![reliability](reliability.png) ![ROC](roc.png)
 ![training](training.png) ![silence](silence.png)
@@ -93,6 +110,8 @@ closed (it came to {chosen.alerted:.1%} of {chosen.customer_horizons:,}).
 {_slice_table(report)}
 
 {_scheme(report)}
+
+{_sequence(report, spec, config)}
 
 Examples are decision points (events and the silences after them) and snapshots, half each, weighted so that
 a customer with many rows does not drown the others. {_lateness(spec)}
@@ -122,17 +141,60 @@ def _metric_table(report: TrainReport) -> str:
 
 
 def _moment_table(report: TrainReport) -> str:
-    lines = ["| moment | rows | churned | predicted | AUROC | best baseline |", "|---|---|---|---|---|---|"]
-    for row in report.moments:
-        shown = " | ".join("" if value is None else f"{value:.3f}" for value in _cells(row))
-        lines.append(f"| {row.moment} | {row.rows:,} | {shown} |")
+    lines = [
+        "| moment | rows | customers | churned | predicted | ratio | bias | within | bias but for the shift |",
+        "|---" * 9 + "|",
+    ]
+    for part in report.moments:
+        shown = [
+            _figure(part.base_rate, ".1%"), _figure(part.predicted, ".1%"), _figure(part.ratio, ".2f"),
+            _figure(part.bias, "+.4f"), _bound(part.within, part.bound), _figure(part.shifted_bias, "+.4f"),
+        ]  # fmt: skip
+        lines.append(f"| {part.name} | {part.rows:,} | {part.customers:,} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def _cells(row: Moment) -> list[Figure]:
-    auroc = row.auroc or {}
-    others = [value for name, value in auroc.items() if name != MODEL and value is not None]
-    return [row.base_rate, row.predicted, auroc.get(MODEL), max(others, default=None)]
+def _moment_metrics(report: TrainReport) -> str:
+    return _metrics_by_part("moment", report.moments, list(report.evaluation.values["auroc"]))
+
+
+def _group_table(report: TrainReport) -> str:
+    counted = [part for part in report.groups if part.counts]
+    if not counted:
+        return "No group of customers is large enough to be looked at by itself."
+    table = _metrics_by_part("snapshots of customers", counted, list(report.evaluation.values["auroc"]))
+    return f"By group, log loss and in brackets AUROC:\n\n{table}"
+
+
+def _metrics_by_part(what: str, parts: Sequence[Part], names: Sequence[str]) -> str:
+    lines = [f"| {what} | rows | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for part in parts:
+        values = part.values or {"log_loss": {}, "auroc": {}}
+        cells = [
+            f"{_figure(values['log_loss'].get(name), '.3f')} ({_figure(values['auroc'].get(name), '.3f')})"
+            for name in names
+        ]
+        lines.append(f"| {part.name} | {part.rows:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _figure(value: Figure, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def _bound(within: bool | None, bound: Figure) -> str:
+    return "" if within is None else f"{'yes' if within else 'NO'}, {bound:.4f}"
+
+
+def _refusals(report: TrainReport) -> str:
+    if not report.refusals:
+        return ""
+    lines = "\n".join(f"- {each}" for each in report.refusals)
+    return f"## Published by force\n\nThe gate refused this model:\n\n{lines}\n\n"
+
+
+def _span(report: TrainReport) -> str:
+    return " to ".join(format_date(t) for t in report.slices.test)
 
 
 def _slice_table(report: TrainReport) -> str:
@@ -144,20 +206,51 @@ def _slice_table(report: TrainReport) -> str:
 
 
 def _scheme(report: TrainReport) -> str:
+    recipe = report.recipe
+    parts = []
+    if recipe.share < 1:
+        network = (
+            f"a network after {recipe.epochs} epochs, {recipe.shrinkage:.1f} of what training added to the linear "
+            "model that it begins as"
+            if recipe.epochs and recipe.shrinkage
+            else "the linear model that the network begins as, on which nothing improved"
+        )
+        parts.append(f"{1 - recipe.share:.0%} {network}")
+    if recipe.share:
+        parts.append(f"{recipe.share:.0%} a forest of boosted trees")
+    found = (
+        f"The logit is {' and '.join(parts)}. This recipe, with its calibrator, was found by forward cross-fitting "
+        f"({report.folds} fold{'s' if report.folds > 1 else ''}) before the test slice."
+    )
     if not report.refit:
-        return "The network that was judged is the one that is published."
-    if report.share > 0:
-        found = f"its best epoch was number {report.epochs}, with a share of {report.share:.1f} beside the linear "
-        found += "model that it begins as."
-    else:
-        found = "nothing improved on the linear model that it begins as, so the sequence has no say in it."
-    ours, others = 100 - HELD_OUT_PERCENT, HELD_OUT_PERCENT
+        return f"{found} The model that was judged is the one that is published."
     return (
-        f"**What was judged and what is published.** The figures above are of a network that saw the train slice "
-        f"alone; {found} The published one was trained the same way, with the same epochs and share, on all "
-        f"labelled rows of {ours} % of the customers ({report.examples['refit']:,} rows), so that "
-        f"it ends where the labels end; its calibrator comes from the other {others} % "
-        f"({report.examples['held_out']:,} rows). The figures speak for the recipe on a later time."
+        f"{found}\n\n**What was judged and what is published.** The figures above are of a model that learned from "
+        f"{report.examples['judged']:,} rows whose horizon was over before the test slice. The published one is the "
+        f"same recipe a slice later: trained on {report.examples['refit']:,} of all labelled rows, so that it ends "
+        "where the labels end, and calibrated on what the judged model said of the test slice. The figures speak for "
+        "the recipe."
+    )
+
+
+def _sequence(report: TrainReport, spec: Spec, config: TrainConfig) -> str:
+    """What the ring adds over the aggregates, and what it costs."""
+    added = report.added
+    if added is None:
+        return "The model does not read the sequence of events (`--without-sequence`): aggregates alone."
+    found = (
+        f"Against the same model without it, on later rows before the test slice, the sequence of events adds "
+        f"{added.auroc:+.4f} AUROC ({_interval(added.auroc_interval, '+.4f')}) and {added.log_loss:+.4f} log loss "
+        f"({_interval(added.log_loss_interval, '+.4f')})."
+    )
+    if not added.nothing:
+        return found
+    saved = 1 - multiplications(spec, without_sequence(config.network)) / multiplications(
+        spec, config.network
+    )
+    return (
+        f"{found} That is nothing beyond chance: `--without-sequence` trains and scores with aggregates alone, and "
+        f"saves {saved:.0%} of the network's multiplications a row."
     )
 
 
@@ -179,7 +272,7 @@ def _tested(report: TrainReport) -> str:
         return "The test slice, or the horizon before it, had no decision point to try one on."
     right = "" if tested.precision is None else f", {tested.precision:.1%} of them rightly"
     alerted = f"{tested.alerted:.1%} in the test slice{right}"
-    return f"The evaluated network's own, chosen on the horizon before the test slice, alerted {alerted}."
+    return f"The evaluated model's own, chosen on the horizon before the test slice, alerted {alerted}."
 
 
 def _beyond(report: TrainReport) -> str:

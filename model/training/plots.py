@@ -13,41 +13,43 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ebbtide.model.examples.examples import Examples
+from ebbtide.model.fitting.fit import Fit
+from ebbtide.model.fitting.recipe import Recipe
 from ebbtide.model.judging.metrics import Ranking, reliability
-from ebbtide.model.training.fit import Fit
 
-PLOTS = ("reliability", "roc", "training", "silence")
+PLOTS = ("reliability", "roc", "silence")
 COLOURS = {"model": "#0b6e99", "recency": "#b0b0b0", "logistic": "#d98e04", "trees": "#5a8f3c"}
 SILENCE_BINS = 12
 ROWS_A_POINT_MIN = 20
 
 
-def draw_plots(folder: Path, test: Examples, scores: Mapping[str, NDArray[np.float64]], found: Fit) -> None:
-    """Write `<plot>.png` for each of PLOTS. `scores`: of all test rows, by name; ROC and reliability use snapshots."""
+def draw_training(folder: Path, found: Fit, recipe: Recipe) -> None:
+    """Write `training.png`: the loss by epoch on fitted rows, and what cross-fitting found on later ones."""
+    figure, axes = _figure("epoch", "log loss", "Training, and what cross-fitting found")
+    axes.plot(range(1, len(found.loss) + 1), found.loss, label="fitted rows", color="#b0b0b0")
+    axes.plot(range(len(recipe.by_epoch)), recipe.by_epoch, label="later rows", color=COLOURS["model"])
+    axes.axvline(recipe.epochs, color="#d98e04", linewidth=1, label="kept")
+    _save(figure, axes, folder / "training.png")
+
+
+def draw_plots(folder: Path, test: Examples, scores: Mapping[str, NDArray[np.float64]]) -> None:
+    """Write `<plot>.png` for each of PLOTS. `scores`: of all rows, by name; ROC and reliability use snapshots."""
     mpl.use("Agg")
     churned, snapshot = test.churned, test.snapshot
-    figure, axes = _figure("mean probability", "share that churned", "Reliability on the test snapshots")
+    figure, axes = _figure("mean probability", "share that churned", "Reliability on snapshots")
     axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=1)
     for name, p in scores.items():
         predicted, seen = reliability(p[snapshot], churned[snapshot])
         axes.plot(predicted, seen, marker="o", markersize=3, **_line(name))
     _save(figure, axes, folder / "reliability.png")
 
-    figure, axes = _figure("false positive rate", "true positive rate", "ROC on the test snapshots")
+    figure, axes = _figure("false positive rate", "true positive rate", "ROC on snapshots")
     axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=1)
     for name, p in scores.items():
         axes.plot(*Ranking(p[snapshot], churned[snapshot]).curve(), **_line(name))
     _save(figure, axes, folder / "roc.png")
 
-    figure, axes = _figure("epoch", "log loss", "Training of the evaluated network")
-    axes.plot(range(1, len(found.loss) + 1), found.loss, label="train slice", color="#b0b0b0")
-    axes.plot(
-        range(len(found.validation)), found.validation, label="calibration slice", color=COLOURS["model"]
-    )
-    axes.axvline(found.epochs, color="#d98e04", linewidth=1, label="kept")
-    _save(figure, axes, folder / "training.png")
-
-    figure, axes = _figure("days of silence", "churn", "Score and outcome by silence, all test rows")
+    figure, axes = _figure("days of silence", "churn", "Score and outcome by silence, all rows")
     silence = np.maximum(test.silence_days, 1e-2)
     edges = np.unique(np.quantile(silence, np.linspace(0, 1, SILENCE_BINS + 1)))
     group = np.clip(np.searchsorted(edges, silence, side="right") - 1, 0, max(len(edges) - 2, 0))

@@ -60,8 +60,9 @@ class Prepared:
     """What a training works on.
 
     drawn:    the examples, those whose customer left in so many words among them     slice_of: str[n], see `Slices.of`
-    held:     bool[m] over the log's customers: whom the published network never sees
-    before_test, in_test, recent: the decisions in the horizon before the test slice, in it, in the log's last horizon
+    held:     bool[m] over the log's customers: who calibrate in the short form of slices
+    before_test, in_test, recent: the decisions in the horizon before the test slice, in whole horizons from its start
+                                  on, and in the log's last horizon
     """
 
     layout: Layout
@@ -82,6 +83,23 @@ class Prepared:
     @cached_property
     def train(self) -> Examples:
         return self._slice("train")
+
+    @cached_property
+    def early(self) -> Examples:
+        """The usable examples whose horizon is over before the test slice: what may be learned from before it."""
+        horizon = self.layout.spec.horizon_ms
+        return self.usable.take(self.usable.as_of + horizon <= self.slices.test[0])
+
+    @cached_property
+    def folds(self) -> list[tuple[Examples, Examples]]:
+        """What is fitted and what is validated before the test slice, see `slices.py`; at least one fold."""
+        horizon, early = self.layout.spec.horizon_ms, self.early
+        found = [
+            (early.take(early.as_of + horizon <= until), early.within(*span))
+            for until, span in self.slices.folds(horizon)
+        ]
+        good = [fold for fold in found if all(_tells(part) for part in fold)]
+        return good or [(self.train, self.calibration)]
 
     @cached_property
     def calibration(self) -> Examples:
@@ -125,9 +143,11 @@ def prepare(
     """Draw the examples and the panels, by `jobs` processes. Raises SpecError (history too short), JobFailed."""
     spec, log, until, seed = layout.spec, known.log, known.until_ms, config.seed
     slices = plan_slices(spec, int(log.time.min()), until)
-    start, end = slices.test
-    spans = ((start - spec.horizon_ms, start), (start, end), (until - spec.horizon_ms, until))
-    panels = tuple(Panel(*span, _panel(log, span, config.examples_max // 2, seed)) for span in spans)
+    start, horizon = slices.test[0], spec.horizon_ms
+    # Whole horizons, as the threshold is chosen on one: a shorter window has lower peaks. Scores need no label.
+    whole = max((until - start) // horizon, 1) * horizon
+    spans = ((start - horizon, start), (start, min(start + whole, until)), (until - horizon, until))
+    panels = tuple(Panel(*span, panel_of(log, span, config.examples_max // 2, seed)) for span in spans)
     wanted = wanted_of(layout, log, until, config.examples_max, config.snapshot_every_ms, seed, panels)
     found = gather_by(jobs, layout, log, wanted, progress)
     history, held = History(layout, log, until), held_out(log.customers)
@@ -140,12 +160,17 @@ def prepare(
     return Prepared(layout, known, slices, held, drawn, slice_of, before_test, in_test, recent)
 
 
+def _tells(rows: Examples) -> bool:
+    """Whether there is something to learn from them."""
+    return len(rows) >= ROWS_MIN and 0 < int(rows.churned.sum()) < len(rows)
+
+
 def check_slices(prepared: Prepared) -> None:
     """Raises SpecError when a slice cannot carry its task."""
     for name in ("train", "calibration", "test"):
         rows: Examples = getattr(prepared, name)
         churned = int(rows.churned.sum())
-        if len(rows) < ROWS_MIN or churned in (0, len(rows)):
+        if not _tells(rows):
             raise SpecError(
                 f"the {name} slice has {len(rows)} labelled rows, {churned} of them churned: too few to learn from",
                 hint="use a longer log, another --horizon, or an eligibility that leaves more customers",
@@ -156,7 +181,7 @@ def check_slices(prepared: Prepared) -> None:
         )
 
 
-def _panel(log: EventBatch, span: tuple[int, int], points_max: int, seed: int) -> NDArray[np.bool_]:
+def panel_of(log: EventBatch, span: tuple[int, int], points_max: int, seed: int) -> NDArray[np.bool_]:
     """bool[m]: customers in random order, as many as bring some `points_max` decision points in `span`."""
     order = np.random.default_rng(seed).permutation(len(log.customers))
     inside = log.customer[(log.time >= span[0]) & (log.time < span[1])]

@@ -1,7 +1,7 @@
 """What a training run has to say, in names that scripts may rely on."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.slices import Slices
-from ebbtide.model.judging.evaluate import Evaluation, Moment
+from ebbtide.model.fitting.recipe import Added, Recipe
+from ebbtide.model.judging.evaluate import Evaluation
+from ebbtide.model.judging.parts import Part
 from ebbtide.model.judging.thresholds import Thresholds
 
 
@@ -20,10 +22,11 @@ class TrainReport:
 
     customers, events: of the log, as learned from        events_beyond: left out, far ahead of all others
     examples:   rows by slice, `refit`, `held_out`        left: examples that ended in a stated leave and took no part
-    evaluation: on the snapshots of the test slice        moments: on its decision points, see `evaluate.by_moment`
-    thresholds: of the published network                  tested: what the evaluated network's own, chosen on the
+    evaluation: on the snapshots of the test slice        moments, groups: its parts, see `judging/parts.py`
+    thresholds: of the published model                    tested: what the evaluated model's own, chosen on the
     horizon before the test slice, came to in it; None when nobody came up for a decision there
-    epochs, share: of both fits, see `fit.py`; 0: the linear model
+    recipe: of both fits, see `recipe.py`, found by `folds` folds      added: what the sequence adds, None without one
+    refusals: what the gate said against a model that was published by force
     """
 
     name: str
@@ -36,11 +39,14 @@ class TrainReport:
     examples: dict[str, int]
     left: int
     evaluation: Evaluation
-    moments: list[Moment]
+    moments: list[Part]
+    groups: list[Part]
     thresholds: Thresholds
     tested: Thresholds | None
-    epochs: int
-    share: float
+    recipe: Recipe
+    folds: int
+    added: Added | None
+    refusals: list[str]
     refit: bool
     data_hash: str
 
@@ -61,15 +67,23 @@ class TrainReport:
             "examples": self.examples,
             "left": self.left,
             **evaluation,
-            "moments": [moment.as_json() for moment in self.moments],
+            "moments": [{"moment": part.name, **part.as_json()} for part in self.moments],
+            "groups": [{"group": part.name, **part.as_json()} for part in self.groups],
             "enter": self.thresholds.enter,
             "exit": self.thresholds.exit,
             "alert_rate": self.thresholds.alert_rate,
             "alerted": self.thresholds.alerted,
             "alerted_in_test": self.tested.alerted if self.tested else None,
             "precision_in_test": self.tested.precision if self.tested else None,
-            "epochs": self.epochs,
-            "share": self.share,
+            "customer_horizons_in_test": self.tested.customer_horizons if self.tested else None,
+            "epochs": self.recipe.epochs,
+            "shrinkage": self.recipe.shrinkage,
+            "forest_share": self.recipe.share,
+            "folds": self.folds,
+            "sequence_adds": None
+            if self.added is None
+            else {**asdict(self.added), "nothing": self.added.nothing},
+            "refusals": self.refusals,
             "refit": self.refit,
             "data_hash": self.data_hash,
         }

@@ -1,19 +1,22 @@
 """From a log to a published model: the order of things, and nothing else.
 
-    log ─prepare─▶ examples ─▶ 1. evaluation ─▶ gate ─▶ 2. refit ─▶ 3. thresholds ─▶ report ─▶ 4. export with its card
+    log ─prepare─▶ examples ─▶ 1. recipe ─▶ 2. evaluation ─▶ 3. gate ─▶ 4. refit ─▶ 5. thresholds ─▶ 6. export
 
-1. *Evaluation* is honest in time. The network is trained on the train slice, stopped and calibrated on the calibration
-   slice, and judged on the test slice, beside baselines trained on the same rows (`model/examples/slices.py` draws
-   them; where history is too short for three slices, calibration rows are customers held out of the train slice).
-2. *Refit.* What was judged ends a horizon and a slice before today, and would be stale on its first day. So the network
-   that is published is trained again, for the epochs and with the share found in 1 (`fit.py`), on every labelled row of
-   85 % of the customers; its calibrator comes from the rows of the other 15 %, whom it never saw. The figures of 1
-   speak for this recipe, on a later time; the published network itself has no later time to be judged on.
-   `refit: false` publishes the network of 1.
-3. *Thresholds* are chosen on the last horizon before the end of what is known (for the evaluated network: before the
-   test slice). Its labels are not over, so no network has seen it; a rate of alerts needs scores alone, and whom a
-   service decides upon changes as a log grows: what held half a year ago may alert everybody or nobody now.
-4. *Export.* The report is whole before anything is written, and nothing that is NaN is written at all.
+1. *Recipe.* How long to train, how much of the answer is the forest's, and the calibrator are found by forward
+   cross-fitting on what was known before the test slice (`cross_fit.py`, `recipe.py`).
+2. *Evaluation* is honest in time. The model is fitted, by the recipe, on all whose horizon was over before the test
+   slice began, and judged on the test slice, beside baselines fitted on the same rows. The test slice is read once, for
+   the tables and the gate (`model/examples/slices.py` draws it).
+3. *Gate.* What speaks against the model (`model/judging/gate.py`) keeps it from being published, or stands in its card.
+4. *Refit.* What was judged ends a horizon and a slice before today, and would be stale on its first day. So the model
+   that is published is the same recipe a slice later: fitted on every labelled row, and calibrated on what the judged
+   model said of the test slice, as that was on what the last fold's had said of the slice before. The figures of 2
+   speak for the recipe; the published model itself has no later time to be judged on. `refit: false` publishes the
+   model of 2.
+5. *Thresholds* are chosen on the last horizon before the end of what is known (for the evaluated model: before the test
+   slice). Its labels are not over, so no model has seen it; a rate of alerts needs scores alone, and whom a service
+   decides upon changes as a log grows: what held half a year ago may alert everybody or nobody now.
+6. *Export.* The report is whole before anything is written, and nothing that is NaN is written at all.
 
 It reads no clock: `created` is given, and the stages' clock. Figures have stable names (`TrainReport.as_json`).
 """
@@ -34,49 +37,38 @@ from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.times.timestamps import format_date, instant
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.errors import ModelRefused
-from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.labels import CANCELLED
 from ebbtide.model.examples.made_up import made_up
 from ebbtide.model.examples.rows_file import write_rows
-from ebbtide.model.graph.calibrator import Calibrator
-from ebbtide.model.judging.evaluate import MODEL, Evaluation, Moment, by_moment, check_gate, evaluate
-from ebbtide.model.judging.thresholds import Peaks, Thresholds
+from ebbtide.model.fitting.baselines import Baselines
+from ebbtide.model.fitting.fit import Trainer
+from ebbtide.model.fitting.recipe import calibrated_on
+from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
+from ebbtide.model.judging.gate import Refusal, check_gate, refusals
+from ebbtide.model.judging.parts import Part, judge_parts, moments_of, slices_of
+from ebbtide.model.judging.thresholds import Thresholds
 from ebbtide.model.serving.artifact import Facts, export
-from ebbtide.model.training.baselines import Baselines
-from ebbtide.model.training.calibrate import fit_calibrator
 from ebbtide.model.training.card import write_card
-from ebbtide.model.training.fit import Fit, Trainer, logits
-from ebbtide.model.training.prepare import Decisions, Prepared, check_slices, known_log, prepare
+from ebbtide.model.training.cross_fit import CrossFit, cross_fit, learned_from
+from ebbtide.model.training.prepare import Prepared, check_slices, known_log, prepare
 from ebbtide.model.training.progress import Stages
 from ebbtide.model.training.report import Published, TrainReport, data_hash
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A network with its calibrator: what turns examples into probabilities."""
-
-    fit: Fit
-    calibrator: Calibrator
-
-    def p(self, examples: Examples) -> NDArray[np.float64]:
-        """Calibrated probabilities, float64[n] in [0, 1]."""
-        return self.calibrator.probability(logits(self.fit.network, examples.inputs))
-
-    def peaks(self, decisions: Decisions, horizon_ms: int) -> Peaks:
-        """The highest p of each customer and horizon."""
-        rows = decisions.rows
-        return Peaks(decisions.start_ms, horizon_ms, rows.customer, rows.as_of, self.p(rows), rows.label)
+from ebbtide.model.training.trained import Trained, fitted_by
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The network of the train slice and what it is worth on the test slice. scores: float64[n] by name on its rows."""
+    """The model that was fitted before the test slice and what it is worth there. scores: float64[n] by name on the
+    rows of the test slice. moments, groups: its parts, see `judging/parts.py`."""
 
     trained: Trained
+    found: CrossFit
     scores: Mapping[str, NDArray[np.float64]]
     evaluation: Evaluation
-    moments: list[Moment]
+    moments: list[Part]
+    groups: list[Part]
     tested: Thresholds | None
+    refusals: list[Refusal]
 
 
 def train_model(
@@ -89,6 +81,7 @@ def train_model(
     config: TrainConfig | None = None,
     rows_path: Path | None = None,
     jobs: int = 1,
+    force: bool = False,
     stages: Stages | None = None,
 ) -> Published:
     """Train, judge and publish `out_dir/<spec.name>/<version>`.
@@ -96,11 +89,11 @@ def train_model(
     log: as `read_log` gives it, its columns, or a file of events. What lies before a customer's tombstone is not
     learned from, nor is an event dated far ahead of all others. labels_until_ms: the log is taken as known up to, not
     including, this time; default: just after its last event. rows_path: where the examples go as Parquet, customers'
-    ids in clear. jobs: processes that walk through the log; the same bytes come of it. stages: progress and a clock for
-    `seconds`; default: neither.
+    ids in clear. jobs: processes that walk through the log; the same bytes come of it. force: publish what the gate
+    refuses, with its words in the card. stages: progress and a clock for `seconds`; default: neither.
 
-    Raises SpecError (the log or its span does not fit), ModelRefused (worse than a baseline, or figures that cannot be
-    known), ModelUnwritable. Nothing is published then.
+    Raises SpecError (the log or its span does not fit), ModelRefused (see `judging/gate.py`), ModelUnwritable. Nothing
+    is published then.
     """
     config, stages, layout = config or TrainConfig(), stages or Stages(), Layout(spec)
     with stages.of("reading events", 5) as share:
@@ -112,15 +105,28 @@ def train_model(
     if rows_path is not None:
         write_rows(rows_path, prepared.drawn, known.log.customers, prepared.slice_of, spec)
     check_slices(prepared)
-    with stages.of("building the network", 1):
-        trainer = Trainer(spec, config, len(prepared.train))
-    judged = _judge(prepared, trainer, config, stages)
-    published = _refit(prepared, trainer, judged, stages) if config.refit else judged.trained
+    judged = judge(prepared, config, stages)
+    return publish(Path(out_dir), prepared, judged, config, created, stages, force=force)
+
+
+def publish(
+    out_dir: Path,
+    prepared: Prepared,
+    judged: Judged,
+    config: TrainConfig,
+    created: datetime,
+    stages: Stages,
+    *,
+    force: bool = False,
+) -> Published:
+    """The gate and what follows it. Raises ModelRefused, ModelUnwritable; nothing is published then."""
+    check_gate(judged.refusals, prepared.layout.spec.name, force=force)
+    published = _refit(prepared, judged, config, stages) if config.refit else judged.trained
     with stages.of("choosing the thresholds", 4):
         thresholds = choose_thresholds(prepared, published, config)
     with stages.of("publishing", stages.left):
         report = _report(prepared, judged, thresholds, config)
-        path = _publish(Path(out_dir), prepared, published, judged, report, config, created)
+        path = _publish(out_dir, prepared, published, judged, report, config, created)
     return Published(report, path, stages.seconds)
 
 
@@ -131,53 +137,43 @@ def respec(spec: Spec, name: str | None = None, horizon_ms: int | None = None) -
     return parse_spec({**dump_spec(spec), **changed}) if changed else spec
 
 
-def _judge(prepared: Prepared, trainer: Trainer, config: TrainConfig, stages: Stages) -> Judged:
-    """Train on the train slice, judge on the test slice, beside the baselines. Raises ModelRefused."""
-    spec, train, calibration, test = (
-        prepared.layout.spec, prepared.train, prepared.calibration, prepared.test,
-    )  # fmt: skip
-    with stages.of("training on the train slice", 40) as share:
-        trained = _trained(trainer.fit(train, calibration, config.epochs_max, progress=share), calibration)
-    with stages.of("fitting the baselines", 5):
-        baselines = Baselines(spec, train, calibration, config.seed)
+def judge(prepared: Prepared, config: TrainConfig, stages: Stages) -> Judged:
+    """Find the recipe, fit the model by it before the test slice, and judge it there beside the baselines. Raises
+    ModelRefused for a network that diverged."""
+    spec, test = prepared.layout.spec, prepared.test
+    found = cross_fit(prepared, config, stages)
+    early = learned_from(prepared.early, config)
+    with stages.of("training up to the test slice", 18) as share:
+        trained = fitted_by(
+            found.recipe, Trainer(spec, config, len(early)), early, found.recipe.calibrator, share
+        )
     with stages.of("judging on the test slice", 8):
-        scores = {MODEL: trained.p(test), **baselines.probabilities(test.features)}
+        scores = {
+            MODEL: trained.p(test),
+            **Baselines(trained.fitted, found.later, found.unseen).probabilities(test),
+        }
         snapshot = test.snapshot
         evaluation = evaluate(
             {key: p[snapshot] for key, p in scores.items()}, test.churned[snapshot], test.customer[snapshot],
             bootstrap=config.bootstrap, seed=config.seed,
         )  # fmt: skip
-        check_gate(evaluation, spec.name)
+        parts = (
+            judge_parts(test, scores, masks, bootstrap=config.bootstrap, seed=config.seed)
+            for masks in (moments_of(test), slices_of(test, spec))
+        )
+        moments, groups = parts
         chosen = trained.peaks(prepared.before_test, spec.horizon_ms).thresholds(config.alert_rate)
         tested = chosen and trained.peaks(prepared.in_test, spec.horizon_ms).at(chosen)
-        # Without a threshold of its own nothing stands above it.
-        moments = by_moment(test, scores, chosen.enter if chosen else np.inf)
-    return Judged(trained, scores, evaluation, moments, tested)
+        against = refusals(evaluation, moments, groups, tested)
+    return Judged(trained, found, scores, evaluation, moments, groups, tested, against)
 
 
-def _refit(prepared: Prepared, trainer: Trainer, judged: Judged, stages: Stages) -> Trained:
-    """The network to be published: the recipe that was judged, on all that is labelled of most customers."""
-    ours, others = _refit_rows(prepared)
-    found = judged.trained.fit
-    with stages.of("training on all that is labelled", 25) as share:
-        return _trained(trainer.fit(ours, None, found.epochs, found.shrinkage, progress=share), others)
-
-
-def _refit_rows(prepared: Prepared) -> tuple[Examples, Examples]:
-    usable = prepared.usable
-    held = prepared.held[usable.customer]
-    return usable.take(~held), usable.take(held)
-
-
-def _trained(found: Fit, calibration: Examples) -> Trained:
-    """Raises ModelRefused for a network that diverged."""
-    if not all(np.isfinite(weights).all() for weights in found.network.get_weights()):
-        raise ModelRefused(
-            "the training diverged: weights are not finite numbers",
-            hint="take a lower --learning-rate, and look for absurd values with `ebbtide spec check`",
-        )
-    raw = logits(found.network, calibration.inputs)
-    return Trained(found, fit_calibrator(raw, calibration.churned, calibration.weights()))
+def _refit(prepared: Prepared, judged: Judged, config: TrainConfig, stages: Stages) -> Trained:
+    """The model to be published: the recipe that was judged, a slice later."""
+    rows, recipe = learned_from(prepared.usable, config), judged.found.recipe
+    calibrator = calibrated_on(prepared.test, judged.trained.raw(prepared.test))
+    with stages.of("training on all that is labelled", 18) as share:
+        return fitted_by(recipe, Trainer(prepared.layout.spec, config, len(rows)), rows, calibrator, share)
 
 
 def choose_thresholds(prepared: Prepared, published: Trained, config: TrainConfig) -> Thresholds:
@@ -196,10 +192,10 @@ def choose_thresholds(prepared: Prepared, published: Trained, config: TrainConfi
 
 def _report(prepared: Prepared, judged: Judged, thresholds: Thresholds, config: TrainConfig) -> TrainReport:
     rows = {name: len(getattr(prepared, name)) for name in ("train", "calibration", "test")}
+    rows["judged"] = len(learned_from(prepared.early, config))
     if config.refit:
-        ours, others = _refit_rows(prepared)
-        rows |= {"refit": len(ours), "held_out": len(others)}
-    known, found = prepared.known, judged.trained.fit
+        rows["refit"] = len(learned_from(prepared.usable, config))
+    known = prepared.known
     return TrainReport(
         name=prepared.layout.spec.name,
         horizon_ms=prepared.layout.spec.horizon_ms,
@@ -212,10 +208,13 @@ def _report(prepared: Prepared, judged: Judged, thresholds: Thresholds, config: 
         left=int((prepared.drawn.label == CANCELLED).sum()),
         evaluation=judged.evaluation,
         moments=judged.moments,
+        groups=judged.groups,
         thresholds=thresholds,
         tested=judged.tested,
-        epochs=found.epochs,
-        share=found.shrinkage,
+        recipe=judged.found.recipe,
+        folds=judged.found.folds,
+        added=judged.found.added,
+        refusals=[str(each) for each in judged.refusals],
         refit=config.refit,
         data_hash=data_hash(prepared.drawn),
     )
@@ -241,6 +240,7 @@ def _publish(
         train_config=config.model_copy(update={"log_dir": None}),  # a place, not a choice
         labels_until=instant(report.labels_until_ms),
         evaluation=report.evaluation,
+        refusals=tuple(report.refusals),
     )
 
     def card(folder: Path) -> None:
@@ -253,5 +253,7 @@ def _publish(
         published.calibrator,
         facts,
         made_up(prepared.layout),
+        forest=published.forest,
+        share=published.recipe.share,
         attach=card,
     )

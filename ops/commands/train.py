@@ -5,23 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
+from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.ops.commands.options import DATE, DURATION, json_option
 from ebbtide.ops.console import console, steps, table_and_json
+from ebbtide.ops.tables import evaluation, metrics_by, moments
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.stream.clock import SystemClock
-
-METRICS = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "log_loss": "log loss",
-    "ece": "ECE",
-    "lift_at_10": "lift at 10 %",
-}
 
 
 @click.command()
@@ -71,6 +64,22 @@ METRICS = {
 @click.option(
     "--refit/--no-refit", default=None, help="Train the published network again on all that is labelled."
 )
+@click.option(
+    "--forest-share",
+    type=click.FloatRange(0, 1),
+    help="How much of the answer is the trees'.  [default: what cross-fitting finds]",
+)
+@click.option(
+    "--without-sequence", is_flag=True, help="Aggregates alone: a fraction of the price of a scored row."
+)
+@click.option(
+    "--cross-validate",
+    "folds",
+    type=click.IntRange(2, 20),
+    metavar="FOLDS",
+    help="Judge the recipe over customers in so many parts, as of the last date with a known outcome; publish nothing.",
+)
+@click.option("--force", is_flag=True, help="Publish what the gate refuses, with its words in the card.")
 @click.option("--seed", type=click.IntRange(0))
 @click.option(
     "--rows",
@@ -95,12 +104,13 @@ METRICS = {
 @json_option
 def command(
     events: Path, spec_path: Path, out: Path, horizon_ms: int | None, labels_until_ms: int | None, name: str | None,
-    rows_path: Path | None, jobs: int, json_path: Path | None, **choices: Any,
+    rows_path: Path | None, jobs: int, without_sequence: bool, folds: int | None, force: bool,
+    json_path: Path | None, **choices: Any,
 ) -> None:  # fmt: skip
     """Train a model from a log of events, evaluate it beside honest baselines, publish it.
 
-    The evaluation is on customers as of dates that the model has not learned from. A model that is clearly worse than
-    the best baseline is not published.
+    The evaluation is on a time that the model has not learned from. A model that is clearly worse than a baseline, or
+    whose probabilities or alerts are far off, is not published.
     """
     spec = load_spec(spec_path)
     for folder in (out, *((rows_path.parent,) if rows_path else ())):
@@ -110,21 +120,34 @@ def command(
     with steps() as progress:
         progress("loading TensorFlow")
         load_tensorflow()
-        from ebbtide.model.config import TrainConfig  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.config import DROPOUT, TrainConfig  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.graph.sizes import NetworkConfig  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.training.by_customers import cross_validate  # noqa: PLC0415 - loaded quietly above
         from ebbtide.model.training.progress import Stages  # noqa: PLC0415 - loaded quietly above
         from ebbtide.model.training.train import respec, train_model  # noqa: PLC0415 - loaded quietly above
 
         clock = SystemClock()
-        config = TrainConfig(**{key: value for key, value in choices.items() if value is not None})
-        progress("training")
-        published = train_model(
-            events, respec(spec, name, horizon_ms), out, created=instant(clock.now_ms()),
-            labels_until_ms=labels_until_ms, config=config, rows_path=rows_path, jobs=jobs,
-            stages=Stages(progress.advance, clock.monotonic_s),
-        )  # fmt: skip
-    data = published.as_json()
-    show(data)
-    if rows_path:
+        network = NetworkConfig(dropout=DROPOUT, sequence=not without_sequence)
+        chosen = {key: value for key, value in choices.items() if value is not None}
+        config = TrainConfig(**chosen, network=network)
+        asked = respec(spec, name, horizon_ms)
+        if folds is not None:
+            progress("reading events")
+            log = read_log(events, asked, progress=lambda share: progress.advance(share, 1.0))
+            data = cross_validate(
+                log.events, asked, config, folds, labels_until_ms=labels_until_ms, progress=progress
+            ).as_json()
+        else:
+            progress("training")
+            data = train_model(
+                events, asked, out, created=instant(clock.now_ms()), labels_until_ms=labels_until_ms, config=config,
+                rows_path=rows_path, jobs=jobs, force=force, stages=Stages(progress.advance, clock.monotonic_s),
+            ).as_json()  # fmt: skip
+    if folds is not None:
+        show_crossed(data)
+    else:
+        show(data)
+    if rows_path and folds is None:
         console().print(
             f"Examples in {rows_path}, customers' ids in clear: only you may read it (mode 0600)",
             soft_wrap=True,
@@ -132,27 +155,60 @@ def command(
     table_and_json(None, data, json_path)
 
 
+def show_crossed(data: Mapping[str, Any]) -> None:
+    """A cross-validation over customers as a table."""
+    console().print(
+        f"\n{data['rows']:,} customers in {data['folds']} parts, as of {', '.join(data['dates'])}; "
+        f"{data['base_rate']:.1%} of them churned. Nothing is published.",
+        soft_wrap=True,
+    )
+    console().print(evaluation(data))
+
+
 def show(data: Mapping[str, Any]) -> None:
     """The report as tables, from its own JSON."""
     to = console()
+    names = list(data["auroc"])
     to.print(
         f"\n{data['customers']:,} customers, {data['events']:,} events{_known(data)}; churn is no activity for "
-        f"{format_duration(data['horizon_ms'])}\n\nOn the test slice, {_span(data['slices']['test'])}: "
-        f"{data['test_rows']:,} snapshots of {data['test_customers']:,} customers, "
-        f"{data['base_rate']:.1%} of them followed by churn",
+        f"{format_duration(data['horizon_ms'])}\n\nBy moment, where alerts are decided: decision points of the test "
+        f"slice, {_span(data['slices']['test'])}",
         soft_wrap=True,
     )
-    to.print(_evaluation(data))
-    to.print("\nBy moment, at the decision points of the same slice")
-    to.print(_moments(data["moments"]))
+    to.print(moments(data["moments"]))
+    to.print("\nLog loss, and in brackets AUROC")
+    to.print(metrics_by("moment", data["moments"], names))
+    to.print(
+        f"\nOn snapshots: {data['test_rows']:,} of {data['test_customers']:,} customers, {data['base_rate']:.1%} of "
+        "them followed by churn",
+        soft_wrap=True,
+    )
+    to.print(evaluation(data))
+    if groups := [group for group in data["groups"] if group["counts"]]:
+        to.print(metrics_by("group", groups, names))
     tested, precision = data["alerted_in_test"], data["precision_in_test"]
     to.print(
-        f"\nAlerts open at p ≥ {data['enter']:.3f} and end below {data['exit']:.3f}: {data['alerted']:.1%} of customers"
-        f" in a horizon (asked for {data['alert_rate']:.1%})."
+        f"\n{_recipe(data)}\nAlerts open at p ≥ {data['enter']:.3f} and end below {data['exit']:.3f}: "
+        f"{data['alerted']:.1%} of customers in a horizon (asked for {data['alert_rate']:.1%})."
         + (f" In the test slice: {tested:.1%} alerted" if tested is not None else "")
         + (f", {precision:.1%} of them rightly" if precision is not None else "")
+        + "".join(f"\nPublished by force, although: {each}" for each in data["refusals"])
         + f"\nPublished {data['path']}  (model card: {data['path']}/model_card.md)",
         soft_wrap=True,
+    )
+
+
+def _recipe(data: Mapping[str, Any]) -> str:
+    """How the model is made, and what the sequence is worth."""
+    made = f"Made of {data['forest_share']:.0%} trees; the network after {data['epochs']} epochs."
+    added = data["sequence_adds"]
+    if added is None:
+        return made
+    words = f"{made} The sequence adds {added['auroc']:+.4f} AUROC and {added['log_loss']:+.4f} log loss"
+    return (
+        f"{words}: nothing beyond chance, so --without-sequence would do."
+        if added["nothing"]
+        else f"{words}."
     )
 
 
@@ -161,45 +217,6 @@ def _known(data: Mapping[str, Any]) -> str:
     beyond = data["events_beyond"]
     left_out = f", {beyond:,} dated far ahead of all others left out" if beyond else ""
     return f" known until {data['labels_until'][:10]}{left_out}"
-
-
-def _evaluation(data: Mapping[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in data["auroc"]:
-        table.add_column(name, justify="right")
-    for metric, words in METRICS.items():
-        intervals = data.get(f"{metric}_interval", {})
-        table.add_row(
-            words, *(_with_interval(value, intervals.get(name)) for name, value in data[metric].items())
-        )
-    return table
-
-
-def _moments(moments: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    names = next((list(m["auroc"]) for m in moments if m.get("auroc")), [])
-    for column in ("moment", "rows", "churned", "predicted", *(f"AUROC {name}" for name in names)):
-        table.add_column(column, justify="left" if column == "moment" else "right")
-    for m in moments:
-        aurocs = (m.get("auroc") or {}).get
-        shares = (_percent(m["base_rate"]), _percent(m.get("predicted")))
-        table.add_row(m["moment"], f"{m['rows']:,}", *shares, *(_figure(aurocs(name)) for name in names))
-    return table
-
-
-def _with_interval(value: float | None, interval: Sequence[float | None] | None) -> str:
-    if value is None or not interval or None in interval:
-        return _figure(value)
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
 
 
 def _span(span: Sequence[str]) -> str:

@@ -16,10 +16,10 @@ from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import epoch_ms
 from ebbtide.model.config import TrainConfig
+from ebbtide.model.fitting.baselines import BASELINES
 from ebbtide.model.judging.evaluate import MODEL
 from ebbtide.model.serving.runtime import configure
 from ebbtide.model.serving.scorer import Scorer
-from ebbtide.model.training.baselines import BASELINES
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import Steps
 from ebbtide.ops.replay.report import (

@@ -13,16 +13,17 @@ from ebbtide.featurestore.events.known import known_until
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.record.fold import CAUSES
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.record.replay import replay
+from ebbtide.featurestore.record.replay import SNAPSHOT, replay
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import epoch_ms, format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, draw
+from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.labels import CHURNED, STAYED
 from ebbtide.model.examples.slices import held_out
+from ebbtide.model.fitting.baselines import Baselines
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
 from ebbtide.model.serving.scorer import Scorer
-from ebbtide.model.training.baselines import Baselines
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.replay.run import Replayed, Snapshot
 
@@ -72,7 +73,7 @@ def fit_baselines(history: History, labels_until_ms: int, config: TrainConfig) -
         known, examples_max=config.examples_max, every_ms=config.snapshot_every_ms, seed=config.seed
     ).usable()
     held = held_out(history.log.customers)[usable.customer]
-    return Baselines(history.layout.spec, usable.take(~held), usable.take(held), config.seed)
+    return Baselines.of(history.layout.spec, usable.take(~held), usable.take(held), config.seed)
 
 
 def judge(
@@ -89,8 +90,9 @@ def judge(
             hint=f"take --snapshot at least {history.layout.spec.horizon_ms / DAY_MS:.0f} days before the last event",
         )
     rows, times = snapshot.rows[usable], as_of[usable]
-    features = history.inputs(rows, times)["features"]
-    scores: dict[str, NDArray[Any]] = {MODEL: scorer.score(rows, times), **baselines.probabilities(features)}
+    cause = np.full(len(rows), SNAPSHOT, np.uint8)
+    examples = Examples(snapshot.customer[usable], times, cause, label[usable], history.inputs(rows, times))
+    scores: dict[str, NDArray[Any]] = {MODEL: scorer.score(rows, times), **baselines.probabilities(examples)}
     evaluation = evaluate(scores, label[usable] == CHURNED, snapshot.customer[usable], bootstrap=bootstrap)
     return Judged(snapshot.as_of, len(snapshot.rows), evaluation)
 

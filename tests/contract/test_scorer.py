@@ -17,7 +17,7 @@ from tests.support.seams.models import LAYOUT, Sample, publish, sample
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish(tmp_path_factory.mktemp("models"))
+    return publish(tmp_path_factory.mktemp("models"), forest=True)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,8 @@ def test_weights_alone_need_no_new_program(scorer: Scorer, data: Sample, tmp_pat
     """Two versions with one graph share what XLA has compiled, also while both are asked; each has its own answers."""
     programs: Programs = {}
     first, second = (
-        Scorer.load(publish(tmp_path, seed=seed, sizes=(32,)), LAYOUT, programs=programs) for seed in (0, 7)
+        Scorer.load(publish(tmp_path, seed=seed, sizes=(32,), forest=True), LAYOUT, programs=programs)
+        for seed in (0, 7)
     )
     alone = Scorer.load(second.path, LAYOUT)
     assert len(programs) == 2

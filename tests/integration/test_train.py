@@ -6,7 +6,9 @@ things, not how well it learns.
 
 import json
 import stat
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
@@ -27,18 +28,24 @@ from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.dataset import History, draw
+from ebbtide.model.examples.labels import CANCELLED
 from ebbtide.model.examples.made_up import made_up
+from ebbtide.model.fitting.baselines import Fitted
+from ebbtide.model.fitting.fit import Fit, Trainer, logits
+from ebbtide.model.fitting.recipe import Recipe
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.network import build_network
 from ebbtide.model.graph.sizes import NetworkConfig
-from ebbtide.model.judging.metrics import log_loss
+from ebbtide.model.judging.gate import Refusal
+from ebbtide.model.judging.metrics import Ranking
 from ebbtide.model.serving import warmup
+from ebbtide.model.serving.manifest import read_manifest
 from ebbtide.model.serving.scorer import Scorer
-from ebbtide.model.training.fit import Fit, Trainer, logits
 from ebbtide.model.training.prepare import known_log, prepare
 from ebbtide.model.training.progress import Stages
 from ebbtide.model.training.report import Published
-from ebbtide.model.training.train import Trained, choose_thresholds, respec, train_model
+from ebbtide.model.training.train import choose_thresholds, judge, publish, respec, train_model
+from ebbtide.model.training.trained import Trained
 from ebbtide.ops.demo.shop.behaviour import Scenario, simulate
 from ebbtide.ops.demo.shop.events import TYPES
 
@@ -53,17 +60,19 @@ CONFIG = TrainConfig(
     bootstrap=40,
     network=NetworkConfig(units=8, embed=4, dense=(8,)),
 )
+MOMENTS = (
+    "just after an event", "silent under 1 hour", "silent under 1 day", "silent under 1 week", "silent longer",
+)  # fmt: skip
 FIGURES = ("auroc", "auprc", "log_loss", "ece", "lift_at_10")
 NAMES = {"model", "recency", "logistic", "trees"}
 
 
-@pytest.fixture(scope="module")
-def spec() -> Spec:
+def demo_spec() -> Spec:
     return load_spec(ROOT / "ops" / "specs" / "demo.yaml").model_copy(update={"horizon_ms": 10 * DAY_MS})
 
 
-@pytest.fixture(scope="module")
-def log(spec: Spec) -> EventBatch:
+@cache
+def simulated(spec: Spec) -> EventBatch:
     sim = simulate(Scenario(seed=5, customers=400, start_ms=START, days=75.0, steady_days=30.0))
     code = {TYPES.index(kind): n for kind, n in spec.kind_of_type.items()}
     kind = np.array([code[int(t)] for t in sim.events["type"]], np.uint8)
@@ -73,6 +82,16 @@ def log(spec: Spec) -> EventBatch:
         list(sim.customers), sim.events["customer"].astype(np.int32), kind, sim.events["time_ms"].astype(np.int64),
         np.where(plan, sim.events["value"] + 1, sim.events["value"]), np.zeros(n, np.uint64), np.arange(n),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spec() -> Spec:
+    return demo_spec()
+
+
+@pytest.fixture(scope="module")
+def log(spec: Spec) -> EventBatch:
+    return simulated(spec)
 
 
 class Ticks:
@@ -114,8 +133,19 @@ def test_the_report_has_the_promised_names_and_is_json(
     assert data["name"] == "corner"
     assert data["version"] == 1
     assert Path(data["path"]) == out / "corner" / "1"
-    assert {"train", "calibration", "test", "refit", "held_out"} == set(data["examples"])
-    assert sum(data["examples"][part] for part in ("refit", "held_out")) <= CONFIG.examples_max
+    assert {"train", "calibration", "test", "judged", "refit"} == set(data["examples"])
+    assert [moment["moment"] for moment in data["moments"]] == list(MOMENTS)
+    assert 0 <= data["forest_share"] <= 1
+    assert data["folds"] >= 1
+    assert set(data["sequence_adds"]) == {
+        "auroc",
+        "auroc_interval",
+        "log_loss",
+        "log_loss_interval",
+        "nothing",
+    }
+    assert data["refusals"] == []
+    assert data["examples"]["judged"] < data["examples"]["refit"] <= CONFIG.examples_max
     assert 0 < data["exit"] < data["enter"] < 1
     assert data["left"] > 0, "some closed their account in so many words"
     assert all(seconds > 0 for seconds in data["seconds"].values())
@@ -151,7 +181,12 @@ def test_a_published_version_is_served_with_its_thresholds(
     p = scorer.score(rows, np.full(len(rows), as_of, np.int64))
     assert ((p > 0) & (p < 1)).all()
     card = (published.path / "model_card.md").read_text(encoding="utf-8")
-    for words in ("no activity in the 10 days", "AUROC", "just after an event", "85 % of the customers"):
+    for words in (
+        "no activity in the 10 days",
+        "AUROC",
+        "just after an event",
+        "Against the same model without it",
+    ):
         assert words in card, words
     for plot in ("reliability", "roc", "training", "silence"):
         assert (published.path / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
@@ -254,9 +289,50 @@ def test_a_log_without_recent_decisions_is_not_published(spec: Spec, log: EventB
     prepared = prepare(layout, known_log(layout, quiet, None), CONFIG)
     assert len(prepared.before_test.rows) > 100
     assert len(prepared.recent.rows) == 0
-    untrained = Trained(Fit(build_network(short, CONFIG.network), 0, 0.0, [], []), Calibrator())
+    some = prepared.train
+    recipe = Recipe(0, 0.0, 0.0, Calibrator(), 0.7, [0.7])
+    fit = Fit(build_network(short, CONFIG.network), [], np.zeros((1, 0), np.float32))
+    untrained = Trained(fit, Fitted(short, some), recipe, recipe.calibrator)
     with pytest.raises(ModelRefused, match="no customer came up for a decision"):
         choose_thresholds(prepared, untrained, CONFIG)
+
+
+def test_shuffled_labels_teach_nothing(spec: Spec, log: EventBatch) -> None:
+    """Whoever had looked at the test slice would do better than a coin there: AUROC .5 within .02, as the mean of four
+    shufflings."""
+    layout = Layout(spec)
+    prepared = prepare(layout, known_log(layout, log, KNOWN_UNTIL), CONFIG)
+    found = []
+    for seed in range(4):
+        drawn = prepared.drawn.usable()
+        label = np.random.default_rng(seed).permutation(drawn.label)
+        shuffled = replace(
+            prepared,
+            drawn=replace(drawn, label=label),
+            slice_of=prepared.slice_of[prepared.drawn.label != CANCELLED],
+        )
+        judged = judge(shuffled, CONFIG, Stages())
+        found.append(Ranking(judged.scores["model"], shuffled.test.churned).auroc())
+    assert np.mean(found) == pytest.approx(0.5, abs=0.02), found
+
+
+def test_force_publishes_with_the_refusal_in_the_card(spec: Spec, log: EventBatch, tmp_path: Path) -> None:
+    """What speaks against a model keeps it out; by force it is there, and says so in card, report and manifest."""
+    layout = Layout(respec(spec, "kiosk"))
+    prepared = prepare(layout, known_log(layout, log, KNOWN_UNTIL), CONFIG)
+    against = Refusal("AUROC 0.61 against 0.75 of trees", "try something else")
+    judged = replace(judge(prepared, CONFIG, Stages()), refusals=[against])
+    with pytest.raises(ModelRefused, match="of trees") as caught:
+        publish(tmp_path, prepared, judged, CONFIG, CREATED, Stages())
+    assert str(caught.value.hint).startswith("try something else")
+    assert not list(tmp_path.iterdir()), "nothing is published"
+    forced = publish(tmp_path, prepared, judged, CONFIG, CREATED, Stages(), force=True)
+    assert forced.report.refusals == [str(against)]
+    assert forced.as_json()["refusals"] == [str(against)]
+    card = (forced.path / "model_card.md").read_text(encoding="utf-8")
+    assert "Published by force" in card
+    assert str(against) in card
+    assert read_manifest(forced.path).refusals == (str(against),)
 
 
 def test_nobody_travels_with_a_model(
@@ -269,26 +345,24 @@ def test_nobody_travels_with_a_model(
     assert not set(rows["last_seen"].tolist()) & set(log.time.tolist())
 
 
-def test_training_keeps_the_best_epoch(spec: Spec, log: EventBatch, tmp_path: Path) -> None:
+def test_training_is_watched_from_one_beginning(spec: Spec, log: EventBatch, tmp_path: Path) -> None:
     usable = draw(History(Layout(spec), log, KNOWN_UNTIL), examples_max=2_000).usable()
     odd = usable.customer % 2 == 1
     train, others = usable.take(~odd), usable.take(odd)
     trainer = Trainer(spec, CONFIG.model_copy(update={"log_dir": tmp_path}), len(train))
-    found = trainer.fit(train, others, epochs=2)
+    found = trainer.fit(train, 2, watched=others, run="evaluation")
     assert len(found.loss) == 2
-    assert len(found.validation) == 3, "before the first epoch, and after each"
-    assert found.epochs == int(np.argmin(found.validation))
+    assert found.watched.shape == (3, len(others)), "before the first epoch, and after each"
 
-    linear = logits(trainer.fit(train, None, epochs=0).network, others.inputs)
-    whole = logits(trainer.fit(train, None, epochs=1).network, others.inputs)
-    half = logits(trainer.fit(train, None, epochs=1, shrinkage=0.5).network, others.inputs)
+    linear = logits(trainer.fit(train, 0).network, others.inputs)
+    whole = logits(trainer.fit(train, 1).network, others.inputs)
+    half = logits(trainer.fit(train, 1, shrinkage=0.5).network, others.inputs)
     assert np.abs(whole - linear).max() > 1e-3
     assert np.allclose(half, (linear + whole) / 2, atol=1e-4), (
         "trained from the same beginning, shrunk exactly"
     )
-    assert log_loss(expit(linear), others.churned, others.weights()) == pytest.approx(
-        found.validation[0], rel=1e-3
-    )
+    assert np.allclose(found.watched[0], linear, atol=1e-5)
+    assert np.allclose(found.watched[1], whole, atol=1e-4), "what is trained for an epoch is what was watched"
     assert len(logits(found.network, {name: column[:0] for name, column in others.inputs.items()})) == 0
 
     curves: dict[str, list[int]] = {}

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import Spec, parse_spec
-from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.graph.calibrator import KNOTS_S, Calibrator
 from ebbtide.model.graph.features import FeatureLayer
+from ebbtide.model.graph.forest import Forest
 from ebbtide.model.graph.network import adapt, build_network
 from ebbtide.model.graph.sizes import NetworkConfig
 from ebbtide.model.serving.artifact import SIZES, Facts, export
@@ -99,24 +100,40 @@ def network_of(spec: Spec = SPEC, seed: int = 0) -> keras.Model:
     return network
 
 
+def forest_of(spec: Spec = SPEC, seed: int = 0) -> Forest:
+    """A forest of random questions and values, of which every feature is asked."""
+    rng, empty = np.random.default_rng(seed), Forest.empty()
+    data, layout = sample(64, spec=spec, seed=seed), Layout(spec)
+    record = {name: tf.constant(data.rows[name]) for name in layout.model_fields}
+    values = FeatureLayer(layout)(record, tf.constant(data.as_of))["features"].numpy()
+    feature = rng.integers(0, values.shape[1], empty.feature.shape).astype(np.int32)
+    threshold = values[rng.integers(0, len(values), feature.shape), feature]
+    value = rng.normal(0.0, 0.1, empty.value.shape).astype(np.float32)
+    return Forest(feature, threshold, value, -0.2)
+
+
 def publish(
     directory: Path,
     *,
     spec: Spec = SPEC,
     seed: int = 0,
+    forest: bool = False,
     version: int | None = None,
     sizes: tuple[int, ...] = SIZES,
     key: str | None = None,
 ) -> Path:
-    """A published model of random weights, drawn from `seed`, that uses every part of the graph. Returns its folder."""
+    """A published model of random weights, drawn from `seed`, that uses every part of the graph (a forest, if asked).
+    Returns its folder."""
     warm_up = sample(16, spec=spec, seed=seed)
     return export(
         directory,
         spec,
         network_of(spec, seed),
-        Calibrator(a=0.9, b=1.2, c=-0.3 - seed / 100),
+        Calibrator(a=0.9, b=1.2, c=-0.3 - seed / 100, by_silence=tuple(np.linspace(-0.2, 0.3, len(KNOTS_S)))),
         FACTS,
         (warm_up.rows, warm_up.as_of),
+        forest=forest_of(spec, seed) if forest else None,
+        share=0.4,
         version=version,
         sizes=sizes,
         key=key,

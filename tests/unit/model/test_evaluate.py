@@ -9,12 +9,9 @@ from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from ebbtide.featurestore.record.fold import EVENT, SILENCE
-from ebbtide.featurestore.record.replay import SNAPSHOT
-from ebbtide.model.errors import ModelRefused
-from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.labels import CANCELLED, CHURNED, STAYED, UNKNOWN
-from ebbtide.model.judging.evaluate import by_moment, check_gate, evaluate
+from ebbtide.model.fitting.calibrate import fit_calibrator
+from ebbtide.model.judging.evaluate import evaluate
 from ebbtide.model.judging.metrics import (
     Ranking,
     ece,
@@ -26,7 +23,6 @@ from ebbtide.model.judging.metrics import (
     resamplings,
 )
 from ebbtide.model.judging.thresholds import Peaks, Thresholds
-from ebbtide.model.training.calibrate import fit_calibrator
 
 F8 = NDArray[np.float64]
 
@@ -129,59 +125,37 @@ def test_the_report_is_json_without_nan() -> None:
         evaluate({"model": p[:0]}, y[:0], np.arange(0))
 
 
-def test_the_gate_refuses_what_is_surely_worse_and_only_that() -> None:
-    p, y, _ = outcomes(3_000, ties=False)
-    rng = np.random.default_rng(0)
-    worse, customer = rng.random(len(p)), np.arange(len(p))
-    with pytest.raises(ModelRefused, match="of logistic"):
-        check_gate(
-            evaluate({"model": worse, "logistic": p, "recency": worse}, y, customer, bootstrap=50), "shop"
-        )
-    check_gate(evaluate({"model": p, "logistic": worse}, y, customer, bootstrap=50), "shop")
-    check_gate(evaluate({"model": p, "logistic": p}, y, customer, bootstrap=50), "shop")
-    few, shaken = slice(0, 60), p + rng.normal(0, 0.1, len(p))  # a little worse, on too few rows to be sure
-    unsure = evaluate({"model": shaken[few], "logistic": p[few]}, y[few], customer[few], bootstrap=200)
-    assert unsure.values["auroc"]["model"] < unsure.values["auroc"]["logistic"]
-    check_gate(unsure, "shop")
-
-
-def test_the_table_by_moment() -> None:
-    """Snapshots are no moments of decision; a moment with few rows has no AUROC."""
-    rng = np.random.default_rng(0)
-    cause = np.repeat([EVENT, SILENCE, SILENCE, SILENCE, SNAPSHOT], [40, 40, 40, 10, 100]).astype(np.uint8)
-    silence = np.repeat([0.0, 0.5, 7.0, 8.0, 50.0], [40, 40, 40, 10, 100]).astype(np.float32)
-    n = len(cause)
-    churned = (rng.random(n) < 0.5).astype(np.int8)
-    examples = Examples(
-        np.arange(n, dtype=np.int32), np.ones(n, np.int64), cause, churned, {"features": silence[:, None]}
-    )
-    p = np.where(cause == SNAPSHOT, 0.9, np.linspace(0, 0.8, n))
-    table = {row.moment: row for row in by_moment(examples, {"model": p, "recency": silence}, enter=0.3)}
-    assert {name: row.rows for name, row in table.items()} == {
-        "just after an event": 40,
-        "silent under 1 day": 40,
-        "silent 1 to 7 days": 40,
-        "silent over 7 days": 10,
-        "p >= enter": int(((p >= 0.3) & (cause != SNAPSHOT)).sum()),
-    }
-    assert table["silent over 7 days"].auroc is None
-    assert "auroc" not in table["silent over 7 days"].as_json()
-    assert table["just after an event"].as_json()["auroc"]["recency"] == 0.5
-    assert table["silent under 1 day"].base_rate == pytest.approx(churned[40:80].mean())
-
-
 def test_the_calibrator_finds_what_bent_the_probabilities() -> None:
     rng = np.random.default_rng(0)
     truth = rng.beta(1, 3, 20_000)
     y = (rng.random(len(truth)) < truth).astype(float)
     bent = 1.8 * logit(truth) + 0.7
-    found = fit_calibrator(bent, y, np.ones(len(y)))
+    none, ones = np.zeros(len(y)), np.ones(len(y))
+    found = fit_calibrator(bent, none, y, ones)
     assert found.a == pytest.approx(1 / 1.8, abs=0.05)
     assert found.b == pytest.approx(1 / 1.8, abs=0.05)
-    assert ece(found.probability(bent), y) < ece_bound(found.probability(bent)) < ece(expit(bent), y)
-    straight = fit_calibrator(logit(truth), y, np.ones(len(y)))
+    right = found.probability(bent, none)
+    assert ece(right, y) < ece_bound(right) < ece(expit(bent), y)
+    straight = fit_calibrator(logit(truth), none, y, ones)
     assert (straight.a, straight.b) == pytest.approx((1.0, 1.0), abs=0.05)
-    assert fit_calibrator(bent, np.zeros(len(y)), np.ones(len(y))).a == 1.0, "one class teaches nothing"
+    assert fit_calibrator(bent, none, none, ones).a == 1.0, "one class teaches nothing"
+
+
+def test_where_one_map_does_not_do_silence_has_a_shift() -> None:
+    """Twice the odds for an hour after an event, half of them after a day: no map of p alone mends that."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    said = logit(rng.beta(1, 3, n))
+    silence_s = np.exp(rng.uniform(np.log(60.0), np.log(30 * 86_400.0), n))
+    off = np.where(silence_s < 3_600.0, np.log(2.0), np.where(silence_s > 86_400.0, -np.log(2.0), 0.0))
+    y = (rng.random(n) < expit(said + off)).astype(float)
+    found = fit_calibrator(said, silence_s, y, np.ones(n))
+    for early, late in ((60.0, 1_800.0), (200_000.0, 2e6)):
+        rows = (silence_s >= early) & (silence_s < late)
+        assert found.probability(said, silence_s)[rows].mean() == pytest.approx(y[rows].mean(), rel=0.06)
+        assert abs(expit(said)[rows].mean() / y[rows].mean() - 1) > 0.15
+    few = fit_calibrator(said[:40], silence_s[:40], y[:40], np.ones(40))
+    assert np.abs(few.by_silence).max() < 0.4, "of few rows little is believed"
 
 
 def test_enter_alerts_the_stated_share_of_customer_horizons() -> None:
@@ -202,17 +176,20 @@ def test_enter_alerts_the_stated_share_of_customer_horizons() -> None:
     assert peaks.at(chosen) == chosen
 
 
+def test_ties_are_taken_or_left_by_which_is_nearer() -> None:
+    """A hundred customers; thirty of them have one and the same highest p, and two stand above."""
+    n = np.arange(100)
+    p = np.where(n < 68, n / 200, np.where(n < 98, 0.5, 0.9))
+    peaks = Peaks(0, 10, n, np.zeros(100, np.int64), p, np.zeros(100, np.int8))
+    for asked, given in ((0.10, 0.02), (0.03, 0.02), (0.20, 0.32), (0.05, 0.02), (0.40, 0.40)):
+        chosen = peaks.thresholds(asked)
+        assert chosen is not None
+        assert chosen.alerted == pytest.approx(given), asked
+
+
 def test_without_a_decision_there_is_no_threshold() -> None:
     none = np.zeros(0, np.int64)
     peaks = Peaks(0, 100, none, none, np.zeros(0), none.astype(np.int8))
     assert peaks.thresholds(0.2) is None
     nobody = peaks.at(Thresholds(enter=0.5, exit=0.4, alert_rate=0.2))
     assert (nobody.alerted, nobody.precision, nobody.customer_horizons) == (None, None, 0)
-
-
-def test_the_gate_refuses_figures_that_cannot_be_known() -> None:
-    """One class among the snapshots: AUROC is NaN, and NaN is below nothing."""
-    p, y, _ = outcomes(50)
-    found = evaluate({"model": p, "recency": p / 2}, y * 0, np.arange(50), bootstrap=20)
-    with pytest.raises(ModelRefused, match="auroc of model"):
-        check_gate(found, "shop")

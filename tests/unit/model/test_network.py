@@ -5,9 +5,15 @@ import pytest
 import tensorflow as tf
 
 from ebbtide.featurestore.record.features import features
-from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.graph.calibrator import KNOTS_S, Calibrator
 from ebbtide.model.graph.features import FeatureLayer
-from ebbtide.model.graph.network import adapt, build_network, in_float32
+from ebbtide.model.graph.network import (
+    adapt,
+    build_network,
+    has_sequence,
+    in_float32,
+    multiplications,
+)
 from ebbtide.model.graph.sizes import NetworkConfig
 from ebbtide.model.graph.standard import STANDARD_MAX, logs, times
 from tests.support.seams.models import LAYOUT, SPEC, network_of, sample
@@ -72,18 +78,59 @@ def test_what_trained_in_bfloat16_is_served_in_float32() -> None:
     np.testing.assert_array_equal(served(inputs), served(inputs, training=True))
 
 
+SHIFTS = tuple(np.linspace(0.5, -0.8, len(KNOTS_S)).tolist())
+
+
 @pytest.mark.parametrize(
-    "calibrator", [Calibrator(), Calibrator(a=0.5, b=0.5, c=1.0), Calibrator(a=0.4, b=2.0, c=-1.0)]
+    "calibrator",
+    [Calibrator(), Calibrator(a=0.5, b=0.5, c=1.0), Calibrator(a=0.4, b=2.0, c=-1.0, by_silence=SHIFTS)],
 )
 def test_the_calibrator_is_the_same_in_and_out_of_the_graph(calibrator: Calibrator) -> None:
     logits = np.linspace(-30, 30, 2_001).astype(np.float32)
-    outside, inside = calibrator.logit(logits), calibrator.in_graph(tf.constant(logits)).numpy()
-    assert (np.diff(outside) > 0).all()
-    np.testing.assert_allclose(inside, outside, rtol=1e-5, atol=1e-5)
-    p = calibrator.probability(logits)
+    silence_s = np.geomspace(1e-3, 1e8, len(logits)).astype(np.float32)
+    numbers = tf.constant(calibrator.numbers, tf.float32)
+    outside = calibrator.logit(logits, silence_s)
+    inside = calibrator.beta_in_graph(tf.constant(logits), numbers)
+    inside += calibrator.shift_in_graph(tf.constant(silence_s), numbers)
+    np.testing.assert_allclose(inside.numpy(), outside, rtol=1e-5, atol=1e-5)
+    assert (np.diff(calibrator.logit(logits, np.full(len(logits), 3_600.0))) > 0).all()
+    p = calibrator.probability(logits, silence_s)
     assert ((p >= 0) & (p <= 1)).all()
     if calibrator == Calibrator():
         np.testing.assert_allclose(outside, logits, atol=1e-6)
+
+
+def test_the_calibrator_has_no_step_in_silence() -> None:
+    """Around every knot as elsewhere: a thousandth more of log silence moves the logit by a thousandth of what the
+    steepest stretch allows, and the slope has no jump either."""
+    calibrator = Calibrator(by_silence=tuple((-1.0) ** k for k in range(len(KNOTS_S))))
+    u = np.arange(0.0, 18.0, 1e-3)
+    shift = calibrator.logit(np.zeros(len(u)), np.expm1(u))
+    slope = np.diff(shift) / 1e-3
+    narrowest = np.diff(np.log1p(KNOTS_S)).min()
+    assert np.abs(slope).max() <= 1.5 * 2.0 / narrowest + 1e-6, (
+        "a smooth step of height 2 is 1.5 times as steep"
+    )
+    assert np.abs(np.diff(slope)).max() < 0.05, "no bend"
+    for knot, height in zip(KNOTS_S, calibrator.by_silence, strict=True):
+        at = calibrator.logit(np.zeros(1), np.array([knot]))
+        assert at[0] == pytest.approx(height, abs=1e-9)
+    assert shift[-1] == pytest.approx(calibrator.by_silence[-1]), "beyond the last knot nothing moves"
+
+
+def test_shifts_by_silence_are_all_or_none() -> None:
+    with pytest.raises(ValueError, match="shifts or none"):
+        Calibrator(by_silence=(0.1, 0.2))
+
+
+def test_a_network_without_a_sequence_does_not_read_it() -> None:
+    blind, inputs = build_network(SPEC, NetworkConfig(sequence=False)), parts()
+    adapt(blind, inputs)
+    other = {name: tf.zeros_like(column) if name != "features" else column for name, column in inputs.items()}
+    np.testing.assert_array_equal(blind(inputs), blind(other))
+    assert not has_sequence(blind)
+    assert has_sequence(build_network(SPEC))
+    assert multiplications(SPEC, NetworkConfig(sequence=False)) < multiplications(SPEC, NetworkConfig()) / 10
 
 
 def test_minutes_and_months_are_told_apart() -> None:

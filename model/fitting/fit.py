@@ -5,10 +5,14 @@ Small data are the rule (thousands of customers), so what matters is restraint:
 
   * the wide path begins as the logistic regression of the same rows, and the deep path begins at zero beside it: what
     training adds is what the sequence and the interactions say beyond a linear model, from the first step on
-  * a short cosine of the learning rate down to zero, weight decay, dropout
-  * the epoch with the lowest weighted log loss on rows that are later in time (or of other customers)
-  * shrinkage back to the linear model: the logit is `linear + share * (trained - linear)`, with the share from 0 to 1
-    that those rows want. It is exact, since only the last layer's weights are scaled; a share of 0 is the linear model
+  * a warm-up of the learning rate, since the first steps of a cold Adam made many a good beginning worse; then a cosine
+    down to zero, weight decay, dropout
+  * shrinkage back to the linear model: the logit is `linear + shrinkage * (trained - linear)`. It is exact, since only
+    the last layer's weights are scaled; 0 is the linear model
+
+How many epochs and how much shrinkage is for `recipe.py` to say, from the logits of watched rows after each epoch.
+The learning rate follows `epochs_max` whatever the number of epochs, so that a training that ends sooner has seen the
+same rates as the one that was watched.
 
 Same seed, same machine, same examples: the same weights.
 """
@@ -26,29 +30,28 @@ from scipy.special import expit
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
+from ebbtide.model.fitting.curves import Curves
+from ebbtide.model.fitting.linear import fit_logistic
 from ebbtide.model.graph.network import adapt, build_network, in_float32
 from ebbtide.model.judging.metrics import log_loss
-from ebbtide.model.training.baselines import fit_logistic
-from ebbtide.model.training.curves import Curves
 
 PREDICT_ROWS = 4_096
-SHRINKAGE_GRID = tuple(np.linspace(0.0, 1.0, 11).tolist())
+SHRINKAGES = tuple(np.linspace(0.0, 1.0, 11).tolist())
 """How much of what training added is kept, in steps far below what a validation slice can tell apart."""
+WARM_UP_EPOCHS = 0.5
+"""Over so much of an epoch the learning rate rises from zero."""
 XLA_ROWS_MIN = 100_000
 """Rows times epochs from which compiling pays: 9 s once (two cores), then 0.1 ms a row instead of 0.28."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A trained network in float32; the epochs it took, and its share beside the linear model it began as, 0 to 1; the
-    training loss of each epoch, and the log loss on the validation rows, at the best share, before the first and after
-    each epoch (empty without such rows)."""
+    """A trained network in float32, and the training loss of each epoch. watched: float32[epochs + 1, m], the logits of
+    the m watched rows before the first and after each epoch, without shrinkage; m = 0 without such rows."""
 
     network: keras.Model
-    epochs: int
-    shrinkage: float
     loss: list[float]
-    validation: list[float]
+    watched: NDArray[np.float32]
 
 
 class Trainer:
@@ -59,7 +62,7 @@ class Trainer:
 
     def __init__(self, spec: Spec, config: TrainConfig, rows: int) -> None:
         keras.utils.set_random_seed(config.seed)
-        self._spec, self._config = spec, config
+        self.spec, self.config = spec, config
         self._sizes = config.network.model_copy(update={"seed": config.seed})
         self._batch = max(1, min(config.batch, rows))
         with strategy().scope():
@@ -82,26 +85,25 @@ class Trainer:
     def fit(
         self,
         train: Examples,
-        validation: Examples | None,
         epochs: int,
         shrinkage: float = 1.0,
+        watched: Examples | None = None,
+        run: str = "training",
         progress: Callable[[float], None] = lambda _: None,
     ) -> Fit:
-        """Train on usable rows for `epochs`. With `validation`, its best epoch and share are kept, and training stops
-        `patience` epochs after the best; without, `share` is used. `progress`: share done, 0 to 1."""
+        """Train on usable rows for `epochs`, at most `epochs_max`. With `watched`, their logits are kept after each
+        epoch, and training stops once `patience` epochs have not made the best one better. `run` names the curves;
+        `progress`: share done, 0 to 1."""
         self._begin(train)
         linear = [np.asarray(weights) for weights in self._last_layer()]
-        watch = _Watch(validation, self._config, epochs, len(train) // self._batch, progress)
+        batch = min(self._batch, len(train))  # only whole batches are taken
+        watch = _Watch(watched, self.config, epochs, len(train) // batch, run, progress)
         if epochs:
-            data = batches(train, self._batch, self._config.seed)
+            data = batches(train, batch, self.config.seed)
             self._network.fit(data, epochs=epochs, verbose=0, callbacks=[watch], shuffle=False)
-        if validation is not None:
-            self._network.set_weights(watch.best)
-            epochs, shrinkage = watch.best_epoch, watch.best_share
         for weights, start in zip(self._last_layer(), linear, strict=True):
             weights.assign(start + shrinkage * (np.asarray(weights) - start))
-        served = in_float32(self._network, self._spec, self._sizes)
-        return Fit(served, epochs, shrinkage, watch.loss, watch.validation)
+        return Fit(in_float32(self._network, self.spec, self._sizes), watch.loss, watch.logits)
 
     def _last_layer(self) -> list[Any]:
         """The weights in which the logit is linear: wide kernel, then the deep path's last kernel and bias."""
@@ -161,61 +163,58 @@ def strategy() -> tf.distribute.Strategy:
 
 
 class _Watch(keras.callbacks.Callback):
-    """The learning rate before each batch; after each epoch the log loss on the validation rows, the best weights so
-    far, and when to stop."""
+    """The learning rate before each batch; before the first and after each epoch the watched rows' logits, and when to
+    stop."""
 
     def __init__(
         self,
-        validation: Examples | None,
+        rows: Examples | None,
         config: TrainConfig,
         epochs: int,
         steps: int,
+        run: str,
         progress: Callable[[float], None],
     ) -> None:
         super().__init__()
         self.loss: list[float] = []
-        self.validation: list[float] = []
-        self.best: list[Any] = []
-        self.best_epoch, self.best_share = 0, 0.0
-        self._rows, self._config, self._progress = validation, config, progress
-        self._linear: NDArray[np.float64] = np.zeros(0)
-        self._curves = Curves(config.log_dir, "evaluation" if validation is not None else "refit")
-        self._batches, self._done = max(1, epochs * steps), 0
+        self._logits: list[NDArray[np.float32]] = []
+        self._losses: list[float] = []
+        self._rows, self._config, self._progress = rows, config, progress
+        self._curves = Curves(config.log_dir, run)
+        self._epochs, self._steps, self._done = epochs, max(steps, 1), 0
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        return np.stack(self._logits) if self._logits else np.zeros((len(self.loss) + 1, 0), np.float32)
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras calls it with logs
-        if self._rows is not None:
-            self._linear = logits(self.model, self._rows.inputs).astype(np.float64)
-            self._judge(0)
+        self._look()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
-        rate = self._config.learning_rate * (1 + np.cos(np.pi * self._done / self._batches)) / 2
+        warm = min(1.0, (self._done + 1) / (WARM_UP_EPOCHS * self._steps))
+        passed = self._done / (self._config.epochs_max * self._steps)
+        rate = self._config.learning_rate * warm * (1 + np.cos(np.pi * min(passed, 1.0))) / 2
         self.model.optimizer.learning_rate.assign(rate)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         self._done += 1
-        self._progress(self._done / self._batches)
+        self._progress(self._done / (self._epochs * self._steps))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.loss.append(float(logs["loss"]))
-        self._judge(epoch + 1)
-        judged = {"validation": self.validation[-1]} if self.validation else {}
-        self._curves.add(epoch + 1, loss=self.loss[-1], **judged)
+        self._look()
+        watched = {"validation": self._losses[-1]} if self._losses else {}
+        self._curves.add(epoch + 1, loss=self.loss[-1], **watched)
 
-    def _judge(self, epoch: int) -> None:
-        """Epoch 0 is the linear model: if nothing improves on it, it stays."""
-        rows = self._rows
-        if rows is None:
+    def _look(self) -> None:
+        """The watched rows, at the shrinkage that suits them best: that is what is judged, so that is what counts."""
+        if self._rows is None:
             return
-        trained, y, weight = logits(self.model, rows.inputs).astype(np.float64), rows.churned, rows.weights()
-        mixed = [self._linear + shrinkage * (trained - self._linear) for shrinkage in SHRINKAGE_GRID]
-        losses = [log_loss(expit(z), y, weight) for z in (mixed if epoch else mixed[:1])]
-        best = int(np.argmin(losses))
-        if losses[best] < min(self.validation, default=np.inf):
-            self.best, self.best_epoch, self.best_share = (
-                self.model.get_weights(),
-                epoch,
-                SHRINKAGE_GRID[best],
-            )
-        elif epoch - self.best_epoch >= self._config.patience:
+        self._logits.append(logits(self.model, self._rows.inputs))
+        linear, trained = (self._logits[at].astype(np.float64) for at in (0, -1))
+        y, weight = self._rows.churned, self._rows.weights()
+        mixed = (linear + shrinkage * (trained - linear) for shrinkage in SHRINKAGES)
+        self._losses.append(min(log_loss(expit(z), y, weight) for z in mixed))
+        best = int(np.argmin(self._losses))
+        if len(self._losses) - 1 - best >= self._config.patience:
             self.model.stop_training = True
-        self.validation.append(losses[best])

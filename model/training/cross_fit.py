@@ -1,0 +1,74 @@
+"""Forward cross-fitting: every part of a model learns from an earlier time and is asked about a later one.
+
+    fold by fold:  fit on what was known ──▶ network by epoch, forest, baselines ──▶ logits of later rows ──▶ recipe
+
+Here the trainings are done; what they mean for the recipe is `recipe.py`'s. The last fold is trained once more without
+the ring, to know what the sequence adds.
+"""
+
+from dataclasses import dataclass
+
+from ebbtide.model.config import TrainConfig
+from ebbtide.model.examples.examples import Examples
+from ebbtide.model.fitting.baselines import Fitted, Logits
+from ebbtide.model.fitting.fit import Trainer
+from ebbtide.model.fitting.recipe import Added, Fold, Recipe, find_recipe, sequence_adds
+from ebbtide.model.graph.sizes import without_sequence
+from ebbtide.model.training.prepare import Prepared
+from ebbtide.model.training.progress import Stages
+from ebbtide.model.training.trained import check_finite
+
+VALIDATED_ROWS_MAX = 20_000
+"""Rows that a fold validates on at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrossFit:
+    """recipe: of the model, found by so many `folds`. later, unseen: the last fold's validated rows and what its
+    baselines said of them, raw. added: what the sequence adds; None where the network has none."""
+
+    recipe: Recipe
+    folds: int
+    later: Examples
+    unseen: Logits
+    added: Added | None
+
+
+def cross_fit(prepared: Prepared, config: TrainConfig, stages: Stages) -> CrossFit:
+    """Find the recipe before the test slice. Raises ModelRefused for a network that diverged."""
+    spec = prepared.layout.spec
+    folds = [(learned_from(fit, config), _validated(rows, config)) for fit, rows in prepared.folds]
+    with stages.of("building the network", 1):
+        trainer = Trainer(spec, config, len(folds[-1][0]))
+    made: list[Fold] = []
+    unseen: Logits = {}
+    for number, (rows, later) in enumerate(folds, 1):
+        with stages.of(f"cross-fitting, fold {number} of {len(folds)}", 28 / len(folds)) as share:
+            unseen = Fitted(spec, rows, config.seed).logits(later.features)
+            fit = trainer.fit(rows, config.epochs_max, watched=later, run=f"fold {number}", progress=share)
+            check_finite(fit)
+            made.append(Fold(later, fit.watched, unseen["trees"]))
+    with stages.of("finding the recipe", 2):
+        recipe = find_recipe(made, config.forest_share)
+    if not config.network.sequence:
+        return CrossFit(recipe, len(folds), folds[-1][1], unseen, None)
+    with stages.of("training without the sequence", 4) as share:
+        plain = config.model_copy(update={"network": without_sequence(config.network)})
+        rows, later = folds[-1]
+        watched = (
+            Trainer(spec, plain, len(rows)).fit(rows, plain.epochs_max, watched=later, progress=share).watched
+        )
+        pair = [[made[-1]], [Fold(later, watched, made[-1].forest)]]
+        with_it, without = (find_recipe(each, config.forest_share).of_fold(each[0]) for each in pair)
+        added = sequence_adds(later, with_it, without, config.seed)
+    return CrossFit(recipe, len(folds), later, unseen, added)
+
+
+def learned_from(rows: Examples, config: TrainConfig) -> Examples:
+    """What of them is learned from."""
+    return rows.thinned(config.network_rows_max, config.rows_a_customer_max, config.seed)
+
+
+def _validated(rows: Examples, config: TrainConfig) -> Examples:
+    """Any of them alike, and many of one customer if many there are: the level is that of a row of the service."""
+    return rows.thinned(VALIDATED_ROWS_MAX, len(rows), config.seed)

@@ -1,0 +1,177 @@
+"""A published model judged on a log at dates of one's own, offline: the tables of a training, without servers.
+
+    log ─▶ everybody as of the dates, and the decisions of the horizon after each ─▶ scored by the published graph
+                                                                                 ─▶ beside baselines ─▶ tables, rows
+
+The baselines are fitted again on what the model knew: the log up to its `labels_until`. A date before that is one that
+the model has learned from, and is said to be.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.record.fold import Points
+from ebbtide.featurestore.record.replay import SNAPSHOT
+from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.timestamps import epoch_ms, format_time
+from ebbtide.model.config import TrainConfig
+from ebbtide.model.examples.dataset import History, draw
+from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.labels import CANCELLED, UNKNOWN
+from ebbtide.model.examples.sample import Panel, Part, Wanted, gather
+from ebbtide.model.examples.slices import held_out
+from ebbtide.model.fitting.baselines import Baselines
+from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
+from ebbtide.model.judging.parts import Part as Judged
+from ebbtide.model.judging.parts import judge_parts, moments_of, slices_of
+from ebbtide.model.judging.thresholds import Peaks, Thresholds
+from ebbtide.model.serving.scorer import Scorer
+from ebbtide.model.training.prepare import known_log, panel_of
+
+ROWS_MAX = 100_000
+"""Snapshots, and decisions, that are looked at, at most: about 1.5 KB each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offline:
+    """What a published model is worth on a log.
+
+    until_ms:   the end of what is known                seen: dates that the model has learned from, ms UTC
+    snapshots:  by date, ms UTC                         evaluation: on all of them
+    moments:    of the decisions in the horizon after each date       groups: of the snapshots, see `judging/parts.py`
+    alerts:     what the model's thresholds came to among these decisions; None where there were none
+    examples:   the rows with a known outcome           points: their records          scores: float64[n] by name
+    """
+
+    title: str
+    horizon_ms: int
+    until_ms: int
+    seen: list[int]
+    snapshots: dict[int, Evaluation]
+    evaluation: Evaluation
+    moments: list[Judged]
+    groups: list[Judged]
+    alerts: Thresholds | None
+    examples: Examples
+    points: Points
+    scores: Mapping[str, NDArray[np.float64]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The names of a training's report, and `snapshots` by date."""
+        alerts = self.alerts
+        return {
+            "model": self.title,
+            "horizon_ms": self.horizon_ms,
+            "labels_until": format_time(self.until_ms),
+            "learned_from": [format_time(date) for date in self.seen],
+            **self.evaluation.as_json(),
+            "snapshots": {format_time(date): found.as_json() for date, found in self.snapshots.items()},
+            "moments": [{"moment": part.name, **part.as_json()} for part in self.moments],
+            "groups": [{"group": part.name, **part.as_json()} for part in self.groups],
+            "alert_rate": alerts.alert_rate if alerts else None,
+            "alerted": alerts.alerted if alerts else None,
+            "precision": alerts.precision if alerts else None,
+        }
+
+
+def evaluate_model(
+    log: EventBatch,
+    scorer: Scorer,
+    dates: list[int],
+    *,
+    labels_until_ms: int | None = None,
+    bootstrap: int = 400,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Offline:
+    """Judge a loaded model at dates, ms UTC. Raises SpecError for a date whose horizon is not over in the log, or as of
+    which nobody is eligible."""
+    layout, spec, manifest = scorer.layout, scorer.layout.spec, scorer.manifest
+    known = known_log(layout, log, labels_until_ms)
+    if late := [date for date in dates if date + spec.horizon_ms >= known.until_ms]:
+        raise SpecError(
+            f"the horizon after {format_time(late[0])} ends beyond {format_time(known.until_ms)}, when what is known "
+            "ends: nobody knows who churned",
+            hint=f"take --snapshot at least {spec.horizon_ms / DAY_MS:g} days before that",
+        )
+    progress("replaying history")
+    spans = [(date, min(date + spec.horizon_ms, known.until_ms - spec.horizon_ms)) for date in dates]
+    panels = tuple(
+        Panel(*span, panel_of(known.log, span, ROWS_MAX // len(dates), 0))
+        for span in spans
+        if span[1] > span[0]
+    )
+    found = gather(
+        layout, Part.whole(known.log), Wanted(known.until_ms, tuple(dates), 2 * ROWS_MAX, 0, panels)
+    )
+    progress("labelling")
+    history = History(layout, known.log, known.until_ms)
+    points = Points.joined(layout, [found.snapshots, *found.panels])
+    drawn = history.examples(points)
+    usable = np.flatnonzero((drawn.label != CANCELLED) & (drawn.label != UNKNOWN))
+    rows, points = drawn.take(usable), points.take(usable)
+    if not rows.snapshot.any():
+        raise SpecError("nobody is eligible as of these dates", hint="look at `eligibility` in the spec")
+    progress("fitting the baselines on what the model knew")
+    baselines, learned_until = _baselines(history, scorer)
+    progress("scoring")
+    p = scorer.score(points.rows, points.as_of).astype(np.float64)
+    scores = {MODEL: p, **baselines.probabilities(rows)}
+    progress("judging")
+    by_date = {date: rows.snapshot & (rows.as_of == date) for date in dates}
+    judged = {date: _judged(rows, scores, mask, bootstrap) for date, mask in by_date.items() if mask.any()}
+    moments, groups = (
+        judge_parts(rows, scores, masks, bootstrap=bootstrap)
+        for masks in (moments_of(rows), slices_of(rows, spec))
+    )
+    return Offline(
+        title=manifest.title,
+        horizon_ms=spec.horizon_ms,
+        until_ms=known.until_ms,
+        seen=[date for date in dates if date + spec.horizon_ms < learned_until],
+        snapshots=judged,
+        evaluation=_judged(rows, scores, rows.snapshot, bootstrap),
+        moments=moments,
+        groups=groups,
+        alerts=_alerts(rows, p, scorer),
+        examples=rows,
+        points=points,
+        scores=scores,
+    )
+
+
+def _baselines(history: History, scorer: Scorer) -> tuple[Baselines, int]:
+    """Fitted on what the model knew, and until when that was, ms UTC."""
+    config = scorer.manifest.train_config or TrainConfig()
+    until = scorer.manifest.labels_until
+    until_ms = min(epoch_ms(until), history.known_until_ms) if until else history.known_until_ms
+    known = History(history.layout, history.log, until_ms, history.inputs)
+    usable = draw(
+        known, examples_max=config.examples_max, every_ms=config.snapshot_every_ms, seed=config.seed
+    ).usable()
+    held = held_out(history.log.customers)[usable.customer]
+    spec = history.layout.spec
+    return Baselines.of(spec, usable.take(~held), usable.take(held), config.seed), until_ms
+
+
+def _judged(
+    rows: Examples, scores: Mapping[str, NDArray[np.float64]], mask: NDArray[np.bool_], bootstrap: int
+) -> Evaluation:
+    cut = {name: p[mask] for name, p in scores.items()}
+    return evaluate(cut, rows.churned[mask], rows.customer[mask], bootstrap=bootstrap)
+
+
+def _alerts(rows: Examples, p: NDArray[np.float64], scorer: Scorer) -> Thresholds | None:
+    decision, horizon = rows.cause != SNAPSHOT, scorer.layout.spec.horizon_ms
+    if not decision.any():
+        return None
+    start = int(rows.as_of[decision].min())
+    cut = rows.take(decision)
+    manifest = scorer.manifest
+    chosen = Thresholds(manifest.enter, manifest.exit, manifest.alert_rate)
+    return Peaks(start, horizon, cut.customer, cut.as_of, p[decision], cut.label).at(chosen)

@@ -1,0 +1,195 @@
+"""The test rows in parts, and the gate: beside what must come of them when a model is right, off, or worse."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from ebbtide.featurestore.record.features import features
+from ebbtide.featurestore.record.fold import EVENT, SILENCE
+from ebbtide.featurestore.record.replay import SNAPSHOT
+from ebbtide.featurestore.spec import parse_spec
+from ebbtide.model.errors import ModelRefused
+from ebbtide.model.examples.examples import Examples
+from ebbtide.model.judging.evaluate import Evaluation, evaluate
+from ebbtide.model.judging.gate import check_gate, refusals
+from ebbtide.model.judging.parts import Part, judge_parts, moments_of, slices_of
+from ebbtide.model.judging.thresholds import Thresholds
+
+F8 = NDArray[np.float64]
+SPEC = parse_spec(
+    {
+        "name": "shop", "horizon": "14d", "memory": "180d", "windows": {"7d": 7},
+        "kinds": [
+            {"name": "visit"},
+            {"name": "plan", "role": "attribute", "attribute": "category", "categories": ["free", "plus"]},
+        ],
+    }
+)  # fmt: skip
+DAYS = (0.0, 1 / 48, 0.5, 3.0, 20.0)
+NAMES = [
+    "just after an event",
+    "silent under 1 hour",
+    "silent under 1 day",
+    "silent under 1 week",
+    "silent longer",
+]
+
+
+def decisions(n: int = 500, seed: int = 0, snapshots: int = 0) -> tuple[Examples, F8]:
+    """n decisions of n customers at each moment, and snapshots; with the true probabilities."""
+    rng = np.random.default_rng(seed)
+    cause = np.concatenate([np.repeat([EVENT, *[SILENCE] * 4], n), np.full(snapshots, SNAPSHOT)]).astype(
+        np.uint8
+    )
+    silence = np.concatenate([np.repeat(DAYS, n), np.full(snapshots, 9.0)]).astype(np.float32)
+    customer = np.concatenate([np.tile(np.arange(n), 5), np.arange(snapshots)]).astype(np.int32)
+    p = expit(rng.normal(-1.0, 1.5, len(cause)))
+    churned = (rng.random(len(p)) < p).astype(np.int8)
+    values = np.zeros((len(p), len(features(SPEC))), np.float32)
+    values[:, 0] = silence
+    return Examples(customer, np.ones(len(p), np.int64), cause, churned, {"features": values}), p
+
+
+def parts_of(rows: Examples, scores: dict[str, Any]) -> dict[str, Part]:
+    return {part.name: part for part in judge_parts(rows, scores, moments_of(rows), bootstrap=100)}
+
+
+def snapshots_of(p: F8, y: F8, other: F8) -> Evaluation:
+    return evaluate({"model": p, "recency": other}, y, np.arange(len(y)), bootstrap=100)
+
+
+def test_every_decision_has_its_moment() -> None:
+    rows, p = decisions(40, snapshots=100)
+    table = parts_of(rows, {"model": p, "recency": rows.silence_days})
+    assert list(table) == NAMES
+    assert [part.rows for part in table.values()] == [40] * 5
+    assert not any(part.counts for part in table.values()), "40 customers are too few to say that p is off"
+    after = table["just after an event"]
+    assert after.values is not None
+    assert after.values["auroc"]["recency"] == 0.5
+    assert after.base_rate == pytest.approx(rows.churned[:40].mean())
+    assert "bias" not in after.as_json()
+
+
+def test_what_is_right_is_within_its_bound_at_all_moments() -> None:
+    """In 95 % of samples: of 40, at least 34, by the simultaneous bound and not by five single ones."""
+    held = 0
+    for seed in range(40):
+        rows, p = decisions(300, seed)
+        table = parts_of(rows, {"model": p, "recency": p})
+        held += all(part.within for part in table.values())
+    assert held >= 34
+
+
+def test_a_bias_is_seen_at_its_moment() -> None:
+    rows, p = decisions(1_000)
+    off = np.where(rows.cause == EVENT, expit(logit(p) + 0.8), p)
+    table = parts_of(rows, {"model": off, "recency": p})
+    after = table["just after an event"]
+    assert after.within is False
+    assert after.ratio is not None
+    assert after.ratio > 1.2
+    assert table["silent longer"].within is True
+
+
+def test_a_shift_of_the_base_rate_is_told_from_a_bias() -> None:
+    """All moments off alike: a bias each, and none once the shift that they share is removed."""
+    rows, p = decisions(1_000)
+    table = parts_of(rows, {"model": expit(logit(p) + 0.5), "recency": p})
+    assert not any(part.within for part in table.values())
+    assert all(part.shifted_within for part in table.values())
+
+
+def test_groups_are_categories_and_tenures() -> None:
+    rows, _ = decisions(10, snapshots=90)
+    named = [feature.name for feature in features(SPEC)]
+    values = rows.inputs["features"]
+    values[:, named.index("plan_is_free")] = np.arange(len(rows)) % 2
+    values[:, named.index("tenure")] = np.repeat([1.0, 20.0, 400.0], len(rows))[: len(rows)]
+    found = slices_of(rows, SPEC)
+    assert set(found) == {
+        "plan is free",
+        "plan is plus",
+        "known under 14d",
+        "known 14d to 8w",
+        "known over 8w",
+    }
+    assert found["plan is free"].sum() == 45, "snapshots alone"
+    assert found["plan is plus"].sum() == 0
+
+
+def test_the_gate_lets_pass_what_is_as_good() -> None:
+    rows, p = decisions(600)
+    y = rows.churned.astype(np.float64)
+    worse = np.random.default_rng(0).permutation(p)
+    found = refusals(
+        snapshots_of(p, y, p), list(parts_of(rows, {"model": p, "recency": worse}).values()), [], None
+    )
+    assert found == []
+    check_gate(found, "shop")
+
+
+def test_the_gate_refuses_what_is_surely_worse() -> None:
+    """On snapshots; at one moment alone; and not where too few rows leave it open."""
+    rows, p = decisions(600)
+    y = rows.churned.astype(np.float64)
+    coin = np.random.default_rng(0).permutation(p)
+    found = refusals(snapshots_of(coin, y, p), [], [], None)
+    assert ["AUROC" in each.figure for each in found] == [True, False]
+    assert "of recency on snapshots" in found[0].figure
+    with pytest.raises(ModelRefused, match=r"AUROC .* of recency on snapshots") as caught:
+        check_gate(found, "shop")
+    assert "--force" in str(caught.value.hint)
+    check_gate(found, "shop", force=True)
+
+    bad_at_one = np.where(rows.cause == EVENT, coin, p)
+    moments = list(parts_of(rows, {"model": bad_at_one, "recency": p}).values())
+    found = refusals(snapshots_of(p, y, p), moments, [], None)
+    assert found
+    assert all("just after an event" in each.figure for each in found)
+
+    few = slice(0, 40)
+    shaken = expit(logit(p) + np.random.default_rng(1).normal(0, 0.3, len(p)))
+    assert refusals(snapshots_of(shaken[few], y[few], p[few]), [], [], None) == []
+
+
+def test_the_gate_refuses_probabilities_twice_too_high() -> None:
+    rows, p = decisions(1_000)
+    high = np.where(rows.cause == EVENT, p * 0.35, p)
+    y = (
+        np.random.default_rng(5).random(len(p)) < high
+    )  # what happens just after an event is a third of what is said
+    truth = Examples(rows.customer, rows.as_of, rows.cause, y.astype(np.int8), rows.inputs)
+    moments = list(parts_of(truth, {"model": p}).values())
+    found = refusals(snapshots_of(p, y.astype(float), p), moments, [], None)
+    off = [each.figure for each in found if "mean probability" in each.figure]
+    assert len(off) == 1
+    assert off[0].endswith("just after an event")
+
+
+def test_the_gate_refuses_alerts_that_nobody_asked_for() -> None:
+    p = np.random.default_rng(0).random(400)
+    good = snapshots_of(p, (np.random.default_rng(1).random(400) < p).astype(float), p)
+    for given, customers, refused in (
+        (0.458, 900, True),
+        (0.13, 900, False),
+        (0.005, 900, False),
+        (0.458, 50, False),
+    ):
+        tested = Thresholds(0.5, 0.4, 0.10, alerted=given, customer_horizons=customers)
+        found = refusals(good, [], [], tested)
+        assert bool(found) is refused
+        if refused:
+            assert f"{given:.1%}" in found[0].figure
+            assert "10.0%" in found[0].figure
+
+
+def test_the_gate_refuses_figures_that_cannot_be_known() -> None:
+    """One class among the snapshots: AUROC is NaN, and NaN is below nothing."""
+    p = np.random.default_rng(0).random(50)
+    found = refusals(snapshots_of(p, np.zeros(50), p / 2), [], [], None)
+    with pytest.raises(ModelRefused, match="auroc of model"):
+        check_gate(found, "shop")
