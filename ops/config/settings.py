@@ -83,6 +83,13 @@ class TopicSettings(_Frozen):
         return self
 
 
+class AlertSettings(_Frozen):
+    """`exactly_once`: alerts and the committed offset in one Kafka transaction, so that who reads committed records
+    (isolation.level=read_committed) sees each alert once; else at least once, with the same id, in order."""
+
+    exactly_once: bool = False
+
+
 class PolicySettings(_Frozen):
     """When episodes open and close. `enter` and `exit` come from the model's manifest unless given here."""
 
@@ -136,6 +143,7 @@ class Settings(_Frozen):
     kafka: KafkaSettings = KafkaSettings(url=LOCAL)
     redis: RedisSettings = RedisSettings()
     topics: TopicSettings = TopicSettings()
+    alerts: AlertSettings = AlertSettings()
     policy: PolicySettings = PolicySettings()
     batching: BatchingSettings = BatchingSettings()
     http: HttpSettings = HttpSettings()

@@ -10,8 +10,9 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import Settings
 from ebbtide.stream.kafka.client import check_connection
-from ebbtide.stream.kafka.producer import PRODUCE_BATCH_BYTES
+from ebbtide.stream.kafka.producer import PRODUCE_BATCH_BYTES, KafkaSink
 from ebbtide.stream.kafka.topics import TopicSpec
+from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
 
 MESSAGE_BYTES_MIN = 2 * PRODUCE_BATCH_BYTES
 """What an output topic has to take: a batch of ours. An alert, a score, a dead letter without its body are far less."""
@@ -43,6 +44,11 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
             )
         )
     return specs
+
+
+def open_delivery(settings: Settings) -> KafkaSink | ExactlyOnce:
+    """The way out of a worker's partitions, to be entered: exactly once or at least once, as the settings say."""
+    return ExactlyOnce(settings.kafka) if settings.alerts.exactly_once else KafkaSink(settings.kafka)
 
 
 @asynccontextmanager

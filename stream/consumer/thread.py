@@ -20,6 +20,7 @@ driver, and pinned by `tests/integration/test_transport.py` and `tests/unit/test
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from ebbtide.stream.consumer import offsets
 from ebbtide.stream.consumer.membership import Membership, group_consumer
 from ebbtide.stream.errors import (
     BrokerMisconfigured,
+    BrokerUnavailable,
     CheckpointOutsideLog,
     PartitionFault,
     PartitionRevoked,
@@ -110,6 +112,8 @@ class BatchThread(AIOKafkaConsumerThread):
         self._watching: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._committing: asyncio.Task[Any] | None = None
+        self._held = Counter[TopicPartition]()  # whose committed offsets move in transactions, just now
+        self._doubtful: frozenset[TopicPartition] = frozenset()  # whose last commit may still arrive
         self._membership = Membership(self._settings)
         self._next_s = 0.0  # not earlier are records handed on, by the thread's loop
 
@@ -272,7 +276,7 @@ class BatchThread(AIOKafkaConsumerThread):
         revoked, self._owned = self._owned, frozenset()
         if self._committing is not None:
             self._committing.cancel()
-        last = self._owner.uncommitted()
+        last = self._not_held(self._owner.uncommitted())
         # Not awaited: however busy the loop is, the group does not wait for it. The order of notes is kept.
         self.parent_loop.call_soon_threadsafe(self._owner.note_revoked, revoked)
         return last
@@ -290,6 +294,9 @@ class BatchThread(AIOKafkaConsumerThread):
         consumer.pause(*assigned)
         self._membership.joined(consumer)
         self._owned = assigned
+        # Kafka takes nothing more of an earlier generation; a transaction that is left over is fenced before a commit.
+        self._doubtful = frozenset()
+        self._held.clear()
         self._share_fetch_bytes()
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch_ends())
@@ -348,20 +355,55 @@ class BatchThread(AIOKafkaConsumerThread):
                     self._log_ends = await offsets.log_ends(self._ensure_consumer(), self._owned)
             await asyncio.sleep(ENDS_EVERY_S)
 
-    async def commit_done(
-        self, committed: Mapping[TopicPartition, CommittedOffset], owned: frozenset[TopicPartition]
-    ) -> bool:
-        """Commit what was noted while `owned` was ours. False if Kafka may not have it: it stays to be committed.
+    async def commit_done(self, owned: frozenset[TopicPartition]) -> Mapping[TopicPartition, CommittedOffset]:
+        """Commit what may be, as noted by now while `owned` was ours. Returns what Kafka has; what it may not have
+        stays to be committed.
 
         A commit does not outlive its assignment: delayed past two rebalances, it could take a committed offset back.
         """
-        if owned is not self._owned:
-            return False
-        self._committing = asyncio.current_task()
+        committed = self._not_held(self._owner.uncommitted())
+        if owned is not self._owned or not committed:
+            return {}
+        return committed if await self._commit_all(committed) else {}
+
+    async def _commit_all(self, committed: Mapping[TopicPartition, CommittedOffset]) -> bool:
+        self._committing, tps = asyncio.current_task(), frozenset(committed)
+        self._doubtful |= tps
         try:
-            return await offsets.commit(self._settings, self._ensure_consumer(), committed, COMMIT_S)
+            done = await offsets.commit(self._settings, self._ensure_consumer(), committed, COMMIT_S)
         finally:
             self._committing = None
+        if done:
+            self._doubtful -= tps
+        return done
+
+    def _not_held(
+        self, committed: Mapping[TopicPartition, CommittedOffset]
+    ) -> dict[TopicPartition, CommittedOffset]:
+        return {tp: at for tp, at in committed.items() if not self._held[tp]}
+
+    async def hold(self, tps: frozenset[TopicPartition]) -> frozenset[TopicPartition]:
+        """As `Source.hold_commits`. A commit without an answer may arrive later: one that has an answer comes first."""
+        mine = tps & self._owned
+        self._held.update(mine)
+        try:
+            while self._committing is not None:
+                await asyncio.wait({self._committing})
+            if doubtful := mine & self._doubtful:
+                known = self._owner.uncommitted()
+                again = {tp: known[tp] for tp in doubtful if tp in known}
+                if again and not await self._commit_all(again):
+                    raise BrokerUnavailable("it is not known whether a commit is still under way")
+                self._doubtful -= doubtful
+        except BaseException:
+            self._held.subtract(mine)
+            raise
+        return mine
+
+    def release(self, tp: TopicPartition) -> None:
+        """As `Source.release_commits`."""
+        if self._held[tp] > 0:  # it is not of an earlier assignment
+            self._held[tp] -= 1
 
     # -- start and stop
 

@@ -37,7 +37,7 @@ from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import ensure_topics
-from ebbtide.stream.outputs.message import Message, Sink
+from ebbtide.stream.outputs.message import Delivery, Message
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
@@ -156,7 +156,7 @@ class World:
         redis = self.settings.redis.model_copy(update={"prefix": self.prefix(name)})
         return self.settings.model_copy(update={"redis": redis})
 
-    def tools(self, kind: Kind, store: Store, sink: Sink, telemetry: Telemetry | None = None) -> Tools:
+    def tools(self, kind: Kind, store: Store, sink: Delivery, telemetry: Telemetry | None = None) -> Tools:
         """What a pipeline works with."""
         topics, said = self.settings.topics, telemetry or Telemetry()
         batcher = Batcher(lambda: kind.model, self.clock, said, deadline_s=0.05, linger_s=0.0)
