@@ -93,8 +93,9 @@ class Run:
             staged = await publishing
             (models / "chaos").mkdir(parents=True)
             publish_next(models / "chaos", staged[0])
-            settings = direct(scene, spec, models, "chaos", shape)
-            holed = direct(scene, spec, models, "chaos-compacted", shape)
+            settings = direct(scene, spec, models, "chaos", shape, exactly_once=not shape.at_least_once)
+            # So that each run has one topic at least of either promise, unless it is told otherwise.
+            holed = direct(scene, spec, models, "chaos-compacted", shape, exactly_once=False)
             holes = Holes(shape, scene, holed, self._forks, folder)
             writing = asyncio.create_task(holes.produce())
             acknowledged = await self._under_faults(scene, settings, staged)

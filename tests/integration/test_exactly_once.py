@@ -1,12 +1,15 @@
 """The transactional way out on a real Kafka: whole, once, in order, and nothing of an owner that is none any more."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.client import CoordinationType
 from aiokafka.structs import OffsetAndMetadata
 
 from ebbtide.featurestore.errors import Fenced
@@ -17,10 +20,12 @@ from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, partition_for
+from ebbtide.stream.kafka.transactions.link import Link
 from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
 from ebbtide.stream.outputs.message import Message, Parcel
 from tests.support.seams.streams import Faults, LogSource
 from tests.support.servers.services import Services
+from tests.support.workers.worlds import OLD, Clicks, World
 
 PARTITIONS = 3
 
@@ -108,6 +113,102 @@ async def test_an_owner_that_is_none_any_more_is_refused(stack: Services, unique
         assert isinstance(refused, Fenced)
     assert await values(settings, out) == [b"1", b"2", b"3", b"4"]
     assert await committed(settings) == {0: CommittedOffset(4, "")}
+
+
+class StoppingLink(Link):
+    """Stops for good, or until it is woken, at a request: before it is sent, or when its answer is on its way. `at`:
+    its name, the first of its kind, or its number."""
+
+    def __init__(self, settings: KafkaSettings, at: str | int, *, answered: bool) -> None:
+        super().__init__(settings)
+        self._at, self._answered, self._asked = at, answered, 0
+        self.stopped, self.wake = asyncio.Event(), asyncio.Event()
+
+    async def to_leader(self, leader: int, request: Any, lane: int) -> Any:
+        async with self._stopping(request):
+            return await super().to_leader(leader, request, lane)
+
+    async def to_coordinator(self, kind: CoordinationType, key: str, request: Any, lane: int) -> Any:
+        async with self._stopping(request):
+            return await super().to_coordinator(kind, key, request, lane)
+
+    @asynccontextmanager
+    async def _stopping(self, request: Any) -> AsyncIterator[None]:
+        self._asked += 1
+        here = not self.stopped.is_set() and self._at in (self._asked, type(request).__name__)
+        if here and not self._answered:
+            self.stopped.set()
+            await self.wake.wait()
+        yield
+        if here and self._answered:
+            self.stopped.set()
+            await self.wake.wait()
+
+
+REQUESTS = ("AddPartitionsToTxn", "AddOffsetsToTxn", "Produce", "TxnOffsetCommit", "EndTxn")
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("request_name", REQUESTS)
+async def test_wherever_an_owner_stops_each_alert_is_there_once(
+    stack: Services, unique_name: str, request_name: str, answered: bool
+) -> None:
+    """Killed there or asleep, the next one asks how far it is and says what was not said; and the sleeper, who wakes
+    in the middle of its transaction, says nothing."""
+    settings = settings_for(stack.kafka_url, unique_name)
+    out = await make_topics(settings)
+    alerts = [Message(out, b"jane", b"1"), Message(out, b"joe", b"2"), Message(out, b"jane", b"3")]
+    parcel = Parcel(0, alerts, CommittedOffset(7, "m"))
+    link = StoppingLink(settings, f"{request_name}Request", answered=answered)
+    async with ExactlyOnce(settings, link) as sleeper, delivery(settings) as owner:
+        sleeper.attach(LogSource(unique_name, [[]] * PARTITIONS, seed=0, faults=Faults(0, 0.0)))
+        await sleeper.take_over(0)
+        sending = asyncio.create_task(sleeper.send_each([parcel]))
+        await link.stopped.wait()
+        await owner.take_over(0)
+        known = (await committed(settings)).get(0)
+        said = known is not None
+        assert said == (request_name == "EndTxn" and answered)
+        if not said:
+            assert await owner.send_each([parcel]) == [None]
+        link.wake.set()
+        (outcome,) = await sending
+        assert (outcome is None) == said
+        assert await owner.send_each([Parcel(0, [Message(out, b"jane", b"4")], CommittedOffset(8, ""))]) == [
+            None
+        ]
+    found = await values(settings, out)
+    assert sorted(found, key=str) == [b"1", b"2", b"3", b"4"]
+    assert [value for value in found if value != b"2"] == [b"1", b"3", b"4"]
+    assert (await committed(settings))[0] == CommittedOffset(8, "")
+
+
+async def test_workers_that_are_cut_off_say_each_alert_once(stack: Services, unique_name: str) -> None:
+    """Whole workers on real servers, each cut off at a random request of its way out, and one that ends its work: who
+    reads committed records sees what one undisturbed pipeline says, the same bytes, once, and in order a customer."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    world = World(stack, unique_name, scores=True)
+    await world.create()
+    clicks = Clicks(seed, unique_name, tombstones=0.005)
+    for _ in range(8):
+        await world.produce(clicks.next(150))
+        link = StoppingLink(world.settings.kafka, rng.randint(2, 40), answered=rng.random() < 0.5)
+        with suppress(BrokerUnavailable, TimeoutError):
+            async with (
+                asyncio.timeout(6.0),
+                world.working("p", OLD, drain=False, delivery=ExactlyOnce(world.settings.kafka, link)),
+            ):
+                await link.stopped.wait()
+    async with world.working("p", OLD, delivery=ExactlyOnce(world.settings.kafka)):
+        await world.until_done()
+    records, alerts = await world.offline(OLD)
+    said = [each for each in await world.said() if each.value is not None]
+    assert alerts and await world.records("p", OLD) == records
+    assert sorted(map(str, said)) == sorted(map(str, alerts))
+    for customer in {alert.customer for alert in alerts}:
+        assert [a for a in said if a.customer == customer] == [a for a in alerts if a.customer == customer]
 
 
 async def test_what_no_topic_takes_is_not_half_there(stack: Services, unique_name: str) -> None:

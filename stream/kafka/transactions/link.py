@@ -88,7 +88,7 @@ class Link:
             raise
 
     def leaders(self, tps: Iterable[TopicPartition]) -> dict[int, list[TopicPartition]]:
-        """The topic partitions by the broker that leads them, as last heard."""
+        """The topic partitions by the broker that leads them, as last heard. Raises LeaderNotAvailableError."""
         by_leader: dict[int, list[TopicPartition]] = {}
         for tp in tps:
             leader = self._open.cluster.leader_for_partition(tp)
@@ -101,6 +101,11 @@ class Link:
     def forget_leaders(self) -> None:
         """They are not what was last heard: have them told anew."""
         self._open.force_metadata_update()
+
+    async def heard_of_leaders(self) -> None:
+        """Ask who leads, and wait for the answer."""
+        await asyncio.sleep(LOOKUP_S)
+        await self._open.force_metadata_update()
 
     async def to_coordinator(self, kind: CoordinationType, key: str, request: Any, lane: int) -> Any:
         """The answer of who coordinates the transactional id, or the group, `key`."""

@@ -3,8 +3,9 @@
     take_over   InitProducerId: whatever an earlier owner left open is aborted, and it is refused from here on
     transact    1 AddPartitionsToTxn, AddOffsetsToTxn   2 Produce, TxnOffsetCommit   3 EndTxn
 
-A transaction lasts from its messages to their end and waits for Kafka alone. Nothing of it is tried again: what failed
-is aborted if that can be said, the producer counts as broken, and whoever owns the partition takes it over anew, asking
+A transaction lasts from its messages to their end and waits for Kafka alone. Nothing of it is tried again, but what
+was surely not done, because a place has moved or the last transaction's markers are not written yet: what failed is
+aborted if that can be said, the producer counts as broken, and whoever owns the partition takes it over anew, asking
 first how far it is. So a producer that expired, was fenced or may be in doubt is one case, and the one who is told of
 it is the one who knows whether the partition is still ours. *Its epoch is the fence*: taken over from elsewhere, none
 of its requests has an effect any more, also those that are still on their way.
@@ -50,6 +51,12 @@ SETTLING = (
     kafka_errors.NotCoordinatorError,
 )
 """Nothing was done; ask again in a moment."""
+ELSEWHERE = (
+    kafka_errors.LeaderNotAvailableError,
+    kafka_errors.NotLeaderForPartitionError,
+    kafka_errors.UnknownTopicOrPartitionError,
+)
+"""Of a broker that does not lead a topic partition, any more or yet."""
 FENCED = (
     kafka_errors.InvalidProducerEpoch,
     kafka_errors.InvalidProducerIdMapping,
@@ -176,6 +183,8 @@ class PartitionProducer:
             error = kafka_errors.for_code(answer.error_code)
             if error is kafka_errors.NoError:
                 return
+            if error is kafka_errors.GroupAuthorizationFailedError:
+                raise _named(error, self._settings.group)
             if error not in SETTLING:
                 raise _named(error, self._id)
             await self._settle(error)
@@ -187,15 +196,22 @@ class PartitionProducer:
 
     async def _produce(self, batches: Sequence[Mapping[TopicPartition, bytes]]) -> None:
         for batch in batches:
-            leaders = self._link.leaders(batch)
-            await _all(
-                [self._produce_to(leader, {tp: batch[tp] for tp in tps}) for leader, tps in leaders.items()]
-            )
+            left = dict(batch)
+            while left:
+                leaders = self._link.leaders(left)
+                await _all([self._produce_to(node, tps, left) for node, tps in leaders.items()])
+                if (
+                    left
+                ):  # a leader has moved: it took nothing, and a batch's numbers let it be there but once
+                    await self._link.heard_of_leaders()
 
-    async def _produce_to(self, leader: int, batches: Mapping[TopicPartition, bytes]) -> None:
+    async def _produce_to(
+        self, leader: int, tps: Sequence[TopicPartition], left: dict[TopicPartition, bytes]
+    ) -> None:
+        """Send what is `left` of a broker's topic partitions; what it took is left no more."""
         topics: dict[str, list[tuple[int, bytes]]] = {}
-        for tp, batch in batches.items():
-            topics.setdefault(tp.topic, []).append((tp.partition, batch))
+        for tp in tps:
+            topics.setdefault(tp.topic, []).append((tp.partition, left[tp]))
         request = ProduceRequest(
             self._id, ALL_REPLICAS, ms(self._settings.request_timeout_s), list(topics.items())
         )
@@ -203,9 +219,9 @@ class PartitionProducer:
         for topic, partitions in answer.topics:
             for number, code, *_ in partitions:
                 error = kafka_errors.for_code(code)
-                if error is not kafka_errors.NoError:
-                    if error.invalid_metadata:
-                        self._link.forget_leaders()
+                if error is kafka_errors.NoError:
+                    del left[TopicPartition(topic, number)]
+                elif error not in ELSEWHERE:
                     raise _named(error, topic, number)
 
     async def _commit_offset(self, committed: CommittedOffset) -> None:
@@ -219,7 +235,8 @@ class PartitionProducer:
             if error is kafka_errors.NoError:
                 return
             if error not in SETTLING:
-                raise _named(error, settings.group)
+                is_group = error is kafka_errors.GroupAuthorizationFailedError
+                raise _named(error, settings.group if is_group else settings.topic)
             self._link.moved(GROUP, settings.group)
             await asyncio.sleep(SETTLING_S)
 

@@ -32,8 +32,8 @@ from ebbtide.stream.outputs.message import Parcel
 class ExactlyOnce:
     """The `Delivery` of a worker (see there). An async context manager."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings, self._link = settings, Link(settings)
+    def __init__(self, settings: KafkaSettings, link: Link | None = None) -> None:
+        self._settings, self._link = settings, link or Link(settings)
         self._producers: dict[int, PartitionProducer] = {}
         self._source: Source | None = None
 
