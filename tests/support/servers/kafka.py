@@ -176,7 +176,8 @@ def broken() -> str:
 
 
 async def allow(secure: SecureKafka, user: str, *rights: str) -> None:
-    """Grant `user` rights like "READ on topic x", on exactly that resource, or on all ids with that prefix; returns once the broker knows them."""
+    """Grant `user` rights like "READ on topic x", on exactly that resource or, of transactional ids, all with that
+    prefix; returns once the broker knows them."""
     client = AIOKafkaAdminClient(bootstrap_servers=secure.url("plain"))
     await client.start()
     try:
