@@ -102,7 +102,7 @@ class Shape:
             "states_made_again": 1,
             "aborted_runs": 1,
             "compacted_kills": 1,
-            "compacted_gaps": self.partitions,
+            "compacted_gaps": min(self.partitions, 8),
             "memories": 4,
             "alerts": 1,
             "dead_letters": 1,
