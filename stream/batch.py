@@ -16,7 +16,7 @@ pipeline depends on `Source`; `stream/consumer/transport.py` is the real one, an
 another.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -173,4 +173,22 @@ class Source(Protocol):
 
     def advance_committed(self, partition: int, offset: int, metadata: str = "") -> None:
         """All before `offset` has been applied and sent: let the committed offset advance to it, soon, never back."""
+        ...
+
+    async def hold_commits(self, partitions: Set[int]) -> frozenset[int]:
+        """No ordinary commit of these is under way, and none begins, until `release_commits`: their committed offsets
+        move in transactions meanwhile, and what Kafka wrote last would stand. Returns those that are ours. Raises
+        BrokerUnavailable when it is not known whether a commit is still under way."""
+        ...
+
+    def release_commits(self, partition: int) -> None:
+        """Undo one `hold_commits` that returned it."""
+        ...
+
+    def note_committed(self, partition: int, committed: CommittedOffset) -> None:
+        """Kafka holds this, by a transaction."""
+        ...
+
+    def forget_committed(self, partition: int) -> None:
+        """It is not known what Kafka holds: ask, the next time; and commit nothing before that."""
         ...

@@ -5,8 +5,9 @@
                                                 one atomic commit a partition, fenced by its checkpoint
 
 A crash before 5 changes nothing; after 5 the next owner finds the outbox and sends it again, the same ids, the same
-bytes, in order. Dead letters, tombstones and scores are sent and acknowledged before 5, so that what a partition moves
-past is never lost; after a crash they may be there twice, with the same position.
+bytes, in order: exactly once where the sink makes transactions (`stream/kafka/transactions/`). Dead letters, tombstones
+and scores are sent and acknowledged before 5, so that what a partition moves past is never lost; after a crash they may
+be there twice, with the same position.
 
 What was sent before is not sent again (`stream/suppression.py`): a state that is made a second time, by a replay of the
 log, takes every step but speaks only from the group's committed offset on. A row that the model cannot score loses its
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.errors import EbbtideError, Fenced
+from ebbtide.featurestore.errors import Fenced
 from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
@@ -34,7 +35,7 @@ from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.errors import DeadLetterFlood, PartitionRevoked
 from ebbtide.stream.outputs.compose import Composer
-from ebbtide.stream.outputs.message import Message, Sink
+from ebbtide.stream.outputs.message import Delivery, Message, Parcel
 from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages
 from ebbtide.stream.outputs.report import report
 from ebbtide.stream.policy import Transition, decide
@@ -64,7 +65,7 @@ class Tools:
     parser: Parser
     store: Store
     cache: Cache
-    sink: Sink
+    sink: Delivery
     batcher: Batcher
     clock: Clock
     telemetry: Telemetry
@@ -159,7 +160,7 @@ class Pipeline:
         if messages := pre_commit_messages(tools.topic, tools.outputs, verdicts):
             messages = await self._fenced(work, messages)
             watch.lap("store")
-            await self._send(work, messages)
+            await self._send(work, messages, with_offset=False)
             watch.lap("emit")
         commits = self._commits(verdicts)
         applied = await answers(tools.store.apply_each(list(commits.values())))
@@ -172,9 +173,10 @@ class Pipeline:
                     tools.cache.put(commit)
         watch.lap("store")
 
-        # 6. emit the outbox and wait for the acknowledgements
+        # 6. emit the outbox, with how far that is, and wait for the acknowledgements
         alerts = {j: entries for j in work.alive if (entries := verdicts.alerts.get(j))}
-        await self._send(work, {j: self.alert_messages(entries) for j, entries in alerts.items()})
+        messages = {j: self.alert_messages(entries) for j, entries in alerts.items()}
+        await self._send(work, messages, with_offset=True)
         for j, entries in alerts.items():
             if j not in work.failed:
                 work.pieces[j].opened.acked = [entry.id for entry in entries]
@@ -188,10 +190,19 @@ class Pipeline:
         who has been forgotten since, and nobody would forget it a second time.
         """
         outbox = await self._tools.store.outbox(opened.partition)
+        if opened.stored is not None:
+            # Unless the outbox was lost after the checkpoint was read, and what is empty, or older, is another one: its
+            # alerts would count as sent.
+            for error in (await self.verify_fence([opened])).values():
+                raise error
         since = opened.suppression.outputs_from
         messages = self.alert_messages([entry for entry in outbox if entry.offset >= since])
         if messages:
-            await self._tools.sink.send_all(messages)
+            for refused in await self._tools.sink.send_each(
+                [Parcel(opened.partition, messages, opened.committed)]
+            ):
+                if refused is not None:
+                    raise refused
         opened.acked = [entry.id for entry in outbox]
 
     async def verify_fence(self, opened: Sequence[Opened]) -> dict[int, Exception]:
@@ -290,15 +301,17 @@ class Pipeline:
         work.failed |= {asked[i]: error for i, error in wrong.items()}
         return {j: messages[j] for j in work.alive if j in messages}
 
-    async def _send(self, work: Work, messages: dict[int, list[Message]]) -> None:
+    async def _send(self, work: Work, messages: dict[int, list[Message]], *, with_offset: bool) -> None:
         """Send and wait until Kafka has them; the pieces that had something to say leave when that is not known."""
-        flat = [message for each in messages.values() for message in each]
-        if not flat:
+        if not messages:
             return
-        try:
-            await self._tools.sink.send_all(flat)
-        except EbbtideError as error:
-            work.failed |= dict.fromkeys(messages, error)
+        opened = {j: work.pieces[j].opened for j in messages}
+        parcels = [
+            Parcel(opened[j].partition, each, opened[j].committed if with_offset else None)
+            for j, each in messages.items()
+        ]
+        outcomes = await self._tools.sink.send_each(parcels)
+        work.failed |= {j: error for j, error in zip(messages, outcomes, strict=True) if error is not None}
 
     def _commits(self, verdicts: Verdicts) -> dict[int, Commit]:
         """By piece: its records, due times and alerts, and the checkpoint that they lead to."""

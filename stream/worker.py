@@ -118,6 +118,7 @@ class Worker:
     def attach(self, source: Source) -> None:
         """The source whose callbacks will come; before `run`."""
         self._source = source
+        self._tools.sink.attach(source)
 
     @property
     def partitions(self) -> dict[int, Partition]:

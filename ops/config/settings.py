@@ -15,11 +15,12 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX
 from ebbtide.featurestore.store.redis.credentials import Credentials, in_url
-from ebbtide.featurestore.times.durations import DurationMs, format_duration
+from ebbtide.featurestore.times.durations import DAY_MS, DurationMs, format_duration
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.kafka.settings import KafkaSettings
 
 DEFAULT_SPEC = Path(__file__).parents[1] / "specs" / "demo.yaml"
+RETENTION_MS_MIN = 4_000
 LOCAL = "local:0"
 """Stands for a Kafka URL that is not known yet: the local stack fills it in."""
 
@@ -68,12 +69,23 @@ class RedisSettings(_Frozen):
 
 
 class TopicSettings(_Frozen):
-    """The output topics, and how many partitions a topic gets that does not exist yet."""
+    """The output topics, and how many partitions a topic gets that does not exist yet.
+
+    `alerts_retention`, `dead_letters_retention`: after so long at the latest nothing of a record is left in the topic;
+    of the scores' topic, nothing of a score that was superseded or forgotten (as for alerts). It is how long an erasure
+    takes: a tombstone cannot reach what lies in a topic. What `dlq replay` remembers of a topic Kafka keeps for 7 days.
+    """
 
     alerts: str = "churn-alerts"
     dead_letters: str = "clickstream-dead-letters"
     scores: str | None = None
     partitions: int = Field(default=4, ge=1)
+    alerts_retention_ms: DurationMs = Field(
+        default=28 * DAY_MS, ge=RETENTION_MS_MIN, alias="alerts_retention"
+    )
+    dead_letters_retention_ms: DurationMs = Field(
+        default=7 * DAY_MS, ge=RETENTION_MS_MIN, alias="dead_letters_retention"
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -81,6 +93,13 @@ class TopicSettings(_Frozen):
         if len(set(names)) != len(names):
             raise ValueError("alerts, dead_letters and scores must be different topics")
         return self
+
+
+class AlertSettings(_Frozen):
+    """`exactly_once`: alerts and the committed offset in one Kafka transaction, so that who reads committed records
+    (isolation.level=read_committed) sees each alert once; else at least once, with the same id, in order."""
+
+    exactly_once: bool = False
 
 
 class PolicySettings(_Frozen):
@@ -136,6 +155,7 @@ class Settings(_Frozen):
     kafka: KafkaSettings = KafkaSettings(url=LOCAL)
     redis: RedisSettings = RedisSettings()
     topics: TopicSettings = TopicSettings()
+    alerts: AlertSettings = AlertSettings()
     policy: PolicySettings = PolicySettings()
     batching: BatchingSettings = BatchingSettings()
     http: HttpSettings = HttpSettings()

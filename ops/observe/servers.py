@@ -1,7 +1,7 @@
-"""Redis and Kafka as seen from here: the same store and sink, and what each call took or failed of.
+"""Redis and Kafka as seen from here: the same store and way out, and what each call took or failed of.
 
     redis    one observation for a round of questions that were sent together: until the last answer came
-    kafka    one for what was sent together: until the last acknowledgement
+    kafka    one for what was sent together: until the last acknowledgement, or the end of the last transaction
 
 So a slow server shows as such, beside the stage of a turn that waited for it. A command that builds a worker without
 metrics takes the plain ones.
@@ -11,13 +11,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import Commit, Loaded, LoadRequest
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.stream.clock import Clock
-from ebbtide.stream.kafka.producer import KafkaSink
-from ebbtide.stream.kafka.settings import KafkaSettings
-from ebbtide.stream.outputs.message import Message
+from ebbtide.stream.outputs.message import Delivery, Message, Parcel
 
 OnCall = Callable[[str, float, Sequence[str], int], None]
 """Told of each call: its operation, seconds, the error classes that it met, and how much it asked or sent."""
@@ -61,26 +60,39 @@ class MeasuredStore(RedisStore):
         return futures
 
 
-class MeasuredSink(KafkaSink):
-    """A `KafkaSink` that tells `on_call` of its sends, as "send", and `on_sent` of what was acknowledged."""
+class MeasuredDelivery:
+    """A `Delivery` that tells `on_call` of what it does, as "send" and "take_over", and `on_sent` of the messages of
+    each parcel that was acknowledged."""
 
     def __init__(
         self,
         clock: Clock,
         on_call: OnCall,
-        settings: KafkaSettings,
+        delivery: Delivery,
         on_sent: Callable[[Sequence[Message]], None] = lambda _: None,
     ) -> None:
-        super().__init__(settings)
-        self._clock, self._on_call, self._on_sent = clock, on_call, on_sent
+        self._clock, self._on_call, self._delivery, self._on_sent = clock, on_call, delivery, on_sent
+        self.attach, self.abandon = delivery.attach, delivery.abandon
 
-    async def send_all(self, messages: Sequence[Message]) -> None:
+    async def take_over(self, partition: int) -> None:
+        """As in `Delivery`."""
         began_s, errors = self._clock.monotonic_s(), list[str]()
         try:
-            await super().send_all(messages)
+            await self._delivery.take_over(partition)
         except Exception as error:
             errors.append(type(error).__name__)
             raise
         finally:
-            self._on_call("send", self._clock.monotonic_s() - began_s, errors, len(messages))
-        self._on_sent(messages)
+            self._on_call("take_over", self._clock.monotonic_s() - began_s, errors, 0)
+
+    async def send_each(self, parcels: Sequence[Parcel]) -> list[EbbtideError | None]:
+        """As in `Delivery`."""
+        began_s = self._clock.monotonic_s()
+        outcomes = await self._delivery.send_each(parcels)
+        errors = [type(error).__name__ for error in outcomes if error is not None]
+        messages = sum(len(parcel.messages) for parcel in parcels)
+        self._on_call("send", self._clock.monotonic_s() - began_s, errors, messages)
+        for parcel, error in zip(parcels, outcomes, strict=True):
+            if error is None:
+                self._on_sent(parcel.messages)
+        return outcomes

@@ -24,7 +24,7 @@ from ebbtide.ops.state.plan import NotOurs, Plan, open_ours
 from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.errors import BrokerUnavailable, ScorerUnavailable
 from ebbtide.stream.kafka.committed_log import CommittedLog
-from ebbtide.stream.outputs.message import Message
+from ebbtide.stream.outputs.message import AtLeastOnce, Message
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.retry import Backoff
 from ebbtide.stream.telemetry import Telemetry, TurnDone
@@ -45,7 +45,7 @@ AWAY = (StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
 Progress = Callable[[float, float, str], None]
 
 
-class ForbiddenSink:
+class ForbiddenSink(AtLeastOnce):
     """A sink that is given nothing. What it is given all the same would be said a second time."""
 
     async def send_all(self, messages: Sequence[Message]) -> None:

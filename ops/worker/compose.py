@@ -25,7 +25,7 @@ from ebbtide.model.serving.slot import ScorerSlot, ServedVersion
 from ebbtide.ops.config.settings import PolicySettings, Settings
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.outputs.dead_letter import BYTES_MAX
-from ebbtide.stream.outputs.message import Sink
+from ebbtide.stream.outputs.message import Delivery
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.policy import Policy
@@ -67,7 +67,7 @@ async def tools_of(
     layout: Layout,
     slot: ScorerSlot[Policy],
     store: Store,
-    sink: Sink,
+    sink: Delivery,
     telemetry: Telemetry,
     dead_letter_bytes_max: int = BYTES_MAX,
 ) -> Tools:

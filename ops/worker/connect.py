@@ -10,8 +10,9 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import Settings
 from ebbtide.stream.kafka.client import check_connection
-from ebbtide.stream.kafka.producer import PRODUCE_BATCH_BYTES
+from ebbtide.stream.kafka.producer import PRODUCE_BATCH_BYTES, KafkaSink
 from ebbtide.stream.kafka.topics import TopicSpec
+from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
 
 MESSAGE_BYTES_MIN = 2 * PRODUCE_BATCH_BYTES
 """What an output topic has to take: a batch of ours. An alert, a score, a dead letter without its body are far less."""
@@ -20,29 +21,56 @@ MESSAGE_BYTES_MIN = 2 * PRODUCE_BATCH_BYTES
 def topic_specs(settings: Settings) -> list[TopicSpec]:
     """The topics a worker needs; the score topic is compacted, since it holds the latest score of everyone."""
     topics = settings.topics
+    alerts_gone, letters_gone = gone_by(topics.alerts_retention_ms), gone_by(topics.dead_letters_retention_ms)
     specs = [
         TopicSpec(settings.kafka.topic, topics.partitions, "topics.partitions"),
-        TopicSpec(topics.alerts, topics.partitions, "topics.partitions", message_bytes_min=MESSAGE_BYTES_MIN),
+        TopicSpec(
+            topics.alerts,
+            topics.partitions,
+            "topics.partitions",
+            {"cleanup.policy": "delete", **alerts_gone},
+            message_bytes_min=MESSAGE_BYTES_MIN,
+            at_most=alerts_gone,
+        ),
         # Made by us it takes whatever the input takes, with headers on top; else what does not fit is omitted.
         TopicSpec(
             topics.dead_letters,
             topics.partitions,
             "topics.partitions",
-            {"max.message.bytes": str(settings.kafka.produce_bytes_max)},
+            {
+                "cleanup.policy": "delete",
+                **letters_gone,
+                "max.message.bytes": str(settings.kafka.produce_bytes_max),
+            },
             message_bytes_min=MESSAGE_BYTES_MIN,
+            at_most=letters_gone,
         ),
     ]
     if topics.scores is not None:
+        superseded_gone = gone_by(topics.alerts_retention_ms, "max.compaction.lag.ms")
         specs.append(
             TopicSpec(
                 topics.scores,
                 topics.partitions,
                 "topics.partitions",
-                {"cleanup.policy": "compact"},
+                {"cleanup.policy": "compact", **superseded_gone},
                 message_bytes_min=MESSAGE_BYTES_MIN,
+                at_most=superseded_gone,
             )
         )
     return specs
+
+
+def gone_by(retention_ms: int, name: str = "retention.ms") -> dict[str, str]:
+    """A topic's configuration by which a record is gone after `retention_ms`. Kafka drops a log by whole segments, so
+    in one that still grows a record stays for as long as its segment is open on top."""
+    segment_ms = retention_ms // 4
+    return {name: str(retention_ms - segment_ms), "segment.ms": str(segment_ms)}
+
+
+def open_delivery(settings: Settings) -> KafkaSink | ExactlyOnce:
+    """The way out of a worker's partitions, to be entered: exactly once or at least once, as the settings say."""
+    return ExactlyOnce(settings.kafka) if settings.alerts.exactly_once else KafkaSink(settings.kafka)
 
 
 @asynccontextmanager

@@ -35,11 +35,11 @@ from ebbtide.ops.http.probes import probes
 from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.at_scrape import MemoryNow
 from ebbtide.ops.observe.metrics import Metrics
-from ebbtide.ops.observe.servers import MeasuredSink, MeasuredStore
+from ebbtide.ops.observe.servers import MeasuredDelivery, MeasuredStore
 from ebbtide.ops.page.live import Live
 from ebbtide.ops.page.routes import page_routes
 from ebbtide.ops.worker.compose import load_slot, tools_of
-from ebbtide.ops.worker.connect import open_store, topic_specs
+from ebbtide.ops.worker.connect import open_delivery, open_store, topic_specs
 from ebbtide.ops.worker.models import watch_models
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
@@ -87,12 +87,13 @@ async def work(settings: Settings) -> None:
             counts[settings.kafka.topic],
             partial(MeasuredStore, clock, metrics.redis_called),
         ) as store,
-        MeasuredSink(clock, metrics.kafka_called, settings.kafka, live.sent) as sink,
+        open_delivery(settings) as plain,
     ):
         await check_state(store, layout)
         fits = min(takes.get(settings.topics.dead_letters, BYTES_MAX), settings.kafka.produce_bytes_max)
         slot = await loading
-        tools = await tools_of(settings, layout, slot, store, sink, metrics, fits)
+        delivery = MeasuredDelivery(clock, metrics.kafka_called, plain, live.sent)
+        tools = await tools_of(settings, layout, slot, store, delivery, metrics, fits)
         watched = asyncio.create_task(watch_memory(store, metrics), name="memory")
         try:
             await _serve(settings, tools, slot, metrics, live)

@@ -33,12 +33,15 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
 from ebbtide.stream.batch import CommittedOffset, Fetched, FetchedBatch, FetchFault, LogPosition
 from ebbtide.stream.consumer import offsets
+from ebbtide.stream.consumer.commits import Commits
 from ebbtide.stream.consumer.membership import Membership, group_consumer
 from ebbtide.stream.errors import (
+    AnotherLog,
     BrokerMisconfigured,
     CheckpointOutsideLog,
     PartitionFault,
     PartitionRevoked,
+    StreamError,
     UnreadableBatch,
 )
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
@@ -52,8 +55,6 @@ PACE_S = 0.004
 first after a pause goes at once, and a fetch of PACED_RECORDS is no trickle."""
 PACED_RECORDS = 256
 POLL_S = 1.0  # how long a fetch waits for data before it reports that there is none
-COMMIT_S = 3.0  # how long a commit may take before it is given up and tried again with newer offsets
-LAST_COMMIT_S = 1.0  # a revocation commits what may be committed; but the whole group waits for it
 STOP_S = 5.0
 ENDS_EVERY_S = 2.0  # how old a log's end may be that nothing is fetched of
 
@@ -109,7 +110,9 @@ class BatchThread(AIOKafkaConsumerThread):
         self._log_ends: dict[TopicPartition, tuple[int, int]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._committing: asyncio.Task[Any] | None = None
+        self._commits = Commits(self._settings, self._owner.uncommitted)
+        self._topic_id = ""  # what the topic was when a partition was opened first
+        self._other_id = ""  # … and what it was found to be since
         self._membership = Membership(self._settings)
         self._next_s = 0.0  # not earlier are records handed on, by the thread's loop
 
@@ -184,6 +187,8 @@ class BatchThread(AIOKafkaConsumerThread):
     def _take(self, fetcher: Fetcher, paused: Set[TopicPartition]) -> list[Fetched]:
         """Take fetched records and move their places on: one step, in which nothing else can happen."""
         fetched: list[Fetched] = []
+        if self._other_id:
+            return [self._fault(tp, place, self._another_log(tp)) for tp, place in list(self._places.items())]
         left = self._settings.fetch_records_max
         for tp in list(fetcher._records):
             place = self._places.get(tp)
@@ -247,6 +252,13 @@ class BatchThread(AIOKafkaConsumerThread):
         fault.__cause__ = error
         return fault
 
+    def _another_log(self, tp: TopicPartition) -> PartitionFault:
+        return AnotherLog(
+            f"partition {tp.partition}: the topic was deleted and made again: it is {self._other_id} now, and was"
+            f" {self._topic_id}; what came of the new one in the last seconds may have been folded",
+            hint="rebuild the state, under another kafka.group and redis.prefix",
+        )
+
     def wake(self) -> None:
         """End a fetch that waits: what it may take has changed."""
         if self._waiter is not None and not self._waiter.done():
@@ -266,19 +278,17 @@ class BatchThread(AIOKafkaConsumerThread):
         self._places[tp] = FetchPosition(seek_id, offset)
         return seek_id
 
-    def close_all(self) -> dict[TopicPartition, CommittedOffset]:
+    def close_all(self) -> Mapping[TopicPartition, CommittedOffset]:
         """The group is about to change: nothing is fetched, and no seek succeeds. Returns what is to commit."""
         self._places.clear()
         revoked, self._owned = self._owned, frozenset()
-        if self._committing is not None:
-            self._committing.cancel()
-        last = self._owner.uncommitted()
+        last = self._commits.cut_short()
         # Not awaited: however busy the loop is, the group does not wait for it. The order of notes is kept.
         self.parent_loop.call_soon_threadsafe(self._owner.note_revoked, revoked)
         return last
 
     async def commit_last(self, committed: Mapping[TopicPartition, CommittedOffset]) -> None:
-        await offsets.commit(self._settings, self._ensure_consumer(), committed, LAST_COMMIT_S)
+        await self._commits.commit_last(self._ensure_consumer(), committed)
 
     async def keep_membership(self) -> None:
         """Before the next generation is joined."""
@@ -290,6 +300,8 @@ class BatchThread(AIOKafkaConsumerThread):
         consumer.pause(*assigned)
         self._membership.joined(consumer)
         self._owned = assigned
+        self._topic_id = self._other_id = ""
+        self._commits.begin_anew()
         self._share_fetch_bytes()
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch_ends())
@@ -321,7 +333,9 @@ class BatchThread(AIOKafkaConsumerThread):
         fetcher._max_partition_fetch_bytes = min(settings.fetch_partition_bytes_max, share)
 
     async def topic_id(self) -> str:
-        return await offsets.topic_id(self._settings, self._ensure_consumer())
+        found = await offsets.topic_id(self._settings, self._ensure_consumer())
+        self._topic_id = self._topic_id or found
+        return found
 
     def positions(self) -> dict[int, LogPosition]:
         """Of what is ours. Looked at from the loop: it changes nothing here, and waits for nothing."""
@@ -341,27 +355,38 @@ class BatchThread(AIOKafkaConsumerThread):
         return found
 
     async def _watch_ends(self) -> None:
-        """A partition that is paused, stopped or being opened is not fetched: its log grows unseen."""
+        """A partition that is paused, stopped or being opened is not fetched: its log grows unseen. And a topic that is
+        deleted and made again is fetched on as if it were the same, once it is as long."""
         while True:
             with suppress(KafkaError, TimeoutError):
                 async with asyncio.timeout(self._settings.request_timeout_s):
                     self._log_ends = await offsets.log_ends(self._ensure_consumer(), self._owned)
+            with suppress(StreamError):
+                found = await offsets.topic_id(self._settings, self._ensure_consumer())
+                if self._topic_id and found and found != self._topic_id:
+                    self._other_id = found
+                    self.wake()
             await asyncio.sleep(ENDS_EVERY_S)
 
-    async def commit_done(
-        self, committed: Mapping[TopicPartition, CommittedOffset], owned: frozenset[TopicPartition]
-    ) -> bool:
-        """Commit what was noted while `owned` was ours. False if Kafka may not have it: it stays to be committed.
+    async def commit_done(self, owned: frozenset[TopicPartition]) -> Mapping[TopicPartition, CommittedOffset]:
+        """Commit what may be, as noted by now while `owned` was ours. Returns what Kafka has; what it may not have
+        stays to be committed.
 
         A commit does not outlive its assignment: delayed past two rebalances, it could take a committed offset back.
         """
         if owned is not self._owned:
-            return False
-        self._committing = asyncio.current_task()
-        try:
-            return await offsets.commit(self._settings, self._ensure_consumer(), committed, COMMIT_S)
-        finally:
-            self._committing = None
+            return {}
+        return await self._commits.commit(self._ensure_consumer())
+
+    async def hold(self, tps: frozenset[TopicPartition]) -> frozenset[TopicPartition]:
+        """As `Source.hold_commits`."""
+        mine = tps & self._owned
+        await self._commits.hold(self._ensure_consumer(), mine)
+        return mine
+
+    def release(self, tp: TopicPartition) -> None:
+        """As `Source.release_commits`."""
+        self._commits.release(tp)
 
     # -- start and stop
 

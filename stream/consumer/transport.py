@@ -15,6 +15,7 @@ notes, taken on the loop.
 """
 
 import asyncio
+from collections.abc import Set
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -193,6 +194,22 @@ class BatchConsumer(driver.Consumer):
         if known is not None and offset >= known.offset:  # an advance, of a partition that we opened
             self._to_commit[tp] = CommittedOffset(offset, metadata)
 
+    async def hold_commits(self, partitions: Set[int]) -> frozenset[int]:
+        held = await self._thread.call_thread(self._thread.hold, frozenset(map(self._tp, partitions)))
+        return frozenset(tp.partition for tp in held)
+
+    def release_commits(self, partition: int) -> None:
+        with suppress(RuntimeError):  # the thread has ended: there is no commit
+            self._thread.thread_loop.call_soon_threadsafe(self._thread.release, self._tp(partition))
+
+    def note_committed(self, partition: int, committed: CommittedOffset) -> None:
+        if (tp := self._tp(partition)) in self._in_kafka:
+            self._in_kafka[tp] = self._to_commit[tp] = committed
+
+    def forget_committed(self, partition: int) -> None:
+        self._to_commit.pop(tp := self._tp(partition), None)
+        self._in_kafka.pop(tp, None)
+
     # -- committing: Faust calls `commit` on its timer and when it stops
 
     def uncommitted(self) -> dict[TopicPartition, CommittedOffset]:
@@ -218,15 +235,16 @@ class BatchConsumer(driver.Consumer):
     async def force_commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002 -- Faust's signature
         """In place of Faust's acknowledgement lists, which can pass an unfinished message: commit the committed
         offsets."""
-        committed, owned = self.uncommitted(), self._owned
-        if not committed:
+        owned = self._owned
+        if not self.uncommitted():
             return False
         try:
-            done = await self._thread.call_thread(self._thread.commit_done, committed, owned)
+            done = await self._thread.call_thread(self._thread.commit_done, owned)
         except PartitionRevoked:
             return False
-        if done and owned is self._owned:
-            self._in_kafka.update(committed)
+        if owned is self._owned:
+            # Of one that was forgotten meanwhile, Kafka may hold more.
+            self._in_kafka.update({tp: at for tp, at in done.items() if tp in self._in_kafka})
         return bool(done)
 
     # -- what Faust would do, and must not

@@ -26,6 +26,7 @@ RIGHTS = (
     kafka_errors.ClusterAuthorizationFailedError,
     kafka_errors.GroupAuthorizationFailedError,
     kafka_errors.TopicAuthorizationFailedError,
+    kafka_errors.TransactionalIdAuthorizationFailed,
 )
 # What Kafka will say again, however often it is asked. All else may pass: a broker restarts, a coordinator moves.
 PERMANENT = (
@@ -37,6 +38,11 @@ PERMANENT = (
     kafka_errors.InvalidSessionTimeoutError,
     kafka_errors.OffsetMetadataTooLargeError,
 )
+
+
+def transactional_prefix(settings: KafkaSettings) -> str:
+    """What all transactional ids of a worker begin with."""
+    return f"{settings.group}-{settings.topic}-"
 
 
 def failure(
@@ -111,4 +117,8 @@ def _right(settings: KafkaSettings, error: BaseException, operation: str) -> str
     if isinstance(error, kafka_errors.TopicAuthorizationFailedError):
         topics = sorted(named) if isinstance(named, set | frozenset) else [named or settings.topic]
         return " and ".join(f"{operation} on topic {topic!r}" for topic in topics)
+    if isinstance(error, kafka_errors.TransactionalIdAuthorizationFailed):
+        return (
+            f"WRITE on transactional-id {transactional_prefix(settings)!r} (--resource-pattern-type prefixed)"
+        )
     return "IDEMPOTENT_WRITE on the cluster (or WRITE on any topic)"  # all we do with a cluster besides creating topics

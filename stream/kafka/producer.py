@@ -30,14 +30,22 @@ from ebbtide.stream.errors import RecordTooLarge
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
-from ebbtide.stream.outputs.message import Message
+from ebbtide.stream.outputs.message import AtLeastOnce, Message
 
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 FLUSH_S = 1.0  # what a producer that is given up may still get out; who waited for it sends it again
 PRODUCE_BATCH_BYTES = 64 << 10  # far below a broker's megabyte: only a single record can be too large
 
 
-class KafkaSink:
+def too_large(error: BaseException) -> RecordTooLarge:
+    """One of TOO_LARGE as ours, to be raised from it."""
+    return RecordTooLarge(
+        f"a record exceeds what its topic accepts: {error!r}",
+        hint="raise max.message.bytes of the topic and kafka.produce_bytes_max to what the input's topic takes",
+    )
+
+
+class KafkaSink(AtLeastOnce):
     """What goes out: acknowledged by all replicas, each message once whatever the network does. A context manager.
 
     Bounded by aiokafka: one unsent batch a partition, and whoever has more to send waits.
@@ -96,10 +104,7 @@ class KafkaSink:
         self._renew(producer)
         first = next((error for error in errors if isinstance(error, TOO_LARGE)), errors[0])
         if isinstance(first, TOO_LARGE):
-            raise RecordTooLarge(
-                f"a record exceeds what its topic accepts: {first!r}",
-                hint="raise max.message.bytes of the topic and kafka.produce_bytes_max to what the input's topic takes",
-            ) from first
+            raise too_large(first) from first
         raise failure(self._settings, "to take what we sent", first, "WRITE") from first
 
     async def _connected(self) -> AIOKafkaProducer:

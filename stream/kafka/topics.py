@@ -5,6 +5,8 @@ topic should be and refuses to change one that is there.
 """
 
 import asyncio
+import logging
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,18 +24,21 @@ from ebbtide.stream.kafka.protocol import Described, Operation, describe
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
 
 MESSAGE_BYTES = "max.message.bytes"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
     """A topic as it should be. `setting` is what a person would change if it is not; `message_bytes_min`: what it has
-    to take at least in one message (its `max.message.bytes`), if that is known."""
+    to take at least in one message (its `max.message.bytes`), if that is known; `at_most`: of its configuration, what
+    should not be above this."""
 
     name: str
     partitions: int
     setting: str
     config: Mapping[str, str] = field(default_factory=dict)
     message_bytes_min: int = 0
+    at_most: Mapping[str, str] = field(default_factory=dict)
 
 
 async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) -> dict[str, int]:
@@ -57,7 +62,7 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) ->
                     await asyncio.sleep(0.05)
         except (KafkaError, TimeoutError) as error:
             raise await unreachable(settings, error) from error
-        takes = await _message_bytes_max(client, [t.name for t in wanted.values() if t.message_bytes_min])
+        configs = await _configs(client, {t.name: [MESSAGE_BYTES, *t.at_most] for t in wanted.values()})
     counts = {name: topic.partitions for name, topic in found.items()}
     wrong = [
         f"topic {spec.name!r} has {counts.get(name, 0)} partitions, {spec.setting} asks for {spec.partitions}"
@@ -66,38 +71,64 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) ->
     ]
     small = [
         f"topic {name!r} takes messages of {taken:,} bytes, it has to take {wanted[name].message_bytes_min:,}"
-        for name, taken in takes.items()
-        if taken < wanted[name].message_bytes_min
+        for name, config in configs.items()
+        if (taken := int(config.get(MESSAGE_BYTES, sys.maxsize))) < wanted[name].message_bytes_min
     ]
     if small:
         raise BrokerMisconfigured("; ".join(wrong + small), hint="raise max.message.bytes of these topics")
     if wrong:
         names = ", ".join(sorted({spec.setting for spec in wanted.values()}))
         raise BrokerMisconfigured("; ".join(wrong), hint=f"set {names} to what is there, or use a new topic")
+    for name, config in configs.items():
+        _warn_of_longer(wanted[name], config)
     return counts
+
+
+def _warn_of_longer(topic: TopicSpec, config: Mapping[str, str]) -> None:
+    """A person may have set it on purpose, so nobody is kept from working; but an erasure takes that long."""
+    longer = {
+        name: most
+        for name, most in topic.at_most.items()
+        if name in config and not 0 <= int(config[name]) <= int(most)
+    }
+    if longer:
+        wanted = ",".join(f"{name}={most}" for name, most in longer.items())
+        found = ",".join(f"{name}={config[name]}" for name in longer)
+        command = (
+            f"kafka-configs.sh --alter --entity-type topics --entity-name {topic.name} --add-config {wanted}"
+        )
+        log.warning(
+            "a topic keeps what was forgotten for longer than the settings say: change them, or the topic",
+            extra={"topic": topic.name, "found": found, "command": command},
+        )
 
 
 async def message_bytes_max(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
     """How large a message each topic takes (its `max.message.bytes`); one that Kafka does not tell us is missing: the
     right DESCRIBE_CONFIGS is asked for, not demanded."""
     async with admin(settings) as client:
-        return await _message_bytes_max(client, topics)
+        found = await _configs(client, {name: [MESSAGE_BYTES] for name in topics})
+    return {name: int(config[MESSAGE_BYTES]) for name, config in found.items() if MESSAGE_BYTES in config}
 
 
-async def _message_bytes_max(client: AIOKafkaAdminClient, topics: Sequence[str]) -> dict[str, int]:
-    if not topics:
+async def _configs(
+    client: AIOKafkaAdminClient, asked: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, str]]:
+    """The configuration of topics, by the names that are `asked` of each; what Kafka does not tell us is missing."""
+    if not asked:
         return {}
-    asked = [ConfigResource(ConfigResourceType.TOPIC, name, {MESSAGE_BYTES: None}) for name in topics]
+    resources = [
+        ConfigResource(ConfigResourceType.TOPIC, topic, dict.fromkeys(names))
+        for topic, names in asked.items()
+    ]
     try:
-        answers = await client.describe_configs(asked)
+        answers = await client.describe_configs(resources)
     except KafkaError:
         return {}
     return {
-        name: int(value)
+        topic: {key: value for key, value, *_ in config if key in asked[topic]}
         for answer in answers
-        for _, _, _, name, configs in answer.resources
-        for key, value, *_ in configs
-        if key == MESSAGE_BYTES
+        for _, _, _, topic, config in answer.resources
     }
 
 

@@ -20,7 +20,7 @@ from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.kafka.settings import KafkaSettings
-from ebbtide.stream.outputs.message import Sink
+from ebbtide.stream.outputs.message import Delivery
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Pipeline, Tools
@@ -34,7 +34,7 @@ from tests.support.workers.worlds import Arithmetic
 DRAIN_S = 10.0
 
 
-def tools_of(topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Sink) -> Tools:
+def tools_of(topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Delivery) -> Tools:
     """What production's pipelines work with, at its defaults, but for the model; compiled. Its batcher is not running
     yet."""
     clock, telemetry, batching, folder = SystemClock(), Telemetry(), BatchingSettings(), Folder(layout)
@@ -54,7 +54,7 @@ class Pipelines:
     """Partitions 0 to `partitions` - 1 of `topic`, each at its beginning."""
 
     def __init__(
-        self, topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Sink, partitions: int
+        self, topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Delivery, partitions: int
     ) -> None:
         self._tools = tools_of(topic, layout, model, store, sink)
         self._pipeline = Pipeline(self._tools)

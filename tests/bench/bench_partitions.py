@@ -32,6 +32,7 @@ from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
+from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.policy import Policy
 from tests.bench.adapter import running, tools_of
@@ -39,6 +40,7 @@ from tests.bench.machine import Machine, Watch
 from tests.bench.traffic import BEGINS_BEFORE_MS, SPEC, clicks, records
 from tests.support.workers.worlds import Arithmetic
 
+EXACTLY_ONCE, AT_LEAST_ONCE = "exactly-once", "at-least-once"
 PARTITIONS = (8, 200, 1_000)
 RATE_PER_S, SECONDS = 1_000, 10
 BACKLOG = 60_000
@@ -61,6 +63,7 @@ class Phase:
     gap_ms_max: float
     gap_ms_p99: float
     idle_gap_ms_max: float
+    sockets: int
 
 
 class Probe:
@@ -87,6 +90,7 @@ class Probe:
             "gap_ms_p99": gaps[int(0.99 * len(gaps))],
             "rss_bytes": rss,
             "rss_bytes_max": max(rss, getattr(self, "_rss_max", 0)),
+            "sockets": len(self._process.net_connections("tcp")),
             "cpu_s": time.process_time() - getattr(self, "_cpu_s", 0.0),
         }
         self._gaps_ms: list[float] = []
@@ -104,14 +108,14 @@ class Probe:
                 looked_s, self._rss_max = woken_s, max(self._rss_max, self._process.memory_info().rss)
 
 
-async def worker(kafka_url: str, redis_url: str, topic: str, partitions: int) -> None:
+async def worker(kafka_url: str, redis_url: str, topic: str, partitions: int, promise: str) -> None:
     """The process that is measured. Prints what it saw when it is ready, and again for every line that it reads."""
     kafka = KafkaSettings(url=kafka_url, group=topic, topic=topic)
     layout, model = Layout(SPEC), Arithmetic(SPEC, Policy(enter=0.4, exit=0.3, cooldown_ms=0), version=1)
     store = RedisStore(redis_url, layout.dtype, topic, partitions, prefix=f"{topic}:")
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    async with KafkaSink(kafka) as sink:
+    async with ExactlyOnce(kafka) if promise == EXACTLY_ONCE else KafkaSink(kafka) as sink:
         tools = tools_of(topic, layout, model, store, sink)
         await watched(kafka, tools, partitions, lines)
     await store.close()
@@ -202,13 +206,13 @@ class Feed:
                 await asyncio.sleep(0.2)
 
 
-async def measure(stack: LocalStack, partitions: int, *, short: bool) -> list[Phase]:
+async def measure(stack: LocalStack, partitions: int, promise: str, *, short: bool) -> list[Phase]:
     """The three phases of a number of partitions."""
     topic = f"bench-partitions-{partitions}"
     kafka = KafkaSettings(url=stack.kafka_url, group=topic, topic=topic)
     await ensure_topics(kafka, [TopicSpec(topic, partitions, "-"), TopicSpec(f"{topic}-alerts", 4, "-")])
     feed, phases = Feed(kafka), list[Phase]()
-    arguments = ("worker", stack.kafka_url, stack.redis_url, topic, str(partitions))
+    arguments = ("worker", stack.kafka_url, stack.redis_url, topic, str(partitions), promise)
     async with child("idle") as beside, child(*arguments) as at_work:
         began_s, sent = time.monotonic(), 0
 
@@ -217,11 +221,12 @@ async def measure(stack: LocalStack, partitions: int, *, short: bool) -> list[Ph
             seen = await at_work.seen(ask=ask)
             gap, now_s = (await beside.seen())["gap_ms_max"], time.monotonic()
             own = {name: seen[name] for name in ("cpu_s", "gap_ms_max", "gap_ms_p99")}
+            sockets = int(seen["sockets"])
             rss, rss_max = int(seen["rss_bytes"]), int(seen["rss_bytes_max"])
             phases.append(
                 Phase(
                     partitions, phase, now_s - began_s, feed.sent - sent, rss_bytes=rss, rss_bytes_max=rss_max,
-                    idle_gap_ms_max=gap, **own,
+                    idle_gap_ms_max=gap, sockets=sockets, **own,
                 )
             )  # fmt: skip
             began_s, sent = now_s, feed.sent
@@ -250,7 +255,7 @@ def table(phases: list[Phase], machine: Machine) -> RenderableType:
         )
     grid = Table(
         "partitions", "phase", "s", "events", "CPU s", "µs an event", "RSS MiB", "at most", "gap ms, longest", "p99",
-        "idle process", title_justify="left", title="One worker, arithmetic model, no TensorFlow",
+        "idle process", "sockets", title_justify="left", title="One worker, arithmetic model, no TensorFlow",
     )  # fmt: skip
     for column in grid.columns[2:]:
         column.justify = "right"
@@ -259,18 +264,18 @@ def table(phases: list[Phase], machine: Machine) -> RenderableType:
         grid.add_row(
             f"{p.partitions:,}", p.phase, f"{p.seconds:.1f}", f"{p.events:,}", f"{p.cpu_s:.1f}", an_event,
             f"{p.rss_bytes / MIB:.0f}", f"{p.rss_bytes_max / MIB:.0f}", f"{p.gap_ms_max:.0f}", f"{p.gap_ms_p99:.1f}",
-            f"{p.idle_gap_ms_max:.0f}", end_section=p.phase == "backlog",
+            f"{p.idle_gap_ms_max:.0f}", f"{p.sockets}", end_section=p.phase == "backlog",
         )  # fmt: skip
     return Group(Text("\n".join(lines)), grid, Text(f"{machine}."))
 
 
-async def figures(counts: list[int], say: Steps, *, short: bool) -> list[Phase]:
+async def figures(counts: list[int], promise: str, say: Steps, *, short: bool) -> list[Phase]:
     """Each number of partitions with servers of its own, so that none carries another's topics."""
     phases: list[Phase] = []
     for partitions in counts:
         say(f"{partitions:,} partitions")
         with LocalStack() as stack:
-            phases += await measure(stack, partitions, short=short)
+            phases += await measure(stack, partitions, promise, short=short)
     return phases
 
 
@@ -282,11 +287,14 @@ def main() -> None:
     parser.add_argument(
         "--short", action="store_true", help="2 s and 6,000 events instead of 10 s and 60,000"
     )
+    parser.add_argument(
+        "--exactly-once", action="store_const", dest="promise", const=EXACTLY_ONCE, default=AT_LEAST_ONCE
+    )
     parser.add_argument("--partitions", type=int, nargs="+", default=list(PARTITIONS))
     asked = parser.parse_args()
     watch = Watch()
     with steps() as say:
-        phases = asyncio.run(figures(asked.partitions, say, short=asked.short))
+        phases = asyncio.run(figures(asked.partitions, asked.promise, say, short=asked.short))
     machine = watch.seen()
     made = {"machine": asdict(machine), "phases": [asdict(phase) for phase in phases]}
     table_and_json(table(phases, machine), made, asked.json)
@@ -294,8 +302,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["worker", kafka_url, redis_url, topic, partitions]:
-            asyncio.run(worker(kafka_url, redis_url, topic, int(partitions)))
+        case ["worker", kafka_url, redis_url, topic, partitions, promise]:
+            asyncio.run(worker(kafka_url, redis_url, topic, int(partitions), promise))
         case ["idle"]:
             asyncio.run(idle())
         case _:

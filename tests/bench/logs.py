@@ -1,9 +1,10 @@
 """What the topics say afterwards: when each event was sent, when each alert was there, how fast the work went.
 
 Nothing is measured by watching a service at work. An input record's timestamp is the wall time it was sent at; the
-alert topics carry the broker's append time; an alert names the event that brought it about. So the two logs, read when
-all is over, hold both latency and progress: an alert from offset o of a partition says that the partition was worked
-off up to o by then. The same yardstick for every service, one clock (the machine's), one millisecond fine.
+alert topics carry the broker's append time, and when a transaction was over (`visible.py`); an alert names the event
+that brought it about. So the two logs, read when all is over, hold both latency and progress: an alert from offset o
+of a partition says that the partition was worked off up to o by then. The same yardstick for every service, one clock
+(the machine's), one millisecond fine.
 """
 
 import time
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ebbtide.stream.kafka.reader import read_topic, reader
 from ebbtide.stream.kafka.settings import KafkaSettings
 from tests.bench.traffic import event_number
+from tests.bench.visible import markers
 
 STEADY_FROM, STEADY_TO = 0.2, 0.8
 """Shares of a backlog between which a service is neither starting nor running out of work. Of the whole: librdkafka may
@@ -36,7 +38,8 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Alerts:
-    """m alerts by the time they were there: index of their event in the input, appended_ms, int64[m]."""
+    """m alerts by the time they were there for a reader of committed records: index of their event in the input,
+    appended_ms (or the end of its transaction), int64[m]."""
 
     event: NDArray[np.int64]
     appended_ms: NDArray[np.int64]
@@ -72,14 +75,14 @@ async def read_alerts(settings: KafkaSettings, topic: str, source: Input) -> Ale
         )
     }
     of_number = {number: i for i, number in enumerate(source.number.tolist())}
-    rows = []
+    rows, over = [], await markers(settings, topic)
     async for record in read_topic(settings, topic):
         alert = orjson.loads(record.value or b"{}")
         if "decision" in alert:
             event = at[alert["decision"]["partition"], alert["decision"]["offset"]]
         else:
             event = of_number[event_number(alert["event_id"].encode())]
-        rows.append((event, record.timestamp))
+        rows.append((event, max(record.timestamp, over.at_ms(record.partition, record.offset))))
     columns = np.array(rows, np.int64).reshape(-1, 2)
     columns = columns[np.argsort(columns[:, 1], kind="stable")]
     return Alerts(*np.ascontiguousarray(columns.T))

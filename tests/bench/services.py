@@ -1,6 +1,7 @@
 """The services that are measured, each a process of its own, and what can be seen of a process from outside.
 
-    ours         `ebbtide worker` as it is
+    ours         `ebbtide worker` as it is, alerts at least once
+    exactly_once the same, alerts.exactly_once
     per_record   the same with kafka.fetch_records_max=1: one Faust message a record, as Faust has it
     idiomatic    tests/bench/idiomatic.py
     quix         tests/bench/quix.py, by an interpreter of its own
@@ -52,12 +53,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One of the four. `guess_per_s`: about how fast, to size a backlog by; wrong by half does no harm."""
+    """One of them. `guess_per_s`: about how fast, to size a backlog by; wrong by half does no harm."""
 
     name: str
     title: str
     guess_per_s: int
     fetch_records_max: int = 1000
+    exactly_once: bool = False
 
     @property
     def topic(self) -> str:
@@ -69,11 +71,12 @@ class Variant:
 
     @property
     def ours(self) -> bool:
-        return self.name in ("ours", "per_record")
+        return self.name in ("ours", "exactly_once", "per_record")
 
 
 VARIANTS = (
     Variant("ours", "ours: a message a fetched batch", 40_000),
+    Variant("exactly_once", "ours, each alert exactly once", 40_000, exactly_once=True),
     Variant("per_record", "ours, a message a record", 3_000, fetch_records_max=1),
     Variant("idiomatic", "Faust take() + Redis hashes", 2_000),
     Variant("quix", "Quix Streams + RocksDB", 6_000),
@@ -111,6 +114,7 @@ def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tupl
         EBBTIDE_KAFKA_URL=f"kafka://{place.kafka_url}", EBBTIDE_REDIS_URL=place.redis_url,
         EBBTIDE_KAFKA__TOPIC=variant.topic, EBBTIDE_KAFKA__GROUP=variant.topic,
         EBBTIDE_KAFKA__FETCH_RECORDS_MAX=str(variant.fetch_records_max),
+        EBBTIDE_ALERTS__EXACTLY_ONCE=str(variant.exactly_once).lower(),
         EBBTIDE_REDIS__PREFIX=prefix_of(variant), EBBTIDE_TOPICS__ALERTS=variant.alerts,
         EBBTIDE_TOPICS__DEAD_LETTERS=variant.topic + "-dead-letters", EBBTIDE_POLICY__ENTER=enter,
         EBBTIDE_POLICY__EXIT=enter, EBBTIDE_POLICY__COOLDOWN="0s", EBBTIDE_ALERTS_FROM="start",

@@ -29,11 +29,15 @@ def main() -> int:
     )
     parser.add_argument("--events", type=int, help="how many events (default: 1,750 for each second)")
     parser.add_argument("--seed", type=int, help="draws faults and events (default: a new one)")
+    parser.add_argument("--partitions", type=int, default=8, help="of the input (default %(default)s)")
+    parser.add_argument(
+        "--at-least-once", action="store_true", help="alerts.exactly_once off: an alert may be there twice"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs, models and data there")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else secrets.randbelow(1_000_000)
-    shape = shape_of(given.seconds, given.events, seed)
+    shape = shape_of(given.seconds, given.events, seed, given.partitions, at_least_once=given.at_least_once)
     console = Console()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # brokers die: that they are away is no news
     console.print(

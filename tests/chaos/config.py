@@ -14,7 +14,7 @@ from typing import Any
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
-from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.config.settings import AlertSettings, Settings
 from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec
@@ -41,7 +41,9 @@ def write_spec(file: Path, scale: float) -> None:
     file.write_text(DURATION.sub(scaled, SPEC.read_text()))
 
 
-def direct(scene: Scene, spec: Path, models: Path, topic: str, shape: Shape) -> Settings:
+def direct(
+    scene: Scene, spec: Path, models: Path, topic: str, shape: Shape, *, exactly_once: bool
+) -> Settings:
     """Settings with the servers' own addresses."""
     settings = Settings(
         spec=spec,
@@ -75,6 +77,7 @@ def direct(scene: Scene, spec: Path, models: Path, topic: str, shape: Shape) -> 
                     "cache_bytes_max": CUSTOMERS_MAX * Layout(load_spec(spec)).itemsize,
                 }
             ),
+            "alerts": AlertSettings(exactly_once=exactly_once),
             # Thresholds are the models' own.
             "policy": settings.policy.model_copy(
                 update={

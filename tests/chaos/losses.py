@@ -5,15 +5,15 @@
 
 A state that is made again says nothing of what was said before, so who decided it can't be read in any topic. Known are
 the loss itself (whoever causes it says so before and after) and a checkpoint that was seen to fall back. Between two
-looks a partition moves; `UNSEEN` offsets in either direction are taken for granted. Invariant: a piece is too long and
-has too many versions rather than too few.
+looks a partition moves; `UNSEEN` offsets in either direction are taken for granted, of many partitions fewer each.
+Invariant: a piece is too long and has too many versions rather than too few.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-UNSEEN = 2_000
+UNSEEN, UNSEEN_OF_ALL = 2_000, 16_000
 HOLD_S = 5.0
 """So long after a loss versions are noted at least: a look may be older than the loss."""
 
@@ -37,8 +37,9 @@ class Losses:
     @staticmethod
     def pieces(checkpoints: Sequence[int], ends: Sequence[int], *, everything: bool) -> list[FellBack]:
         """What a loss will touch that is about to happen: the whole state, or its last moments."""
+        unseen = min(UNSEEN, UNSEEN_OF_ALL // len(checkpoints))
         return [
-            FellBack(p, 0 if everything else max(0, at - UNSEEN), min(max(at, end), at + UNSEEN), set())
+            FellBack(p, 0 if everything else max(0, at - unseen), min(max(at, end), at + unseen), set())
             for p, (at, end) in enumerate(zip(checkpoints, ends, strict=True))
         ]
 
@@ -51,10 +52,11 @@ class Losses:
         self, before: Sequence[int], now: Sequence[int], ends: Sequence[int], versions: set[int], now_s: float
     ) -> None:
         """The checkpoints of one look and of the one before; `versions` may serve now."""
+        unseen = min(UNSEEN, UNSEEN_OF_ALL // len(now))
         for p, (was, at) in enumerate(zip(before, now, strict=True)):
             if at < was:
-                high = min(max(was, ends[p]), was + UNSEEN)
-                self.lost([FellBack(p, max(0, at - UNSEEN), high, set())], now_s)
+                high = min(max(was, ends[p]), was + unseen)
+                self.lost([FellBack(p, max(0, at - unseen), high, set())], now_s)
         for piece, _ in self._remaking:
             piece.versions.update(versions)
         self._remaking = [

@@ -44,7 +44,9 @@ class _Alerts:
     watch: ForgottenWatch = field(default_factory=ForgottenWatch)
     times: Counter[bytes] = field(default_factory=Counter)
     forgotten: Counter[bytes] = field(default_factory=Counter)
-    bytes_by: dict[tuple[bytes, int], set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    # By position, too: forgotten in between, a customer may cross a threshold twice in a millisecond.
+    times_at: Counter[tuple[bytes, int, int]] = field(default_factory=Counter)
+    bytes_by: dict[tuple[bytes, int, int, int], set[bytes]] = field(default_factory=lambda: defaultdict(set))
     example: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     first_at: dict[tuple[int, int], int] = field(default_factory=dict)
     other: dict[bytes, dict[str, Any]] = field(default_factory=dict)
@@ -62,7 +64,8 @@ class _Alerts:
         identity, version, place = said["alert_id"].encode(), said["model_version"], said["decision"]
         self.times[identity] += 1
         self.first_at.setdefault((place["partition"], place["offset"]), record.timestamp)
-        self.bytes_by[identity, version].add(record.value)
+        self.times_at[identity, place["partition"], place["offset"]] += 1
+        self.bytes_by[identity, version, place["partition"], place["offset"]].add(record.value)
         self.watch.value(key, place["topic"], place["partition"], place["offset"])
         if key != said["customer"].encode():
             self.other_key.add(identity)
@@ -97,16 +100,19 @@ async def _check_alerts(
     certain = {identity for identity, alert in expected.alerts.items() if alert.certain}
     verdict.figures["alerts"] = len(certain)
     verdict.figures["alerts_uncertain"] = len(expected.alerts) - len(certain)
-    verdict.count("alerts_missing", sorted(certain - found.times.keys()))
-    verdict.count(
-        "alerts_extra", [found.example[i] for i in sorted(found.times.keys() - expected.alerts.keys())]
-    )
+    # Of whom there were too many stories one was taken, and what follows from it proves nothing.
+    known = {i for i in certain if expected.alerts[i].customer not in expected.lost_track}
+    verdict.count("alerts_missing", sorted(known - found.times.keys()))
+    unforeseen = [found.example[i] for i in sorted(found.times.keys() - expected.alerts.keys())]
+    verdict.count("alerts_extra", [a for a in unforeseen if a["customer"] not in expected.lost_track])
     verdict.count("alerts_other_bytes", [*found.other.items()])
     verdict.count("alerts_changed", sorted(key for key, values in found.bytes_by.items() if len(values) > 1))
     verdict.count("alerts_mixed_versions", sorted(found.mixed))
     verdict.count("alerts_other_key", sorted(found.other_key))
-    verdict.figures["alerts_duplicated"] = sum(n - 1 for n in found.times.values())
-    verdict.figures["model_versions_seen"] = len({version for _, version in found.bytes_by})
+    twice = sorted(place for place, n in found.times_at.items() if n > 1)
+    verdict.figures["alerts_duplicated"] = sum(n - 1 for n in found.times_at.values())
+    verdict.count("alerts_not_once", twice if settings.alerts.exactly_once else [])
+    verdict.figures["model_versions_seen"] = len({version for _, version, _, _ in found.bytes_by})
     _check_nulls(verdict, expected, found.forgotten)
     verdict.count("alerts_behind_tombstone", found.watch.behind)
     _check_beliefs(verdict, expected, found.consumer)

@@ -53,7 +53,8 @@ NETWORK = ("cut", "hangs", "slow")
 
 @dataclass(frozen=True)
 class Shape:
-    """`seconds`: how long faults come. The same seed and shape give the same plan of faults and the same events."""
+    """`seconds`: how long faults come. `at_least_once`: how alerts are sent, else exactly once. The same seed and shape
+    give the same plan of faults and the same events."""
 
     seconds: float
     events: int
@@ -61,6 +62,7 @@ class Shape:
     customers: int = 4_000
     partitions: int = 8
     slots: int = 3
+    at_least_once: bool = False
 
     @property
     def drain_s_max(self) -> float:
@@ -100,7 +102,7 @@ class Shape:
             "states_made_again": 1,
             "aborted_runs": 1,
             "compacted_kills": 1,
-            "compacted_gaps": self.partitions,
+            "compacted_gaps": min(self.partitions, 8),
             "memories": 4,
             "alerts": 1,
             "dead_letters": 1,
@@ -117,7 +119,10 @@ class Shape:
         return max(4, round(self.seconds / 10))
 
 
-def shape_of(seconds: float, events: int | None, seed: int) -> Shape:
+def shape_of(
+    seconds: float, events: int | None, seed: int, partitions: int = 8, *, at_least_once: bool = False
+) -> Shape:
     """The shape for so many seconds; `events` None: as many as come in that time at the usual rate."""
     usual = round(seconds * EVENTS_A_SECOND)
-    return Shape(seconds, events if events is not None else max(EVENTS_MIN, usual), seed)
+    count = events if events is not None else max(EVENTS_MIN, usual)
+    return Shape(seconds, count, seed, partitions=partitions, at_least_once=at_least_once)

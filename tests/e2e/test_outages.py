@@ -21,7 +21,8 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.consumer.thread import COMMIT_S, STOP_S
+from ebbtide.stream.consumer.commits import COMMIT_S
+from ebbtide.stream.consumer.thread import STOP_S
 from ebbtide.stream.kafka.producer import FLUSH_S
 from ebbtide.stream.kafka.topics import ensure_topics
 from tests.support.seams.models import TINY

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ebbtide.ops.observe.logs import capture_logs
+from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.errors import BrokerMisconfigured, BrokerUnavailable, StreamError
 from ebbtide.stream.kafka.bookmarks import Bookmarks
 from ebbtide.stream.kafka.client import check_connection
@@ -23,8 +24,10 @@ from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import log_ranges, read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, message_bytes_max
-from ebbtide.stream.outputs.message import Message
+from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
+from ebbtide.stream.outputs.message import Message, Parcel
 from tests.support.receiver import MemoryChain, Receiver, until
+from tests.support.seams.streams import Faults, LogSource
 from tests.support.servers.kafka import ASKED, PASSWORD, SHORT_S, SecureKafka, allow, secure_kafka, token
 
 pytestmark = pytest.mark.kafka
@@ -268,6 +271,17 @@ async def send(settings: KafkaSettings) -> None:
         await sink.send_all([Message(f"{settings.topic}-out", b"k", b"v")])
 
 
+async def send_once(settings: KafkaSettings) -> None:
+    """With an offset, in a transaction."""
+    async with ExactlyOnce(settings) as sink:
+        sink.attach(LogSource(settings.topic, [[]], seed=0, faults=Faults(0, 0.0)))
+        await sink.take_over(0)
+        parcel = Parcel(0, [Message(f"{settings.topic}-out", b"k", b"v")], CommittedOffset(1, ""))
+        (refused,) = await sink.send_each([parcel])
+        if refused is not None:
+            raise refused
+
+
 async def read(settings: KafkaSettings) -> None:
     await anext(read_topic(settings, settings.topic))
 
@@ -317,6 +331,10 @@ FORBIDDEN = {
     "to write": Forbidden(send, ("WRITE on topic {}-out",), "WRITE on topic '{}-out'"),
     "to create": Forbidden(start, ("CREATE on cluster",), "CREATE on topic '{}'"),
     "idempotence": Forbidden(send, ("WRITE on topic {}", "WRITE on topic {}-out"), "IDEMPOTENT_WRITE on the cluster"),
+    "transactions": Forbidden(send_once, (), "WRITE on transactional-id '{0}-{0}-'"),
+    "to write in one": Forbidden(
+        send_once, ("WRITE on topic {}-out", "READ on group {}"), "WRITE on transactional-id '{0}-{0}-'"
+    ),
     "to read a topic": Forbidden(read, ("READ on topic {}",), "READ on topic '{}'"),
     "to know of a topic": Forbidden(read, ("READ on topic {}", "WRITE on topic {}"), "READ on topic '{}'"),
     "the bookmarks' group": Forbidden(remember, ("READ on group {}-done",), "READ on group '{}-done'"),
@@ -326,7 +344,7 @@ FORBIDDEN = {
 
 def granted_by(hint: str) -> list[str]:
     """The rights that a hint says to grant, as `allow` takes them."""
-    named = re.findall(r"([A-Z_]+) on (topic|group) '([^']+)'", hint)
+    named = re.findall(r"([A-Z_]+) on (topic|group|transactional-id) '([^']+)'", hint)
     rights = [f"{operation} on {kind} {name}" for operation, kind, name in named]
     return rights + ["IDEMPOTENT_WRITE on cluster"] * ("IDEMPOTENT_WRITE on the cluster" in hint)
 

@@ -20,7 +20,7 @@ from aiokafka.admin import NewPartitions, RecordsToDelete
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError
 from redis.asyncio import Redis
 
-from ebbtide.stream.batch import Fetched, FetchedBatch
+from ebbtide.stream.batch import CommittedOffset, Fetched, FetchedBatch
 from ebbtide.stream.errors import BrokerMisconfigured, CheckpointOutsideLog, PartitionRevoked
 from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.settings import KafkaSettings
@@ -359,6 +359,38 @@ async def test_marks_never_go_back(stack: Services, unique_name: str, feed: Feed
     known = await other.source.committed(1)
     assert known is not None
     assert known.offset == end
+
+
+async def test_no_ordinary_commit_crosses_a_transaction(
+    stack: Services, unique_name: str, feed: Feed, join: Join
+) -> None:
+    """What is held is not committed, and the others are; what a transaction moved is not committed once more; and of
+    what was forgotten nothing is, before Kafka has been asked what it holds."""
+    settings, chain = settings_for(stack, unique_name), MemoryChain()
+    receiver = await join(settings, chain)
+    await until(lambda: len(receiver.partitions) == 4, "assigned")
+    await feed.send(400)
+    await until(lambda: folded(chain, feed), "all folded")
+    source, (end, other_end) = receiver.source, [max(feed.sent[p]) + 1 for p in (1, 2)]
+
+    async def holds(partition: int, offset: int, metadata: str) -> bool:
+        return await committed(settings, partition) == (offset, metadata)
+
+    await until(lambda: holds(1, end, f"at {end}"), "committed by the timer", timeout_s=5.0)
+    assert await source.hold_commits({1, 99}) == {1}
+    source.advance_committed(1, end, "held")
+    source.advance_committed(2, other_end, "free")
+    await until(lambda: holds(2, other_end, "free"), "the other is committed", timeout_s=5.0)
+    assert await holds(1, end, f"at {end}")
+    source.note_committed(1, CommittedOffset(end, "by a transaction"))
+    source.release_commits(1)
+    source.forget_committed(2)
+    source.advance_committed(2, other_end, "of nobody knows when")
+    await asyncio.sleep(0.5)
+    assert await holds(1, end, f"at {end}") and await holds(2, other_end, "free")
+    assert await source.committed(2) == CommittedOffset(other_end, "free")
+    source.advance_committed(1, end, "again")
+    await until(lambda: holds(1, end, "again"), "released", timeout_s=5.0)
 
 
 async def test_an_error_of_the_receiver_stops_the_worker(

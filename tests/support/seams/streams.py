@@ -7,7 +7,7 @@ and sink fail before or after they acted, which from outside look the same.
 
 import asyncio
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch, LogPosition, OnFetched
 from ebbtide.stream.errors import BrokerUnavailable
-from ebbtide.stream.outputs.message import Message
+from ebbtide.stream.outputs.message import AtLeastOnce, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class FaultyStore(MemoryStore):
 
 
 @dataclass(slots=True)
-class ListSink:
+class ListSink(AtLeastOnce):
     """Keeps messages by topic; may fail with some of them already out."""
 
     faults: Faults = field(default_factory=lambda: Faults(0, 0.0))
@@ -192,6 +192,18 @@ class LogSource:
     def advance_committed(self, partition: int, offset: int, metadata: str = "") -> None:
         if offset >= self.marks.get(partition, CommittedOffset(0, "")).offset:
             self.marks[partition] = CommittedOffset(offset, metadata)
+
+    async def hold_commits(self, partitions: Set[int]) -> frozenset[int]:
+        return frozenset(partitions)
+
+    def release_commits(self, partition: int) -> None:
+        """Nothing here is committed but when it is noted."""
+
+    def note_committed(self, partition: int, committed: CommittedOffset) -> None:
+        self.marks[partition] = committed
+
+    def forget_committed(self, partition: int) -> None:
+        """It is Kafka itself."""
 
     def offset(self, partition: int) -> int:
         """The committed offset, 0 when there is none."""

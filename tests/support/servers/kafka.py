@@ -33,9 +33,9 @@ USERS = ("alice", "bob")
 LISTENERS = ("tls", "mutual", "sasl", "sasl_tls", "token")
 SHORT_S = 1.5
 # Kafka's codes for what an ACL names.
-RESOURCES = {"topic": 2, "group": 3, "cluster": 4}
+RESOURCES = {"topic": 2, "group": 3, "cluster": 4, "transactional-id": 5}
 OPERATIONS = {"READ": 3, "WRITE": 4, "CREATE": 5, "DESCRIBE": 8, "IDEMPOTENT_WRITE": 12}
-LITERAL, ALLOW = 3, 3
+LITERAL, PREFIXED, ALLOW = 3, 4, 3
 PLAIN_LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule required {};"
 SCRAM_LOGIN = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 TOKEN_LOGIN = (
@@ -176,7 +176,8 @@ def broken() -> str:
 
 
 async def allow(secure: SecureKafka, user: str, *rights: str) -> None:
-    """Grant `user` rights like "READ on topic x", on exactly that resource; returns once the broker knows them."""
+    """Grant `user` rights like "READ on topic x", on exactly that resource or, of transactional ids, all with that
+    prefix; returns once the broker knows them."""
     client = AIOKafkaAdminClient(bootstrap_servers=secure.url("plain"))
     await client.start()
     try:
@@ -186,7 +187,7 @@ async def allow(secure: SecureKafka, user: str, *rights: str) -> None:
             request = CreateAclsRequest(
                 RESOURCES[kind],
                 name or "kafka-cluster",
-                LITERAL,
+                PREFIXED if kind == "transactional-id" else LITERAL,
                 f"User:{user}",
                 "*",
                 OPERATIONS[operation],

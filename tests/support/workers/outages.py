@@ -49,7 +49,7 @@ from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
-from ebbtide.stream.outputs.message import Sink
+from ebbtide.stream.outputs.message import Delivery
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
@@ -228,7 +228,7 @@ class Inner:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
-def tools_of(settings: Settings, scorer: Any, store: Store, sink: Sink, metrics: Metrics) -> Tools:
+def tools_of(settings: Settings, scorer: Any, store: Store, sink: Delivery, metrics: Metrics) -> Tools:
     """What all partitions share, as `ops/worker/run.py` puts it together."""
     spec = load_spec(settings.spec)
     layout, clock = Layout(spec), SystemClock()

@@ -37,7 +37,8 @@ from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import ensure_topics
-from ebbtide.stream.outputs.message import Message, Sink
+from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
+from ebbtide.stream.outputs.message import Delivery, Message
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
@@ -156,7 +157,7 @@ class World:
         redis = self.settings.redis.model_copy(update={"prefix": self.prefix(name)})
         return self.settings.model_copy(update={"redis": redis})
 
-    def tools(self, kind: Kind, store: Store, sink: Sink, telemetry: Telemetry | None = None) -> Tools:
+    def tools(self, kind: Kind, store: Store, sink: Delivery, telemetry: Telemetry | None = None) -> Tools:
         """What a pipeline works with."""
         topics, said = self.settings.topics, telemetry or Telemetry()
         batcher = Batcher(lambda: kind.model, self.clock, said, deadline_s=0.05, linger_s=0.0)
@@ -173,12 +174,18 @@ class World:
 
     @asynccontextmanager
     async def working(
-        self, prefix: str, kind: Kind, *, drain: bool = True, telemetry: Telemetry | None = None
+        self,
+        prefix: str,
+        kind: Kind,
+        *,
+        drain: bool = True,
+        telemetry: Telemetry | None = None,
+        delivery: KafkaSink | ExactlyOnce | None = None,
     ) -> AsyncIterator[Worker]:
         """A worker in the group. At the end it drains and leaves; without `drain` its work is cut off, as by a kill
-        that somehow still says goodbye to the group."""
+        that somehow still says goodbye to the group. `delivery`: its way out, if not at least once."""
         kafka = self.settings.kafka
-        async with self.store(prefix, kind) as store, KafkaSink(kafka) as sink:
+        async with self.store(prefix, kind) as store, delivery or KafkaSink(kafka) as sink:
             tools = self.tools(kind, store, sink, telemetry)
             worker = Worker(
                 tools, alerts_from="start", limits=Limits(piece_records_max=300, dead_letter_share_max=1.0)
