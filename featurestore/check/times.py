@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.check.finding import Finding, count, days, error, note, percent, warning
 from ebbtide.featurestore.files.event_log import EventLog
-from ebbtide.featurestore.spec import Role, Spec
+from ebbtide.featurestore.kinds import Role
+from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS, format_duration
 from ebbtide.featurestore.times.timestamps import format_date, format_time
 
