@@ -250,6 +250,11 @@ class Spec(Frozen):
         return target_events(self.kinds, self.target)
 
     @property
+    def churn_words(self) -> str:
+        """What a churned customer shows within the horizon."""
+        return self.target.words if self.target else "no activity"
+
+    @property
     def churn_is_absence(self) -> bool:
         return self.target is None or self.target.churn_when == "absent"
 

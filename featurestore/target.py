@@ -37,6 +37,13 @@ class Condition(Frozen):
             raise ValueError("where: give above, below or both, or is: a category")
         return self
 
+    @property
+    def words(self) -> str:
+        """The condition in plain words."""
+        bounds = (("above", self.above), ("below", self.below))
+        said = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        return f"{self.value or 'value'} {said or f'is {self.category}'}"
+
 
 class Target(Frozen):
     """The events of some kinds, of any role, and which way they mean churn."""
@@ -45,6 +52,13 @@ class Target(Frozen):
     kinds: Annotated[tuple[str, ...], Field(min_length=1)]
     where: Condition | None = None
     churn_when: Literal["absent", "present"] = "absent"
+
+    @property
+    def words(self) -> str:
+        """What a churned customer shows within the horizon: 'no purchase (amount above 0)'."""
+        said = " or ".join(kind.replace("_", " ") for kind in self.kinds)
+        said += f" ({self.where.words})" if self.where else ""
+        return f"no {said}" if self.churn_when == "absent" else said
 
 
 class TargetEvents(NamedTuple):
@@ -60,11 +74,13 @@ class TargetEvents(NamedTuple):
     high: NDArray[np.float64]
 
     def of(self, kind: NDArray[np.uint8], values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """bool[n] over events of kinds below K and their values [n, C]."""
-        column = self.column[kind]
+        """bool[n] over events, their kinds [n] (a tombstone is of none) and values [n, C]."""
+        known = kind < len(self.kinds)
+        code = np.where(known, kind, 0)
+        column = self.column[code]
         value = values[np.arange(len(kind)), np.maximum(column, 0)]
-        within = (value > self.low[kind]) & (value < self.high[kind])
-        chosen: NDArray[np.bool_] = (self.kinds[kind] != 0) & ((column < 0) | within)
+        within = (value > self.low[code]) & (value < self.high[code])
+        chosen: NDArray[np.bool_] = known & (self.kinds[code] != 0) & ((column < 0) | within)
         return chosen
 
 

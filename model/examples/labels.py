@@ -17,7 +17,7 @@ keep an early return and drop the silence beside it would teach that recent cust
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
+from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.spec import Spec
 
 STAYED, CHURNED, UNKNOWN, CANCELLED = 0, 1, -1, 2
@@ -62,7 +62,7 @@ class Labeller:
     def __init__(self, spec: Spec, log: EventBatch, known_until_ms: int) -> None:
         self.horizon_ms, self.known_until_ms = spec.horizon_ms, known_until_ms
         self._absence = spec.churn_is_absence
-        ours = of_target(spec, log)
+        ours = spec.target_events.of(log.kind, log.values)
         terminal = np.array([*(kind.role == "terminal" for kind in spec.kinds), False])
         leaves = terminal[np.minimum(log.kind, len(spec.kinds))]
         self.target = Following(log, ours)
@@ -80,10 +80,3 @@ class Labeller:
         label = np.where((event <= end) != self._absence, CHURNED, STAYED)
         label = np.where((leave <= end) & (leave < event), CANCELLED, label)
         return np.where(self.known(as_of), label, UNKNOWN).astype(np.int8)
-
-
-def of_target(spec: Spec, log: EventBatch) -> NDArray[np.bool_]:
-    """bool[n]: which of the log's events are the target's, by default all activity; a tombstone is not."""
-    chosen, events = np.zeros(len(log), np.bool_), np.flatnonzero(log.kind != TOMBSTONE)
-    chosen[events] = spec.target_events.of(log.kind[events], log.values[events])
-    return chosen

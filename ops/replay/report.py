@@ -18,7 +18,7 @@ from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import epoch_ms, format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, draw
-from ebbtide.model.examples.labels import CHURNED, STAYED, of_target
+from ebbtide.model.examples.labels import CHURNED, STAYED
 from ebbtide.model.examples.slices import held_out
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
 from ebbtide.model.serving.scorer import Scorer
@@ -147,7 +147,7 @@ def _ends(history: History, customer: NDArray[np.int32], as_of: NDArray[np.int64
     log, spec = history.log, history.layout.spec
     if not spec.churn_is_absence:
         return history.labeller.target.after(customer, as_of)
-    ours = of_target(spec, log)
+    ours = spec.target_events.of(log.kind, log.values)
     who, when = log.customer[ours], log.time[ours]
     order = np.lexsort((when, who))
     who, when = who[order], when[order]
