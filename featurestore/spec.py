@@ -205,6 +205,8 @@ class Spec(Frozen):
             problems.append(
                 f"the silence schedule has {len(self.silences_ms)} points, at most {SILENCES_MAX}"
             )
+        if max(self.score_after_first_ms, default=0) > self.memory_ms:
+            problems.append("score_after_first must lie within memory: later a record may have expired")
         lengths = [window.length_ms for window in self.windows]
         for short, long in self.trends:
             if short >= long or not {short, long} <= set(lengths):

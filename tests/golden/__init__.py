@@ -104,7 +104,7 @@ def _value(reading: Value, draw: Callable[[int], int]) -> float | None:
 
 def folded(spec: Spec, events: list[list[Any]]) -> tuple[list[str], Rows, Points]:
     history: History = [
-        (customer, Event(kind, time, _number(value), event_id, tuple(map(_number, more))))
+        (customer, Event(kind, time, _number(value), event_id, more=tuple(map(_number, more))))
         for customer, kind, time, value, event_id, *more in events
     ]
     batch = columns(history)

@@ -151,7 +151,7 @@ def random_history(spec: Spec, seed: int, n: int, customers: int = 3, *, resent:
         kind = TOMBSTONE if rng.random() < 0.01 else int(rng.integers(len(spec.kinds)))
         event_id = int(rng.integers(1, 2**64, dtype=np.uint64)) if rng.random() < 0.7 else 0
         value, *more = _values(spec, kind, rng)
-        history.append((customer, Event(kind, time, value, event_id, tuple(more))))
+        history.append((customer, Event(kind, time, value, event_id, more=tuple(more))))
     return history
 
 

@@ -18,6 +18,7 @@ from ebbtide.featurestore.record.features import PARTS, features
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from tests.support.seams.streams import LogRecord
 
+ROOT = Path(__file__).resolve().parents[3]
 PURCHASE = {
     "name": "purchase",
     "values": [
@@ -56,6 +57,14 @@ def written(folder: Path, rows: tuple[str, ...] = ROWS, head: str = HEAD) -> Pat
 def test_every_aggregation_has_a_part_and_every_store_a_field() -> None:
     assert [part for part in PARTS if part in BY_NAME] == list(BY_NAME)
     assert {aggregation.store.field for aggregation in AGGREGATIONS} == {store.field for store in STORES}
+
+
+@pytest.mark.parametrize("name", ["record/loop", "record/compiled", "record/arguments", "record/features"])
+def test_no_store_is_named_outside_of_the_table(name: str) -> None:
+    """A new aggregation is an entry there, and no line of these."""
+    text = (ROOT / "featurestore" / f"{name}.py").read_text()
+    graph = [(ROOT / "model" / "graph" / f"{file}.py").read_text() for file in ("features", "windows")]
+    assert not [store.field for store in STORES if any(store.field in each for each in (text, *graph))]
 
 
 @pytest.mark.parametrize(("many", "error_max"), [(1, 0.01), (8, 0.10), (32, 0.11), (64, 0.11), (128, 0.15)])
@@ -168,6 +177,7 @@ def test_a_spec_with_everything_survives_its_dump() -> None:
     [
         ({"trends": [["28d", "7d"]]}, "not a window and a longer one"),
         ({"trends": [["7d", "14d"]]}, "not a window and a longer one"),
+        ({"score_after_first": ["101d"]}, "must lie within memory"),
         ({"week": {"zone": "Europe/Nowhere"}}, "is no time zone"),
         ({"week": {"buckets": 5}}, "do not divide"),
         ({"targets": [{"name": "x", "kinds": ["sale"]}]}, "no kind sale"),
