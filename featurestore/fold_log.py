@@ -94,7 +94,7 @@ def _events(log: object, spec: Spec) -> EventBatch:
             f"{type(log).__name__} is no log",
             hint="read_log a file, or give a pyarrow Table: pa.table(frame)",
         )
-    if log.column_names == OWN_COLUMNS:
+    if [name for name in log.column_names if not name.startswith("value_")] == OWN_COLUMNS:
         return EventLog.from_arrow(log).events
     # As the Parquet file that it would be, so that there is one reader and one set of rules.
     with tempfile.TemporaryDirectory(prefix="ebbtide-") as folder:

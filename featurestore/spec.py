@@ -6,28 +6,18 @@ what each means (its *role*), the windows, the sequence, when a customer is scor
 (`featurestore/record/features.py`) and the Keras layer that computes them are generated from it. It knows nothing of
 Kafka, Redis or TensorFlow; it never reads a clock.
 
-The roles, since they decide what silence means:
-
-    activity    what the customer does: moves last-seen, re-arms silence, decides the label
-    contact     what we do to the customer (a mailing, a call): counted apart, never life
-    terminal    an explicit leave: not scored until the next activity
-    attribute   a last value (a number, a category, or a date turned into days until)
+What a kind and its values are is in `featurestore/kinds.py`, what churn is in `featurestore/target.py`.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.kinds import Frozen, Kind, Name
+from ebbtide.featurestore.target import TARGETS_MAX, Target, TargetEvents, problems_of, target_events
 from ebbtide.featurestore.times.durations import (
     DAY_MS,
     HOUR_MS,
@@ -36,73 +26,19 @@ from ebbtide.featurestore.times.durations import (
     PositiveDurationMs,
     format_duration,
 )
+from ebbtide.featurestore.times.timestamps import iso_ms
+from ebbtide.featurestore.times.zones import offsets
 
 KINDS_MAX = 32
 """Kinds are one byte in the sequence, and every window keeps a tile row a kind: 32 keeps a record near 1 KiB."""
+WEEK_HOURS = 168
+WEEK_BUCKETS_MAX = 16
+AFTER_FIRST_MAX = 8
 SILENCES_MAX = 64
 """A schedule longer than this is a mistake in the ratio (1.5 from 6 h reaches a year in 18 steps)."""
 
 
-Role = Literal["activity", "contact", "terminal", "attribute"]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Kind(_Frozen):
-    """One kind of event: the event types it covers, its role, and what is kept of its value."""
-
-    name: Name
-    types: tuple[str, ...] = ()
-    role: Role = "activity"
-    noun: str = ""
-    value: str | None = None
-    aggregate: tuple[Literal["sum", "mean", "last"], ...] = ()
-    decay: bool = True
-    score: Literal["auto", "always", "never"] = "auto"
-    stamp: Literal["as_is", "day_end"] = "as_is"
-    attribute: Literal["number", "category", "date"] | None = None
-    categories: tuple[str, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "name" in data:
-            data = {"types": (data["name"],), "noun": str(data["name"]).replace("_", " ") + "s", **data}
-            if data.get("role") == "attribute":
-                data = {"value": "value", "attribute": "number", **data}
-            elif data.get("aggregate"):
-                data = {"value": "value", **data}
-        return data
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if not self.types:
-            raise ValueError(f"kind {self.name}: needs at least one event type")
-        if self.value is not None and not re.fullmatch(r"value|properties(\.[^.]+)+", self.value):
-            raise ValueError(
-                f"kind {self.name}: value is 'value' or 'properties.<field>', not {self.value!r}"
-            )
-        if (self.role == "attribute") != (self.attribute is not None):
-            raise ValueError(
-                f"kind {self.name}: role attribute and attribute: number|category|date go together"
-            )
-        if (self.attribute == "category") != bool(self.categories):
-            raise ValueError(
-                f"kind {self.name}: categories are listed for attribute: category, and only for it"
-            )
-        if self.role == "attribute" and self.aggregate:
-            raise ValueError(
-                f"kind {self.name}: an attribute keeps its last value; aggregate is for other roles"
-            )
-        if self.role != "activity" and self.score == "auto":
-            return self.model_copy(update={"score": "never"})
-        return self
-
-
-class Window(_Frozen):
+class Window(Frozen):
     """A rolling window kept as `tiles` tiles of `hop_ms`: exact for some length in (length - hop, length]."""
 
     length_ms: PositiveDurationMs
@@ -125,7 +61,7 @@ class Window(_Frozen):
         return self
 
 
-class Sequence(_Frozen):
+class Sequence(Frozen):
     """The ring of the last entries that the recurrent part reads; repeats of a kind within `coalesce_ms` share one."""
 
     length: Annotated[int, Field(ge=1, le=256)] = 32
@@ -133,7 +69,7 @@ class Sequence(_Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class Silence(_Frozen):
+class Silence(Frozen):
     """The geometric schedule of gaps after the last activity at which a customer is scored, up to the horizon."""
 
     first_ms: PositiveDurationMs = Field(default=6 * HOUR_MS, alias="first")
@@ -141,16 +77,33 @@ class Silence(_Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class Eligibility(_Frozen):
+class Eligibility(Frozen):
     """Who is scored at all; one rule for training, evaluation and alerts."""
 
     min_events: Annotated[int, Field(ge=1)] = 1
     min_tenure_ms: DurationMs = Field(default=0, alias="min_tenure")
+    max_tenure_ms: PositiveDurationMs | None = Field(default=None, alias="max_tenure")
     max_silence_ms: PositiveDurationMs | None = Field(default=None, alias="max_silence")
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class Mapping(_Frozen):
+class Week(Frozen):
+    """The rhythm of the week: activities by hour of the week, in `zone`, in buckets of equal length from Monday on.
+
+    A silence over a customer's idle days says less than one over busy ones."""
+
+    zone: str = "UTC"
+    buckets: Annotated[int, Field(ge=2, le=WEEK_BUCKETS_MAX)] = 14
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if WEEK_HOURS % self.buckets:
+            raise ValueError(f"week: {self.buckets} buckets do not divide the {WEEK_HOURS} hours of a week")
+        offsets(self.zone)
+        return self
+
+
+class Mapping(Frozen):
     """Where the contract's fields lie in events that were not designed for us; dots descend into objects."""
 
     user_id: str = "user_id"
@@ -162,9 +115,30 @@ class Mapping(_Frozen):
     arrival: str | None = None
     ts_format: str = "auto"
     """`auto` (RFC 3339 or epoch milliseconds), epoch `s`, `ms`, `us`, `ns`, or a strptime format such as %Y%m%d."""
+    ts_unit: PositiveDurationMs | None = None
+    """Times are numbers of this (`1d`: a day index) since `ts_origin`, in place of `ts_format`."""
+    ts_origin: str = "1970-01-01"
+    """Date or RFC 3339 time that the numbers count from, UTC where it has no offset."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.ts_unit is not None and self.ts_format != "auto":
+            raise ValueError("ts_format and ts_unit both say what a time is: leave one out")
+        if self.ts_unit is None and self.ts_origin != "1970-01-01":
+            raise ValueError("ts_origin needs ts_unit: what do the numbers since then count?")
+        try:
+            self.origin_ms  # noqa: B018 - reads it
+        except ValueError:
+            raise ValueError(f"ts_origin {self.ts_origin!r} is no date: write 2016-01-01") from None
+        return self
+
+    @property
+    def origin_ms(self) -> int:
+        """Where the numbers count from, ms UTC."""
+        return iso_ms(self.ts_origin)
 
 
-class Spec(_Frozen):
+class Spec(Frozen):
     """A whole feature spec; durations are milliseconds. See `ops/specs/` for examples with every field."""
 
     name: Name
@@ -173,11 +147,20 @@ class Spec(_Frozen):
     kinds: Annotated[tuple[Kind, ...], Field(min_length=1, max_length=KINDS_MAX)]
     windows: tuple[Window, ...]
     half_lives_ms: tuple[PositiveDurationMs, ...] = Field(default=(), alias="half_lives")
+    trends: tuple[tuple[PositiveDurationMs, PositiveDurationMs], ...] = ()
+    """Pairs of windows, the short one first: the pace of each kind's events in the one against that in the other."""
+    week: Week | None = None
     days_active: tuple[Annotated[int, Field(ge=1, le=256)], ...] = ()
+    targets: Annotated[tuple[Target, ...], Field(max_length=TARGETS_MAX)] = ()
+    """What churn is; by default that no activity follows within the horizon."""
     sequence: Sequence = Sequence()
     silence: Silence = Silence()
     eligibility: Eligibility = Eligibility()
     score_every_ms: DurationMs = Field(default=0, alias="score_every")
+    score_after_first_ms: Annotated[
+        tuple[PositiveDurationMs, ...], Field(max_length=AFTER_FIRST_MAX, alias="score_after_first")
+    ] = ()
+    """Decision points so long after a customer's first activity."""
     dedupe: Annotated[int, Field(ge=0, le=64)] = 8
     unknown: Literal["dead_letter", "ignore"] = "dead_letter"
     future_max_ms: DurationMs = Field(default=DAY_MS, alias="future_max")
@@ -222,6 +205,15 @@ class Spec(_Frozen):
             problems.append(
                 f"the silence schedule has {len(self.silences_ms)} points, at most {SILENCES_MAX}"
             )
+        if max(self.score_after_first_ms, default=0) > self.memory_ms:
+            problems.append("score_after_first must lie within memory: later a record may have expired")
+        lengths = [window.length_ms for window in self.windows]
+        for short, long in self.trends:
+            if short >= long or not {short, long} <= set(lengths):
+                words = f"{format_duration(short)}, {format_duration(long)}"
+                problems.append(f"trends: [{words}] are not a window and a longer one of this spec")
+        for target in self.targets:
+            problems += problems_of(self.kinds, target)
         if self.past_max_ms is not None and self.past_max_ms < longest:
             problems.append("past_max must reach the longest window: what it refuses would be counted there")
         if self.eligibility.max_silence_ms and self.eligibility.max_silence_ms > self.memory_ms:
@@ -248,6 +240,35 @@ class Spec(_Frozen):
     @property
     def longest_window_ms(self) -> int:
         return max(window.length_ms for window in self.windows)
+
+    @property
+    def target(self) -> Target | None:
+        """The primary target; None: all activity, whose absence is churn."""
+        return self.targets[0] if self.targets else None
+
+    @property
+    def target_events(self) -> TargetEvents:
+        """Which events decide the label."""
+        return target_events(self.kinds, self.target)
+
+    @property
+    def churn_words(self) -> str:
+        """What a churned customer shows within the horizon."""
+        return self.target.words if self.target else "no activity"
+
+    @property
+    def churn_is_absence(self) -> bool:
+        return self.target is None or self.target.churn_when == "absent"
+
+    @property
+    def arms_apart(self) -> bool:
+        """Is silence counted from the last event of a target rather than from the last activity?"""
+        return self.target is not None and self.churn_is_absence
+
+    @property
+    def value_columns(self) -> int:
+        """Columns of values in a batch of this spec, at least one."""
+        return max(1, *(len(kind.readings) for kind in self.kinds))
 
     @property
     def kind_of_type(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ebbtide.featurestore.check.finding import SEVERITIES, Finding, count, error, note, percent, warning
 from ebbtide.featurestore.check.times import roles, time_findings
@@ -18,8 +19,10 @@ from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.contract import Reason
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.files.reader import read_log
+from ebbtide.featurestore.kinds import Kind, Value
+from ebbtide.featurestore.record.costs import costs
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.spec import Kind, Spec
+from ebbtide.featurestore.spec import Spec
 
 RECORD_BYTES_MAX = 1024
 """What a customer may cost by default: a million customers a gigabyte."""
@@ -102,11 +105,17 @@ def _types(log: EventLog, spec: Spec) -> Iterator[Finding]:
 def _record(spec: Spec) -> Iterator[Finding]:
     size = Layout(spec).itemsize
     if size <= RECORD_BYTES_MAX:
-        yield note("record_bytes", f"A customer's record takes {size:,} bytes.")
+        yield note("record_bytes", f"A customer's record takes {size:,} bytes: {_dearest(spec)}.")
     else:
         cure = "fewer kinds, windows or tiles or a shorter sequence make it smaller"
-        text = f"A customer's record takes {size:,} bytes, more than {RECORD_BYTES_MAX:,}: {cure}."
+        text = f"A customer's record takes {size:,} bytes, more than {RECORD_BYTES_MAX:,} ({_dearest(spec)}): {cure}."
         yield warning("record_bytes", text)
+
+
+def _dearest(spec: Spec) -> str:
+    """The bytes of each line of the spec, the dearest first."""
+    lines = sorted(costs(Layout(spec)), key=lambda line: -line[1])
+    return ", ".join(f"{line.strip()} {size:,}" for line, size in lines)
 
 
 def _kinds(log: EventLog, spec: Spec) -> Iterator[Finding]:
@@ -135,30 +144,35 @@ def _kinds(log: EventLog, spec: Spec) -> Iterator[Finding]:
 
 def _values(log: EventLog, spec: Spec) -> Iterator[Finding]:
     for code, kind in enumerate(spec.kinds):
-        values = log.events.value[log.events.kind == code]
-        if kind.value is None or not len(values):
-            continue
-        where = _source(kind, spec)
-        missing = float(np.isnan(values).mean())
-        if missing == 1:
-            yield error("value_never", f"Kind {kind.name} reads {where}, which none of its events has.")
-        elif missing > 0.01:
-            how = warning if missing > 0.2 else note
-            text = f"Kind {kind.name} reads {where}, which {percent(missing)} of its events don't have."
-            yield how("value_missing", text)
-        values = values[~np.isnan(values)]
-        if kind.attribute == "category" and (values == 0).any():
-            unlisted = float((values == 0).mean())
-            how = warning if unlisted > 0.05 else note
-            text = f"{percent(unlisted)} of the values of {kind.name} are none of its categories"
-            yield how("category_unlisted", f"{text} ({', '.join(kind.categories)}).")
-        elif kind.attribute is None and len(values) > 1 and np.ptp(values) == 0:
-            text = f"Kind {kind.name} reads {where}, which is always {values[0]:g}: nothing to learn from."
-            yield note("value_constant", text)
+        columns = log.events.values[log.events.kind == code].T
+        for reading, values in zip(kind.readings, columns, strict=False):  # others have more values
+            if len(values):
+                yield from _value(kind, reading, values, spec)
 
 
-def _source(kind: Kind, spec: Spec) -> str:
-    column = spec.mapping.value if kind.value == "value" else str(kind.value)
+def _value(kind: Kind, reading: Value, values: NDArray[np.float64], spec: Spec) -> Iterator[Finding]:
+    where = _source(reading, spec)
+    missing = float(np.isnan(values).mean())
+    if missing == 1:
+        yield error("value_never", f"Kind {kind.name} reads {where}, which none of its events has.")
+    elif missing > 0.01:
+        how = warning if missing > 0.2 else note
+        text = f"Kind {kind.name} reads {where}, which {percent(missing)} of its events don't have."
+        yield how("value_missing", text)
+    values = values[~np.isnan(values)]
+    if reading.reads == "category" and (values == 0).any():
+        unlisted = float((values == 0).mean())
+        how = warning if unlisted > 0.05 and kind.role == "attribute" else note
+        text = f"{percent(unlisted)} of the values of {kind.name} are none of its categories"
+        yield how("category_unlisted", f"{text} ({', '.join(reading.categories)}).")
+    elif reading.attribute is None and len(values) > 1 and np.ptp(values) == 0:
+        always = f"{values[0]:g}" if reading.reads == "number" else "the same"
+        text = f"Kind {kind.name} reads {where}, which is always {always}: nothing to learn from."
+        yield note("value_constant", text)
+
+
+def _source(reading: Value, spec: Spec) -> str:
+    column = spec.mapping.value if reading.path == "value" else reading.path
     return "value" if column == "value" else f"value from {column}"
 
 
@@ -193,7 +207,8 @@ def _customers(log: EventLog, spec: Spec) -> Iterator[Finding]:
 
 def _duplicates(log: EventLog) -> Iterator[Finding]:
     events = log.events
-    columns = (events.customer, events.kind, events.time, events.value.view(np.int64), events.event_id)
+    values = (column.copy().view(np.int64) for column in events.values.T)
+    columns = (events.customer, events.kind, events.time, *values, events.event_id)
     repeats = len(log) - len(np.unique(np.rec.fromarrays(columns)))
     if repeats:
         how = warning if repeats > 0.02 * len(log) else note

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.check.finding import Finding, count, days, error, note, percent, warning
 from ebbtide.featurestore.files.event_log import EventLog
-from ebbtide.featurestore.spec import Role, Spec
+from ebbtide.featurestore.kinds import Role
+from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS, format_duration
 from ebbtide.featurestore.times.timestamps import format_date, format_time
 
@@ -150,7 +151,9 @@ def _rhythm(log: EventLog, spec: Spec) -> Iterator[Finding]:
     customer, time = events.customer[active], events.time[active]
     yield from _gaps(customer, time, spec)
     if len(time):
-        yield from _base_rate(customer, time, log.known_until - 1, spec)
+        ours = spec.target_events.of(events.kind, events.values) & (events.time < log.known_until)
+        before = ours if spec.churn_is_absence else active
+        yield from _base_rate(log, before, ours, spec)
 
 
 def _gaps(customer: NDArray[np.int32], time: NDArray[np.int64], spec: Spec) -> Iterator[Finding]:
@@ -187,17 +190,20 @@ def _gaps(customer: NDArray[np.int32], time: NDArray[np.int64], spec: Spec) -> I
 
 
 def _base_rate(
-    customer: NDArray[np.int32], time: NDArray[np.int64], end: int, spec: Spec
+    log: EventLog, arms: NDArray[np.bool_], ours: NDArray[np.bool_], spec: Spec
 ) -> Iterator[Finding]:
-    as_of = end - spec.horizon_ms
+    """arms, ours: bool[n] over the events, those that silence counts from and those of the target."""
+    customer, time = log.events.customer, log.events.time
+    as_of = log.known_until - 1 - spec.horizon_ms
     since = as_of - (spec.eligibility.max_silence_ms or spec.memory_ms)
-    before = np.unique(customer[(time > since) & (time <= as_of)])
+    before = np.unique(customer[arms & (time > since) & (time <= as_of)])
     if len(before) < SEEN_MIN:
         return
-    rate = 1 - float(np.isin(before, customer[time > as_of]).mean())
+    came = float(np.isin(before, customer[ours & (time > as_of)]).mean())
+    rate = 1 - came if spec.churn_is_absence else came
     text = (
-        f"Of {count(len(before), 'customer')} who could have been scored at {format_date(as_of)}, {percent(rate)} did "
-        f"nothing in the {format_duration(spec.horizon_ms)} after: about the base rate."
+        f"Of {count(len(before), 'customer')} who could have been scored at {format_date(as_of)}, {percent(rate)} had "
+        f"{spec.churn_words} in the {format_duration(spec.horizon_ms)} after: about the base rate."
     )
     if 0.02 <= rate <= 0.98:
         yield note("base_rate", text)

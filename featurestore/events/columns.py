@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ebbtide.featurestore.events.attributes import encode_attribute
+from ebbtide.featurestore.events.attributes import encode_value
 from ebbtide.featurestore.events.contract import (
     TIME_MS_MAX,
     TIME_MS_MIN,
@@ -32,7 +32,8 @@ from ebbtide.featurestore.events.contract import (
     field_words,
 )
 from ebbtide.featurestore.hashing import hash_texts
-from ebbtide.featurestore.spec import Kind, Mapping, Spec
+from ebbtide.featurestore.kinds import Kind, Value
+from ebbtide.featurestore.spec import Mapping, Spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import TimeReader
 
@@ -45,7 +46,7 @@ class Columns:
     users:    n customer ids
     kind:     uint8[n], index into the spec's kinds
     time:     int64[n], ms UTC, stamped as the kind says; `stated`: as the event says
-    value:    float64[n], NaN where missing, attributes encoded
+    value:    float64[n], NaN where missing, encoded; `more`: float64[n, C - 1], the kinds' further values, or None
     ids:      n event ids, '' where there is none; None when no row has one
     rejected: the refused rows, by index
     ignored:  the rows whose type the spec ignores
@@ -58,6 +59,7 @@ class Columns:
     time: NDArray[np.int64]
     stated: NDArray[np.int64]
     value: NDArray[np.float64]
+    more: NDArray[np.float64] | None
     ids: list[str] | None
     rejected: list[Rejected]
     ignored: list[int]
@@ -77,6 +79,7 @@ class Columns:
             time=self.time[keep],
             stated=self.stated[keep],
             value=self.value[keep],
+            more=None if self.more is None else self.more[keep],
             ids=None if self.ids is None else [self.ids[j] for j in chosen],
         )
 
@@ -118,6 +121,11 @@ class _Outcome:
             self.refuse(row, Reason.UNKNOWN_TYPE, "no kind of the spec covers this event type")
 
 
+def time_reader(mapping: Mapping, *, digits: bool) -> TimeReader:
+    """The reader of the times that a mapping describes. Raises SpecError."""
+    return TimeReader(mapping.ts_format, digits=digits, unit_ms=mapping.ts_unit, origin_ms=mapping.origin_ms)
+
+
 class ColumnReader:
     """Reads rows under one spec. `text`: every field is text, as in a CSV file, so numbers are read from text."""
 
@@ -126,19 +134,24 @@ class ColumnReader:
         self.mapping = mapping or spec.mapping
         self._spec, self._text = spec, text
         self._adapter = event_adapter(self.mapping)
-        self._times = TimeReader(self.mapping.ts_format, digits=text)
+        self._times = time_reader(self.mapping, digits=text)
         self._kind_of_type = spec.kind_of_type
         kinds = spec.kinds
-        self._paths = [tuple(kind.value.split(".")) if kind.value else () for kind in kinds]
-        self._textual = np.array([kind.attribute in ("category", "date") for kind in kinds])
+        self._readings = [kind.readings for kind in kinds]
+        first = [readings[0] if readings else None for readings in self._readings]
+        self._paths = [[tuple(value.path.split(".")) for value in readings] for readings in self._readings]
+        self._textual = np.array([kind.takes_text for kind in kinds])
         # Kinds whose value is not simply the number in the field `value`: these are read one by one.
         self._apart = np.array(
             [
-                kind.attribute is not None or len(path) > 1 or (text and path != ())
-                for kind, path in zip(kinds, self._paths, strict=True)
+                (value is not None and (value.attribute is not None or value.reads != "number"))
+                or (bool(paths) and (len(paths[0]) > 1 or text))
+                for value, paths in zip(first, self._paths, strict=True)
             ]
         )
-        self._valued = np.array([bool(path) for path in self._paths])
+        self._valued = np.array([value is not None for value in first])
+        self._further = spec.value_columns - 1
+        self._several = np.array([len(readings) > 1 for readings in self._readings])
         self._day_end = np.array([kind.stamp == "day_end" for kind in kinds])
 
     def read(self, rows: Sequence[Any]) -> Columns:
@@ -149,11 +162,13 @@ class ColumnReader:
         kind = np.array(codes, np.uint8)
         stated = self._stated(index, events, out)
         value = self._values(index, events, kind, out)
+        more = self._more(index, events, kind, out) if self._further else None
         position = np.fromiter(index, np.int64, len(index))
         if out.refused:
             keep = [j for j, row in enumerate(index) if row not in out.refused]
             events = [events[j] for j in keep]
             position, kind, stated, value = position[keep], kind[keep], stated[keep], value[keep]
+            more = None if more is None else more[keep]
         ids = [event.get("event_id") or "" for event in events]
         return Columns(
             index=position,
@@ -162,6 +177,7 @@ class ColumnReader:
             time=np.where(self._day_end[kind], stated // DAY_MS * DAY_MS + (DAY_MS - 1), stated),
             stated=stated,
             value=value,
+            more=more,
             ids=ids if any(ids) else None,
             rejected=[out.refused[row] for row in sorted(out.refused)],
             ignored=sorted(out.ignored),
@@ -224,7 +240,7 @@ class ColumnReader:
         for j in np.flatnonzero(self._apart[kind]).tolist():
             try:
                 code = int(kind[j])
-                raw[j] = self.value_of(code, _dig(events[j], self._paths[code]))
+                raw[j] = self.value_of(code, _dig(events[j], self._paths[code][0]))
             except Refusal as refusal:
                 raw[j] = None
                 out.refuse(index[j], refusal.reason, refusal.detail)
@@ -234,40 +250,56 @@ class ColumnReader:
         values[~self._valued[kind]] = np.nan
         return values
 
-    def value_of(self, code: int, raw: object) -> float | None:
-        """The number that a kind keeps of the value it reads, None where that is missing. Raises Refusal."""
-        kind = self._spec.kinds[code]
-        if raw is None or (
-            self._text and raw in (NULL_WORDS if kind.attribute != "category" else ("", "\\N"))
-        ):
+    def _more(
+        self, index: Sequence[int], events: list[Event], kind: NDArray[np.uint8], out: _Outcome
+    ) -> NDArray[np.float64]:
+        """The values behind the first of kinds that have several."""
+        more = np.full((len(events), self._further), np.nan)
+        for j in np.flatnonzero(self._several[kind]).tolist():
+            code = int(kind[j])
+            for c, path in enumerate(self._paths[code][1:], 1):
+                try:
+                    number = self.value_of(code, _dig(events[j], path), c)
+                except Refusal as refusal:
+                    out.refuse(index[j], refusal.reason, refusal.detail)
+                    continue
+                if number is not None:
+                    more[j, c - 1] = number
+        return more
+
+    def value_of(self, code: int, raw: object, c: int = 0) -> float | None:
+        """The number that a kind keeps of its value `c`, None where that is missing. Raises Refusal."""
+        kind, value = self._spec.kinds[code], self._readings[code][c]
+        texts = value.reads in ("category", "text")
+        if raw is None or (self._text and raw in (("", "\\N") if texts else NULL_WORDS)):
             return None
-        if kind.attribute is not None:
-            return _encoded(kind, raw, text=self._text)
+        if value.attribute is not None or texts:
+            return _encoded(kind, value, raw, text=self._text)
         if self._text and type(raw) is str:
             try:
                 raw = float(raw)
             except ValueError:
-                raise Refusal(Reason.WRONG_TYPE, f"{kind.name}: {kind.value}: expected a number") from None
+                raise Refusal(Reason.WRONG_TYPE, f"{kind.name}: {value.path}: expected a number") from None
         if type(raw) is not float and type(raw) is not int:
-            raise Refusal(Reason.WRONG_TYPE, f"{kind.name}: {kind.value}: expected a number")
-        return _bounded(kind, raw)
+            raise Refusal(Reason.WRONG_TYPE, f"{kind.name}: {value.path}: expected a number")
+        return _bounded(kind, value, raw)
 
 
-def _encoded(kind: Kind, raw: object, *, text: bool) -> float:
-    refusal = Refusal(Reason.BAD_ATTRIBUTE, f"{kind.name}: {kind.value}: expected a {kind.attribute}")
-    as_text = text or kind.attribute != "number"
+def _encoded(kind: Kind, value: Value, raw: object, *, text: bool) -> float:
+    refusal = Refusal(Reason.BAD_ATTRIBUTE, f"{kind.name}: {value.path}: expected a {value.reads}")
+    as_text = text or value.reads != "number"
     if type(raw) is not int and type(raw) is not float and not (as_text and type(raw) is str):
         raise refusal  # true is an int to isinstance, and no number to us
     try:
-        return _bounded(kind, encode_attribute(kind, raw))
+        return _bounded(kind, value, encode_value(value, raw))
     except (ValueError, OverflowError):
         raise refusal from None
 
 
-def _bounded(kind: Kind, number: float) -> float:
+def _bounded(kind: Kind, value: Value, number: float) -> float:
     if not isfinite(number) or abs(number) > VALUE_MAX:
         words = f"expected a finite number within ±{VALUE_MAX:g}"
-        raise Refusal(Reason.NOT_FINITE, f"{kind.name}: {kind.value}: {words}")
+        raise Refusal(Reason.NOT_FINITE, f"{kind.name}: {value.path}: {words}")
     return float(number)
 
 

@@ -26,7 +26,8 @@ from pydantic import (
 )
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
-from ebbtide.featurestore.spec import Kind, Mapping, Spec
+from ebbtide.featurestore.kinds import Kind
+from ebbtide.featurestore.spec import Mapping, Spec
 
 USER_ID_CHARS_MAX = 128
 TIME_MS_MIN, TIME_MS_MAX = 1, 253_402_300_799_999
@@ -197,7 +198,9 @@ def event_schema(spec: Spec | None = None) -> dict[str, Any]:
         return schema
     if spec.unknown == "dead_letter":
         schema["properties"]["type"] = {**schema["properties"]["type"], "enum": sorted(spec.kind_of_type)}
-    texts = _types_of(kind for kind in spec.kinds if kind.attribute in ("category", "date"))
+    texts = _types_of(
+        kind for kind in spec.kinds if any(v.path == "value" and v.reads != "number" for v in kind.readings)
+    )
     schema["if"] = {"properties": {"type": {"enum": texts}}}
     schema["else"] = {"properties": {"value": {"type": ["number", "null"]}}}
     return schema

@@ -175,7 +175,14 @@ def batch_of(columns: Columns, position: NDArray[np.int64]) -> EventBatch:
     """The columns as a batch: customers numbered in order of first appearance, `position` as given."""
     customers, customer = _numbered(columns.users)
     return EventBatch(
-        customers, customer, columns.kind, columns.time, columns.value, columns.event_ids(), position
+        customers,
+        customer,
+        columns.kind,
+        columns.time,
+        columns.value,
+        columns.event_ids(),
+        position,
+        columns.more,
     )
 
 
@@ -233,8 +240,16 @@ def _in_order(
         value=column(columns.value, np.nan),
         event_id=column(columns.event_ids(), 0),
         position=column(position, [records[i].offset for i in lost]),
+        more=_with_none(columns.more, len(lost), order),
     )
     return events, numbers[order]
+
+
+def _with_none(
+    more: NDArray[np.float64] | None, lost: int, order: NDArray[np.int64]
+) -> NDArray[np.float64] | None:
+    """Further values, and none of them for tombstones."""
+    return None if more is None else np.concatenate([more, np.full((lost, more.shape[1]), np.nan)])[order]
 
 
 def _numbered(users: Sequence[str]) -> tuple[list[str], NDArray[np.int32]]:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from ebbtide.featurestore.events.attributes import hash_text
 from ebbtide.featurestore.files.event_log import EventLog
-from ebbtide.featurestore.spec import Kind, Mapping, Spec
+from ebbtide.featurestore.kinds import Value
+from ebbtide.featurestore.spec import Mapping, Spec
 from ebbtide.featurestore.times.durations import DAY_MS
 
 
@@ -27,47 +29,54 @@ def records_of(log: EventLog, spec: Spec, start: int = 0) -> Iterator[tuple[byte
     """Key, value and Kafka timestamp (ms) of each event from index `start` of the log on, in arrival order."""
     events = log.events
     keys = [customer.encode() for customer in events.customers]
-    put = [_putter(kind) for kind in spec.kinds]
+    put = [[_putter(value) for value in kind.readings] for kind in spec.kinds]
     # An event of a day without a time may be dated after its arrival; the record's timestamp allows for that.
     stamps = np.maximum(log.arrival, events.time - spec.future_max_ms)
     columns = zip(
         events.customer[start:].tolist(), events.kind[start:].tolist(), events.time[start:].tolist(),
-        events.value[start:].tolist(), stamps[start:].tolist(), strict=True,
+        events.values[start:].tolist(), stamps[start:].tolist(), strict=True,
     )  # fmt: skip
-    for i, (customer, kind, time, value, stamp) in enumerate(columns, start):
+    for i, (customer, kind, time, values, stamp) in enumerate(columns, start):
         event: dict[str, Any] = {
             "user_id": events.customers[customer],
             "type": spec.kinds[kind].types[0],
             "ts": time,
         }
-        if not isnan(value):
-            put[kind](event, value)
+        for say, value in zip(put[kind], values, strict=False):  # others have more values
+            if not isnan(value):
+                say(event, value)
         if log.ids is not None and log.ids[i]:
             event["event_id"] = log.ids[i]
         yield keys[customer], orjson.dumps(event), stamp
 
 
-def _putter(kind: Kind) -> Callable[[dict[str, Any], float], None]:
-    """Writes a value to where the kind reads it from, in the form it reads."""
-    say = {"category": _category, "date": _date}.get(kind.attribute or "")
-    *outer, last = (kind.value or "value").split(".")
+def _putter(value: Value) -> Callable[[dict[str, Any], float], None]:
+    """Writes a value to where it is read from, in the form in which it is read. Where a text is read both as one of
+    some categories and as itself, its hash says both of one that is not listed."""
+    say = {"category": _category, "date": _date, "text": _text}.get(value.reads)
+    *outer, last = value.path.split(".")
 
-    def put(event: dict[str, Any], value: float) -> None:
+    def put(event: dict[str, Any], number: float) -> None:
         for key in outer:
             event = event.setdefault(key, {})
-        event[last] = say(kind, value) if say else value
+        if value.reads != "category" or number >= 1 or last not in event:
+            event[last] = say(value, number) if say else number
 
     return put
 
 
-def _category(kind: Kind, code: float) -> str:
+def _category(value: Value, code: float) -> str:
     """The category; for one that the spec does not list (code 0), some text that it does not list."""
     if code >= 1:
-        return kind.categories[int(code) - 1]
-    return "-" * (1 + max(map(len, kind.categories)))
+        return value.categories[int(code) - 1]
+    return "-" * (1 + max(map(len, value.categories)))
 
 
-def _date(_: Kind, days: float) -> float:
+def _date(_: Value, days: float) -> float:
     """Epoch milliseconds that are so many days, to the bit: in doubles, too, x / day * day / day is x / day."""
     ms = days * DAY_MS
     return round(ms) if round(ms) / DAY_MS == days else ms
+
+
+def _text(_: Value, number: float) -> str:
+    return hash_text(number)

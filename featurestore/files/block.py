@@ -59,15 +59,17 @@ class BlockReader(ABC):
     """An event file under a spec; iterate over its blocks once.
 
     `unit`: what its rows are numbered in. `text`: every field is text, so numbers are read from text. `mapping`: where
-    `Block.rows` hold the contract's fields. `arrival_format`: how arrivals are written."""
+    `Block.rows` hold the contract's fields. `arrival`: how arrivals are written."""
 
     unit: ClassVar[str] = "line"
     text: ClassVar[bool] = False
 
     def __init__(self, file: EventFile, spec: Spec) -> None:
         self.path, self.spec, self.partition = file.path, spec, file.partition
-        self.mapping = Mapping(ts_format=spec.mapping.ts_format)  # columns carry the contract's own names
-        self.arrival_format = spec.mapping.ts_format
+        # Columns carry the contract's own names.
+        given = spec.mapping
+        self.mapping = Mapping(ts_format=given.ts_format, ts_unit=given.ts_unit, ts_origin=given.ts_origin)
+        self.arrival = given
 
     @abstractmethod
     def blocks(self) -> Iterator[Block]:
@@ -78,7 +80,7 @@ class BlockReader(ABC):
 
         Raises SpecError that names every column that the spec needs and the file lacks, or has twice."""
         mapping, missing, columns = self.spec.mapping, [], {}
-        reads = {kind.value for kind in self.spec.kinds if kind.value}
+        reads = {value.path for kind in self.spec.kinds for value in kind.readings}
         for name in ("user_id", "type", "ts", "event_id", "value"):
             column = getattr(mapping, name)
             if has(column):

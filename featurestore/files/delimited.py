@@ -27,12 +27,11 @@ from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 
 from ebbtide.featurestore.errors import SpecError
-from ebbtide.featurestore.events.columns import NULL_WORDS
+from ebbtide.featurestore.events.columns import NULL_WORDS, time_reader
 from ebbtide.featurestore.events.contract import Reason
 from ebbtide.featurestore.files.block import BadRow, Block, BlockReader, EventFile, rows_of_columns
 from ebbtide.featurestore.files.sources import ByteSource
 from ebbtide.featurestore.spec import Spec
-from ebbtide.featurestore.times.timestamps import TimeReader
 
 BLOCK_BYTES = 256 * 1024
 LINES_MAX = 10_000
@@ -61,7 +60,7 @@ class DelimitedBlocks(BlockReader):
         self._header = [name.strip() for name in self._fields(first, self._delimiter)]
         known = [*self._header, *(key for key in self.partition if key not in self._header)]
         self._columns = self.wanted(known, known.__contains__)
-        self._times = TimeReader(spec.mapping.ts_format, digits=True)
+        self._times = time_reader(spec.mapping, digits=True)
 
     def blocks(self) -> Iterator[Block]:
         while self._next:

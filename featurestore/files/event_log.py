@@ -4,7 +4,7 @@ A log is in arrival order: the order in which a stream would have brought the sa
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +104,8 @@ class EventLog:
     def to_arrow(self) -> Any:
         """The events as a pyarrow.Table, a row an event in arrival order: `user_id` (text, a dictionary), `kind`
         (uint8, index into the spec's kinds), `time` and `arrival` (timestamps in ms, UTC), `value` (double, null where
-        missing), `event_id` (text, null where there is none), `position` (int64). Needs pyarrow."""
+        missing) and `value_2`, … where a kind has several, `event_id` (text, null where there is none), `position`
+        (int64). Needs pyarrow."""
         import pyarrow as pa  # noqa: PLC0415 - a worker imports this module and never loads Arrow
 
         events, utc = self.events, pa.timestamp("ms", "UTC")
@@ -116,7 +117,7 @@ class EventLog:
             "kind": events.kind,
             "time": pa.array(events.time).cast(utc),
             "arrival": pa.array(self.arrival).cast(utc),
-            "value": pa.array(events.value, mask=np.isnan(events.value)),
+            **{name: pa.array(column, mask=np.isnan(column)) for name, column in _value_columns(events)},
             "event_id": pa.array([event_id or None for event_id in self.ids or [""] * len(self)], pa.string()),
             "position": events.position,
         })  # fmt: skip
@@ -130,6 +131,7 @@ class EventLog:
         def numbers(name: str, kind: Any) -> NDArray[Any]:
             return np.asarray(table.column(name).cast(kind).to_numpy())
 
+        further = [name for name in table.column_names if name.startswith("value_")]
         arrival = numbers("arrival", pa.int64())
         if (np.diff(arrival) < 0).any():
             raise ValueError("the rows are not in the order of their arrival")
@@ -141,7 +143,13 @@ class EventLog:
             kind=numbers("kind", pa.uint8()),
             time=numbers("time", pa.int64()),
             value=numbers("value", pa.float64()),
+            more=np.stack([numbers(name, pa.float64()) for name in further], axis=1) if further else None,
             event_id=hash_texts(ids),
             position=numbers("position", pa.int64()),
         )
         return cls(events, ids if any(ids) else None, arrival, len(arrival), 0, Problems())
+
+
+def _value_columns(events: EventBatch) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    for c, column in enumerate(events.values.T):
+        yield f"value_{c + 1}" if c else "value", np.ascontiguousarray(column)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.events.columns import ColumnReader
+from ebbtide.featurestore.events.columns import ColumnReader, Columns, time_reader
 from ebbtide.featurestore.events.contract import (
     TIME_MS_MAX,
     TIME_MS_MIN,
@@ -26,9 +26,9 @@ from ebbtide.featurestore.events.contract import (
 )
 from ebbtide.featurestore.files.block import Block, BlockReader
 from ebbtide.featurestore.files.values import Values, read_times, texts
+from ebbtide.featurestore.kinds import TEXTUAL
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.featurestore.times.timestamps import TimeReader
 
 _UNKNOWN, _NO_TYPE = -1, -2
 
@@ -38,7 +38,7 @@ class Part:
     """The n events of a block, in the block's order, and what of it is none.
 
     index: int64[n], which row of the block; users: Arrow text; kind: uint8[n]; time, stated: int64[n], ms UTC, as
-    stamped and as the event says; value: float64[n], NaN where missing; ids: Arrow text, '' where there is none, or
+    stamped and as the event says; value: float64[n, C], NaN where missing; ids: Arrow text, '' where there is none, or
     None where no event has one; rejected: by row; ignored: how many; unknown: rows by type that no kind covers."""
 
     index: NDArray[np.int64]
@@ -71,7 +71,7 @@ class FastReader:
     def __init__(self, spec: Spec, source: BlockReader) -> None:
         self._spec, self._text = spec, source.text
         self._judge = ColumnReader(spec, mapping=source.mapping, text=source.text)
-        self._times = TimeReader(source.mapping.ts_format, digits=source.text)
+        self._times = time_reader(source.mapping, digits=source.text)
         self._kind_of_type = spec.kind_of_type
         self._day_end = np.array([kind.stamp == "day_end" for kind in spec.kinds])
 
@@ -140,7 +140,7 @@ class FastReader:
             kind=np.concatenate([part.kind, judged.kind]),
             time=np.concatenate([part.time, judged.time]),
             stated=np.concatenate([part.stated, judged.stated]),
-            value=np.concatenate([part.value, judged.value]),
+            value=np.concatenate([part.value, _values_of(judged)]),
             ids=ids,
             rejected=rejected,
             ignored=ignored,
@@ -163,8 +163,8 @@ class FastReader:
     def _values(
         self, columns: dict[str, Any], code: NDArray[np.int64], sure: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """float64[n], and which of the rows that are sure so far still are."""
-        value, sure = np.full(len(code), np.nan), sure.copy()
+        """float64[n, C], and which of the rows that are sure so far still are."""
+        value, sure = np.full((len(code), self._spec.value_columns), np.nan), sure.copy()
         read = {name: Values(column, text=self._text) for name, column in columns.items()
                 if name == "value" or name.startswith("properties.")}  # fmt: skip
         if "value" in read and not self._text:
@@ -173,12 +173,20 @@ class FastReader:
             own = np.flatnonzero(sure & (code == number))
             if not len(own):
                 continue
-            if "value" in read and not self._text and kind.attribute not in ("category", "date"):
+            if "value" in read and not self._text and not kind.takes_text:
                 sure[own] &= ~read["value"].is_text[own]
-            if kind.value is None or kind.value not in read:
-                continue
-            texts_too = self._text or kind.attribute in ("category", "date")
-            judge = partial(self._judge.value_of, number)
-            value[own], good = read[kind.value].of_kind(own, judge, kind.attribute, texts_too=texts_too)
-            sure[own] &= good
+            for c, reading in enumerate(kind.readings):
+                if reading.path not in read:
+                    continue
+                texts_too = self._text or reading.reads in TEXTUAL
+                judge = partial(self._judge.value_of, number, c=c)
+                value[own, c], good = read[reading.path].of_kind(
+                    own, judge, reading.reads, texts_too=texts_too
+                )
+                sure[own] &= good
         return value, sure
+
+
+def _values_of(judged: Columns) -> NDArray[np.float64]:
+    first = judged.value[:, None]
+    return first if judged.more is None else np.concatenate([first, judged.more], axis=1)

@@ -38,7 +38,7 @@ class JsonBlocks(BlockReader):
         }
         if spec.mapping.arrival is not None:
             self._paths[ARRIVAL] = spec.mapping.arrival
-        self._properties = sorted({kind.value for kind in spec.kinds if kind.value and kind.value != "value"})
+        self._properties = sorted({value.path for kind in spec.kinds for value in kind.readings} - {"value"})
 
     def blocks(self) -> Iterator[Block]:
         lines = self._lines()

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.files.block import ARRIVAL, Block, BlockReader, EventFile, rows_of_columns
 from ebbtide.featurestore.files.sources import ByteSource
-from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.spec import Mapping, Spec
 
 BLOCK_ROWS = 16_384
 _TEXTS = ("user_id", "event_id", "type")
@@ -49,9 +49,9 @@ class ParquetBlocks(BlockReader):
         )
         self._own = {name: column for name, column in self._columns.items() if _has(schema, column)}
         if self._is_time("ts"):
-            self.mapping = self.mapping.model_copy(update={"ts_format": "ms"})
+            self.mapping = Mapping(ts_format="ms")
         if self._is_time(ARRIVAL):
-            self.arrival_format = "ms"
+            self.arrival = Mapping(ts_format="ms")
         for name in ("user_id", "event_id"):
             kind = _type_of(schema, self._own.get(name, ""))
             if kind is not None and (

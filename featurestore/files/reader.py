@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.events.columns import time_reader
 from ebbtide.featurestore.events.contract import TIME_MS_MAX, TIME_MS_MIN, Reason
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.files.block import ARRIVAL, Block, BlockReader, EventFile
@@ -24,7 +25,6 @@ from ebbtide.featurestore.files.sources import event_files, format_of
 from ebbtide.featurestore.hashing import hash_texts
 from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.durations import format_duration
-from ebbtide.featurestore.times.timestamps import TimeReader
 
 __all__ = ["EventLog", "read_log"]
 
@@ -120,7 +120,7 @@ class _Gather:
         from ebbtide.featurestore.files.fast import FastReader  # noqa: PLC0415 - pyarrow, see `_opened`
 
         self._reader = FastReader(self._spec, source)
-        self._arrivals = TimeReader(source.arrival_format, digits=source.text)
+        self._arrivals = time_reader(source.arrival, digits=source.text)
         self.problems.unit, self._file = source.unit, name
 
     def add(self, block: Block) -> None:
@@ -184,13 +184,17 @@ class _Gather:
             ]
             found = text(none).to_pylist()
             ids = found if any(found) else None
+        value = np.concatenate(
+            [np.empty((0, self._spec.value_columns)), *(part.value for part in self._parts)]
+        )[order]
         events = EventBatch(
             customers=users.dictionary.to_pylist(),
             customer=users.indices.to_numpy().astype(np.int32),
             kind=column("kind", np.uint8),
             time=column("time", np.int64),
-            value=column("value", np.float64),
+            value=np.ascontiguousarray(value[:, 0]),
             event_id=np.zeros(len(order), np.uint64) if ids is None else hash_texts(ids),
             position=np.concatenate(self._index)[order],
+            more=value[:, 1:] if value.shape[1] > 1 else None,
         )
         return EventLog(events, ids, arrival[order], self.rows, self._ignored, self.problems)

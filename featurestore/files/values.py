@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.aggregations import Reads
 from ebbtide.featurestore.events.columns import Refusal
 from ebbtide.featurestore.events.contract import VALUE_MAX
 from ebbtide.featurestore.files import kernels
+from ebbtide.featurestore.kinds import TEXTUAL
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import TimeReader
 
@@ -61,7 +63,7 @@ class Values:
         self,
         rows: NDArray[np.int64],
         judge: Judge,
-        attribute: str | None,
+        reads: Reads,
         *,
         texts_too: bool,
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -69,9 +71,9 @@ class Values:
         numbers = self.numbers[rows]
         good = np.ones(len(rows), np.bool_)
         numeric = self.is_number[rows]
-        if attribute == "category":
+        if reads in ("category", "text"):
             good &= ~numeric  # 7 or 7.0: only the row itself tells
-        if attribute == "date":
+        if reads == "date":
             numbers = np.where(numeric, numbers / DAY_MS, numbers)
         with np.errstate(invalid="ignore"):
             good &= ~numeric | (np.abs(numbers) <= VALUE_MAX)
@@ -81,7 +83,7 @@ class Values:
         textual = np.flatnonzero(self.is_text[rows])
         if len(textual):
             texts = self.texts.take(pa.array(rows[textual]))
-            if attribute in ("category", "date"):
+            if reads in TEXTUAL:
                 read, sure = np.zeros(len(textual)), np.zeros(len(textual), np.bool_)
             else:
                 read, sure = kernels.read_decimals(texts)
@@ -105,11 +107,11 @@ def read_times(column: Any, reader: TimeReader, n: int) -> tuple[NDArray[np.int6
             sure = (state == kernels.ISO) & reader.reads_iso
             if reader.reads_digits:
                 digits = state == kernels.DIGITS
-                times, fits = _scaled(times, reader.scale, digits)
+                times, fits = _scaled(times, reader, digits)
                 sure |= fits
     elif pa.types.is_integer(kind) and not pa.types.is_uint64(kind) and reader.scale is not None:
         whole = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
-        times, sure = _scaled(whole, reader.scale, column.is_valid().to_numpy(zero_copy_only=False))
+        times, sure = _scaled(whole, reader, column.is_valid().to_numpy(zero_copy_only=False))
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
         times, sure = np.zeros(n, np.int64), np.zeros(n, np.bool_)
     else:
@@ -118,12 +120,13 @@ def read_times(column: Any, reader: TimeReader, n: int) -> tuple[NDArray[np.int6
 
 
 def _scaled(
-    whole: NDArray[np.int64], scale: tuple[int, int], which: NDArray[np.bool_]
+    whole: NDArray[np.int64], reader: TimeReader, which: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    times, over = scale
+    assert reader.scale is not None
+    times, over = reader.scale
     most = _EXACT_MAX // times
     fits = which & (whole <= most) & (whole >= -most) if times > 1 else which
-    return np.where(fits, whole * times // over, whole), fits
+    return np.where(fits, whole * times // over + reader.origin_ms, whole), fits
 
 
 def _times_by(reader: TimeReader, values: list[object]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

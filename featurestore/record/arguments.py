@@ -1,14 +1,20 @@
 """The arguments of the compiled fold: what each array holds, its shape, dtype and unit.
 
-n rows, m places for points, e events; K kinds, W windows, T tiles of all windows, V kinds with a value, D kinds with
-decays, H half-lives, A attributes, B 64-day words, L sequence entries, R remembered ids, S silences. Times are int64
+n rows, m places for points, e events; K kinds, C values an event, W windows, T tiles of all windows, D kinds with
+decays, H half-lives, A attributes, B 64-day words, L sequence entries, R remembered ids, S silences, F points after the
+first activity, Z changes of a zone's offset, X stores of values (`featurestore/aggregations.py`). Times are int64
 milliseconds UTC, durations int64 milliseconds. `arrays.py` makes them; the loop is compiled once for these types.
 """
 
+from collections import namedtuple
 from typing import Any, NamedTuple
+
+from ebbtide.featurestore.aggregations import STORES
 
 ROLES = {"activity": 0, "contact": 1, "terminal": 2, "attribute": 3}
 SCORES = {"never": 0, "auto": 1, "always": 2}
+
+NOT_IN_RING = -2
 
 
 class Plan(NamedTuple):
@@ -18,11 +24,20 @@ class Plan(NamedTuple):
     role:           uint8[K], of ROLES           score:          uint8[K], of SCORES
     hop:            int64[W], length of a tile   tiles:          int64[W], tiles of a window
     tile_start:     int64[W], first tile of each window among the T
-    value_slot, decay_slot, attribute_slot: int64[K], a kind's index among the V, D, A, or -1
+    count_slot, decay_slot, attribute_slot: int64[K], a kind's row in `tile_count`, `decay`, the attributes, or -1
+    ring_slot:      int64[K], which of a kind's values the sequence holds, -1 for none, -2 for a kind that is not in it
+    row:            int64[X, K, C], the first row of each value in each store, or -1
+    rows:           int64[X], rows of each store
     half_life:      float64[H], ms               silence:        int64[S], gaps after the last activity, ascending
-    values, decays, day_words, dedupe: V, D, B, R, since a field of no entries is stood in for by one of another size
+    after_first:    int64[F], gaps after the first activity at which a customer is scored
+    counted, decays, day_words, dedupe: rows of `tile_count`, D, B, R, since a field of no entries is stood in for by
+    one of another size
+    target:         uint8[K], 1 for kinds whose events arm silence
+    target_column:  int64[K], the value that is compared, or -1     target_low, target_high: float64[K], its bounds
+    target_apart:   whether the target's last event is kept apart from the last activity
+    week_since, week_offset: int64[Z], the zone's offsets and since when      week_buckets: of a week, or 0
     memory, longest_window, coalesce, score_every: durations
-    min_events:     activities, and min_tenure, max_silence: durations, of who is scored at all
+    min_events:     activities, and min_tenure, max_tenure, max_silence: durations, of who is scored at all
     """
 
     role: Any
@@ -30,12 +45,24 @@ class Plan(NamedTuple):
     hop: Any
     tiles: Any
     tile_start: Any
-    value_slot: Any
+    count_slot: Any
     decay_slot: Any
     attribute_slot: Any
+    ring_slot: Any
+    row: Any
+    rows: Any
     half_life: Any
     silence: Any
-    values: int
+    after_first: Any
+    target: Any
+    target_column: Any
+    target_low: Any
+    target_high: Any
+    target_apart: int
+    week_since: Any
+    week_offset: Any
+    week_buckets: int
+    counted: int
     decays: int
     day_words: int
     dedupe: int
@@ -45,43 +72,22 @@ class Plan(NamedTuple):
     score_every: int
     min_events: int
     min_tenure: int
+    max_tenure: int
     max_silence: int
 
 
-class Fields(NamedTuple):
-    """The record fields that the fold reads and writes, as strided views of the rows' memory: shape [n] or [n, …], the
-    rest and the dtype as `Layout` draws them."""
-
-    first_seen: Any
-    last_seen: Any
-    event_time: Any
-    row_watermark: Any
-    decided_at: Any
-    terminated_at: Any
-    gap_mean: Any
-    gap_m2: Any
-    kind_last: Any
-    tile_head: Any
-    day_bits: Any
-    attribute_at: Any
-    recent_id: Any
-    kind_count: Any
-    decay: Any
-    value_last: Any
-    tile_sum: Any
-    attribute_value: Any
-    ring_value: Any
-    ring_gap: Any
-    activity_count: Any
-    gap_count: Any
-    late_count: Any
-    day_head: Any
-    tile_count: Any
-    ring_count: Any
-    ring_head: Any
-    ring_kind: Any
-    recent_head: Any
-    silence_index: Any
+_OWN_FIELDS = (
+    "first_seen", "last_seen", "event_time", "row_watermark", "decided_at", "terminated_at", "gap_mean", "gap_m2",
+    "kind_last", "tile_head", "day_bits", "target_last", "attribute_at", "recent_id", "kind_count", "decay",
+    "attribute_value", "ring_value", "ring_gap", "activity_count", "gap_count", "late_count", "day_head", "tile_count",
+    "ring_count", "ring_head", "ring_kind", "week_count", "recent_head", "silence_index",
+)  # fmt: skip
+FIRST_STORE = len(_OWN_FIELDS)
+"""Index into `Fields` of the first store; the others follow it."""
+FIELDS = (*_OWN_FIELDS, *(store.field for store in STORES))
+Fields: Any = namedtuple("Fields", FIELDS)  # type: ignore[misc]  # its names are the table's
+"""The record fields that the fold reads and writes, as strided views of the rows' memory: shape [n] or [n, …], the rest
+and the dtype as `Layout` draws them."""
 
 
 class PointBuffer(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ebbtide.featurestore.record.arguments import Fields, PointBuffer
+from ebbtide.featurestore.record.arguments import FIELDS, Fields, PointBuffer
 from ebbtide.featurestore.record.layout import Layout, Rows
 
 SPARE_ROWS = 2
@@ -24,7 +24,7 @@ def writable_fields(layout: Layout, rows: Rows) -> tuple[Rows, Fields, NDArray[n
     as_u64 = np.empty((n + SPARE_ROWS, width), np.uint64)
     as_u64[:n] = np.ascontiguousarray(rows).view(np.uint64).reshape(n, width)
     copy = as_u64.reshape(-1).view(layout.dtype)
-    return copy[:n], Fields(*(_field(copy, name) for name in Fields._fields)), as_u64
+    return copy[:n], Fields(*(_field(copy, name) for name in FIELDS)), as_u64
 
 
 def column(values: Any, dtype: DTypeLike) -> NDArray[Any]:

@@ -1,17 +1,17 @@
 """The features of a spec, by name: what the model sees of a record, in order, in natural units, and how to say it.
 
-This is the list only. It is computed in one place, the Keras layer of `model/graph/features.py`, group by group in the
-order below; so a feature's index here is its column there. *Missing is a feature of its own*: where a figure does not
-exist (no gap yet, a kind never seen) its value is 0 and the flag beside it is 1.
+This is the list only. It is computed in one place, the Keras layer of `model/graph/features.py`, part by part in the
+order of PARTS; so a feature's index here is its column there. *Missing is a feature of its own*: where a figure does
+not exist (no gap yet, a kind never seen) its value is 0 and the flag beside it is 1.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-from ebbtide.featurestore.spec import Kind, Spec
+from ebbtide.featurestore.aggregations import AGGREGATIONS, Aggregation, Transform
+from ebbtide.featurestore.kinds import Kind
+from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import format_duration
 
-Transform = Literal["log", "linear"]
 DAY_WORDS = "days"
 
 
@@ -30,14 +30,27 @@ class Feature:
         return self.sentence.format(value=value)
 
 
+PARTS = (
+    "target", "rhythm", "week", "active_days", "counts", "trends", *(a.name for a in AGGREGATIONS), "since", "never",
+    "decays", "attributes",
+)  # fmt: skip
+"""The groups of features, in their order; the graph has a method for each, or the aggregation's own functions. The
+first feature of every spec is the silence that its label is about."""
+
+
 def counted_kinds(spec: Spec) -> list[int]:
-    """Indices of the kinds whose events are counted in windows: activity and contact."""
-    return [i for i, kind in enumerate(spec.kinds) if kind.role in ("activity", "contact")]
+    """Indices of the kinds whose events are counted in windows: activity and contact, unless they are no features."""
+    return [i for i, kind in enumerate(spec.kinds) if kind.counted]
 
 
-def aggregated_kinds(spec: Spec, aggregate: str) -> list[int]:
-    """Indices of the counted kinds that ask for `sum`, `mean` or `last` of their value."""
-    return [i for i in counted_kinds(spec) if aggregate in spec.kinds[i].aggregate]
+def aggregated(spec: Spec, aggregation: Aggregation) -> list[tuple[int, int]]:
+    """(kind, column) of the values that ask for an aggregation, in the order of its features."""
+    return [
+        (k, c)
+        for k in counted_kinds(spec)
+        for c, value in enumerate(spec.kinds[k].readings)
+        if value.asks_for(aggregation)
+    ]
 
 
 def decayed_kinds(spec: Spec) -> list[int]:
@@ -46,10 +59,54 @@ def decayed_kinds(spec: Spec) -> list[int]:
 
 
 def features(spec: Spec) -> tuple[Feature, ...]:
-    """Every feature of the spec, in column order: rhythm, active days, counts, sums, means, last values, recency,
-    never, decays, attributes."""
-    kinds, windows = spec.kinds, spec.windows
-    out = [
+    """Every feature of the spec, in column order."""
+    return tuple(feature for part in features_by_part(spec).values() for feature in part)
+
+
+def features_by_part(spec: Spec) -> dict[str, list[Feature]]:
+    """The features of each of PARTS, in column order; a part without any has none."""
+    kinds = spec.kinds
+    counted = [kinds[k] for k in counted_kinds(spec)]
+    parts = {
+        "rhythm": _rhythm(),
+        "target": _target(spec),
+        "week": _week(spec),
+        "active_days": [
+            Feature(
+                f"active_days_{days}d", DAY_WORDS, "log", f"active on {{value:.0f}} of the last {days} days"
+            )
+            for days in spec.days_active
+        ],
+        "counts": [
+            Feature(
+                f"{kind.name}_count_{w.words}",
+                "events",
+                "log",
+                f"{{value:.0f}} {kind.noun} in the last {w.words}",
+            )
+            for kind in counted
+            for w in spec.windows
+        ],
+        "trends": [_trend(kind, *map(format_duration, pair)) for kind in counted for pair in spec.trends],
+        "since": [
+            Feature(f"{kind.name}_since", DAY_WORDS, "log", f"no {kind.noun} for {{value:.1f}} days")
+            for kind in counted
+        ],
+        "never": [
+            Feature(f"{kind.name}_never", "flag", "linear", f"never any {kind.noun}: {{value:.0f}}")
+            for kind in counted
+        ],
+        "decays": [
+            _decay(kinds[k], half_life) for k in decayed_kinds(spec) for half_life in spec.half_lives_ms
+        ],
+        "attributes": [each for kind in kinds if kind.role == "attribute" for each in _attribute(kind)],
+    }
+    parts |= {aggregation.name: _aggregated(spec, aggregation) for aggregation in AGGREGATIONS}
+    return {part: parts[part] for part in PARTS}
+
+
+def _rhythm() -> list[Feature]:
+    return [
         Feature("silence", DAY_WORDS, "log", "no activity for {value:.1f} days"),
         Feature("tenure", DAY_WORDS, "log", "customer for {value:.0f} days"),
         Feature("activity_total", "events", "log", "{value:.0f} activities so far"),
@@ -58,52 +115,59 @@ def features(spec: Spec) -> tuple[Feature, ...]:
         Feature("gap_missing", "flag", "linear", "no second visit yet: {value:.0f}"),
         Feature("silence_ratio", "usual gaps", "log", "silent for {value:.1f} times the usual gap"),
     ]
-    out += [
-        Feature(f"active_days_{days}d", DAY_WORDS, "log", f"active on {{value:.0f}} of the last {days} days")
-        for days in spec.days_active
+
+
+def _target(spec: Spec) -> list[Feature]:
+    """Of a target of its own: then this, not the silence since any activity, is the first of all."""
+    if spec.target is None or not spec.arms_apart:
+        return []
+    name = spec.target.name
+    words = name.replace("_", " ")
+    return [Feature(f"{name}_silence", DAY_WORDS, "log", f"no {words} for {{value:.1f}} days")]
+
+
+def _week(spec: Spec) -> list[Feature]:
+    if spec.week is None:
+        return []
+    return [
+        Feature(
+            "week_now",
+            "times the mean",
+            "log",
+            "usually {value:.1f} times as active at this time of the week",
+        ),
+        Feature("week_passed", "weeks", "log", "{value:.2f} weeks of usual activity passed in silence"),
     ]
-    for kind in (kinds[k] for k in counted_kinds(spec)):
-        out += [
-            Feature(
-                f"{kind.name}_count_{w.words}",
-                "events",
-                "log",
-                f"{{value:.0f}} {kind.noun} in the last {w.words}",
-            )
-            for w in windows
-        ]
-    for aggregate, words in (("sum", "total"), ("mean", "mean")):
-        for kind in (kinds[k] for k in aggregated_kinds(spec, aggregate)):
-            sentence = f"{words} value of {kind.noun} in the last"
-            out += [
-                Feature(
-                    f"{kind.name}_{aggregate}_{w.words}",
-                    "value",
-                    "log",
-                    f"{sentence} {w.words}: {{value:.2f}}",
-                )
-                for w in windows
-            ]
-    out += [
-        Feature(f"{kinds[k].name}_last", "value", "log", f"last value of {kinds[k].noun}: {{value:.2f}}")
-        for k in aggregated_kinds(spec, "last")
-    ]
-    out += [
-        Feature(f"{kinds[k].name}_since", DAY_WORDS, "log", f"no {kinds[k].noun} for {{value:.1f}} days")
-        for k in counted_kinds(spec)
-    ]
-    out += [
-        Feature(f"{kinds[k].name}_never", "flag", "linear", f"never any {kinds[k].noun}: {{value:.0f}}")
-        for k in counted_kinds(spec)
-    ]
-    for kind in (kinds[k] for k in decayed_kinds(spec)):
-        for half_life in map(format_duration, spec.half_lives_ms):
-            sentence = f"{kind.noun} lately (half-life {half_life}): {{value:.2f}}"
-            out.append(Feature(f"{kind.name}_decay_{half_life}", "events", "log", sentence))
-    for kind in kinds:
-        if kind.role == "attribute":
-            out += _attribute(kind)
-    return tuple(out)
+
+
+def _trend(kind: Kind, short: str, long: str) -> Feature:
+    sentence = f"{kind.noun} in the last {short} at {{value:.2f}} times the pace of the last {long}"
+    return Feature(f"{kind.name}_trend_{short}_{long}", "ratio", "log", sentence)
+
+
+def _aggregated(spec: Spec, aggregation: Aggregation) -> list[Feature]:
+    """A value's rows, each over the windows where the store has tiles."""
+    lengths = [window.words for window in spec.windows] if aggregation.store.tiled else [""]
+    figure = "{value:.0%}" if aggregation.unit == "share" else "{value:.2f}"
+    found = []
+    for k, c in aggregated(spec, aggregation):
+        kind, value = spec.kinds[k], spec.kinds[k].readings[c]
+        for category in value.categories if aggregation.store.by_category else ("",):
+            words = aggregation.sentence.format(what=value.noun, noun=kind.noun, category=category)
+            names = [each for each in (kind.name, value.name, category, aggregation.name) if each]
+            for length in lengths:
+                said = f"{words} in the last {length}" if length else words
+                # A category is the user's own text, and braces in it are no figures.
+                sentence = f"{said.replace('{', '{{').replace('}', '}}')}: {figure}"
+                name = "_".join([*names, *([length] if length else [])])
+                found.append(Feature(name, aggregation.unit, aggregation.transform, sentence))
+    return found
+
+
+def _decay(kind: Kind, half_life_ms: int) -> Feature:
+    half_life = format_duration(half_life_ms)
+    sentence = f"{kind.noun} lately (half-life {half_life}): {{value:.2f}}"
+    return Feature(f"{kind.name}_decay_{half_life}", "events", "log", sentence)
 
 
 def _attribute(kind: Kind) -> list[Feature]:

@@ -37,6 +37,7 @@ from ebbtide.featurestore.record.loop import (
     RESET,
     SILENCE,
     TERMINAL,
+    armed_at,
     elapse_rows,
     eligible,
     fold_events,
@@ -115,6 +116,7 @@ class Folder:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._plan = layout.plan
+        self._by_time = len(self._plan.silence) + len(self._plan.after_first)
 
     def fold(self, rows: Rows, events: EventBatch) -> tuple[Rows, Points]:
         """Fold n events into the m rows of `events.customers`. `rows` is left as it was; a new array is returned."""
@@ -126,10 +128,10 @@ class Folder:
         folded, fields, words = writable_fields(self.layout, rows)
         columns = (
             column(events.customer, np.int32), column(events.kind, np.uint8), column(events.time, np.int64),
-            column(events.value, np.float64), column(events.event_id, np.uint64),
+            column(events.values, np.float64), column(events.event_id, np.uint64),
         )  # fmt: skip
         # One event may bring every silence of the schedule, a reset and its own point.
-        n, most = len(events), len(self._plan.silence) + 2
+        n, most = len(events), self._by_time + 2
         room, done = point_buffer(self.layout, 2 * n + most), 0
         while (done := fold_events(fields, self._plan, words, room, most, done, *columns)) < n:
             room = grow(self.layout, room)
@@ -138,7 +140,7 @@ class Folder:
     def elapse(self, rows: Rows, until_ms: NDArray[np.int64] | int) -> tuple[Rows, Points]:
         """Take every silence that is due before `until_ms` (one time, or int64[n], one a row)."""
         elapsed, fields, words = writable_fields(self.layout, rows)
-        n, most = len(rows), len(self._plan.silence)
+        n, most = len(rows), self._by_time
         until = np.broadcast_to(np.asarray(until_ms, np.int64), n).copy()
         room, done = point_buffer(self.layout, n + most), 0
         while (done := elapse_rows(fields, self._plan, words, room, most, done, until)) < n:
@@ -147,23 +149,33 @@ class Folder:
 
     def due(self, rows: Rows) -> NDArray[np.int64]:
         """int64[n], ms UTC: each row's next silence, or at last its expiry, when the record is to be deleted."""
-        last_seen = rows["last_seen"]
-        expiry = np.where(last_seen != 0, last_seen, rows["event_time"]) + (
-            self._plan.memory + EXPIRY_GRACE_MS
+        last_seen, armed = rows["last_seen"], self.armed_at(rows)
+        renewed = np.maximum(last_seen, armed)
+        expiry = np.where(renewed != 0, renewed, rows["event_time"]) + self._plan.memory + EXPIRY_GRACE_MS
+        # A time of 0 is never: what would count from it lies behind every watermark.
+        points = np.concatenate(
+            [armed[:, None] + self._plan.silence, rows["first_seen"][:, None] + self._plan.after_first],
+            axis=1,
         )
-        silences = last_seen[:, None] + self._plan.silence
-        armed = (last_seen != 0) & (rows["terminated_at"] == 0)
-        ahead = armed[:, None] & (silences > rows["row_watermark"][:, None])
+        here = (last_seen != 0) & (rows["terminated_at"] == 0)
+        ahead = here[:, None] & (points > rows["row_watermark"][:, None])
         # The last silence is the horizon, and the horizon lies within memory: a silence always comes before expiry.
-        due: NDArray[np.int64] = np.where(ahead, silences, expiry[:, None]).min(axis=1)
+        due: NDArray[np.int64] = np.where(ahead, points, expiry[:, None]).min(axis=1)
         return due
 
     def eligible(self, rows: Rows, as_of: NDArray[np.int64] | int) -> NDArray[np.bool_]:
         """bool[n]: would this row be scored as of then? The rule of the spec's `eligibility`."""
-        fields = ("terminated_at", "activity_count", "first_seen", "last_seen")
+        fields = (rows[name] for name in ("terminated_at", "activity_count", "first_seen"))
         # The very rule of the loop, run by NumPy on columns.
-        chosen: NDArray[np.bool_] = eligible.py_func(self._plan, *(rows[name] for name in fields), as_of)
+        chosen: NDArray[np.bool_] = eligible.py_func(self._plan, *fields, self.armed_at(rows), as_of)
         return chosen
+
+    def armed_at(self, rows: Rows) -> NDArray[np.int64]:
+        """int64[n], ms UTC: from when each row's silence counts, the last event of what the spec's target is made of;
+        0 where there is none yet."""
+        apart = rows["target_last"][:, 0] if self._plan.target_apart else None
+        armed: NDArray[np.int64] = armed_at.py_func(self._plan, rows["last_seen"], apart)
+        return armed
 
     def _points(self, room: PointBuffer) -> Points:
         m = int(room.used[0])

@@ -10,9 +10,10 @@ bytes, so that a record is never read unaligned. The default spec, drawn:
     │ fold         │ the customer's behaviour, written by the fold                             │
     │   times   i8 │ first_seen last_seen event_time row_watermark decided_at terminated_at    │
     │   kinds      │ kind_last i8[K]  kind_count u4[K]                                         │
-    │   windows    │ tile_head i8[W]  tile_sum f4[V,T]  tile_count u2[K,T]                     │
+    │   windows    │ tile_head i8[W]  tile_count u2[C,T]                                       │
+    │   values     │ a row of cells a value and store: tile_sum f4[V,T]  value_last f4[V] …    │
     │   rhythm     │ gap_mean f8  gap_m2 f8  gap_count u4  day_bits i8[B]  day_head i4         │
-    │   decays     │ decay f4[D,H]      values  value_last f4[V]                               │
+    │   decays     │ decay f4[D,H]      week  week_count u1[Q]      target  target_last i8[G]  │
     │   attributes │ attribute_at i8[A]  attribute_value f4[A]                                 │
     │   sequence   │ ring_value f4[L]  ring_gap f4[L]  ring_count u2[L]  ring_kind u1[L]       │
     │   duplicates │ recent_id u8[R]                                                           │
@@ -24,8 +25,9 @@ bytes, so that a record is never read unaligned. The default spec, drawn:
     ├──────────────┼───────────────────────────────────────────────────────────────────────────┤
     │ model        │ nothing yet: what a model will carry from event to event                  │
     └──────────────┴───────────────────────────────────────────────────────────────────────────┘
-    K kinds · W windows · T tiles of all windows · V kinds with a value · D kinds with decays · H half-lives
-    L sequence entries · B 64-day words · A attributes · R remembered event ids
+    K kinds · C counted kinds · W windows · T tiles of all windows · V rows of a store · D kinds with decays
+    H half-lives · L sequence entries · B 64-day words · A attributes · R remembered event ids · Q parts of the week
+    G targets apart from activity. The stores of values are those of `featurestore/aggregations.py`.
 
 A new customer is all zero bytes: time 0 means never, which is why event times start at 1.
 """
@@ -40,10 +42,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.record.arguments import ROLES, SCORES, Plan
-from ebbtide.featurestore.spec import Kind, Spec
+from ebbtide.featurestore.aggregations import STORES
+from ebbtide.featurestore.events.contract import TIME_MS_MAX
+from ebbtide.featurestore.kinds import Kind
+from ebbtide.featurestore.record.arguments import NOT_IN_RING, ROLES, SCORES, Plan
+from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.times.zones import offsets
 
-FOLD_VERSION = 1
+FOLD_VERSION = 2
 """Raise it when the fold makes other bytes of the same events; `tests/golden` notices."""
 POLICY_VERSION = 1
 """Raise it when the policy reads its section otherwise; 1 to 255, since it stands in every stored record."""
@@ -87,8 +93,9 @@ class Section:
 class Layout:
     """The record layout of one spec: `dtype`, its sections, its id, and where each kind's slots lie.
 
-    `tile_start` int64[W]: first tile of each window. `value_slot`, `decay_slot`, `attribute_slot` int64[K]: the
-    slot of each kind in `tile_sum`/`value_last`, `decay`, `attribute_value`, or -1.
+    `tile_start` int64[W]: first tile of each window. `count_slot`, `decay_slot`, `attribute_slot` int64[K]: the
+    slot of each kind in `tile_count`, `decay`, `attribute_value`, or -1. `row` int64[stores, K, C]: the first row of
+    each value of each kind in each store, or -1; `rows`: rows of each store.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -96,11 +103,10 @@ class Layout:
         kinds = spec.kinds
         self.tile_start = np.cumsum([0, *(window.tiles for window in spec.windows)])[:-1].astype(np.int64)
         self.tiles = sum(window.tiles for window in spec.windows)
-        self.value_slot = _slots(kind.value is not None and kind.role != "attribute" for kind in kinds)
-        self.decay_slot = _slots(
-            kind.decay and kind.role in ("activity", "contact") and bool(spec.half_lives_ms) for kind in kinds
-        )
+        self.count_slot = _slots(kind.counted for kind in kinds)
+        self.decay_slot = _slots(kind.decay and kind.counted and bool(spec.half_lives_ms) for kind in kinds)
         self.attribute_slot = _slots(kind.role == "attribute" for kind in kinds)
+        self.row, self.rows = _rows(spec)
         self._fields = {"fold": _padded("fold", self._fold_fields()), "policy": _padded("policy", _EPISODE)}
         self.dtype = np.dtype([field for fields in self._fields.values() for field in fields])
 
@@ -136,18 +142,31 @@ class Layout:
     def plan(self) -> Plan:
         """The spec as the compiled fold reads it."""
         spec, dtype = self.spec, self.dtype
+        target, table = spec.target_events, offsets(spec.week.zone if spec.week else "UTC")
         return Plan(
             role=np.array([ROLES[kind.role] for kind in spec.kinds], np.uint8),
             score=np.array([SCORES[kind.score] for kind in spec.kinds], np.uint8),
             hop=np.array([window.hop_ms for window in spec.windows], np.int64),
             tiles=np.array([window.tiles for window in spec.windows], np.int64),
             tile_start=self.tile_start,
-            value_slot=self.value_slot,
+            count_slot=self.count_slot,
             decay_slot=self.decay_slot,
             attribute_slot=self.attribute_slot,
+            ring_slot=np.array([_ring_slot(kind) for kind in spec.kinds], np.int64),
+            row=self.row,
+            rows=self.rows,
             half_life=np.array(spec.half_lives_ms, np.float64),
             silence=np.array(spec.silences_ms, np.int64),
-            values=dtype["value_last"].shape[0],
+            after_first=np.array(sorted(spec.score_after_first_ms), np.int64),
+            target=target.kinds,
+            target_column=target.column,
+            target_low=target.low,
+            target_high=target.high,
+            target_apart=int(spec.arms_apart),
+            week_since=np.array([since for since, _ in table], np.int64),
+            week_offset=np.array([offset for _, offset in table], np.int64),
+            week_buckets=spec.week.buckets if spec.week else 0,
+            counted=dtype["tile_count"].shape[0],
             decays=dtype["decay"].shape[0],
             day_words=dtype["day_bits"].shape[0],
             dedupe=dtype["recent_id"].shape[0],
@@ -157,6 +176,7 @@ class Layout:
             score_every=spec.score_every_ms,
             min_events=spec.eligibility.min_events,
             min_tenure=spec.eligibility.min_tenure_ms,
+            max_tenure=spec.eligibility.max_tenure_ms or TIME_MS_MAX,
             max_silence=spec.eligibility.max_silence_ms or spec.memory_ms,
         )
 
@@ -185,23 +205,34 @@ class Layout:
 
     def _fold_fields(self) -> list[Field]:
         spec, k, t = self.spec, len(self.spec.kinds), self.tiles
-        values, decays = _count(self.value_slot), _count(self.decay_slot)
+        decays, rows = _count(self.decay_slot), dict(zip(STORES, self.rows.tolist(), strict=True))
         attributes, half_lives = _count(self.attribute_slot), len(spec.half_lives_ms)
         length, windows = spec.sequence.length, len(spec.windows)
         day_words = -(-max(spec.days_active, default=0) // 64)
+
+        def stores(dtype: str) -> list[Field]:
+            """The stores of entries of a size."""
+            return [
+                (store.field, store.dtype, (rows[store], t) if store.tiled else (rows[store],))
+                for store in STORES if store.dtype[1:] == dtype
+            ]  # fmt: skip
+
         return [
             ("first_seen", "<i8", ()), ("last_seen", "<i8", ()), ("event_time", "<i8", ()),
             ("row_watermark", "<i8", ()), ("decided_at", "<i8", ()), ("terminated_at", "<i8", ()),
             ("gap_mean", "<f8", ()), ("gap_m2", "<f8", ()),
             ("kind_last", "<i8", (k,)), ("tile_head", "<i8", (windows,)), ("day_bits", "<i8", (day_words,)),
-            ("attribute_at", "<i8", (attributes,)), ("recent_id", "<u8", (spec.dedupe,)),
-            ("kind_count", "<u4", (k,)), ("decay", "<f4", (decays, half_lives)), ("value_last", "<f4", (values,)),
-            ("tile_sum", "<f4", (values, t)), ("attribute_value", "<f4", (attributes,)),
+            ("target_last", "<i8", (int(spec.arms_apart),)),
+            ("attribute_at", "<i8", (attributes,)), ("recent_id", "<u8", (spec.dedupe,)), *stores("i8"),
+            ("kind_count", "<u4", (k,)), ("decay", "<f4", (decays, half_lives)), *stores("f4"),
+            ("attribute_value", "<f4", (attributes,)),
             ("ring_value", "<f4", (length,)), ("ring_gap", "<f4", (length,)),
             ("activity_count", "<u4", ()), ("gap_count", "<u4", ()), ("late_count", "<u4", ()),
             ("day_head", "<i4", ()),
-            ("tile_count", "<u2", (k, t)), ("ring_count", "<u2", (length,)), ("ring_head", "<u2", ()),
-            ("ring_kind", "u1", (length,)), ("recent_head", "u1", ()), ("silence_index", "u1", ()),
+            ("tile_count", "<u2", (_count(self.count_slot), t)), *stores("u2"), ("ring_count", "<u2", (length,)),
+            ("ring_head", "<u2", ()), ("ring_kind", "u1", (length,)),
+            ("week_count", "u1", (spec.week.buckets if spec.week else 0,)),
+            ("recent_head", "u1", ()), ("silence_index", "u1", ()),
         ]  # fmt: skip
 
 
@@ -235,10 +266,30 @@ def _digest(fields: list[Field], version: int, meaning: dict[str, Any]) -> str:
 def _names(kind: Kind) -> dict[str, Any]:
     """What a kind's index stands for. The order of its event types means nothing."""
     named: dict[str, Any] = {"types": sorted(kind.types)}
-    for name, usual in (("value", None), ("attribute", None), ("categories", ()), ("stamp", "as_is")):
-        if getattr(kind, name) != usual:
-            named[name] = getattr(kind, name)
+    if kind.readings:
+        named["values"] = [[value.path, value.reads, value.categories] for value in kind.readings]
+    if kind.stamp != "as_is":
+        named["stamp"] = kind.stamp
     return named
+
+
+def _rows(spec: Spec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`Layout.row` and `Layout.rows`: rows are dealt out in the order of the kinds and of their values."""
+    row = np.full((len(STORES), len(spec.kinds), spec.value_columns), -1, np.int64)
+    rows = np.zeros(len(STORES), np.int64)
+    for k, kind in enumerate(spec.kinds):
+        for c, value in enumerate(kind.readings):
+            for x, store in enumerate(STORES):
+                if kind.counted and store in value.stores:
+                    row[x, k, c] = rows[x]
+                    rows[x] += value.rows(store)
+    return row, rows
+
+
+def _ring_slot(kind: Kind) -> int:
+    if kind.role != "activity" or not kind.features:
+        return NOT_IN_RING
+    return next((c for c, value in enumerate(kind.readings) if value.reads == "number"), -1)
 
 
 def _slots(chosen: Iterable[bool]) -> NDArray[np.int64]:

@@ -88,12 +88,12 @@ def reached_ms(log: EventBatch) -> NDArray[np.int64]:
 
 def only(log: EventBatch, customers: NDArray[np.bool_]) -> EventBatch:
     """The log of some customers: bool[m] over `log.customers`, whose indices stay as they are."""
-    return _kept(log, customers[log.customer])
+    return log.take(customers[log.customer])
 
 
 def before(log: EventBatch, end_ms: int) -> EventBatch:
     """The log without events of `end_ms` or later, wherever they stand in it."""
-    return _kept(log, log.time < end_ms)
+    return log.take(log.time < end_ms)
 
 
 def remembered(log: EventBatch) -> EventBatch:
@@ -101,12 +101,7 @@ def remembered(log: EventBatch) -> EventBatch:
     last = np.full(len(log.customers), -1, np.int64)
     tombstones = np.flatnonzero(log.kind == TOMBSTONE)
     last[log.customer[tombstones]] = tombstones  # ascending, so the last one stays
-    return _kept(log, np.arange(len(log)) > last[log.customer])
-
-
-def _kept(log: EventBatch, keep: NDArray[np.bool_]) -> EventBatch:
-    columns = ("customer", "kind", "time", "value", "event_id", "position")
-    return replace(log, **{name: getattr(log, name)[keep] for name in columns})
+    return log.take(np.arange(len(log)) > last[log.customer])
 
 
 def _fold_chunks(
@@ -116,15 +111,8 @@ def _fold_chunks(
     for first in range(start, end, chunk):
         part = slice(first, min(first + chunk, end))
         touched, local = np.unique(log.customer[part], return_inverse=True)
-        events = EventBatch(
-            [log.customers[i] for i in touched],
-            local.astype(np.int32),
-            log.kind[part],
-            log.time[part],
-            log.value[part],
-            log.event_id[part],
-            log.position[part],
-        )
+        customers = [log.customers[i] for i in touched]
+        events = replace(log.take(part), customers=customers, customer=local.astype(np.int32))
         rows[touched], points = folder.fold(rows[touched], events)
         event = np.where(points.event >= 0, points.event + np.int32(first), points.event)
         yield replace(

@@ -3,6 +3,7 @@
     auto             RFC 3339 text (UTC where it has no offset), or whole milliseconds as a number
     s, ms, us, ns    seconds, milliseconds, ... since 1970, as a number or as digits
     else             a strptime format such as %Y%m%d; UTC unless the format reads an offset
+    unit, origin     numbers (or digits) of some unit since some time, such as days since 2016-01-01
 
 Fractions of a millisecond are cut off, so that an event never moves into the next millisecond. This module knows no
 range: a date of 1900 is a negative number here, and whoever asked decides whether it may be one. No reading depends
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
-from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.durations import DAY_MS, format_duration
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS_PER_UNIT = {  # numerator, denominator
@@ -36,11 +37,14 @@ _ZONE_NAME = re.compile(r"(?<!%)((?:%%)*)%Z")
 class TimeReader:
     """Reads the times of one field. Instances keep a bounded memory of texts, nothing else.
 
-    `scale`: milliseconds a unit as (numerator, denominator), None for a strptime format.
+    `scale`: milliseconds a unit as (numerator, denominator), None for a strptime format; `origin_ms`: since when.
     `reads_digits`: digits in text are a number. `reads_iso`: RFC 3339 text is a time."""
 
-    def __init__(self, ts_format: str, *, digits: bool = False) -> None:
-        """`digits`: digits in text are a number in every format, as in a CSV file, where all is text.
+    def __init__(
+        self, ts_format: str, *, digits: bool = False, unit_ms: int | None = None, origin_ms: int = 0
+    ) -> None:
+        """`digits`: digits in text are a number in every format, as in a CSV file, where all is text. `unit_ms`: times
+        are numbers of so many ms since `origin_ms`, and `ts_format` is not looked at.
 
         Raises SpecError for a format that is none."""
         if ts_format not in _MS_PER_UNIT and "%" not in ts_format:
@@ -48,15 +52,17 @@ class TimeReader:
                 f"mapping.ts_format {ts_format!r} is not a time format",
                 hint="write auto, s, ms, us, ns, or a strptime format such as %Y%m%d",
             )
-        self._format = ts_format
-        self.reads_digits = digits or ts_format != "auto"
-        self.reads_iso = ts_format == "auto"
-        self.scale = _MS_PER_UNIT.get(ts_format)
+        self._format, self._unit_ms, self.origin_ms = ts_format, unit_ms, origin_ms
+        self.reads_digits = digits or ts_format != "auto" or unit_ms is not None
+        self.reads_iso = ts_format == "auto" and unit_ms is None
+        self.scale = _MS_PER_UNIT.get(ts_format) if unit_ms is None else (unit_ms, 1)
         self._strptime = lru_cache(maxsize=DISTINCT_MAX)(self._strptime_ms)
 
     @property
     def words(self) -> str:
         """What this reader takes, for messages."""
+        if self._unit_ms is not None:
+            return f"a number of {format_duration(self._unit_ms)} since {format_date(self.origin_ms)}"
         if self.scale is None:
             zone = ", its zone as UTC, GMT or Z (%z reads offsets)" if _ZONE_NAME.search(self._format) else ""
             return f"a date in the form {self._format}{zone}"
@@ -69,7 +75,7 @@ class TimeReader:
     def read(self, raw: Sequence[object]) -> tuple[NDArray[np.int64], list[int]]:
         """int64[n] in ms UTC, and the indices of what is no time in this format (0 there)."""
         try:
-            if self.scale == (1, 1) and set(map(type, raw)) == {int}:
+            if self.scale == (1, 1) and not self.origin_ms and set(map(type, raw)) == {int}:
                 return np.array(raw, np.int64), []
             return np.array([self._one(value) for value in raw], np.int64), []
         except (ValueError, OverflowError):
@@ -95,12 +101,13 @@ class TimeReader:
                 return iso_ms(value)
         times, over = self.scale
         if type(value) is int:
-            return max(-_FAR_MS, min(value * times // over, _FAR_MS))
+            return max(-_FAR_MS, min(value * times // over + self.origin_ms, _FAR_MS))
         if type(value) is float:
             if times == over and not value.is_integer():
                 raise ValueError(value)
             # round() first: 1.001 s is 1000.9999999999999 in binary and still means 1001 ms.
-            return int(round(max(-_FAR_MS, min(value * times / over, _FAR_MS)), 3) // 1)
+            ms = round(max(-_FAR_MS, min(value * times / over, _FAR_MS)), 3) // 1
+            return max(-_FAR_MS, min(int(ms) + self.origin_ms, _FAR_MS))
         raise ValueError(value)
 
     def _strptime_ms(self, text: str) -> int:

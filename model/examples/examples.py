@@ -42,7 +42,7 @@ class Examples:
 
     @property
     def silence_days(self) -> NDArray[np.float32]:
-        """float32[n]: days since the last activity, the first feature of every spec."""
+        """float32[n]: days since the last event of the target, by default activity: the first feature."""
         days: NDArray[np.float32] = self.features[:, 0]
         return days
 

@@ -12,6 +12,7 @@ and a fork in the middle of one would hang. A process ends with its work or with
 import multiprocessing
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -54,15 +55,8 @@ def _part(log: EventBatch, customers: NDArray[np.int64], reached: NDArray[np.int
     local = np.full(len(log.customers), -1, np.int32)
     local[customers] = np.arange(len(customers), dtype=np.int32)
     keep = local[log.customer] >= 0
-    events = EventBatch(
-        [log.customers[i] for i in customers.tolist()],
-        local[log.customer[keep]],
-        log.kind[keep],
-        log.time[keep],
-        log.value[keep],
-        log.event_id[keep],
-        log.position[keep],
-    )
+    names = [log.customers[i] for i in customers.tolist()]
+    events = replace(log.take(keep), customers=names, customer=local[log.customer[keep]])
     return Part(events, customers.astype(np.int32), reached[keep])
 
 

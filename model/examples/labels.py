@@ -1,11 +1,14 @@
 """What happened next: the label of a point, from the events that followed it.
 
-The question is one of *silence*: did any `activity` follow in `(as_of, as_of + H]`? What we sent, or an attribute that
-changed, is no life. An explicit leave is a different end: a row whose customer left in so many words within the
-horizon, before being active again, is neither churn by silence nor a stay. It is marked LEFT and takes no part in
-training or evaluation; it is not counted as churn, since what leads to a cancelled contract would then be learned as
-the way into silence, and not as a stay, since nobody stayed. A probability therefore reads "falls silent, given that
-no leave is stated", and the leaves stay countable in the rows.
+The question is one of *silence*: did any event of the target, by default any `activity`, follow in `(as_of, as_of +
+H]`? What we sent, or an attribute that changed, is no life. An explicit leave is a different end: a row whose customer
+left in so many words within the horizon, before the target came again, is neither churn by silence nor a stay. It is
+marked CANCELLED and takes no part in training or evaluation; it is not counted as churn, since what leads to a
+cancelled contract would then be learned as the way into silence, and not as a stay, since nobody stayed. A probability
+therefore reads "falls silent, given that no leave is stated", and the leaves stay countable in the rows.
+
+Where a target is churn by *coming* (`churn_when: present`: the leave itself, a downgrade) a row is churn when such an
+event follows within the horizon; a leave that is none of the target's and comes first cancels it likewise.
 
 A row is labelled only when its whole horizon lies before the end of what is known, whatever was seen by then: to
 keep an early return and drop the silence beside it would teach that recent customers always return.
@@ -14,7 +17,7 @@ keep an early return and drop the silence beside it would teach that recent cust
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
+from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.spec import Spec
 
 STAYED, CHURNED, UNKNOWN, CANCELLED = 0, 1, -1, 2
@@ -23,14 +26,14 @@ NEVER = np.iinfo(np.int64).max
 
 
 class Following:
-    """The events of some kinds by customer, searchable by time.
+    """Some events of a log by customer, searchable by time.
 
     Keys are `customer * times + rank of the time`, which orders by customer, then time, in one int64 that cannot
     overflow (customers x distinct times < 2^63), so one searchsorted answers for all rows at once.
     """
 
-    def __init__(self, log: EventBatch, kinds: NDArray[np.bool_]) -> None:
-        chosen = kinds[log.kind]
+    def __init__(self, log: EventBatch, chosen: NDArray[np.bool_]) -> None:
+        """chosen: bool[n] over the log's events."""
         self._times = np.unique(log.time[chosen])
         keys = self._key(log.customer[chosen], np.searchsorted(self._times, log.time[chosen]))
         self._keys = np.sort(keys)
@@ -58,25 +61,22 @@ class Labeller:
 
     def __init__(self, spec: Spec, log: EventBatch, known_until_ms: int) -> None:
         self.horizon_ms, self.known_until_ms = spec.horizon_ms, known_until_ms
-        self.activity = Following(log, _kinds_of(spec, "activity"))
-        self._leave = Following(log, _kinds_of(spec, "terminal"))
+        self._absence = spec.churn_is_absence
+        ours = spec.target_events.of(log.kind, log.values)
+        terminal = np.array([*(kind.role == "terminal" for kind in spec.kinds), False])
+        leaves = terminal[np.minimum(log.kind, len(spec.kinds))]
+        self.target = Following(log, ours)
+        self._leave = Following(log, leaves & ~ours)
 
     def known(self, as_of: NDArray[np.int64]) -> NDArray[np.bool_]:
         """bool[n]: does the whole horizon of the row lie in what is known?"""
         return as_of + self.horizon_ms < self.known_until_ms
 
     def label(self, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int8]:
-        """int8[n]: CHURNED 1, STAYED 0, UNKNOWN -1 (horizon not over), LEFT 2 (an explicit leave came first)."""
+        """int8[n]: CHURNED 1, STAYED 0, UNKNOWN -1 (horizon not over), CANCELLED 2 (an explicit leave came first)."""
         end = as_of + self.horizon_ms
-        activity = self.activity.after(customer, as_of)
+        event = self.target.after(customer, as_of)
         leave = self._leave.after(customer, as_of)
-        label = np.where(activity <= end, STAYED, CHURNED)
-        label = np.where((leave <= end) & (leave < activity), CANCELLED, label)
+        label = np.where((event <= end) != self._absence, CHURNED, STAYED)
+        label = np.where((leave <= end) & (leave < event), CANCELLED, label)
         return np.where(self.known(as_of), label, UNKNOWN).astype(np.int8)
-
-
-def _kinds_of(spec: Spec, role: str) -> NDArray[np.bool_]:
-    """bool[256] over kinds: those of a role; TOMBSTONE is none of them."""
-    chosen = np.zeros(TOMBSTONE + 1, np.bool_)
-    chosen[: len(spec.kinds)] = [kind.role == role for kind in spec.kinds]
-    return chosen

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.kinds import Value
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
-from ebbtide.featurestore.spec import Kind
+from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
 
 ROWS = 32
@@ -29,7 +30,7 @@ def made_up(layout: Layout, n: int = ROWS, seed: int = 0) -> tuple[Rows, NDArray
     rng = np.random.default_rng(seed)
     events = _events(layout, rng)
     _, points = Folder(layout).fold(layout.empty(len(events.customers)), events)
-    asked = points.take(np.flatnonzero(points.scored))
+    asked = points.take(np.flatnonzero(points.scored) if points.scored.any() else np.arange(len(points)))
     # Half of the rows are as full as their customers get, the other half from anywhere in their lives.
     ordered = asked.take(np.lexsort((asked.as_of, asked.customer)))
     last = np.flatnonzero(np.diff(ordered.customer, append=-1) != 0)
@@ -52,24 +53,28 @@ def _events(layout: Layout, rng: np.random.Generator) -> EventBatch:
     passed = np.cumsum(gaps)
     begin = np.concatenate([[0], np.cumsum(counts)[:-1]])
     time = START_MS + passed - np.repeat(passed[begin] - gaps[begin], counts)
-    kind = _kinds(spec.kinds, counts, rng)
-    value = np.full(n, np.nan)
+    kind = _kinds(spec, counts, rng)
+    values = np.full((n, spec.value_columns), np.nan)
     for code, each in enumerate(spec.kinds):
         mine = np.flatnonzero(kind == code)
-        value[mine] = _values(each, len(mine), rng)
+        for c, reading in enumerate(each.readings):
+            values[mine, c] = _values(reading, len(mine), rng)
     order = np.argsort(time, kind="stable")
     return EventBatch(
-        [f"made-up-{i}" for i in range(CUSTOMERS)], customer[order], kind[order], time[order], value[order],
-        rng.integers(1, 2**63, n).astype(np.uint64), np.arange(n, dtype=np.int64),
+        [f"made-up-{i}" for i in range(CUSTOMERS)], customer[order], kind[order], time[order], values[order, 0],
+        rng.integers(1, 2**63, n).astype(np.uint64), np.arange(n, dtype=np.int64), values[order, 1:],
     )  # fmt: skip
 
 
-def _kinds(kinds: tuple[Kind, ...], counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _kinds(spec: Spec, counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uint8]:
     """A kind an event, of each customer's: nobody who has left for good is scored, so a leave is rare."""
+    kinds = spec.kinds
     leaves = np.array([kind.role == "terminal" for kind in kinds])
     weight = np.where(leaves, 0.02, 1.0)
     kind = rng.choice(len(kinds), int(counts.sum()), p=weight / weight.sum()).astype(np.uint8)
     active = [code for code, each in enumerate(kinds) if each.role == "activity"]
+    if spec.arms_apart:
+        active = np.flatnonzero(spec.target_events.kinds).tolist()
     ends = np.cumsum(counts) - 1
     kind[ends] = rng.choice(
         active, len(ends)
@@ -77,13 +82,13 @@ def _kinds(kinds: tuple[Kind, ...], counts: NDArray[np.int64], rng: np.random.Ge
     return kind
 
 
-def _values(kind: Kind, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """float64[n], NaN where the kind has none: amounts of two orders of magnitude, some below zero, some missing."""
-    if kind.value is None:
-        return np.full(n, np.nan)
-    if kind.attribute == "category":
-        return rng.integers(0, len(kind.categories) + 1, n).astype(np.float64)
-    if kind.attribute == "date":
+def _values(reading: Value, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """float64[n], NaN where one is missing: amounts of two orders of magnitude, some below zero; codes; hashes."""
+    if reading.reads == "category":
+        return rng.integers(0, len(reading.categories) + 1, n).astype(np.float64)
+    if reading.reads == "text":
+        return rng.integers(0, 2**53, n).astype(np.float64)
+    if reading.reads == "date":
         return START_MS / DAY_MS + rng.integers(-400, 400, n).astype(np.float64)
     amounts = np.round(rng.lognormal(3.0, 1.0, n) * np.where(rng.random(n) < 0.1, -1.0, 1.0), 2)
     return np.where(rng.random(n) < 0.1, np.nan, amounts)

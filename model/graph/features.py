@@ -12,13 +12,6 @@ Invariants:
     time in float32 is off by minutes.
   * everything that leaves is finite, also for a record of zero bytes. What does not exist is 0 and its flag is 1.
   * a row's figures depend on that row alone.
-
-A window of n tiles as of some time, n = 4, `tile_head` = 9: slot s holds the tile index head - ((head - s)
-mod n).
-
-    slot            0   1   2   3        as_of // hop = 10: tiles 7..10 are in the window, that is > 10 - 4.
-    tile index      8   9   6   7        Tile 6 fell out though no event emptied it.
-    in the window   ●   ●   ·   ●
 """
 
 from typing import Any
@@ -28,9 +21,18 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.record.features import aggregated_kinds, counted_kinds, decayed_kinds, features
+from ebbtide.featurestore.aggregations import BY_NAME
+from ebbtide.featurestore.record.features import (
+    PARTS,
+    counted_kinds,
+    decayed_kinds,
+    features,
+    features_by_part,
+)
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.zones import MONDAY_MS, WEEK_MS, offsets
+from ebbtide.model.graph.windows import Windows, flat
 
 Tensor = Any
 """A tf.Tensor; TensorFlow publishes no types."""
@@ -49,11 +51,7 @@ class FeatureLayer(keras.layers.Layer):
         self.layout = layout
         self.spec = spec = layout.spec
         self.feature_count = len(features(spec))
-        tiles = np.array([window.tiles for window in spec.windows], np.int64)
-        self._window_of_tile = np.repeat(np.arange(len(tiles)), tiles)
-        self._slot_of_tile = np.concatenate([_arange64(n) for n in tiles])
-        self._tiles = tiles
-        self._hop = np.array([window.hop_ms for window in spec.windows], np.int64)
+        self._widths = {part: len(listed) for part, listed in features_by_part(spec).items()}
 
     def call(self, record: dict[str, Tensor], as_of: Tensor) -> dict[str, Tensor]:
         """n records as of n times, n >= 0.
@@ -71,16 +69,21 @@ class FeatureLayer(keras.layers.Layer):
         The sequence is chronological: padding first, the latest entry last. Row i depends on record i and as_of[i]
         alone. A graph's function: no side effect, no error of its own; it may be traced for any n.
         """
-        parts = [
-            *self._rhythm(record, as_of),
-            *self._active_days(record, as_of),
-            *self._windows(record, as_of),
-            *self._lasts(record, as_of),
-            *self._decays(record, as_of),
-            *self._attributes(record, as_of),
-        ]
-        # A column of one figure is [n], a group of them [n, m].
-        columns = [part[:, None] if part.shape.rank == 1 else part for part in parts]
+        windows = Windows(self.layout, record, as_of)
+        own = {
+            "rhythm": self._rhythm, "target": self._target, "week": self._week, "active_days": self._active_days,
+            "counts": windows.counted, "trends": windows.trends, "since": self._since, "never": self._never,
+            "decays": self._decays, "attributes": self._attributes,
+        }  # fmt: skip
+        columns = []
+        for part in PARTS:
+            if not self._widths[part]:
+                continue
+            made = own[part](record, as_of) if part in own else windows.aggregated(BY_NAME[part])
+            # A column of one figure is [n], a group of them [n, m].
+            grouped = [column[:, None] if column.shape.rank == 1 else column for column in made]
+            assert sum(column.shape[1] for column in grouped) == self._widths[part], part
+            columns += grouped
         return {"features": tf.concat(columns, axis=1), **self._sequence(record)}
 
     def _rhythm(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
@@ -115,37 +118,53 @@ class FeatureLayer(keras.layers.Layer):
             for days in self.spec.days_active
         ]
 
-    def _windows(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
-        """Counts, sums and means over the tiles that are in their window as of now: [n, kinds x windows] each."""
-        tiles = self._tiles[self._window_of_tile]
-        head = tf.gather(record["tile_head"], self._window_of_tile, axis=1)
-        oldest = tf.gather(as_of[:, None] // self._hop - self._tiles, self._window_of_tile, axis=1)
-        index = head - tf.math.floormod(head - self._slot_of_tile, tiles)
-        live = (index > oldest)[:, None, :]
+    def _target(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
+        return [_days_since(as_of, record["target_last"][:, 0])]
 
-        def total(cells: Tensor) -> Tensor:
-            kept = tf.split(tf.where(live, cells, tf.zeros((), cells.dtype)), list(self._tiles), axis=2)
-            return tf.cast(tf.stack([tf.reduce_sum(part, axis=2) for part in kept], axis=2), tf.float32)
+    def _week(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
+        """How busy the customer usually is now, and how much of a usual week's activity their silence has lasted."""
+        assert self.spec.week is not None
+        buckets = self.spec.week.buckets
+        counts = tf.cast(record["week_count"], tf.float32)
+        share = tf.math.divide_no_nan(counts, tf.reduce_sum(counts, axis=1, keepdims=True))
+        # The share of a week that lies before each bucket's begin, and, last, the whole of it.
+        before = tf.pad(tf.cumsum(share, axis=1), [[0, 0], [1, 0]])
+        armed = record["target_last"][:, 0] if self.spec.arms_apart else record["last_seen"]
+        bucket, now = self._week_parts(as_of, share, before)
+        _, then = self._week_parts(armed, share, before)
+        passed = _where(tf.reduce_any(counts > 0, axis=1) & (armed > 0), now - then)
+        return [
+            tf.gather(share, bucket, batch_dims=1) * buckets,
+            tf.cast(tf.maximum(passed, 0.0), tf.float32),
+        ]
 
-        counts = total(tf.cast(record["tile_count"], tf.int32))
-        out = [_pick(counts, counted_kinds(self.spec))]
-        summed, averaged = (aggregated_kinds(self.spec, aggregate) for aggregate in ("sum", "mean"))
-        if summed or averaged:
-            sums = total(record["tile_sum"])
-            out += [_pick(sums, self.layout.value_slot[summed])] if summed else []
-        if averaged:
-            out.append(
-                tf.math.divide_no_nan(_pick(sums, self.layout.value_slot[averaged]), _pick(counts, averaged))
-            )
-        return out
+    def _week_parts(self, time: Tensor, share: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """The bucket that a time falls into, and the weeks of usual activity from the first Monday to it. Weeks are
+        counted from one far back, so that what is left in float32 after a difference is exact to minutes."""
+        assert self.spec.week is not None
+        table = offsets(self.spec.week.zone)
+        since, offset = (np.array(column, np.int64) for column in zip(*table, strict=True))
+        zone = tf.maximum(tf.reduce_sum(tf.cast(time[:, None] >= since, tf.int32), axis=1) - 1, 0)
+        local = time + tf.gather(offset, zone) - MONDAY_MS
+        length = WEEK_MS // self.spec.week.buckets
+        in_week = tf.math.floormod(local, WEEK_MS)
+        bucket = tf.cast(in_week // length, tf.int32)
+        inside = tf.cast(tf.math.floormod(in_week, length), tf.float64) / length
+        weeks = tf.cast(tf.math.floordiv(local, WEEK_MS), tf.float64)
+        part = tf.cast(tf.gather(before, bucket, batch_dims=1), tf.float64)
+        part += inside * tf.cast(tf.gather(share, bucket, batch_dims=1), tf.float64)
+        return bucket, weeks + part
 
-    def _lasts(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
-        """Last values, then days since each counted kind, then whether it never came."""
-        lasts, counted = aggregated_kinds(self.spec, "last"), counted_kinds(self.spec)
-        out = [tf.gather(record["value_last"], self.layout.value_slot[lasts], axis=1)] if lasts else []
-        came = tf.gather(tf.cast(record["kind_count"], tf.int64) > 0, counted, axis=1)
-        since = _days_since(as_of[:, None], tf.gather(record["kind_last"], counted, axis=1))
-        return [*out, _where(came, since), tf.cast(~came, tf.float32)]
+    def _since(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
+        """Days since each counted kind; 0 where it never came."""
+        last = tf.gather(record["kind_last"], counted_kinds(self.spec), axis=1)
+        return [_where(self._came(record), _days_since(as_of[:, None], last))]
+
+    def _never(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:  # noqa: ARG002 - one form for all parts
+        return [tf.cast(~self._came(record), tf.float32)]
+
+    def _came(self, record: dict[str, Tensor]) -> Tensor:
+        return tf.gather(tf.cast(record["kind_count"], tf.int64) > 0, counted_kinds(self.spec), axis=1)
 
     def _decays(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
         """The record keeps them as of its `event_time`; here they decay on until now."""
@@ -204,5 +223,4 @@ def _days_since(as_of: Tensor, then: Tensor) -> Tensor:
 
 def _pick(table: Tensor, slots: Any) -> Tensor:
     """Rows `slots` of table [n, slots, m], flattened to [n, len(slots) * m]."""
-    chosen = tf.gather(table, np.asarray(slots, np.int32), axis=1)
-    return tf.reshape(chosen, (-1, len(slots) * table.shape[2]))
+    return flat(tf.gather(table, np.asarray(slots, np.int32), axis=1))

@@ -62,7 +62,7 @@ Made {created:%Y-%m-%d %H:%M} UTC from {report.events:,} events of {report.custo
 
 ## What it answers
 
-The probability that a customer shows no activity in the {horizon} after a decision point, given that no
+The probability that a customer shows {spec.churn_words} in the {horizon} after a decision point, given that no
 leave is stated in that time ({report.left:,} examples ended in a stated leave and took no part).
 Activity is: {activity}.
 Who is scored: {_eligibility(spec)}.

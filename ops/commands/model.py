@@ -52,7 +52,7 @@ def show(directory: Path, config: Path | None, json_path: Path | None) -> None:
         "pinned": "no: workers serve the highest good version" if one is None else f"version {one}",
         "made": f"{manifest.created:%Y-%m-%d %H:%M} UTC with "
         + ", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),
-        "answers": f"will there be no activity for {format_duration(manifest.horizon_ms)}?",
+        "answers": f"{manifest.parsed_spec().churn_words} within {format_duration(manifest.horizon_ms)}?",
         "record layout": manifest.layout_id,
         "features": f"{len(manifest.features)}",
         "alerts": f"open at p ≥ {manifest.enter:.3f}, end below {manifest.exit:.3f}"

@@ -10,7 +10,9 @@ import click
 import numpy as np
 from rich.table import Table
 
+from ebbtide.featurestore.aggregations import STORES
 from ebbtide.featurestore.check.events import check as find
+from ebbtide.featurestore.record.costs import costs
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.layout import BOOKKEEPING_FIELDS, EPISODE_FIELDS, Layout
 from ebbtide.featurestore.spec import load_spec
@@ -50,13 +52,21 @@ def layout(spec_path: Path, json_path: Path | None) -> None:
         kind = f"{field['type']}[{shape}]" if shape else str(field["type"])
         cells = (str(field["offset"]), str(field["bytes"]), str(field["field"]), kind)
         table.add_row(*cells, ", ".join(field["axes"]), str(field["read_by"]))
+    lines = costs(drawn)
     data = {
         "layout": drawn.id,
         "bytes": drawn.itemsize,
         "features": len(features(drawn.spec)),
         "fields": fields,
+        "lines": [{"line": line.strip(), "bytes": size} for line, size in lines],
     }
     table_and_json(table, data, json_path)
+    priced = Table(box=None, pad_edge=False, title="bytes by line of the spec", title_justify="left")
+    priced.add_column("bytes", justify="right")
+    priced.add_column("line")
+    for line, size in lines:
+        priced.add_row(str(size), line)
+    console().print(priced)
     windows = ", ".join(f"{w.words} in {w.tiles} tiles" for w in drawn.spec.windows)
     console().print(
         f"\n{drawn.itemsize} bytes a customer · layout {drawn.id} · {len(drawn.spec.kinds)} kinds · windows {windows}"
@@ -70,8 +80,9 @@ def layout(spec_path: Path, json_path: Path | None) -> None:
 AXES = {
     "kind_last": ("kind",), "kind_count": ("kind",), "tile_head": ("window",), "day_bits": ("64 days",),
     "attribute_at": ("attribute",), "attribute_value": ("attribute",), "recent_id": ("remembered event id",),
-    "decay": ("kind with decay", "half-life"), "value_last": ("kind with a value",),
-    "tile_sum": ("kind with a value", "tile"), "tile_count": ("kind", "tile"),
+    "decay": ("kind with decay", "half-life"), "tile_count": ("counted kind", "tile"),
+    **{store.field: (store.words, *(("tile",) if store.tiled else ())) for store in STORES},
+    "week_count": ("part of the week",), "target_last": ("target",),
     "ring_value": ("sequence entry",), "ring_gap": ("sequence entry",), "ring_count": ("sequence entry",),
     "ring_kind": ("sequence entry",),
 }  # fmt: skip

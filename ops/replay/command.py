@@ -82,7 +82,7 @@ def _tables(
     spec: Spec,
 ) -> Group:
     snapshots = Table(
-        title=f"AUROC of live snapshots, churn = no activity within {spec.horizon_ms / DAY_MS:.0f} days"
+        title=f"AUROC of live snapshots, churn = {spec.churn_words} within {spec.horizon_ms / DAY_MS:.0f} days"
     )
     for name in (
         "as of",

@@ -127,8 +127,8 @@ def compare(replayed: Replayed, history: History, scorer: Scorer) -> Agreement:
 
 
 def alerting(replayed: Replayed, history: History) -> Alerting:
-    """One episode is one alert; it was right if no activity followed within the horizon. Its lead is last activity +
-    horizon - decision: how long before the customer counts as lost it was said."""
+    """One episode is one alert; it was right if the customer was lost within the horizon. Its lead is how long before
+    that it was said; by default, last activity + horizon - decision."""
     opened = [alert for alert in replayed.alerts if alert.transition == "opened"]
     index = {name: i for i, name in enumerate(history.log.customers)}
     customer = np.array([index[alert.customer] for alert in opened], np.int32)
@@ -138,24 +138,23 @@ def alerting(replayed: Replayed, history: History) -> Alerting:
     label = history.labeller.label(customer, as_of)
     right = label == CHURNED
     known = right | (label == STAYED)
-    lead = _last_activity(history, customer[right], as_of[right])
-    lead += history.layout.spec.horizon_ms - as_of[right]
+    lead = _ends(history, customer[right], as_of[right]) - as_of[right]
     p50 = float(np.median(lead)) / DAY_MS if right.any() else float("nan")
     return Alerting(len(opened), int(known.sum()), int(right.sum()), p50)
 
 
-def _last_activity(
-    history: History, customer: NDArray[np.int32], as_of: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """int64[n]: each customer's latest activity at or before `as_of`."""
-    log = history.log
-    roles = np.array([kind.role == "activity" for kind in history.layout.spec.kinds])
-    active = roles[log.kind]
-    who, when = log.customer[active], log.time[active]
+def _ends(history: History, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[n]: when each customer counts as lost: a horizon after the target's latest event at or before `as_of`, or,
+    where the event itself is churn, when it comes."""
+    log, spec = history.log, history.layout.spec
+    if not spec.churn_is_absence:
+        return history.labeller.target.after(customer, as_of)
+    ours = spec.target_events.of(log.kind, log.values)
+    who, when = log.customer[ours], log.time[ours]
     order = np.lexsort((when, who))
     who, when = who[order], when[order]
     first, last = np.searchsorted(who, customer, "left"), np.searchsorted(who, customer, "right")
-    return np.array(
+    return spec.horizon_ms + np.array(
         [
             when[a + np.searchsorted(when[a:b], t, "right") - 1]
             for a, b, t in zip(first, last, as_of, strict=True)

@@ -149,10 +149,7 @@ class Work:
 
     def _keep(self, keep: NDArray[np.bool_]) -> None:
         """These of the events: bool[n]."""
-        e = self.events
-        self.events = EventBatch(
-            e.customers, e.customer[keep], e.kind[keep], e.time[keep], e.value[keep], e.event_id[keep], e.position[keep]
-        )  # fmt: skip
+        self.events = self.events.take(keep)
         self.number, self.piece = self.number[keep], self.piece[keep]
 
 

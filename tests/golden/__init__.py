@@ -8,11 +8,13 @@ worker read old bytes as something else; so the tests fail until FOLD_VERSION (o
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ebbtide.featurestore.kinds import Value
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import FOLD_VERSION, POLICY_VERSION, Layout, Rows
@@ -34,6 +36,26 @@ SMALL = {
     ],
     "days_active": [2, 70], "sequence": {"length": 4, "coalesce": "10m"}, "dedupe": 2, "silence": {"first": "3h"},
 }  # fmt: skip
+RICH = {
+    "name": "rich", "horizon": "2d", "memory": "20d", "windows": {"6h": 3, "7d": 7}, "half_lives": ["12h"],
+    "kinds": [
+        {"name": "visit", "features": False},
+        {"name": "buy", "values": [
+            {"name": "amount", "from": "value", "aggregate": ["sum", "max", "last"]},
+            {"name": "items", "aggregate": ["mean"]},
+            {"name": "shop", "aggregate": ["distinct"]},
+            {"name": "line", "aggregate": ["share"], "categories": ["food", "toys"]},
+        ]},
+        {"name": "mail", "role": "contact"},
+        {"name": "close", "role": "terminal"},
+    ],
+    "trends": [["6h", "7d"]], "week": {"zone": "Europe/Berlin", "buckets": 7}, "score_after_first": ["1d"],
+    "targets": [{"name": "sale", "kinds": ["buy"], "where": {"value": "amount", "above": 100}}],
+    "days_active": [2], "sequence": {"length": 4, "coalesce": "10m"}, "dedupe": 2, "silence": {"first": "3h"},
+    "eligibility": {"max_tenure": "30d"},
+}  # fmt: skip
+MADE = {"small": SMALL, "rich": RICH}
+"""Specs of our own: what existed first, and what came later."""
 EVENTS = 80
 START_MS = 1_700_000_000_000
 AS_OF_LATER_MS = 26 * 3_600_000
@@ -41,12 +63,12 @@ AS_OF_LATER_MS = 26 * 3_600_000
 
 
 def spec_of(name: str) -> Spec:
-    return parse_spec(SMALL) if name == "small" else load_spec(SPECS / f"{name}.yaml")
+    return parse_spec(MADE[name]) if name in MADE else load_spec(SPECS / f"{name}.yaml")
 
 
 def events_of(spec: Spec) -> list[list[Any]]:
-    """[customer, kind, ms, value or null, event id]: bursts, gaps, late ones, duplicates, a tombstone; of a generator
-    that is spelt out here, so that no library changes it."""
+    """[customer, kind, ms, value or null, event id, further values …]: bursts, gaps, late, duplicates, a tombstone,
+    of a generator that is spelt out here, so that no library changes it."""
     state = 7
     time = START_MS
     made: list[list[Any]] = []
@@ -65,21 +87,34 @@ def events_of(spec: Spec) -> list[list[Any]]:
         elif i == EVENTS // 2:
             made.append(["b", TOMBSTONE, time, None, 0])
         else:
-            code = draw(len(kind.categories) + 1) if kind.categories else draw(5_000) / 8
-            value = None if kind.value is None or draw(6) == 0 else float(code)
-            made.append(["ab"[draw(2)], spec.kinds.index(kind), time - late, value, draw(2**31)])
+            values = [_value(reading, draw) for reading in kind.readings]
+            if not values:
+                draw(5_000)  # the place in the generator's stream that a value would take
+                values = [None]
+            made.append(
+                ["ab"[draw(2)], spec.kinds.index(kind), time - late, values[0], draw(2**31), *values[1:]]
+            )
     return made
+
+
+def _value(reading: Value, draw: Callable[[int], int]) -> float | None:
+    code = draw(len(reading.categories) + 1) if reading.categories else draw(5_000) / 8
+    return None if draw(6) == 0 else float(code)
 
 
 def folded(spec: Spec, events: list[list[Any]]) -> tuple[list[str], Rows, Points]:
     history: History = [
-        (customer, Event(kind, time, math.nan if value is None else value, event_id))
-        for customer, kind, time, value, event_id in events
+        (customer, Event(kind, time, _number(value), event_id, more=tuple(map(_number, more))))
+        for customer, kind, time, value, event_id, *more in events
     ]
     batch = columns(history)
     layout = Layout(spec)
     rows, points = Folder(layout).fold(layout.empty(len(batch.customers)), batch)
     return batch.customers, rows, points
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def vector(spec: Spec, events: list[list[Any]]) -> dict[str, Any]:

@@ -4,7 +4,18 @@ import json
 import re
 import sys
 
-from tests.golden import FILE, SHIPPED, events_of, features_of, problem_of, read, spec_of, vector, versions
+from tests.golden import (
+    FILE,
+    MADE,
+    SHIPPED,
+    events_of,
+    features_of,
+    problem_of,
+    read,
+    spec_of,
+    vector,
+    versions,
+)
 
 
 def main() -> None:
@@ -13,7 +24,7 @@ def main() -> None:
         if refused := [problem for problem in problems if "raise FOLD_VERSION" in problem]:
             sys.exit("\n".join(refused))
     specs = {}
-    for name in ("small", *SHIPPED):
+    for name in (*MADE, *SHIPPED):
         spec = spec_of(name)
         events = events_of(spec)
         specs[name] = {"events": events, **vector(spec, events), "features": features_of(spec, events)}

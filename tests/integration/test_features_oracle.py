@@ -21,7 +21,7 @@ from tests.support.oracle.histories import columns, of, random_history, random_s
 from tests.support.oracle.oracle import Life, walk
 from tests.support.oracle.oracle import features as oracle_features
 
-SEEDS = range(12)
+SEEDS = range(30)
 SPECS = Path(__file__).resolve().parents[2] / "ops" / "specs"
 EXAMPLES = ("demo", "cdnow", "complete_journey")
 
@@ -35,7 +35,7 @@ def computed(spec: Spec, rows: Rows, as_of: np.ndarray[Any, Any]) -> dict[str, n
     return {name: np.asarray(column) for name, column in FeatureLayer(Layout(spec))(record, as_of).items()}
 
 
-@pytest.mark.parametrize("name", ["small", *EXAMPLES])
+@pytest.mark.parametrize("name", [*golden.MADE, *EXAMPLES])
 def test_features_of_the_golden_records_are_the_golden_ones(name: str) -> None:
     kept = golden.read()["specs"][name]
     got = golden.features_of(golden.spec_of(name), kept["events"])

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from ebbtide.featurestore.spec import Kind, Spec
+from ebbtide.featurestore.kinds import Value
+from ebbtide.featurestore.spec import Spec
 from tests.support.seams.streams import LogRecord
 
 NOW_MS = 1_767_225_600_000
@@ -69,9 +70,9 @@ class Dialect:
         _put(event, mapping.ts, self._time(rng))
         if rng.random() < 0.5:
             _put(event, mapping.event_id, f"{rng.getrandbits(64):x}")
-        if kind.value is not None:
-            path = kind.value.replace("properties", mapping.properties, 1)
-            _put(event, mapping.value if kind.value == "value" else path, _value(rng, kind))
+        for reading in kind.readings:
+            path = reading.path.replace("properties", mapping.properties, 1)
+            _put(event, mapping.value if reading.path == "value" else path, _value(rng, reading))
         return event
 
     def user(self, event: Any) -> bytes:
@@ -95,7 +96,7 @@ class Dialect:
         return moment.strftime(ts_format)
 
 
-def _value(rng: random.Random, kind: Kind) -> Any:
+def _value(rng: random.Random, kind: Value) -> Any:
     match kind.attribute:
         case "category":
             return rng.choice([*kind.categories, "another", None])

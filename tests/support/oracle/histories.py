@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.kinds import Value
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import Spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS, HOUR_MS
@@ -45,7 +46,9 @@ def random_spec(seed: int) -> Spec:
         kind: dict[str, object] = {"name": f"{role}_{n}", "role": role, "decay": bool(rng.random() < 0.8)}
         kind["score"] = str(rng.choice(["auto", "auto", "auto", "always", "never"]))
         if role in ("activity", "contact") and rng.random() < 0.6:
-            kind["aggregate"] = [a for a in ("sum", "mean", "last") if rng.random() < 0.7]
+            kind["aggregate"] = [a for a in ("sum", "mean", "max", "last") if rng.random() < 0.6]
+        elif role in ("activity", "contact"):
+            kind |= _several(rng)
         if role == "attribute":
             kind["attribute"] = str(rng.choice(["number", "category", "date"]))
             if kind["attribute"] == "category":
@@ -54,6 +57,7 @@ def random_spec(seed: int) -> Spec:
     rng.shuffle(kinds)
     every = {"1h": (1, 4, 60), "24h": (1, 6), "7d": (7, 1), "30d": (5, 30), "90d": (6, 9)}
     lengths = rng.choice(list(every), int(rng.integers(1, len(every) + 1)), replace=False)
+    ordered = [length for length in every if length in lengths]
     lives = rng.choice(["1h", "3d", "21d", "90d"], int(rng.integers(0, 3)), replace=False)
     days = rng.choice([1, 7, 30, 64, 65, 200], int(rng.integers(0, 3)), replace=False)
     return parse_spec(
@@ -63,6 +67,12 @@ def random_spec(seed: int) -> Spec:
             "memory": str(rng.choice(["90d", "180d", "400d"])),
             "kinds": kinds,
             "windows": {str(length): int(rng.choice(every[str(length)])) for length in lengths},
+            "trends": [ordered[:2]] if len(ordered) > 1 and rng.random() < 0.7 else [],
+            "week": _week(rng),
+            "targets": _targets(kinds, rng),
+            "score_after_first": [
+                str(after) for after in rng.choice(["1h", "5d", "33d"], int(rng.integers(0, 3)))
+            ],
             "half_lives": [str(life) for life in lives],
             "days_active": [int(n) for n in days],
             "sequence": {
@@ -73,12 +83,52 @@ def random_spec(seed: int) -> Spec:
             "eligibility": {
                 "min_events": int(rng.choice([1, 1, 3])),
                 "min_tenure": str(rng.choice(["0s", "0s", "5d"])),
+                "max_tenure": str(rng.choice(["60d", "300d"])) if rng.random() < 0.3 else None,
                 "max_silence": str(rng.choice(["2d", "30d", "90d"])) if rng.random() < 0.5 else None,
             },
             "score_every": str(rng.choice(["0s", "1h", "3d"])),
             "dedupe": int(rng.choice([0, 1, 4, 8])),
         }
     )
+
+
+def _several(rng: np.random.Generator) -> dict[str, object]:
+    """A kind with several values, of every sort, or one that is no feature at all."""
+    if rng.random() < 0.2:
+        return {"features": False}
+    values: list[dict[str, object]] = [
+        {"name": "amount", "from": "value", "aggregate": ["sum", "max"]},
+        {"name": "items", "aggregate": ["mean", "last"]},
+        {"name": "shop", "aggregate": ["distinct"]},
+        {"name": "line", "aggregate": ["share"], "categories": ["food", "toys", "books"]},
+        {"name": "weight"},
+    ]
+    chosen = rng.permutation(len(values))[: int(rng.integers(0, 5))]
+    return {"values": [values[i] for i in chosen]}
+
+
+def _week(rng: np.random.Generator) -> dict[str, object] | None:
+    zones = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe"]
+    return (
+        {"zone": str(rng.choice(zones)), "buckets": int(rng.choice([2, 7, 14]))}
+        if rng.random() < 0.5
+        else None
+    )
+
+
+def _targets(kinds: list[dict[str, object]], rng: np.random.Generator) -> list[dict[str, object]]:
+    """None, or some kinds; with a condition where it can be said of one."""
+    if rng.random() < 0.5:
+        return []
+    chosen = [str(kind["name"]) for kind in kinds if rng.random() < 0.5] or ["visit"]
+    target: dict[str, object] = {"name": "goal", "kinds": chosen}
+    plain = [str(k["name"]) for k in kinds if k.get("aggregate") or k.get("attribute") == "number"]
+    if plain and rng.random() < 0.6:
+        where = {"above": 15.0} if rng.random() < 0.5 else {"above": 0.0, "below": 40.0}
+        target |= {"kinds": plain[:1], "where": where}
+    if rng.random() < 0.2:
+        target["churn_when"] = "present"
+    return [target]
 
 
 def random_history(spec: Spec, seed: int, n: int, customers: int = 3, *, resent: float = 0.1) -> History:
@@ -100,7 +150,8 @@ def random_history(spec: Spec, seed: int, n: int, customers: int = 3, *, resent:
         time -= time % pace.whole
         kind = TOMBSTONE if rng.random() < 0.01 else int(rng.integers(len(spec.kinds)))
         event_id = int(rng.integers(1, 2**64, dtype=np.uint64)) if rng.random() < 0.7 else 0
-        history.append((customer, Event(kind, time, _value(spec, kind, rng), event_id)))
+        value, *more = _values(spec, kind, rng)
+        history.append((customer, Event(kind, time, value, event_id, more=tuple(more))))
     return history
 
 
@@ -109,6 +160,8 @@ def columns(history: History) -> EventBatch:
     names = list(dict.fromkeys(customer for customer, _ in history))
     index = {name: i for i, name in enumerate(names)}
     events = [event for _, event in history]
+    further = max((len(event.more) for event in events), default=0)
+    more = [[*event.more, *[math.nan] * (further - len(event.more))] for event in events]
     return EventBatch(
         names,
         np.array([index[customer] for customer, _ in history], np.int32),
@@ -117,6 +170,7 @@ def columns(history: History) -> EventBatch:
         np.array([event.value for event in events], np.float64),
         np.array([event.id for event in events], np.uint64),
         np.arange(len(events), dtype=np.int64),
+        np.array(more, np.float64).reshape(len(events), further) if further else None,
     )
 
 
@@ -147,11 +201,22 @@ class State:
         self.rows.update((customer, rows[i].copy()) for i, customer in enumerate(customers))
 
 
-def _value(spec: Spec, kind: int, rng: np.random.Generator) -> float:
-    if kind == TOMBSTONE or spec.kinds[kind].value is None or rng.random() < 0.2:
+def _values(spec: Spec, kind: int, rng: np.random.Generator) -> list[float]:
+    """As many as any kind has; NaN where this one has none."""
+    values = [math.nan] * spec.value_columns
+    if kind != TOMBSTONE:
+        for c, reading in enumerate(spec.kinds[kind].readings):
+            values[c] = _value(reading, rng)
+    return values
+
+
+def _value(reading: Value, rng: np.random.Generator) -> float:
+    if rng.random() < 0.2:
         return math.nan
-    if spec.kinds[kind].attribute == "category":
-        return float(rng.integers(0, len(spec.kinds[kind].categories) + 1))
-    if spec.kinds[kind].attribute == "date":
+    if reading.reads == "category":
+        return float(rng.integers(0, len(reading.categories) + 1))
+    if reading.reads == "text":
+        return float(rng.integers(0, 200) * 7_919_777_777_777 % 2**53)
+    if reading.reads == "date":
         return START / DAY_MS + float(rng.integers(-400, 400))
     return float(np.round(rng.normal(20, 30), 2))

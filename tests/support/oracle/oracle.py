@@ -11,10 +11,13 @@ folded or silence taken) and `decided_at` (the last decision point). Everything 
 
 import math
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
-from ebbtide.featurestore.spec import Kind, Spec
+from ebbtide.featurestore.kinds import Kind
+from ebbtide.featurestore.spec import Spec
 
 EVENT, SILENCE, TERMINAL, RESET = range(4)
 TOMBSTONE = 255
@@ -24,12 +27,18 @@ ENTRY_MAX = 65_535
 
 
 class Event(NamedTuple):
-    """kind: index into the spec's kinds, or TOMBSTONE; time: ms; value: NaN where missing; id: 0 where none."""
+    """kind: index into the spec's kinds, or TOMBSTONE; time: ms; value: NaN where missing; id: 0 where none; more: the
+    values behind the first."""
 
     kind: int
     time: int
     value: float = math.nan
     id: int = 0
+    more: tuple[float, ...] = ()
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return (self.value, *self.more)
 
 
 class Entry(NamedTuple):
@@ -64,11 +73,7 @@ class Life:
     @property
     def in_order(self) -> list[Event]:
         """Activity no older than any activity before it."""
-        kept: list[Event] = []
-        for event in self.activity:
-            if all(event.time >= before.time for before in kept):
-                kept.append(event)
-        return kept
+        return _never_back(self.activity)
 
     @property
     def first_seen(self) -> int:
@@ -91,9 +96,19 @@ class Life:
         return max((event.time for event in self.activity), default=0)
 
     @property
+    def armed_at(self) -> int:
+        """From when silence counts: the last of the target's events if there is such a target, else of activity."""
+        return max((event.time for event in self.events if self.arms(event)), default=0)
+
+    def arms(self, event: Event) -> bool:
+        if not self.spec.targets or self.spec.targets[0].churn_when == "present":
+            return self.role(event) == "activity"
+        return is_target(self.spec, event)
+
+    @property
     def anchor(self) -> int:
-        """When life was last renewed: by activity, or by any event before the first activity."""
-        return self.last_seen or max((event.time for event in self.events), default=0)
+        """When life was last renewed: by activity or the target, or by any event before the first of these."""
+        return max(self.last_seen, self.armed_at) or max((event.time for event in self.events), default=0)
 
     @property
     def terminated(self) -> bool:
@@ -112,7 +127,9 @@ class Life:
             not self.terminated
             and len(self.activity) >= max(1, rule.min_events)
             and as_of - self.first_seen >= rule.min_tenure_ms
-            and as_of - self.last_seen <= (rule.max_silence_ms or self.spec.memory_ms)
+            and (rule.max_tenure_ms is None or as_of - self.first_seen <= rule.max_tenure_ms)
+            and self.armed_at > 0
+            and as_of - self.armed_at <= (rule.max_silence_ms or self.spec.memory_ms)
         )
 
     # ---- figures as of a time
@@ -132,24 +149,53 @@ class Life:
     def count(self, kind: int, window: int, as_of: int) -> int:
         return sum(min(TILE_MAX, len(events)) for events in self.in_window(kind, window, as_of).values())
 
-    def sum(self, kind: int, window: int, as_of: int) -> float:
+    def windowed(self, kind: int, column: int, window: int, as_of: int) -> list[list[float]]:
+        """The values in the window, NaN left out, a list a tile, in offset order."""
         tiles = self.in_window(kind, window, as_of).values()
-        return math.fsum(event.value for events in tiles for event in events if not math.isnan(event.value))
+        return [[e.values[column] for e in events if not math.isnan(e.values[column])] for events in tiles]
 
-    def last_value(self, kind: int) -> Event | None:
-        """The kind's latest event that has a value; of several at one time the one with the later offset.
+    def sum(self, kind: int, window: int, as_of: int, column: int = 0) -> float:
+        return math.fsum(value for tile in self.windowed(kind, column, window, as_of) for value in tile)
+
+    def largest(self, kind: int, window: int, as_of: int, column: int) -> float | None:
+        return max((v for tile in self.windowed(kind, column, window, as_of) for v in tile), default=None)
+
+    def distinct(self, kind: int, window: int, as_of: int, column: int) -> set[float]:
+        """The different values themselves."""
+        return {value for tile in self.windowed(kind, column, window, as_of) for value in tile}
+
+    def of_category(self, kind: int, window: int, as_of: int, column: int, code: int) -> int:
+        tiles = self.windowed(kind, column, window, as_of)
+        return sum(min(TILE_MAX, sum(value == code for value in tile)) for tile in tiles)
+
+    def last_value(self, kind: int, column: int = 0) -> float | None:
+        """The value of the kind's latest event that has one; of several at one time the one with the later offset.
 
         A customer attribute is dated by its values. For the other kinds the record dates the kind's events, not its
         values: there an event counts when it is no older than any of its kind before it, with a value or not.
         """
         last, newest, dated = None, 0, self.spec.kinds[kind].role == "attribute"
         for event in self.of(kind):
-            if dated and math.isnan(event.value):
+            value = event.values[column]
+            if dated and math.isnan(value):
                 continue
             if event.time >= newest:
                 newest = event.time
-                last = last if math.isnan(event.value) else event
+                last = last if math.isnan(value) else value
         return last
+
+    @property
+    def week(self) -> list[int]:
+        """Activities by part of the week; all are halved, fractions dropped, when one would pass 255."""
+        week = self.spec.week
+        assert week is not None
+        counts = [0] * week.buckets
+        for event in self.activity:
+            part = int(hours_into_week(event.time, week.zone) // (168 / week.buckets))
+            if counts[part] == 255:
+                counts = [count // 2 for count in counts]
+            counts[part] += 1
+        return counts
 
     def decay(self, kind: int, half_life: int, as_of: int) -> float:
         return math.fsum(2.0 ** (-(as_of - event.time) / half_life) for event in self.of(kind))
@@ -172,9 +218,12 @@ class Life:
         """The last entries of the sequence, oldest first."""
         entries: list[Entry] = []
         before: Event | None = None
-        for event in self.in_order:
-            value = 0.0 if math.isnan(event.value) else event.value
-            gap = 0 if before is None else event.time - before.time
+        order = self.in_order
+        for last, event in zip([None, *order], order, strict=False):
+            if not self.spec.kinds[event.kind].features:
+                continue
+            value = self._listed_value(event)
+            gap = 0 if last is None else event.time - last.time
             repeat = (
                 before is not None and before.kind == event.kind and gap <= self.spec.sequence.coalesce_ms
             )
@@ -186,6 +235,12 @@ class Life:
             before = event
         return entries[-self.spec.sequence.length :]
 
+    def _listed_value(self, event: Event) -> float:
+        """The first of an event's values that is a number."""
+        readings = self.spec.kinds[event.kind].readings
+        numbers = [v for v, reading in zip(event.values, readings, strict=False) if reading.reads == "number"]
+        return numbers[0] if numbers and not math.isnan(numbers[0]) else 0.0
+
     def remembers(self, event: Event) -> bool:
         """Is its id among the last `dedupe` ids of the customer?"""
         ids = [before.id for before in self.events if before.id]
@@ -195,8 +250,59 @@ class Life:
         """When the next silence is due, if nothing comes before it."""
         if not self.activity or self.terminated:
             return None
-        dues = [self.last_seen + gap for gap in self.spec.silences_ms]
+        dues = [self.armed_at + gap for gap in self.spec.silences_ms if self.armed_at]
+        dues += [self.first_seen + gap for gap in self.spec.score_after_first_ms]
         return min((due for due in dues if due > self.clock), default=None)
+
+
+def _never_back(events: list[Event]) -> list[Event]:
+    """Those no older than any before them."""
+    kept: list[Event] = []
+    for event in events:
+        if all(event.time >= before.time for before in kept):
+            kept.append(event)
+    return kept
+
+
+def is_target(spec: Spec, event: Event) -> bool:
+    """Is the event one of those that the spec's target names?"""
+    if event.kind == TOMBSTONE:
+        return False
+    kind = spec.kinds[event.kind]
+    if not spec.targets:
+        return kind.role == "activity"
+    target = spec.targets[0]
+    if kind.name not in target.kinds or target.where is None:
+        return kind.name in target.kinds
+    names = [reading.name for reading in kind.readings]
+    column = names.index(target.where.value) if target.where.value in names else 0
+    value = event.values[column]
+    if target.where.category is not None:
+        listed = kind.readings[column].categories
+        return not math.isnan(value) and value >= 1 and listed[int(value) - 1] == target.where.category
+    above, below = target.where.above, target.where.below
+    return not math.isnan(value) and (above is None or value > above) and (below is None or value < below)
+
+
+def hours_into_week(ms: int, zone: str) -> float:
+    """Hours since Monday 0:00 of the zone's own clock."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+    local = moment.astimezone(ZoneInfo(zone))
+    return (
+        local.weekday() * 24
+        + local.hour
+        + local.minute / 60
+        + local.second / 3600
+        + local.microsecond / 3.6e9
+    )
+
+
+def local_clock(ms: int, zone: str) -> datetime:
+    """What a clock on the wall there shows; from 2100 on what it would show if it were never changed again."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+    offset = min(moment, datetime(2100, 1, 1, tzinfo=UTC)).astimezone(ZoneInfo(zone)).utcoffset()
+    assert offset is not None
+    return moment.replace(tzinfo=None) + offset
 
 
 class Point(NamedTuple):
@@ -286,10 +392,14 @@ def features(life: Life, as_of: int) -> dict[str, float]:
     out["gap_spread"] = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) if gaps else 0.0
     out["gap_missing"] = float(not gaps)
     out["silence_ratio"] = silence / usual if gaps else 0.0
+    if spec.targets and spec.targets[0].churn_when == "absent":
+        out[f"{spec.targets[0].name}_silence"] = (as_of - life.armed_at) / DAY if life.armed_at else 0.0
+    if spec.week is not None:
+        out |= _week(life, as_of)
     for days in spec.days_active:
         out[f"active_days_{days}d"] = float(life.days_active(days, as_of))
     for k, kind in enumerate(spec.kinds):
-        if kind.role in ("activity", "contact"):
+        if kind.role in ("activity", "contact") and kind.features:
             out |= _counted(life, k, kind, as_of)
         elif kind.role == "attribute":
             out |= _attribute(life, k, kind, as_of)
@@ -298,16 +408,21 @@ def features(life: Life, as_of: int) -> dict[str, float]:
 
 def _counted(life: Life, k: int, kind: Kind, as_of: int) -> dict[str, float]:
     out = {}
+    counts = {}
     for w, window in enumerate(life.spec.windows):
-        count, total = life.count(k, w, as_of), life.sum(k, w, as_of)
+        count = counts[window.length_ms] = life.count(k, w, as_of)
         out[f"{kind.name}_count_{window.words}"] = float(count)
-        if "sum" in kind.aggregate:
-            out[f"{kind.name}_sum_{window.words}"] = total
-        if "mean" in kind.aggregate:
-            out[f"{kind.name}_mean_{window.words}"] = total / count if count else 0.0
-    if "last" in kind.aggregate:
-        last = life.last_value(k)
-        out[f"{kind.name}_last"] = last.value if last else 0.0
+        for column, reading in enumerate(kind.readings):
+            for name, figure in _windowed(life, k, column, w, as_of, count).items():
+                named = "_".join(part for part in (kind.name, reading.name, name) if part)
+                out[f"{named}_{window.words}"] = figure
+    for short, long in life.spec.trends:
+        pace = counts[short] / short, counts[long] / long
+        out[f"{kind.name}_trend_{_words(short)}_{_words(long)}"] = pace[0] / pace[1] if pace[1] else 0.0
+    for column, reading in enumerate(kind.readings):
+        if "last" in reading.aggregate:
+            named = "_".join(part for part in (kind.name, reading.name, "last") if part)
+            out[named] = life.last_value(k, column) or 0.0
     latest = max((event.time for event in life.of(k)), default=0)
     out[f"{kind.name}_since"] = (as_of - latest) / DAY if latest else 0.0
     out[f"{kind.name}_never"] = float(not latest)
@@ -316,17 +431,64 @@ def _counted(life: Life, k: int, kind: Kind, as_of: int) -> dict[str, float]:
     return out
 
 
+def _windowed(life: Life, k: int, column: int, w: int, as_of: int, count: int) -> dict[str, float]:
+    """A value's figures in a window, by the name of the aggregation (and of the category)."""
+    reading = life.spec.kinds[k].readings[column]
+    total, largest = life.sum(k, w, as_of, column), life.largest(k, w, as_of, column)
+    figures = {
+        "sum": total,
+        "mean": total / count if count else 0.0,
+        "max": 0.0 if largest is None else largest,
+        "distinct": linear_count(life.distinct(k, w, as_of, column)),
+    }
+    out = {name: figure for name, figure in figures.items() if name in reading.aggregate}
+    if "share" in reading.aggregate:
+        for code, category in enumerate(reading.categories, 1):
+            of = life.of_category(k, w, as_of, column, code)
+            out[f"{category}_share"] = of / count if count else 0.0
+    return out
+
+
+def linear_count(values: set[float]) -> float:
+    """How many there are, as 64 bits tell it of which each value sets the one that its last six binary digits name."""
+    clear = 64 - len({int(value) % 64 for value in values})
+    return 64 * math.log(64 / max(clear, 0.5))
+
+
+def _week(life: Life, as_of: int) -> dict[str, float]:
+    """Walks by the zone's own clock from the last arming to `as_of`, an hour, or what is left of one, at a time."""
+    week = life.spec.week
+    assert week is not None
+    counts, armed = life.week, life.armed_at
+    total, hours = sum(counts), 168 / week.buckets
+    if not total:
+        return {"week_now": 0.0, "week_passed": 0.0}
+    weight = [count / total for count in counts]
+    at, end, hour = local_clock(armed, week.zone), local_clock(as_of, week.zone), timedelta(hours=1)
+    whole = max(0, (end - at) // timedelta(weeks=1)) if armed else 0
+    at += whole * timedelta(weeks=1)
+    passed = float(whole)
+    while armed and at < end:
+        step = min(at.replace(minute=0, second=0, microsecond=0) + hour, end) - at
+        passed += weight[int((at.weekday() * 24 + at.hour) // hours)] * (step / hour) / hours
+        at += step
+    return {
+        "week_now": weight[int(hours_into_week(as_of, week.zone) // hours)] * week.buckets,
+        "week_passed": passed,
+    }
+
+
 def _attribute(life: Life, k: int, kind: Kind, as_of: int) -> dict[str, float]:
     last = life.last_value(k)
-    value = last.value if last else math.nan
+    value = math.nan if last is None else last
     out = {f"{kind.name}_missing": float(last is None)}
     if kind.attribute == "category":
         for code, category in enumerate(kind.categories, start=1):
             out[f"{kind.name}_is_{category}"] = float(value == code)
     elif kind.attribute == "date":
-        out[f"{kind.name}_until"] = value - as_of / DAY if last else 0.0
+        out[f"{kind.name}_until"] = value - as_of / DAY if last is not None else 0.0
     else:
-        out[kind.name] = value if last else 0.0
+        out[kind.name] = value if last is not None else 0.0
     return out
 
 

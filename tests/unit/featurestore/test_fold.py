@@ -31,7 +31,7 @@ from tests.support.oracle.histories import (
 from tests.support.oracle.oracle import TOMBSTONE, Event, no_news, walk
 from tests.support.oracle.records import differences, expected, recorded
 
-SEEDS = range(40)
+SEEDS = range(60)
 CAUSES = (EVENT, SILENCE, TERMINAL, RESET)
 
 
@@ -113,7 +113,7 @@ def test_producer_duplicates_change_nothing(seed: int) -> None:
     """
     spec = random_spec(seed)
     spec = spec.model_copy(update={"dedupe": max(2, spec.dedupe)})
-    history = random_history(spec, seed, 100, resent=0.0)
+    history = random_history(spec, seed, 120, resent=0.0)
     rng = np.random.default_rng(seed)
     resent: History = []
     for index, (customer, event) in enumerate(history):

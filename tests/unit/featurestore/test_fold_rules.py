@@ -435,3 +435,77 @@ def test_a_window_is_exact_within_one_hop(window: int) -> None:
 def _reach(as_of: int, length: int, hop: int) -> int:
     """The length of the window, `as_of` included: from the start of its oldest tile."""
     return as_of + 1 - (as_of // hop + 1 - length // hop) * hop
+
+
+SALE = {"targets": [{"name": "sale", "kinds": ["buy"], "where": {"above": 10}}]}
+
+
+def test_silence_is_counted_from_the_targets_last_event() -> None:
+    """Visits are scored and re-arm nothing; a small purchase is none of the target's.
+
+    hour   0    1    2    3    4      8 9
+    buy    ●20       ○5                 ●20
+    visit       ●         ●
+    points e    e  s e    e    s      s e
+    """
+    spec = spec_of(**SALE)
+    events = at(BUY, 0, 20), at(VISIT, 1), at(BUY, 2.5, 5), at(VISIT, 3), at(BUY, 9, 20)
+    assert points_of(spec, *events) == [
+        ("event", 0), ("event", 1), ("silence", 2), ("event", 2.5), ("event", 3), ("silence", 4), ("silence", 8),
+        ("event", 9),
+    ]  # fmt: skip
+    assert known(spec, *events)["armed_at"] == START + 9 * HOUR_MS
+    assert known(spec, *events)["last_seen"] == START + 9 * HOUR_MS
+
+
+def test_nobody_is_scored_before_the_targets_first_event() -> None:
+    spec = spec_of(**SALE)
+    assert points_of(spec, at(VISIT, 0), at(BUY, 1, 5), at(BUY, 20, 11)) == [("event", 20)]
+
+
+def test_max_silence_is_the_targets() -> None:
+    spec = spec_of(**SALE, eligibility={"max_silence": "4h"})
+    points = points_of(spec, at(BUY, 0, 20), at(VISIT, 3.5), at(VISIT, 5), at(VISIT, 9))
+    assert points == [("event", 0), ("silence", 2), ("event", 3.5), ("silence", 4)]
+
+
+def test_a_point_so_long_after_the_first_activity() -> None:
+    """
+    hour   0    2  3  4      7 8 9
+    visit  ●                       ●
+    points e    s  f  s      f s   e      f: 3 and 7 hours after the first activity; later visits move none of them
+    """
+    spec = spec_of(score_after_first=["7h", "3h"])
+    points = points_of(spec, at(VISIT, 0), at(VISIT, 9))
+    assert [hour for _, hour in points] == [0, 2, 3, 4, 7, 8, 9]
+    points = points_of(spec, at(VISIT, 0), at(VISIT, 2.5), at(VISIT, 4), at(VISIT, 8))
+    assert [hour for _, hour in points] == [0, 2, 2.5, 3, 4, 6, 7, 8]
+
+
+def test_max_tenure_leaves_out_who_came_long_ago() -> None:
+    spec = spec_of(eligibility={"max_tenure": "5h"})
+    points = points_of(spec, at(VISIT, 0), at(VISIT, 4.5), at(VISIT, 6))
+    assert [hour for _, hour in points] == [0, 2, 4, 4.5]
+
+
+def test_the_week_is_the_zones_own() -> None:
+    """Friday 23:30 UTC is Saturday in Berlin; seven parts, Monday first."""
+    spec = spec_of(week={"zone": "Europe/Berlin", "buckets": 7})
+    facts = known(spec, at(VISIT, 12), at(VISIT, 23.5))
+    assert facts["week"] == [0, 0, 0, 0, 1, 1, 0]
+    utc = known(spec_of(week={"buckets": 7}), at(VISIT, 12), at(VISIT, 23.5))
+    assert utc["week"] == [0, 0, 0, 0, 2, 0, 0]
+
+
+def test_a_full_part_of_the_week_halves_them_all() -> None:
+    spec = spec_of(week={"buckets": 7})
+    visits = [at(VISIT, 24)] * 5 + [at(VISIT, 25)] * 256
+    assert known(spec, at(VISIT, 12), *visits)["week"] == [0, 0, 0, 0, 0, 133, 0]
+
+
+def test_a_kind_that_is_no_feature_leaves_no_trace_but_life() -> None:
+    kinds = [{"name": "visit", "features": False}, {"name": "buy"}]
+    facts = known(spec_of(kinds=kinds), at(BUY, 0), at(VISIT, 1), at(VISIT, 2))
+    assert facts["last_seen"] == START + 2 * HOUR_MS
+    assert [entry.kind for entry in facts["sequence"]] == [BUY]
+    assert {k for k, _ in facts["counts"]} == {BUY}

@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 
-from tests.golden import SHIPPED, problem_of, read, versions
+from tests.golden import MADE, SHIPPED, problem_of, read, versions
 
-NAMES = ("small", *SHIPPED)
+NAMES = (*MADE, *SHIPPED)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ebbtide.featurestore.record.costs import costs
 from ebbtide.featurestore.record.layout import (
     BOOKKEEPING_FIELDS,
     EPISODE_FIELDS,
@@ -72,6 +73,23 @@ def test_every_record_is_aligned_and_every_field_is_someones(seed: int) -> None:
     assert not rows.view(np.uint8).any()
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_the_lines_of_a_spec_cost_what_the_record_takes(seed: int) -> None:
+    """Every byte is some line's; a line that is taken out saves what it was said to cost, padding aside."""
+    spec = random_spec(seed)
+    lines = costs(Layout(spec))
+    assert sum(size for _, size in lines) == Layout(spec).itemsize
+    assert all(size > 0 for _, size in lines)
+    without = spec.model_copy(update={"kinds": spec.kinds[:-1]})
+    if len(spec.kinds) > 1:
+        last = [
+            size for line, size in lines[: [line for line, _ in lines].index("kind " + spec.kinds[-1].name)]
+        ]
+        saved = Layout(spec).itemsize - Layout(without).itemsize
+        own = sum(size for line, size in lines if "kind" in line or line.startswith("  ")) - sum(last)
+        assert abs(saved - own) < 8
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_sections_follow_each_other_and_each_begins_aligned(seed: int) -> None:
     layout = Layout(random_spec(seed))
@@ -96,11 +114,22 @@ def test_the_id_says_what_decides_the_bytes_and_their_meaning() -> None:
         {**PLAIN, "kinds": [{**VISIT, "noun": "calls"}, BUY, TIER]},
         {**PLAIN, "kinds": [{**VISIT, "types": ["view", "visit"]}, BUY, TIER]},
         {**PLAIN, "dedupe": 8, "score_every": "0s"},  # the defaults, written out
+        {**PLAIN, "trends": [], "week": None, "targets": [], "score_after_first": []},
+        {**PLAIN, "kinds": [VISIT, {**BUY, "values": [], "features": True}, TIER]},
+        {**PLAIN, "eligibility": {"max_tenure": None}},
     ]
     other = [
         {**PLAIN, "score_every": "1ms"},
         {**PLAIN, "memory": "101d"},
         {**PLAIN, "dedupe": 7},
+        {**PLAIN, "week": {"zone": "UTC", "buckets": 7}},
+        {**PLAIN, "week": {"zone": "Europe/Berlin", "buckets": 7}},
+        {**PLAIN, "score_after_first": ["5d"]},
+        {**PLAIN, "eligibility": {"max_tenure": "50d"}},
+        {**PLAIN, "targets": [{"name": "sale", "kinds": ["buy"]}]},
+        {**PLAIN, "targets": [{"name": "sale", "kinds": ["buy"], "where": {"above": 3}}]},
+        {**PLAIN, "kinds": [VISIT, {**BUY, "aggregate": ["max"]}, TIER]},
+        {**PLAIN, "kinds": [VISIT, {**BUY, "features": False, "aggregate": []}, TIER]},
         {**PLAIN, "windows": {"7d": 14}},
         {**PLAIN, "half_lives": ["3d"]},
         {**PLAIN, "kinds": [VISIT, BUY]},

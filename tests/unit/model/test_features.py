@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ebbtide.featurestore.events.attributes import encode_attribute
+from ebbtide.featurestore.events.attributes import encode_value
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import Folder
@@ -140,7 +140,7 @@ def test_since_never_and_decay() -> None:
 
 
 def test_attributes_and_what_is_missing() -> None:
-    renewal = encode_attribute(SPEC.kinds[RENEWAL], "2024-11-03")
+    renewal = encode_value(SPEC.kinds[RENEWAL].readings[0], "2024-11-03")
     events = ((VISIT, 0, NAN), (PLAN, 1, 2.0), (RENEWAL, 1, renewal), (SEATS, 1, 7.0), (SEATS, 2, NAN))
     figures, _ = told(*events, as_of=10)
     holds(figures, plan_is_free=0, plan_is_plus=1, plan_missing=0, renewal_until=20, renewal_missing=0)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.examples.labels import CANCELLED, CHURNED, NEVER, STAYED, UNKNOWN, Labeller
 from tests.support.oracle.histories import START, History, columns, of, one, random_history, random_spec
-from tests.support.oracle.oracle import TOMBSTONE, Event
+from tests.support.oracle.oracle import TOMBSTONE, Event, is_target
 from tests.support.seams.models import SPEC
 
 VISIT, PURCHASE, MAIL, GOODBYE = range(4)
@@ -15,9 +15,9 @@ H = SPEC.horizon_ms
 FAR = START + 10_000 * DAY_MS
 
 
-def label_of(history: History, as_of: int, known_until: int = FAR) -> int:
+def label_of(history: History, as_of: int, known_until: int = FAR, spec: Spec = SPEC) -> int:
     log = columns(history)
-    return int(Labeller(SPEC, log, known_until).label(np.zeros(1, np.int32), np.array([as_of]))[0])
+    return int(Labeller(spec, log, known_until).label(np.zeros(1, np.int32), np.array([as_of]))[0])
 
 
 def naive(spec: Spec, events: list[Event], as_of: int, known_until: int) -> int:
@@ -25,14 +25,15 @@ def naive(spec: Spec, events: list[Event], as_of: int, known_until: int) -> int:
     if as_of + spec.horizon_ms >= known_until:
         return UNKNOWN
     follows = [e for e in events if e.kind != TOMBSTONE and as_of < e.time <= as_of + spec.horizon_ms]
-    activity = [e.time for e in follows if spec.kinds[e.kind].role == "activity"]
-    leaves = [e.time for e in follows if spec.kinds[e.kind].role == "terminal"]
-    if leaves and (not activity or min(leaves) < min(activity)):
+    ours = [e.time for e in follows if is_target(spec, e)]
+    leaves = [e.time for e in follows if spec.kinds[e.kind].role == "terminal" and not is_target(spec, e)]
+    if leaves and (not ours or min(leaves) < min(ours)):
         return CANCELLED
-    return STAYED if activity else CHURNED
+    absence = not spec.targets or spec.targets[0].churn_when == "absent"
+    return CHURNED if bool(ours) != absence else STAYED
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(30))
 def test_labels_are_their_definition(seed: int) -> None:
     spec = random_spec(seed)
     history = random_history(spec, seed, 200, customers=4)
@@ -70,6 +71,29 @@ def test_a_leave_in_so_many_words_is_neither_churn_nor_a_stay() -> None:
     assert label_of(first_back, START) == STAYED
 
 
+SALE = {"name": "sale", "kinds": ["purchase"]}
+
+
+def with_target(**target: object) -> Spec:
+    return parse_spec({**dump_spec(SPEC), "targets": [{**SALE, **target}]})
+
+
+def test_visits_do_not_undo_a_missing_purchase() -> None:
+    history = one(Event(PURCHASE, START, 5.0), Event(VISIT, START + 1), Event(PURCHASE, START + 2, 5.0))
+    assert label_of(history, START, spec=with_target()) == STAYED
+    assert label_of(history[:2], START, spec=with_target()) == CHURNED
+    assert label_of(history, START, spec=with_target(where={"above": 5})) == CHURNED
+    assert label_of(history, START, spec=with_target(where={"above": 4, "below": 6})) == STAYED
+
+
+def test_a_leave_is_churn_where_it_is_the_target() -> None:
+    leave = with_target(kinds=[SPEC.kinds[GOODBYE].name], churn_when="present")
+    history = one(Event(VISIT, START), Event(VISIT, START + 1), Event(GOODBYE, START + 2))
+    assert label_of(history, START, spec=leave) == CHURNED
+    assert label_of(history[:2], START, spec=leave) == STAYED
+    assert label_of(history, START - H, spec=leave) == STAYED
+
+
 def test_a_row_whose_horizon_is_not_over_has_no_label() -> None:
     """
     as of ├──────── H ────────┤
@@ -84,7 +108,7 @@ def test_the_next_activity_is_its_own_customers() -> None:
     log = columns(
         [("a", Event(VISIT, START)), ("b", Event(VISIT, START + 5)), ("a", Event(VISIT, START + 9))]
     )
-    after = Labeller(SPEC, log, FAR).activity.after
+    after = Labeller(SPEC, log, FAR).target.after
     customer = np.array([0, 0, 1, 1], np.int32)
     assert after(customer, np.array([START, START + 9, START, START + 5])).tolist() == [
         START + 9,
@@ -92,6 +116,4 @@ def test_the_next_activity_is_its_own_customers() -> None:
         START + 5,
         NEVER,
     ]
-    assert Labeller(SPEC, columns([]), FAR).activity.after(customer[:1], np.array([START])).tolist() == [
-        NEVER
-    ]
+    assert Labeller(SPEC, columns([]), FAR).target.after(customer[:1], np.array([START])).tolist() == [NEVER]
