@@ -1,1 +1,1 @@
-"""The image and what it is made of: its Dockerfile, its locked requirements, what is taken out, what is inside."""
+"""What the image is made of: its locked requirements, what is taken out, what is inside."""

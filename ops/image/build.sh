@@ -27,4 +27,4 @@ for file in /etc/pip.conf "${PIP_CERT:-}"; do
     [[ -f $file ]] && mounts+=(--volume "$file:$file:ro")
 done
 buildah build "${mounts[@]}" --network host --build-arg "PYTHON_IMAGE=$base" --target "$target" \
-    --file ops/image/Dockerfile --tag "$tag" .
+    --file Dockerfile --tag "$tag" .

@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # The worker's image, in two targets of one file: cpu (the default) and gpu, which adds the CUDA libraries.
 #
-#     docker build -f ops/image/Dockerfile -t ebbtide .                      --target gpu for the other one
+#     docker build -t ebbtide .                      --target gpu for the other one
 #     docker run --read-only --tmpfs /tmp -v ./models:/models:ro -v ./secrets:/run/secrets:ro -p 8080:8080 \
 #         -e EBBTIDE_KAFKA_URL=… -e EBBTIDE_REDIS_URL=… -e EBBTIDE_REDIS__PASSWORD_FILE=/run/secrets/redis \
 #         -e EBBTIDE_MODEL=/models/churn -e EBBTIDE_HTTP__TOKEN_FILE=/run/secrets/http-token ebbtide
