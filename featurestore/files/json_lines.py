@@ -71,9 +71,8 @@ class JsonBlocks(BlockReader):
             if isinstance(elements, list):
                 return iter([orjson.dumps(element) for element in elements])
             rest = itertools.chain(whole.splitlines(keepends=True))
-        elif (
-            b"\r" in first.rstrip()
-        ):  # ends of lines that readline does not know; no JSON text holds a bare one
+        # Ends of lines that readline does not know; no JSON text holds a bare one.
+        elif b"\r" in first.rstrip():
             rest = itertools.chain.from_iterable(line.splitlines(keepends=True) for line in rest)
         return itertools.chain([b"\n"] * blank, rest)
 

@@ -29,9 +29,8 @@ from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
 from ebbtide.featurestore.store.protocol import Store
 
-SWEEP_SHARE = (
-    16  # a sixteenth: 1/16 of the memory stands empty at worst, and a newcomer pays for 16 slots looked at
-)
+SWEEP_SHARE = 16
+"""A sixteenth of the memory stands empty at worst, and a newcomer pays for 16 slots looked at."""
 _FREE = np.iinfo(np.int64).max  # the round of a free slot: never the oldest
 
 

@@ -24,9 +24,8 @@ from aiokafka.protocol.admin import DescribeGroupsRequest
 from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
 
-METADATA_AGE_S = (
-    30.0  # how long partitions that were added may go unnoticed; the client's own is five minutes
-)
+METADATA_AGE_S = 30.0
+"""How long partitions that were added may go unnoticed; the client's own is five minutes."""
 ASK_S = 3.0  # the group waits for us meanwhile
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 

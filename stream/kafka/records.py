@@ -214,9 +214,8 @@ class RecordBatches:
                 raise UnreadableBatch(f"{where} cannot be read: {error}", hint=UNREADABLE) from error
             self.leader_epoch = leader_epoch
             for record in records:
-                if (
-                    record.offset >= self.next_fetch_offset
-                ):  # one before it is of the batch that the fetch cut into
+                # One before it is of the batch that the fetch cut into.
+                if record.offset >= self.next_fetch_offset:
                     self.next_fetch_offset = record.offset + 1
                     yield record if self._finish is None else self._finish(record)
             # The last offset of a batch outlives its records, whatever compaction took.

@@ -159,9 +159,8 @@ async def _create(settings: KafkaSettings, client: AIOKafkaAdminClient, topics: 
         error = kafka_errors.for_code(code)
         if issubclass(error, RIGHTS):
             refused.append(name)
-        elif (
-            code and error is not kafka_errors.TopicAlreadyExistsError
-        ):  # another worker may have been faster
+        # Another worker may have been faster.
+        elif code and error is not kafka_errors.TopicAlreadyExistsError:
             raise BrokerMisconfigured(
                 f"Kafka would not create topic {name!r}: {error.__name__}: {reason or ''}"
             )

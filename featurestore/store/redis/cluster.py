@@ -176,9 +176,8 @@ class Cluster:
             if self._look_ups != seen:
                 return
             healthy = [address for address in self._nodes if address not in self._suspects]
-            turn = (
-                seen % len(healthy) if healthy else 0
-            )  # another one each time: one may be cut off, and not know it
+            # Another one each time: one may be cut off, and not know it.
+            turn = seen % len(healthy) if healthy else 0
             errors: list[Exception] = []
             for address in dict.fromkeys([*healthy[turn:], *healthy[:turn], *self._seeds, *self._nodes]):
                 try:

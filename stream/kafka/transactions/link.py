@@ -70,9 +70,8 @@ class Link:
             known = client.cluster.partitions_for_topic(topic)
             if not known:
                 client.add_topic(topic)
-                await (
-                    client.force_metadata_update()
-                )  # what `add_topic` returns is true when another one has just asked
+                # What `add_topic` returns is true when another one has just asked.
+                await client.force_metadata_update()
                 known = client.cluster.partitions_for_topic(topic)
             if not known:
                 raise kafka_errors.UnknownTopicOrPartitionError(topic)

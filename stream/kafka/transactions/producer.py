@@ -200,9 +200,8 @@ class PartitionProducer:
             while left:
                 leaders = self._link.leaders(left)
                 await _all([self._produce_to(node, tps, left) for node, tps in leaders.items()])
-                if (
-                    left
-                ):  # a leader has moved: it took nothing, and a batch's numbers let it be there but once
+                # A leader has moved: it took nothing, and a batch's numbers let it be there but once.
+                if left:
                     await self._link.heard_of_leaders()
 
     async def _produce_to(
