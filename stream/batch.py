@@ -58,6 +58,16 @@ class FetchedBatch:
         """True when this is the piece that begins at `position` under `seek_id`: the continuity rule, whole."""
         return self.seek_id == seek_id and self.start == position
 
+    def cut_at(self, *offsets: int) -> Iterator["FetchedBatch"]:
+        """The same piece of the log, cut at those of the offsets that lie within it."""
+        batch = self
+        for offset in sorted(offsets):
+            if batch.start < offset < batch.end:
+                n = sum(record.offset < offset for record in batch.records)
+                yield replace(batch, end=offset, records=batch.records[:n])
+                batch = replace(batch, start=offset, records=batch.records[n:])
+        yield batch
+
     def joined(self, following: Sequence["FetchedBatch"]) -> "FetchedBatch":
         """This piece and those that follow it, each one the one before: a longer piece, still contiguous."""
         if not following:
@@ -117,6 +127,7 @@ class LogPosition(NamedTuple):
     position: int  # the next record to fetch; -1 while it is not open
     high_watermark: int  # where the log ends, open transactions included
     last_stable: int  # where what may be read ends: below the high watermark while a transaction is open
+    seen_ms: int = 0  # wall time of the last answer to a fetch of it, ms UTC; 0 is none
 
 
 class Source(Protocol):
@@ -154,6 +165,11 @@ class Source(Protocol):
 
     def positions(self) -> Mapping[int, LogPosition]:
         """Of each partition of ours, as last seen, without waiting; a log's end is a few seconds old at most."""
+        ...
+
+    def topic_end(self) -> int:
+        """The sum of the high watermarks of *all* partitions of the topic, a few seconds old at most; -1 when it is not
+        known."""
         ...
 
     async def seek(self, partition: int, offset: int) -> int:

@@ -5,6 +5,8 @@
                   └──── back off ◀── fenced, a gap, the store, Kafka or the model away
     stopped ◀── a fault that waiting does not mend: this partition only, until a person has looked
 
+It gives out pieces of its log, and customers who are due (`take_due`), whenever its clock has passed them.
+
 A checkpoint behind the group's committed offset is a state to be made again: the same turns from there, which say
 nothing that was said (`stream/suppression.py`). So a failover that lost its tail, a store that was lost altogether and
 a first start on an old topic are no cases of their own.
@@ -20,10 +22,10 @@ import random
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 from ebbtide.featurestore.errors import Fenced, StoreMisconfigured, StoreUnavailable
+from ebbtide.featurestore.store.checkpoint import TimerCursor
 from ebbtide.stream.batch import Fetched, FetchedBatch, FetchFault, LogPosition, Source
 from ebbtide.stream.errors import (
     BrokerMisconfigured,
@@ -37,7 +39,8 @@ from ebbtide.stream.retry import Backoff
 from ebbtide.stream.suppression import NO_SUPPRESSION, Suppression
 from ebbtide.stream.telemetry import Lag
 from ebbtide.stream.turn.flood import FloodGuard
-from ebbtide.stream.turn.opened import LogState, Opened, check_tail, open_partition
+from ebbtide.stream.turn.limits import Limits
+from ebbtide.stream.turn.opened import LogState, Opened, check_tail, commit_first, open_partition
 from ebbtide.stream.turn.progress import Progress
 from ebbtide.stream.turn.queue import Budget, Queue
 from ebbtide.stream.turn.state import (
@@ -50,6 +53,7 @@ from ebbtide.stream.turn.state import (
     State,
     Stopped,
 )
+from ebbtide.stream.turn.timers import timer_clock
 from ebbtide.stream.turn.work import Piece
 
 log = logging.getLogger(__name__)
@@ -58,35 +62,10 @@ RETRIED = (Fenced, StoreUnavailable, BrokerUnavailable, ScorerUnavailable)
 """What waiting mends."""
 FATAL = (StoreMisconfigured, BrokerMisconfigured, TopicRepartitioned)
 """What is wrong for every partition, until a person changes a setting: the worker ends."""
-COMMITTED_POLL_S = 0.05
-COMMITTED_POLL_S_MAX = 30.0
 REBUILD_LOG_S = 10.0
 """How often a partition that makes its state again says how far it is."""
 ACK_AFTER_S = 0.5
 """An idle partition acknowledges its outbox after this, so that a restart sends nothing twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Named bounds of a worker.
-
-    queued_batches_max: fetched and not begun, a partition; beyond it its fetch pauses. queued_bytes_max: the same for
-    all partitions together, uncompressed. piece_records_max: batches that had to wait are joined up to so many records,
-    at most CUSTOMERS_MAX, since a commit holds no more customers. turn_records_max, turn_partitions_max: a turn, so
-    that nobody waits long for the next one and the event loop is never held for long. turns_in_flight: one is judged
-    while another is committed. dead_letter_share_max: more bad records than this share are a flood. idle_check_s: how
-    long a partition may be idle and not look whether its state is still there; lost at night, it is made again at
-    night.
-    """
-
-    queued_batches_max: int = 4
-    queued_bytes_max: int = 64 << 20
-    piece_records_max: int = 1000
-    turn_records_max: int = 2048
-    turn_partitions_max: int = 128
-    turns_in_flight: int = 2
-    dead_letter_share_max: float = 0.5
-    idle_check_s: float = 5.0
 
 
 class Partition:
@@ -112,6 +91,10 @@ class Partition:
         """A piece of it is in a turn: it gives out no other one."""
         self.alone = False
         """Its last turn failed in a way that nobody foresaw: it takes the next one by itself."""
+        self.turns_without_timers = 0
+        """How many pieces of its log it has given out since it gave out customers who are due."""
+        self.source_lives = False
+        """The whole topic is not quiet: a silence is its customer's own."""
         self.idle_since_s = 0.0
         self.progress = Progress(tools.clock.monotonic_s())
         self._pipeline, self._tools, self._source = pipeline, tools, source
@@ -128,8 +111,28 @@ class Partition:
 
     @property
     def has_work(self) -> bool:
-        """A piece can be taken now."""
-        return self.opened is not None and not self.in_turn and bool(self._pieces or self._queue)
+        """A piece of its log can be taken now."""
+        return (
+            self.opened is not None
+            and not self.in_turn
+            and not self.timers_first
+            and bool(self._pieces or self._queue)
+        )
+
+    @property
+    def timers_first(self) -> bool:
+        """A state that is made again: its log is folded as far as it was, its timers are not taken so far."""
+        opened = self.opened
+        return opened is not None and opened.suppression.timers_behind(opened.checkpoint)
+
+    @property
+    def due_until(self) -> TimerCursor | None:
+        """How far its timers may be taken; None when they hold."""
+        if self.opened is None or self.in_turn or self.draining or not self.source_lives:
+            return None
+        opened = self.opened
+        log, offset = self.progress.log, opened.checkpoint.offset
+        return opened.timers_until(timer_clock(log, offset, opened.newest_ms, self._limits.timers))
 
     @property
     def waits(self) -> bool:
@@ -174,9 +177,10 @@ class Partition:
     def take(self) -> Piece | None:
         """The next piece, for one turn; None when there is none, or what came does not continue the partition."""
         opened = self.opened
-        while opened is not None and not self.in_turn:
+        while opened is not None and not self.in_turn and not self.timers_first:
             if self._pieces:
                 self.in_turn = True
+                self.turns_without_timers += 1
                 return Piece(opened, self._pieces.popleft())
             batch = self._queue.take(self._limits.piece_records_max)
             if batch is None:
@@ -196,8 +200,19 @@ class Partition:
                 return None
             fresh = opened.beyond_history(batch)
             self._tools.telemetry.in_history(len(batch.records) - len(fresh.records))
-            self._pieces.extend(fresh.cut_before_tombstones())
+            limits = opened.suppression.outputs_from, opened.suppression.alerts_from
+            for part in fresh.cut_at(*limits):
+                self._pieces.extend(part.cut_before_tombstones())
         return None
+
+    def take_due(self, customers_max: int) -> Piece | None:
+        """The next customers who are due, for one turn; None when nobody is, or the store has to be asked first."""
+        until = self.due_until
+        if self.opened is None or until is None or not self.opened.due.ready(until, self.timers_first):
+            return None
+        due = self.opened.due.take(until, customers_max)
+        self.in_turn, self.turns_without_timers = True, 0
+        return Piece(self.opened, None, due)
 
     def take_acknowledgement(self) -> Piece | None:
         """A piece that only takes acknowledged alerts out of the outbox, when no batch comes to do it on its way."""
@@ -215,6 +230,8 @@ class Partition:
             self.fail(error)
             return
         self._source.advance_committed(self.number, *piece.opened.committed)
+        if piece.batch is not None and piece.batch.records:
+            piece.opened.newest_ms = max(piece.opened.newest_ms, piece.batch.records[-1].timestamp)
         self.alone = False
         self._backoff.reset()
         self._tell_progress(piece.opened)
@@ -350,8 +367,11 @@ class Partition:
         )
         if opened.checkpoint.leader_epoch >= 0:
             check_tail(opened, await source.epoch_end(number, opened.checkpoint.leader_epoch))
-        if committed is None and opened.stored is None:
-            opened.suppression = await self._begin(begin, end)
+        if self._alerts_from == "now" and not (committed and suppression.timers_known):
+            opened.suppression, asked = suppression.from_now(
+                opened.stored, committed, begin, end, tools.clock.now_ms()
+            )
+            await commit_first(source, number, asked)
         await self._pipeline.send_outbox(opened)
         if opened.stored is not None:
             # Applied and, just now, sent: the owner that applied it may not have lived to say so.
@@ -386,22 +406,6 @@ class Partition:
             self._tell_progress(opened)
         # else the next commit has to show that it is over: to open takes neither the scorer nor a way out
         self.opened = opened
-
-    async def _begin(self, begin: int, end: int) -> Suppression:
-        """The committed offset of a partition that nobody has worked on: an old topic must not flood the consumers of
-        alerts."""
-        if self._alerts_from == "start":
-            return NO_SUPPRESSION
-        suppression = Suppression(begin, end)
-        self._source.advance_committed(self.number, *suppression.committed_at(begin, 0))
-        # Kafka has to know before anything is applied: else whoever opens next would take the past for news.
-        try:
-            async with asyncio.timeout(COMMITTED_POLL_S_MAX):
-                while await self._source.committed(self.number) is None:  # noqa: ASYNC110 - no event tells it; it is once
-                    await asyncio.sleep(COMMITTED_POLL_S)
-        except TimeoutError:
-            raise BrokerUnavailable("Kafka has not taken the group's first committed offset") from None
-        return suppression
 
     def _tell_progress(self, opened: Opened) -> None:
         """Say how far a rebuild is; ready is who has nothing to make again."""

@@ -4,6 +4,9 @@
     └─ judge: changes nothing anywhere ─────┘  └─ commit │        └ the outbox, until Kafka has acknowledged it
                                                 one atomic commit a partition, fenced by its checkpoint
 
+A piece of a turn is a part of a log, or customers to whom time brings something: both take the same steps, so a silence
+that a timer takes and one that the next event reveals make the same record and the same alert.
+
 A crash before 5 changes nothing; after 5 the next owner finds the outbox and sends it again, the same ids, the same
 bytes, in order: exactly once where the sink makes transactions (`stream/kafka/transactions/`). Dead letters, tombstones
 and scores are sent and acknowledged before 5, so that what a partition moves past is never lost; after a crash they may
@@ -20,7 +23,7 @@ what becomes of it is `stream/partition.py`'s affair. Who takes part in a turn i
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,11 +128,18 @@ class Pipeline:
         before = await self._load(work)
         watch.lap("load")
 
-        # 2. fold, collecting the points at which customers are to be decided
-        events = work.events
+        # 2. fold, collecting the points at which customers are to be decided; let time pass for who is due, and for
+        #    whose event came behind what timers took already
         known = before["event_time"] != 0
-        after, points, counts = tools.folder.fold_counted(before, events)
-        origin = Origin(work.piece[points.event], events.position[points.event])
+        after, points, counts = tools.folder.fold_counted(before, work.events)
+        due = tools.folder.due(after)
+        behind = np.flatnonzero((due < work.until) & (after["event_time"] != 0))
+        if len(behind):
+            after[behind], passed = tools.folder.elapse(after[behind], work.until[behind])
+            due[behind] = tools.folder.due(after[behind])
+            passed = replace(passed, customer=behind[passed.customer].astype(np.int32))
+            points = Points.joined(tools.layout, [points, passed]) if len(points) else passed
+        origin = Origin.of(work, points)
         if work.misplaced and not self.misplaced:
             log.warning(
                 MISPLACED,
@@ -147,10 +157,10 @@ class Pipeline:
 
         # 4. decide by the policy of that version
         transitions = decide(points, scored.p, before, after, scored.serving.policy)
-        transitions = _not_suppressed(work, transitions, origin)
+        transitions = _not_suppressed(work, transitions, points, origin)
         alerts = await self._composer.compose(work, transitions, points, origin, scored)
         watch.lap("decide")
-        return Verdicts(work, known, after, points, counts, origin, scored, transitions, alerts)
+        return Verdicts(work, known, after, due, points, counts, origin, scored, transitions, alerts)
 
     async def commit(self, verdicts: Verdicts, watch: _Stopwatch) -> None:
         """Steps 5 to 7: `work.failed` says of which pieces they did not succeed."""
@@ -168,6 +178,7 @@ class Pipeline:
         for j, commit in commits.items():
             if j not in work.failed:
                 work.applied.add(j)
+                work.pieces[j].opened.due.arm(commit.due)
                 work.pieces[j].opened.advance(commit.checkpoint)
                 if work.pieces[j].opened.owned:
                     tools.cache.put(commit)
@@ -195,8 +206,8 @@ class Pipeline:
             # alerts would count as sent.
             for error in (await self.verify_fence([opened])).values():
                 raise error
-        since = opened.suppression.outputs_from
-        messages = self.alert_messages([entry for entry in outbox if entry.offset >= since])
+        sent = opened.suppression.sequence
+        messages = self.alert_messages([entry for entry in outbox if entry.sequence > sent])
         if messages:
             for refused in await self._tools.sink.send_each(
                 [Parcel(opened.partition, messages, opened.committed)]
@@ -315,10 +326,10 @@ class Pipeline:
 
     def _commits(self, verdicts: Verdicts) -> dict[int, Commit]:
         """By piece: its records, due times and alerts, and the checkpoint that they lead to."""
-        work, after, tools = verdicts.work, verdicts.after, self._tools
+        work, after = verdicts.work, verdicts.after
         known = after["event_time"] != 0
         all_known = bool(known.all())
-        due: NDArray[np.int64] = tools.folder.due(after)
+        due = verdicts.due
         customers, bounds = work.events.customers, work.bounds.tolist()
         commits: dict[int, Commit] = {}
         for j in work.alive:
@@ -337,7 +348,7 @@ class Pipeline:
                 offset=piece.end,
                 sequence=checkpoint.sequence + 1,
                 leader_epoch=checkpoint.leader_epoch if epoch < 0 else epoch,
-            )
+            ).at_timers(piece.timers)
             commits[j] = Commit(
                 opened.partition, opened.stored, checkpoint, names, rows, dues, forgotten,
                 verdicts.alerts.get(j, []), opened.acked,
@@ -345,7 +356,16 @@ class Pipeline:
         return commits
 
 
-def _not_suppressed(work: Work, transitions: list[Transition], origin: Origin) -> list[Transition]:
-    """The transitions to alert about: what was decided below `alerts_from` has been sent, or was never to be."""
-    since = [piece.opened.suppression.alerts_from for piece in work.pieces]
-    return [t for t in transitions if origin.offset[t.point] >= since[origin.piece[t.point]]]
+def _not_suppressed(
+    work: Work, transitions: list[Transition], points: Points, origin: Origin
+) -> list[Transition]:
+    """The transitions to alert about: not what was sent already, nor what was never to be."""
+    speaks = [piece.sends_alerts for piece in work.pieces]
+    since_ms = [piece.opened.suppression.silences_from_ms for piece in work.pieces]
+    of_time = points.of_time
+    return [
+        t
+        for t in transitions
+        if speaks[j := origin.piece[t.point]]
+        and not (of_time[t.point] and points.as_of[t.point] <= since_ms[j])
+    ]

@@ -4,14 +4,15 @@
             ┌────────┐ ───────── opened ────────▶ ┌──────┐
        ────▶│ closed │                            │ open │◀─┐ p >= exit: the dwell starts again
             └────────┘ ◀── resolved: p < exit ─── └──────┘──┘
-                 ▲          for `dwell`, then      │
-                 │          `cool-down`            │
-                 └───────── terminated ────────────┘  the customer left explicitly
+                 ▲ ▲        for `dwell`, then      │  │
+                 │ │        `cool-down`            │  │
+                 │ └─────── terminated ────────────┘  │  the customer left explicitly
+                 └───────── resolved ─────────────────┘  they came back after `memory`, or the record expired
 
-One open episode a customer. A reset (memory passed, a tombstone) clears it without a word: there is nobody to alert
-about. Pure: it sees points in order with their scores, changes the episode fields of the given rows and returns the
-transitions. `sequence` is the decision's own time, made strictly increasing, so that it keeps rising for a customer
-that was forgotten and came back.
+One open episode a customer, and none ends without a word: where `memory` has passed, it is resolved before all is
+cleared. A tombstone clears it; the word is the null that is passed on. Pure: it sees points in order with their scores,
+changes the episode fields of the given rows and returns the transitions. `sequence` is the decision's own time, made
+strictly increasing, so that it keeps rising for a customer that was forgotten and came back.
 """
 
 from typing import Literal, NamedTuple
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ebbtide.featurestore.record.fold import RESET, TERMINAL, Points
+from ebbtide.featurestore.record.fold import EXPIRED, RESET, RETURNED, TERMINAL, Points
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS, Rows
 
 CLOSED, OPEN = 0, 1
@@ -58,7 +59,7 @@ def decide(
 
     A point whose p is NaN could not be scored: nothing is decided there.
     `before` are their records as loaded, `after` as folded. Only `EPISODE_FIELDS` of `after` change, in place; they
-    start from `before`, because a reset within the batch emptied them too early for the points that lie before it.
+    start from `before`, because an end within the batch emptied them too early for the points that lie before it.
     Most points of most batches change nothing: those are done as columns, and only customers with something to decide
     are walked one by one.
     """
@@ -68,7 +69,7 @@ def decide(
     scored = points.scored & ~undecided
     busy = (
         (scored & (p >= policy.enter))
-        | (points.cause == RESET)
+        | (points.cause > TERMINAL)
         | (after["episode_state"][points.customer] == OPEN)
     )
     walked = np.zeros(len(after), np.bool_)
@@ -79,20 +80,26 @@ def decide(
     after["scored_at"][points.customer[quiet]] = points.as_of[quiet]
     transitions: list[Transition] = []
     for m in np.flatnonzero(walked[points.customer] & ~undecided):
-        row = after[points.customer[m]]
-        kind = _walk(row, int(points.cause[m]), int(points.as_of[m]), p[m], policy)
+        row, cause = after[points.customer[m]], int(points.cause[m])
+        kind = _walk(row, cause, int(points.as_of[m]), p[m], policy)
+        sequence = int(row["sequence"])
         if kind is not None:
-            row["sequence"] = max(int(row["sequence"]) + 1, int(points.as_of[m]))
-            transitions.append(Transition(int(m), kind, int(row["sequence"])))
+            row["sequence"] = sequence = max(sequence + 1, int(points.as_of[m]))
+            transitions.append(Transition(int(m), kind, sequence))
+        if cause > TERMINAL:
+            for name in EPISODE_FIELDS:
+                row[name] = 0
+        if cause == RETURNED:
+            row["sequence"] = sequence  # what they do now is decided as of the very same time
     return transitions
 
 
 def _walk(row: np.void, cause: int, as_of: int, p: np.float32, policy: Policy) -> TransitionKind | None:
-    if cause == RESET:
-        for name in EPISODE_FIELDS:
-            row[name] = 0
-        return None
     is_open = row["episode_state"] == OPEN
+    if cause == RESET:
+        return None
+    if cause in (RETURNED, EXPIRED):
+        return "resolved" if is_open else None
     if cause == TERMINAL:
         return _close(row, as_of, policy, "terminated") if is_open else None
     row["score"], row["scored_at"] = p, as_of

@@ -142,5 +142,8 @@ class Telemetry:
     def stopped(self, partition: int, reason: str) -> None:
         """It stopped by an error that only a person can mend."""
 
+    def timers_hold(self, hold: bool) -> None:
+        """Nobody's silence is taken, since nobody's can be told from the source's."""
+
     def queued(self, rows: int) -> None:
         """Rows wait for the scorer."""

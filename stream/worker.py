@@ -8,6 +8,8 @@ another is committed.
     half   under a backlog a turn takes half of the waiting partitions, so that there is work for the second place
     pace   without one, what comes while a turn is under way waits for its end, at most GATHER_S: a turn costs nearly
            the same for one event as for ten. An idle worker answers at once
+    time   behind the events of a turn come customers who are due, no more a second than is allowed; of a partition that
+           always has events, after three turns of those
 
 A turn takes out its partitions, not the worker: an error of one is told to that one, an error of all to all. Only what
 is wrong for every partition (a setting, a right) ends the worker: `run` raises it, and the process exits with a message
@@ -21,15 +23,20 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from ebbtide.featurestore.errors import EbbtideError
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, DUE_AT_ALL_MS
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.batch import Fetched, Source
 from ebbtide.stream.ending import END_S_MAX, end
 from ebbtide.stream.errors import PartitionRevoked
-from ebbtide.stream.partition import ACK_AFTER_S, RETRIED, Limits, Partition
+from ebbtide.stream.partition import ACK_AFTER_S, RETRIED, Partition
 from ebbtide.stream.pipeline import MISPLACED, Pipeline, Tools
 from ebbtide.stream.telemetry import Lag
+from ebbtide.stream.turn.answers import answers
+from ebbtide.stream.turn.limits import Limits
+from ebbtide.stream.turn.opened import Opened
 from ebbtide.stream.turn.queue import Budget
 from ebbtide.stream.turn.state import describe
+from ebbtide.stream.turn.timers import Allowance, SourceWatch
 from ebbtide.stream.turn.work import Piece
 
 log = logging.getLogger(__name__)
@@ -40,6 +47,11 @@ BACKLOG_RECORDS = 256
 """More than this waiting is a backlog: then two turns of half the partitions overlap, and take less time than one."""
 GATHER_S = 0.005
 """How long what waits, and is no backlog, may wait for the turn under way to end before a second begins beside it."""
+TIMERS_S = 0.2
+"""How often it is looked whether the clock has passed somebody; a log's end is seen twice a second."""
+EVENTS_IN_A_ROW_MAX = 3
+"""Timers get at least one turn in four of a partition."""
+QUIET = "timers hold: no record came to the whole topic for {seconds:,} s, so a silence may be the producers'"
 LOOK_S = 1.0
 """How often it is noted where the logs end: `/readyz` and the lag tell what stands still, also when nothing arrives."""
 PULSE_EVERY_S = 2.0
@@ -106,7 +118,12 @@ class Worker:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()  # sees to it that what was given away ends
         self._waiting: dict[int, Partition] = {}
-        """Who has a piece to give, longest first."""
+        """Who has a piece of its log to give, longest first."""
+        self._due: dict[int, Partition] = {}
+        """Who has customers who are due."""
+        self._allowance = Allowance(self._limits.timers.customers_per_s_max)
+        self._event_clock = self._limits.timers.clock == "event"
+        self._source_watch = SourceWatch(self._limits.timers.source_quiet_max_ms)
         self._turns: set[asyncio.Task[None]] = set()
         self._began_s = 0.0  # the last of them
         self._wake = asyncio.Event()
@@ -144,7 +161,10 @@ class Worker:
     @property
     def warnings(self) -> list[str]:
         """What a person should mend, although this worker does its work."""
-        return [f"{self._pipeline.misplaced:,} {MISPLACED}"] if self._pipeline.misplaced else []
+        found = [f"{self._pipeline.misplaced:,} {MISPLACED}"] if self._pipeline.misplaced else []
+        if not self._event_clock and (quiet_ms := self._source_watch.quiet_ms(self._tools.clock.now_ms())):
+            found.append(QUIET.format(seconds=quiet_ms // 1000))
+        return found
 
     def lags(self) -> dict[int, Lag]:
         """By partition of ours, as of now, also of one that is closed: what its log holds beyond what is committed."""
@@ -184,6 +204,7 @@ class Worker:
         for number in partitions & self._partitions.keys():
             self._partitions.pop(number).give_away()
             self._waiting.pop(number, None)
+            self._due.pop(number, None)
             ending = asyncio.create_task(end([self._tasks.pop(number)]), name=f"end of partition-{number}")
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
@@ -206,6 +227,7 @@ class Worker:
             asyncio.create_task(self._tools.batcher.run(), name="batcher"),
             asyncio.create_task(self._pulse.run(self._source), name="pulse"),
             asyncio.create_task(self._schedule(), name="turns"),
+            asyncio.create_task(self._run_timers(self._source), name="timers"),
             asyncio.create_task(self._keep_house(), name="housekeeping"),
         }
         try:
@@ -243,7 +265,7 @@ class Worker:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._waiting and len(self._turns) < self._limits.turns_in_flight:
+            while (self._waiting or self._due) and len(self._turns) < self._limits.turns_in_flight:
                 backlog = self._backlog()
                 if self._turns and not backlog:
                     early_s = self._began_s + GATHER_S - clock.monotonic_s()
@@ -267,7 +289,10 @@ class Worker:
         room = limits.turn_partitions_max
         if backlog and not self._turns:
             room = min(room, -(-len(self._waiting) // 2))
+        allowed = self._allowance.left(self._tools.clock.monotonic_s())
         for number, partition in list(self._waiting.items()):
+            if allowed and number in self._due and partition.turns_without_timers >= EVENTS_IN_A_ROW_MAX:
+                continue  # it is its timers' turn
             if len(taken) == room or records >= limits.turn_records_max or (taken and partition.alone):
                 break
             del self._waiting[number]
@@ -277,8 +302,54 @@ class Worker:
             taken.append(Taken(partition, piece))
             records += 0 if piece.batch is None else len(piece.batch.records)
             if partition.alone:
+                return taken
+        for number, partition in list(self._due.items()):
+            if len(taken) == room or not allowed or (taken and partition.alone):
                 break
+            del self._due[number]
+            # A state that is made again has to be where it was before anything else happens.
+            if piece := partition.take_due(CUSTOMERS_MAX if partition.timers_first else allowed):
+                taken.append(Taken(partition, piece))
+                allowed = max(allowed - piece.customers_due, 0)
+                self._allowance.spend(piece.customers_due)
         return taken
+
+    async def _run_timers(self, source: Source) -> None:
+        """Ask the store who is due, wherever a clock has passed somebody."""
+        clock = self._tools.clock
+        while True:
+            await asyncio.sleep(TIMERS_S)
+            positions = source.positions()
+            newest_ms = max((p.opened.newest_ms for p in self._partitions.values() if p.opened), default=0)
+            self._source_watch.look(source.topic_end(), clock.now_ms(), newest_ms)
+            lives = self._event_clock or not self._source_watch.holds(clock.now_ms())
+            asked = list[Opened]()
+            self._tools.telemetry.timers_hold(not lives)
+            for number, partition in self._partitions.items():
+                if number in positions:
+                    partition.lag(positions[number], clock.monotonic_s())
+                partition.source_lives = lives
+                until, opened = partition.due_until, partition.opened
+                if opened is None or until is None:
+                    continue
+                if opened.due.ready(until, partition.timers_first):
+                    self._due.setdefault(number, partition)
+                elif opened.due.asks(until):
+                    asked.append(opened)
+            await self._ask_due(asked)
+            if self._due:
+                self._wake.set()
+
+    async def _ask_due(self, opened: Sequence[Opened]) -> None:
+        asked = [(each.partition, DUE_AT_ALL_MS, each.due.ask()) for each in opened]
+        for each, found in zip(opened, await answers(self._tools.store.due_each(asked)), strict=True):
+            each.due.asked = False
+            if isinstance(found, Exception):
+                continue  # it is asked again; an outage shows elsewhere
+            each.due.answer(*found)
+            partition = self._partitions.get(each.partition)
+            if partition is not None and partition.opened is each:
+                self._due.setdefault(each.partition, partition)
 
     async def _turn(self, taken: Sequence[Taken]) -> None:
         errors: dict[int, Exception | None]
@@ -297,6 +368,8 @@ class Worker:
                 return
         for partition, piece in taken:
             partition.settle(piece, errors[partition.number])
+            if piece.due is not None and self._partitions.get(partition.number) is partition:
+                self._due.setdefault(partition.number, partition)  # there may be more of the page
 
     def _turned(self, task: asyncio.Task[None]) -> None:
         self._turns.discard(task)
@@ -309,6 +382,8 @@ class Worker:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             now_s = self._tools.clock.monotonic_s()
+            if self._due:
+                self._wake.set()  # more of them are allowed by now
             if now_s - looked_s >= LOOK_S:
                 looked_s = now_s
                 self.lags()

@@ -77,7 +77,8 @@ class Plan(NamedTuple):
 
 
 _OWN_FIELDS = (
-    "first_seen", "last_seen", "event_time", "row_watermark", "decided_at", "terminated_at", "gap_mean", "gap_m2",
+    "first_seen", "last_seen", "last_seen_offset", "event_time", "row_watermark", "decided_at", "terminated_at",
+    "gap_mean", "gap_m2",
     "kind_last", "tile_head", "day_bits", "target_last", "attribute_at", "recent_id", "kind_count", "decay",
     "attribute_value", "ring_value", "ring_gap", "activity_count", "gap_count", "late_count", "day_head", "tile_count",
     "ring_count", "ring_head", "ring_kind", "week_count", "recent_head", "silence_index",

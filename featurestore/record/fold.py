@@ -14,6 +14,9 @@ One event of a customer, in the order of the steps in `fold_events`:
                                                                                    3. counters, tiles, decays, rhythm
                                                                                    4. its own decision point
 
+What time alone brings about, silences and at last the expiry, `elapse` takes as of the same times, to the same bytes
+and the same points: whether a timer or the next event notices makes no difference.
+
 `row_watermark` is the latest time the row has been looked at (an event folded, or a silence taken). Decision points of
 a row never move back: an event that comes late is folded where it belongs (its tiles, its counts), and decided as of
 `row_watermark`. It moves `first_seen` back by no more than `memory` before the latest event.
@@ -34,7 +37,10 @@ from ebbtide.featurestore.record.arrays import column, grow, point_buffer, writa
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.record.loop import (
     EVENT,
+    EXPIRED,
+    EXPIRY_GRACE_MS,
     RESET,
+    RETURNED,
     SILENCE,
     TERMINAL,
     armed_at,
@@ -42,13 +48,14 @@ from ebbtide.featurestore.record.loop import (
     eligible,
     fold_events,
 )
-from ebbtide.featurestore.times.durations import DAY_MS
 
 __all__ = [
     "CAUSES",
     "EVENT",
+    "EXPIRED",
     "EXPIRY_GRACE_MS",
     "RESET",
+    "RETURNED",
     "SILENCE",
     "TERMINAL",
     "FoldCounts",
@@ -56,21 +63,27 @@ __all__ = [
     "Points",
 ]
 
-CAUSES = {EVENT: "event", SILENCE: "silence", TERMINAL: "terminal", RESET: "reset"}
+CAUSES = {
+    EVENT: "event",
+    SILENCE: "silence",
+    TERMINAL: "terminal",
+    RESET: "reset",
+    RETURNED: "returned",
+    EXPIRED: "expired",
+}
 """A point's cause in words, as alerts, scores, metrics and tables name it."""
-EXPIRY_GRACE_MS = 7 * DAY_MS
-"""A record outlives `memory` by a week, so that an event that comes late finds its row rather than a new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Points:
     """m points of the batch, in the order in which they are to be decided.
 
-    rows:     records[m], a copy of the customer's record as it was at the point (RESET: the last time before it
-              was forgotten)
+    rows:     records[m], a copy of the customer's record as it was at the point (RESET, RETURNED and EXPIRED: the
+              last time before it was forgotten)
     customer: int32[m], index into the batch's customers (or into the rows that were elapsed)
-    as_of:    int64[m], ms UTC, the row's watermark; never decreasing for one customer, save over a tombstone
-    cause:    uint8[m], EVENT, SILENCE, TERMINAL or RESET
+    as_of:    int64[m], ms UTC, the row's watermark, or when it returned or expired; never decreasing for one customer,
+              save over a tombstone
+    cause:    uint8[m], of CAUSES
     event:    int32[m], index of the event that brought the point about, -1 when time alone did
     """
 
@@ -92,12 +105,22 @@ class Points:
         """The points of a mask bool[m] or of indices, copied."""
         return Points(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
+    @property
+    def of_time(self) -> NDArray[np.bool_]:
+        """bool[m]: the points that time alone brings about, whoever notices: a timer or the next event."""
+        brought: NDArray[np.bool_] = (self.cause == SILENCE) | (self.cause == EXPIRED)
+        return brought
+
     @classmethod
     def joined(cls, layout: Layout, parts: Sequence["Points"]) -> "Points":
         """Points of one layout one after the other; none of them when there is no part."""
         none = np.zeros(0, np.int32)
         parts = [cls(layout.empty(0), none, none.astype(np.int64), none.astype(np.uint8), none), *parts]
-        return cls(*(np.concatenate([getattr(points, f.name) for points in parts]) for f in fields(cls)))
+        rows = np.concatenate(
+            [points.rows.view(f"V{layout.itemsize}") for points in parts]
+        )  # else field by field
+        columns = (np.concatenate([getattr(points, f.name) for points in parts]) for f in fields(cls)[1:])
+        return cls(rows.view(layout.dtype), *columns)
 
 
 class FoldCounts(NamedTuple):
@@ -128,9 +151,9 @@ class Folder:
         folded, fields, words = writable_fields(self.layout, rows)
         columns = (
             column(events.customer, np.int32), column(events.kind, np.uint8), column(events.time, np.int64),
-            column(events.values, np.float64), column(events.event_id, np.uint64),
+            column(events.values, np.float64), column(events.event_id, np.uint64), column(events.position, np.int64),
         )  # fmt: skip
-        # One event may bring every silence of the schedule, a reset and its own point.
+        # One event may bring every silence of the schedule, a fresh row and its own point.
         n, most = len(events), self._by_time + 2
         room, done = point_buffer(self.layout, 2 * n + most), 0
         while (done := fold_events(fields, self._plan, words, room, most, done, *columns)) < n:
@@ -138,9 +161,10 @@ class Folder:
         return folded, self._points(room), FoldCounts(*room.counts.tolist())
 
     def elapse(self, rows: Rows, until_ms: NDArray[np.int64] | int) -> tuple[Rows, Points]:
-        """Take every silence that is due before `until_ms` (one time, or int64[n], one a row)."""
+        """Take every silence, and at last the expiry, that is due before `until_ms` (one time, or int64[n], one a
+        row). Who has expired is zero bytes."""
         elapsed, fields, words = writable_fields(self.layout, rows)
-        n, most = len(rows), self._by_time
+        n, most = len(rows), self._by_time + 1
         until = np.broadcast_to(np.asarray(until_ms, np.int64), n).copy()
         room, done = point_buffer(self.layout, n + most), 0
         while (done := elapse_rows(fields, self._plan, words, room, most, done, until)) < n:
@@ -151,7 +175,8 @@ class Folder:
         """int64[n], ms UTC: each row's next silence, or at last its expiry, when the record is to be deleted."""
         last_seen, armed = rows["last_seen"], self.armed_at(rows)
         renewed = np.maximum(last_seen, armed)
-        expiry = np.where(renewed != 0, renewed, rows["event_time"]) + self._plan.memory + EXPIRY_GRACE_MS
+        anchor = np.where(renewed != 0, renewed, rows["event_time"])
+        expiry = np.maximum(anchor + self._plan.memory + EXPIRY_GRACE_MS, rows["row_watermark"])
         # A time of 0 is never: what would count from it lies behind every watermark.
         points = np.concatenate(
             [armed[:, None] + self._plan.silence, rows["first_seen"][:, None] + self._plan.after_first],
@@ -159,7 +184,6 @@ class Folder:
         )
         here = (last_seen != 0) & (rows["terminated_at"] == 0)
         ahead = here[:, None] & (points > rows["row_watermark"][:, None])
-        # The last silence is the horizon, and the horizon lies within memory: a silence always comes before expiry.
         due: NDArray[np.int64] = np.where(ahead, points, expiry[:, None]).min(axis=1)
         return due
 

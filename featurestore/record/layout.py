@@ -9,6 +9,7 @@ bytes, so that a record is never read unaligned. The default spec, drawn:
     ┌──────────────┬───────────────────────────────────────────────────────────────────────────┐
     │ fold         │ the customer's behaviour, written by the fold                             │
     │   times   i8 │ first_seen last_seen event_time row_watermark decided_at terminated_at    │
+    │   place   i8 │ last_seen_offset, of the last activity; -1 when it came from a file       │
     │   kinds      │ kind_last i8[K]  kind_count u4[K]                                         │
     │   windows    │ tile_head i8[W]  tile_count u2[C,T]                                       │
     │   values     │ a row of cells a value and store: tile_sum f4[V,T]  value_last f4[V] …    │
@@ -49,7 +50,7 @@ from ebbtide.featurestore.record.arguments import NOT_IN_RING, ROLES, SCORES, Pl
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.zones import offsets
 
-FOLD_VERSION = 2
+FOLD_VERSION = 3
 """Raise it when the fold makes other bytes of the same events; `tests/golden` notices."""
 POLICY_VERSION = 1
 """Raise it when the policy reads its section otherwise; 1 to 255, since it stands in every stored record."""
@@ -72,6 +73,7 @@ BOOKKEEPING_FIELDS = (
     "recent_id",
     "recent_head",
     "silence_index",
+    "last_seen_offset",
     "decided_at",
     "row_watermark",
     "late_count",
@@ -218,8 +220,9 @@ class Layout:
             ]  # fmt: skip
 
         return [
-            ("first_seen", "<i8", ()), ("last_seen", "<i8", ()), ("event_time", "<i8", ()),
-            ("row_watermark", "<i8", ()), ("decided_at", "<i8", ()), ("terminated_at", "<i8", ()),
+            ("first_seen", "<i8", ()), ("last_seen", "<i8", ()), ("last_seen_offset", "<i8", ()),
+            ("event_time", "<i8", ()), ("row_watermark", "<i8", ()), ("decided_at", "<i8", ()),
+            ("terminated_at", "<i8", ()),
             ("gap_mean", "<f8", ()), ("gap_m2", "<f8", ()),
             ("kind_last", "<i8", (k,)), ("tile_head", "<i8", (windows,)), ("day_bits", "<i8", (day_words,)),
             ("target_last", "<i8", (int(spec.arms_apart),)),

@@ -26,8 +26,11 @@ from ebbtide.featurestore.record.compiled import add_to_tile, clear_tile, compil
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.zones import MONDAY_MS, WEEK_MS
 
-EVENT, SILENCE, TERMINAL, RESET = 0, 1, 2, 3
-"""Causes of a point. EVENT and SILENCE are scored; TERMINAL and RESET tell the policy that an episode is over."""
+EVENT, SILENCE, TERMINAL, RESET, RETURNED, EXPIRED = range(6)
+"""Causes of a point. EVENT and SILENCE are scored; the others tell the policy that an episode is over: the customer
+left, is to be forgotten (RESET: a tombstone), came back after `memory`, or did not before the record's expiry."""
+EXPIRY_GRACE_MS = 7 * DAY_MS
+"""A record outlives `memory` by a week, so that an event that comes late finds its row rather than a new one."""
 
 _ACTIVITY, _TERMINAL = ROLES["activity"], ROLES["terminal"]
 _AUTO, _ALWAYS = SCORES["auto"], SCORES["always"]
@@ -37,13 +40,14 @@ _WEEK_MAX = 255
 
 
 @compiled
-def fold_events(f, plan, as_u64, out, most, start, customer, kind, time, value, event_id):
+def fold_events(f, plan, as_u64, out, most, start, customer, kind, time, value, event_id, position):
     """Fold the events from `start` on; returns the first that was not folded, since its points might lack room.
 
     f: Fields of n rows. plan: Plan. as_u64: uint64[n, itemsize / 8], the memory of `f`. out: PointBuffer, appended to.
     most: points that one event may bring. customer int32[e] (row), kind uint8[e] (or TOMBSTONE), time int64[e] (ms UTC,
-    >= 1), value float64[e, C] (NaN = none), event_id uint64[e] (0 = none). No bound is checked: what is out of range is
-    undefined behaviour. Raises nothing, holds no lock, needs no GIL.
+    >= 1), value float64[e, C] (NaN = none), event_id uint64[e] (0 = none), position int64[e] (offset, -1 = of
+    a file). No bound is checked: what is out of range is undefined behaviour. Raises nothing, holds no lock, needs no
+    GIL.
     """
     for e in range(start, len(kind)):
         if out.used[0] + most > len(out.as_of):
@@ -60,17 +64,16 @@ def fold_events(f, plan, as_u64, out, most, start, customer, kind, time, value, 
         if t < f.row_watermark[i]:
             out.counts[BEHIND_WATERMARK] += 1
         if f.event_time[i] != 0:
-            # 1. the silences that lie before this event
-            _take_silences(f, plan, as_u64, out, i, t, e)
+            # 1. the silences that lie before this event, at last the expiry
+            _pass_time(f, plan, as_u64, out, i, t, e)
             # 2. a fresh row after `memory`; an event older than one already folded ends no gap
-            anchor = _anchor(f, plan, i)
-            if t - anchor > plan.memory and t > f.row_watermark[i]:
-                _emit(as_u64, out, i, f.row_watermark[i], RESET, e)
+            if f.event_time[i] != 0 and t - _anchor(f, plan, i) > plan.memory and t > f.row_watermark[i]:
+                _emit(as_u64, out, i, t, RETURNED, e)
                 as_u64[i, :] = 0
         # 3. counters, tiles, decays, rhythm
         if event_id[e] != 0:
             _remember(f, plan, i, event_id[e])
-        _count(f, plan, out, i, k, t, value, e)
+        _count(f, plan, out, i, k, t, value, position, e)
         # 4. its own decision point
         if plan.role[k] == _TERMINAL and t >= f.last_seen[i]:
             f.terminated_at[i] = t
@@ -84,12 +87,12 @@ def fold_events(f, plan, as_u64, out, most, start, customer, kind, time, value, 
 
 @compiled
 def elapse_rows(f, plan, as_u64, out, most, start, until):
-    """Take the silences of the rows from `start` on that are due before until int64[n], ms UTC; the other arguments
-    and what is returned, by row, as in `fold_events`."""
+    """Take what is due of the rows from `start` on before until int64[n], ms UTC: silences, at last the expiry. The
+    other arguments and what is returned, by row, as in `fold_events`."""
     for i in range(start, len(until)):
         if out.used[0] + most > len(out.as_of):
             return i
-        _take_silences(f, plan, as_u64, out, i, until[i], -1)
+        _pass_time(f, plan, as_u64, out, i, until[i], -1)
     return len(until)
 
 
@@ -146,6 +149,19 @@ def _decide(f, plan, as_u64, out, i, as_of, cause, event):
 
 
 @inlined
+def _pass_time(f, plan, as_u64, out, i, until, event):
+    """What time brings about before `until`, whoever notices: a timer or the next event."""
+    if f.event_time[i] == 0:
+        return
+    # What came late may have left an anchor far behind the watermark, and no point of a row moves back.
+    at = max(_anchor(f, plan, i) + plan.memory + EXPIRY_GRACE_MS, f.row_watermark[i])
+    _take_silences(f, plan, as_u64, out, i, min(until, at), event)
+    if at < until:
+        _emit(as_u64, out, i, at, EXPIRED, event)
+        as_u64[i, :] = 0
+
+
+@inlined
 def _take_silences(f, plan, as_u64, out, i, until, event):
     """Take the points of row i that time alone brings before `until`, in order: the silences, and those so long after
     the first activity. One behind the row's watermark was disproved, or taken: skipped."""
@@ -187,7 +203,7 @@ def _remember(f, plan, i, event_id):
 
 
 @inlined
-def _count(f, plan, out, i, k, t, value, e):
+def _count(f, plan, out, i, k, t, value, position, e):
     """All that an event changes, but its own decision point."""
     if t < f.event_time[i] - plan.longest_window:
         out.counts[LATE] += 1
@@ -195,7 +211,7 @@ def _count(f, plan, out, i, k, t, value, e):
     _decay(f, plan, i, k, t)
     _count_tiles(f, plan, i, k, t, value, e)
     if plan.role[k] == _ACTIVITY:
-        _live(f, plan, i, k, t, value, e)
+        _live(f, plan, i, k, t, value, position, e)
     if plan.target_apart != 0 and _is_target(plan, k, value, e) and t >= f.target_last[i, 0]:
         f.target_last[i, 0] = t
         f.silence_index[i] = 0
@@ -312,7 +328,7 @@ def _push_ring(f, plan, i, k, t, value):
 
 
 @inlined
-def _live(f, plan, i, k, t, value, e):
+def _live(f, plan, i, k, t, value, position, e):
     """An activity: the sequence, the rhythm of gaps, the active days, last seen; silence is armed anew."""
     if t >= f.last_seen[i]:
         if plan.ring_slot[k] != NOT_IN_RING:
@@ -327,6 +343,7 @@ def _live(f, plan, i, k, t, value, e):
             f.gap_mean[i] += delta / f.gap_count[i]
             f.gap_m2[i] += delta * (log_gap - f.gap_mean[i])
         f.last_seen[i] = t
+        f.last_seen_offset[i] = position[e]
         if plan.target_apart == 0:
             f.silence_index[i] = 0
         f.terminated_at[i] = 0

@@ -24,7 +24,7 @@ from ebbtide.featurestore.record import fold
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
 
-SNAPSHOT = 4
+SNAPSHOT = 6
 """Cause of a point that a stated date brought about, not the customer; beside the causes of `fold`."""
 CAUSES = {**fold.CAUSES, SNAPSHOT: "snapshot"}
 """A point's cause in words."""

@@ -27,7 +27,8 @@ RESETTING = "resetting"  # stands in the place of a checkpoint while a reset del
 BACKFILLING = "backfilling"  # stands in the place of a layout id until all of a partition's history is stored
 
 TimerCursor = tuple[int, str]
-"""(due, ms UTC; customer): the last timer that was taken, in the order in which `Store.due` gives them."""
+"""(due, ms UTC; customer): the last timer that was taken, in the order in which `Store.due` gives them; "" is before
+every customer."""
 
 
 class History(NamedTuple):
@@ -44,10 +45,10 @@ class Checkpoint(NamedTuple):
 
     offset:       the consumer position to go on from, i.e. the next offset to fold, >= 0
     sequence:     commits so far, >= 0, so that no two checkpoints of one history are equal
-    timer_ms:     the timer clock, int64 ms UTC, 0 = not started
+    timer_ms:     nothing of the partition is due before, int64 ms UTC, 0 = timers have not begun
     layout:       id of the record layout
     partitions:   of the input topic, since a customer's partition depends on their number
-    timer_cursor: (due, customer) of the last timer taken, None = none of `timer_ms` yet
+    timer_cursor: (timer_ms, customer) of the last timer taken, None = none of `timer_ms` yet
     topic_id:     Kafka's id of the input topic, "" = unknown
     leader_epoch: of the last batch passed, -1 = unknown
     nonce:        16 hex digits of the history that this checkpoint belongs to (`draw_nonce`), "" = none. Two owners
@@ -68,6 +69,16 @@ class Checkpoint(NamedTuple):
     nonce: str = ""
     history: History | None = None
     extra: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def timers(self) -> TimerCursor:
+        """How far timers were taken: nobody is due at or before it, in the order of `Store.due`."""
+        return self.timer_cursor or (self.timer_ms, "")
+
+    def at_timers(self, position: TimerCursor) -> Self:
+        """The same with timers taken to `position`, which is never below where they are."""
+        position = max(position, self.timers)
+        return self._replace(timer_ms=position[0], timer_cursor=position if position[1] else None)
 
     def text(self) -> str:
         """One line, the same for equal checkpoints."""

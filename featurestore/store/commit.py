@@ -18,6 +18,8 @@ CUSTOMERS_MAX = 1_024
 COMMIT_BYTES_MAX = 32 * 1024 * 1024
 # A sorted set keeps its scores as doubles: integers up to here are exact. In milliseconds, the year 287,396.
 DUE_MS_MAX = 2**53
+DUE_AT_ALL_MS = 2 * DUE_MS_MAX
+"""Before this everybody is due; the next exact one."""
 
 
 LoadRequest = tuple[int, Sequence[str]]
@@ -25,18 +27,22 @@ LoadRequest = tuple[int, Sequence[str]]
 Loaded = tuple[Rows, NDArray[np.bool_]]
 """Their records in the order asked, structured[n] (writable, zeros where absent), and which were found, bool[n]."""
 
+DueRequest = tuple[int, int, int]
+"""A partition, ms UTC before which somebody is due, and how many customers at most."""
+DueCustomers = tuple[list[str], NDArray[np.int64]]
+"""Customers, and when each is due, int64[n], ms UTC."""
+
 
 class OutboxEntry(NamedTuple):
     """A message that is decided and not yet acknowledged by Kafka, with all that sending it again takes.
 
     id: unique in the partition; the same id replaces. sequence: of the commit that put it there. key, value: of the
-    Kafka record. offset: of the input record that it follows from.
+    Kafka record.
     """
 
     id: bytes
     sequence: int
     key: bytes
-    offset: int
     value: bytes
 
     @property
@@ -100,8 +106,6 @@ class Commit:
             yield "the sequence must grow"
         if any(entry.sequence != self.checkpoint.sequence for entry in self.outbox):
             yield "an outbox entry of another sequence"
-        if any(entry.offset < 0 for entry in self.outbox):
-            yield "an outbox entry without an offset"
         if not self.checkpoint.is_readable:
             yield f"a checkpoint that nobody could read: {self.checkpoint}"
 

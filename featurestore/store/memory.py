@@ -18,6 +18,8 @@ from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import (
     Commit,
+    DueCustomers,
+    DueRequest,
     Loaded,
     LoadRequest,
     OutboxEntry,
@@ -104,9 +106,10 @@ class MemoryStore:
         placed = (await self._at(partition)).out.values()
         return [entry for _, entry in sorted(placed, key=lambda each: (each[1].sequence, each[0]))]
 
-    async def due(
-        self, partition: int, until_ms: int, customers_max: int
-    ) -> tuple[list[str], NDArray[np.int64]]:
+    def due_each(self, requests: Sequence[DueRequest]) -> list[asyncio.Future[DueCustomers]]:
+        return [begun(self.due(*request)) for request in requests]
+
+    async def due(self, partition: int, until_ms: int, customers_max: int) -> DueCustomers:
         due = (await self._at(partition)).due
         order = sorted((time, name.encode(), name) for name, time in due.items() if time < until_ms)
         first = order[:customers_max]

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
-from ebbtide.featurestore.store.commit import Commit, Loaded, LoadRequest, OutboxEntry
+from ebbtide.featurestore.store.commit import (
+    Commit,
+    DueCustomers,
+    DueRequest,
+    Loaded,
+    LoadRequest,
+    OutboxEntry,
+)
 
 
 class Store(Protocol):
@@ -85,10 +92,11 @@ class Store(Protocol):
     async def outbox(self, partition: int) -> list[OutboxEntry]:
         """What is not yet acknowledged, in the order in which it was decided: by sequence, then by place in it."""
 
-    async def due(
-        self, partition: int, until_ms: int, customers_max: int
-    ) -> tuple[list[str], NDArray[np.int64]]:
+    async def due(self, partition: int, until_ms: int, customers_max: int) -> DueCustomers:
         """The first `customers_max` customers with due < until_ms, by due time, then by their UTF-8 bytes."""
+
+    def due_each(self, requests: Sequence[DueRequest]) -> list[asyncio.Future[DueCustomers]]:
+        """`due` for each request, all asked together; a future to each, in order, as with `load_each`."""
 
     async def find(self, customer: str) -> list[tuple[int, np.void]]:
         """Every partition that holds this customer, ascending, with the record there; empty when unknown everywhere.

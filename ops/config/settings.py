@@ -18,6 +18,7 @@ from ebbtide.featurestore.store.redis.credentials import Credentials, in_url
 from ebbtide.featurestore.times.durations import DAY_MS, DurationMs, format_duration
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.turn.timers import TimerLimits
 
 DEFAULT_SPEC = Path(__file__).parents[1] / "specs" / "demo.yaml"
 RETENTION_MS_MIN = 4_000
@@ -120,6 +121,24 @@ class BatchingSettings(_Frozen):
     queued_bytes_max: int = Field(default=64 << 20, ge=1 << 20)
 
 
+class TimerSettings(_Frozen):
+    """When a silence is taken. `lateness_max`: how late an event may come before its customer's silence counts.
+    `source_quiet_max`: a topic without a record for so long has lost its producers, and nobody's silence counts.
+    `customers_per_s_max`: who became due during a downtime is taken no faster by one worker. `clock`: the wall's; of a
+    replay the log's own, `event`."""
+
+    lateness_max_ms: DurationMs = Field(default=5 * 60_000, alias="lateness_max")
+    source_quiet_max_ms: DurationMs = Field(default=30 * 60_000, alias="source_quiet_max")
+    customers_per_s_max: int = Field(default=2_000, ge=1)
+    clock: Literal["wall", "event"] = "wall"
+
+    def limits(self) -> TimerLimits:
+        """For the worker."""
+        return TimerLimits(
+            self.lateness_max_ms, self.source_quiet_max_ms, self.customers_per_s_max, self.clock
+        )
+
+
 class HttpSettings(_Frozen):
     """Loopback unless told otherwise. Port 0 takes a free one. `token` is demanded of /v1 when set; `connections_max`
     bounds the open connections, and with them what is asked at once."""
@@ -158,6 +177,7 @@ class Settings(_Frozen):
     alerts: AlertSettings = AlertSettings()
     policy: PolicySettings = PolicySettings()
     batching: BatchingSettings = BatchingSettings()
+    timers: TimerSettings = TimerSettings()
     http: HttpSettings = HttpSettings()
     logs: LogSettings = LogSettings()
     alerts_from: Literal["now", "start"] = "now"

@@ -55,7 +55,11 @@ class Alerts:
                 continue
             self._known.add(alert.alert_id)
             decision = alert.decision
-            self.seen.append(Seen(alert, self._age_s(decision.partition, decision.offset, now_s)))
+            age_s = math.nan
+            if decision.offset is not None and decision.cause not in ("silence", "expired"):
+                # What time brought about lies at an event of long ago: its alert answers none.
+                age_s = self._age_s(decision.partition, decision.offset, now_s)
+            self.seen.append(Seen(alert, age_s))
             if self.first_s is None and alert.transition == "opened":
                 self.first_s = now_s
 
@@ -65,7 +69,7 @@ class Alerts:
 
     def latency_ms(self, share: float) -> float:
         """The latency that this share of all alerts stays within; NaN before the first."""
-        ordered = sorted(seen.latency_s for seen in self.seen)
+        ordered = sorted(seen.latency_s for seen in self.seen if not math.isnan(seen.latency_s))
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)] * 1000 if ordered else math.nan
 
 

@@ -1,13 +1,14 @@
 """History straight into the store: the state a worker would have, had it read the events as they came.
 
-The very fold of the worker, over a file, and then one atomic step after another. Silences that were due by then are
-taken, as time would have taken them, and no decision is made: nobody is alerted about the past. The checkpoint says
-where the topic goes on (`ops/state/junction.py`), so that a worker folds what comes after the file, and that once. It
-refuses a store that holds state already: history folded over what is there would count twice.
+The very fold of the worker, over a file, and then one atomic step after another. What was due by then is taken, as time
+would have taken it, and no decision is made: nobody is alerted about the past. The checkpoint says where the topic goes
+on (`ops/state/junction.py`), so that a worker folds what comes after the file, and that once; and that timers go on
+from the file's end: what came due since is taken and not alerted about (`stream/suppression.py`). It refuses a store
+that holds state already: history folded over what is there would count twice.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,12 +65,15 @@ async def backfill(
             )
     # From the first step to the last of its partition a worker refuses it: half a history is no state.
     begun = {
-        p: Checkpoint(each.offset, 1, 0, BACKFILLING, len(junctions), history=each.history)
+        p: Checkpoint(each.offset, 1, before_ms, BACKFILLING, len(junctions), history=each.history)
         for p, each in junctions.items()
     }
     for partition, checkpoint in begun.items():
         await store.apply(Commit(partition, None, checkpoint, [], layout.empty(0), np.empty(0, np.int64)))
-    rows, _ = Folder(layout).elapse(state_at(layout, log, before_ms), before_ms)
+    of_file = replace(
+        log, position=np.full(len(log), -1, np.int64)
+    )  # a row's number is no offset of the topic
+    rows, _ = Folder(layout).elapse(state_at(layout, of_file, before_ms), before_ms)
     known = np.flatnonzero(rows["event_time"] != 0)
     homes = np.array([partition_for(log.customers[i].encode(), len(junctions)) for i in known], np.int64)
     done = 0

@@ -47,10 +47,10 @@ from ebbtide.stream.ending import END_S_MAX, end
 from ebbtide.stream.kafka.client import check_connection
 from ebbtide.stream.kafka.topics import ensure_topics, message_bytes_max
 from ebbtide.stream.outputs.dead_letter import BYTES_MAX
-from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.policy import Policy
 from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.turn.state import named
 from ebbtide.stream.worker import Worker
 
@@ -116,6 +116,7 @@ async def _serve(
             queued_bytes_max=settings.batching.queued_bytes_max,
             piece_records_max=settings.kafka.fetch_records_max,
             dead_letter_share_max=settings.dead_letter_share_max,
+            timers=settings.timers.limits(),
         ),
     )
     app = build_app(settings.kafka, worker.deliver, worker.assigned, worker.revoked)

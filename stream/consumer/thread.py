@@ -108,6 +108,7 @@ class BatchThread(AIOKafkaConsumerThread):
         self._places: dict[TopicPartition, FetchPosition] = {}
         self._seek_ids = itertools.count(1)
         self._log_ends: dict[TopicPartition, tuple[int, int]] = {}
+        self._topic_end = -1
         self._watching: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._commits = Commits(self._settings, self._owner.uncommitted)
@@ -343,24 +344,35 @@ class BatchThread(AIOKafkaConsumerThread):
         subscription = consumer._subscription.subscription if consumer is not None else None
         assignment = subscription.assignment if subscription is not None else None
         for tp in self._owned:
-            place, state = self._places.get(tp), None
+            place, state, seen_ms = self._places.get(tp), None, 0
             if assignment is not None and tp in assignment.tps:
                 state = assignment.state_value(tp)
+                seen_ms = state.timestamp or 0  # first: an end that is newer than its time does no harm
             ends = [(-1, -1), self._log_ends.get(tp, (-1, -1))]
             if state is not None and state.highwater is not None:
                 ends[0] = (state.highwater, -1 if state.lso is None else state.lso)
             high_watermark, last_stable = map(max, *ends)
             position = -1 if place is None else place.position
-            found[tp.partition] = LogPosition(position, high_watermark, last_stable)
+            found[tp.partition] = LogPosition(position, high_watermark, last_stable, seen_ms)
         return found
 
+    def topic_end(self) -> int:
+        """As `Source.topic_end`; looked at from the loop."""
+        return self._topic_end
+
     async def _watch_ends(self) -> None:
-        """A partition that is paused, stopped or being opened is not fetched: its log grows unseen. And a topic that is
-        deleted and made again is fetched on as if it were the same, once it is as long."""
+        """A partition that is paused, stopped or being opened is not fetched: its log grows unseen; and those of others
+        say whether the whole topic is quiet: one request a broker and isolation. And a topic that is deleted and made
+        again is fetched on as if it were the same, once it is as long."""
+        topic = self._settings.topic
         while True:
+            consumer = self._ensure_consumer()
+            every = {TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()}
             with suppress(KafkaError, TimeoutError):
                 async with asyncio.timeout(self._settings.request_timeout_s):
-                    self._log_ends = await offsets.log_ends(self._ensure_consumer(), self._owned)
+                    self._log_ends = await offsets.log_ends(consumer, every | self._owned)
+                if every <= self._log_ends.keys():
+                    self._topic_end = sum(self._log_ends[tp][0] for tp in every)
             with suppress(StreamError):
                 found = await offsets.topic_id(self._settings, self._ensure_consumer())
                 if self._topic_id and found and found != self._topic_id:

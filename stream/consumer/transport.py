@@ -175,6 +175,9 @@ class BatchConsumer(driver.Consumer):
     def positions(self) -> dict[int, LogPosition]:
         return self._thread.positions()
 
+    def topic_end(self) -> int:
+        return self._thread.topic_end()
+
     async def seek(self, partition: int, offset: int) -> int:  # type: ignore[override]  # Faust's own, which nobody calls here, takes a TP
         await self.committed(partition)  # it never moves back: know where it stands before anyone moves it
         seek_id: int = await self._thread.call_thread(self._thread.open, self._tp(partition), offset)

@@ -35,14 +35,15 @@ class Reason(_Part):
 
 
 class Decision(_Part):
-    """The point that was decided: as of when, whether an event or a silence brought it about, and where the event
-    that revealed it lies in the input."""
+    """The point that was decided: as of when, what brought it about (an event, a silence, an explicit leave; a return
+    after the record's memory, or that nothing came until its expiry), and where in the input the event lies that did:
+    of `silence` and `expired` the customer's last activity, whose `offset` is null when it came from a file."""
 
     as_of: datetime
-    cause: Literal["event", "silence", "terminal"]
+    cause: Literal["event", "silence", "terminal", "returned", "expired"]
     topic: str
     partition: int
-    offset: int
+    offset: int | None
 
 
 class Alert(_Part):
@@ -54,7 +55,7 @@ class Alert(_Part):
     sequence: int = Field(ge=1, description="rises with every alert of the customer")
     transition: Literal["opened", "resolved", "terminated"]
     probability: float | None = Field(
-        ge=0, le=1, description="calibrated; null when the customer left explicitly"
+        ge=0, le=1, description="calibrated; null where the customer was not scored: left, returned, expired"
     )
     threshold: float = Field(ge=0, le=1, description="the probability at which episodes open")
     horizon_days: float = Field(gt=0, description="churn is no activity for so many days after the decision")

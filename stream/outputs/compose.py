@@ -1,12 +1,12 @@
 """From transitions to alerts in words: the one place that asks the model why.
 
 Only rows that became alerts are explained, few of many; the explanation is a function of the row alone, so a replay
-composes the same bytes. Who left explicitly was not scored, so there is nothing to explain. An alert whose row the
-model cannot explain goes out all the same, without reasons: that it happened matters more than why.
+composes the same bytes. Who left, returned or expired was not scored, so there is nothing to explain. An alert whose
+row the model cannot explain goes out all the same, without reasons: that it happened matters more than why.
 """
 
 from ebbtide.featurestore.record.features import features
-from ebbtide.featurestore.record.fold import CAUSES, TERMINAL, Points
+from ebbtide.featurestore.record.fold import CAUSES, Points
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.commit import OutboxEntry
 from ebbtide.featurestore.times.durations import DAY_MS
@@ -32,9 +32,7 @@ class Composer:
         """Outbox entries of the transitions, by piece, in the order of decision. Raises ScorerUnavailable."""
         if not transitions:
             return {}
-        reasons = await self._reasons(
-            [t for t in transitions if points.cause[t.point] != TERMINAL], points, scored
-        )
+        reasons = await self._reasons([t for t in transitions if points.scored[t.point]], points, scored)
         entries: dict[int, list[OutboxEntry]] = {}
         for t in transitions:
             piece, offset = int(origin.piece[t.point]), int(origin.offset[t.point])
@@ -45,7 +43,7 @@ class Composer:
                 customer=customer,
                 sequence=t.sequence,
                 transition=t.kind,
-                probability=None if points.cause[t.point] == TERMINAL else round(float(scored.p[t.point]), 6),
+                probability=round(float(scored.p[t.point]), 6) if points.scored[t.point] else None,
                 threshold=scored.serving.policy.enter,
                 horizon_days=self._layout.spec.horizon_ms / DAY_MS,
                 reasons=reasons.get(t.point, ()),
@@ -57,7 +55,7 @@ class Composer:
                     cause=CAUSES[int(points.cause[t.point])],  # type: ignore[arg-type]  # RESET makes no transition
                     topic=self._topic,
                     partition=opened.partition,
-                    offset=offset,
+                    offset=offset if offset >= 0 else None,
                 ),
             )
             entries.setdefault(piece, []).append(
@@ -65,7 +63,6 @@ class Composer:
                     alert.alert_id.encode(),
                     opened.checkpoint.sequence + 1,
                     customer.encode(),
-                    offset,
                     encode(alert),
                 )
             )

@@ -3,9 +3,9 @@
     sent and acknowledged before a partition moves past the records they come from, so nothing is lost by being bad
     alerts go the other way, through the outbox (`stream/pipeline.py`): they follow from the commit
 
-It leaves out what the group's committed offset says was sent
-(`stream/suppression.py`). It sends nothing. The invariant: the messages follow from the log and the committed offset
-alone, so after a crash the same ones are made again, with the same positions.
+It leaves out what the group's committed offset says was sent (`stream/suppression.py`). It sends nothing. The
+invariant: the messages follow from the log and the committed offset alone, so after a crash the same ones are made
+again, with the same positions.
 """
 
 from dataclasses import dataclass
@@ -44,16 +44,17 @@ class Outputs:
 
 
 def unscored(verdicts: Verdicts) -> NDArray[np.int64]:
-    """Indices int64[k], ascending, of the events that brought a point which the model cannot score."""
-    return np.unique(verdicts.points.event[np.isnan(verdicts.scored.p)]).astype(np.int64)
+    """Indices int64[k], ascending, of the events that brought a point which the model cannot score; a timer's point has
+    no event to be a letter of."""
+    event = verdicts.points.event
+    return np.unique(event[np.isnan(verdicts.scored.p) & (event >= 0)]).astype(np.int64)
 
 
 def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dict[int, list[Message]]:
     """By piece: what has to be acknowledged before its partition moves past it."""
     work = verdicts.work
-    alive = np.zeros(len(work.pieces), np.bool_)
-    alive[work.alive] = True
-    since = np.array([piece.opened.suppression.outputs_from for piece in work.pieces], np.int64)
+    speaks = np.zeros(len(work.pieces), np.bool_)
+    speaks[[j for j in work.alive if work.pieces[j].sends_outputs]] = True
     messages: dict[int, list[Message]] = {}
 
     def source(piece: int, offset: int) -> Position:
@@ -63,7 +64,7 @@ def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dic
     events = work.events
     for e in np.flatnonzero(events.kind == TOMBSTONE).tolist():
         j, offset = int(work.piece[e]), int(events.position[e])
-        if alive[j] and offset >= since[j]:
+        if speaks[j]:
             key = events.customers[events.customer[e]].encode()
             messages.setdefault(j, []).extend(
                 propagated_tombstone(key, source(j, offset), topic=each) for each in outputs.all
@@ -78,7 +79,7 @@ def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dic
     ]
     for j, index, reason, detail in bad:
         record = work.records[index]
-        if alive[j] and record.offset >= since[j]:
+        if speaks[j]:
             messages.setdefault(j, []).append(
                 dead_letter_of(
                     record,
@@ -90,19 +91,18 @@ def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dic
                 )
             )
     if outputs.scores is not None:
-        _scores(outputs.scores, verdicts, alive, since, messages)
+        _scores(outputs.scores, verdicts, speaks, messages)
     return messages
 
 
 def _scores(
     topic: str,
     verdicts: Verdicts,
-    alive: NDArray[np.bool_],
-    since: NDArray[np.int64],
+    speaks: NDArray[np.bool_],
     messages: dict[int, list[Message]],
 ) -> None:
     work, points, origin, scored = verdicts.work, verdicts.points, verdicts.origin, verdicts.scored
-    said = points.scored & ~np.isnan(scored.p) & alive[origin.piece] & (origin.offset >= since[origin.piece])
+    said = points.scored & ~np.isnan(scored.p) & speaks[origin.piece]
     for m in np.flatnonzero(said).tolist():
         j = int(origin.piece[m])
         messages.setdefault(j, []).append(

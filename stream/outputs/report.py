@@ -64,7 +64,8 @@ def _sent(verdicts: Verdicts, applied: NDArray[np.bool_], now_ms: int) -> list[A
         if not applied[origin.piece[t.point]]:
             continue
         offset = int(origin.offset[t.point])
-        arrived_ms = _arrived_ms(piece, offset)
+        # What time brought about is of an activity of long ago.
+        arrived_ms = None if points.of_time[t.point] else _arrived_ms(piece, offset)
         sent.append(
             AlertSent(
                 t.kind, CAUSES[int(points.cause[t.point])],

@@ -2,22 +2,32 @@
 
     the checkpoint   where the state is, and whose commits count           moved by a commit, in the store
     the log          [begin, end): what can still be folded                moved by producers and retention
-    the committed    what has been said: nothing below it is said again    moved by the worker, in Kafka
+    the committed    what has been said: nothing up to it is said again    moved by the worker, in Kafka
     offset
 
 The worker and a rebuild open a partition by the same rules; only what is said differs (`Suppression`).
 """
 
+import asyncio
 from dataclasses import dataclass, field, replace
 
 from ebbtide.featurestore.errors import Fenced
-from ebbtide.featurestore.store.checkpoint import REBUILD, Checkpoint, check_checkpoint, draw_nonce
+from ebbtide.featurestore.store.checkpoint import (
+    REBUILD,
+    Checkpoint,
+    TimerCursor,
+    check_checkpoint,
+    draw_nonce,
+)
 from ebbtide.featurestore.store.protocol import Store
-from ebbtide.stream.batch import CommittedOffset, FetchedBatch
-from ebbtide.stream.errors import AnotherLog, CheckpointOutsideLog
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch, Source
+from ebbtide.stream.errors import AnotherLog, BrokerUnavailable, CheckpointOutsideLog
 from ebbtide.stream.suppression import Suppression
+from ebbtide.stream.turn.due import DuePage
 from ebbtide.stream.turn.flood import FloodGuard
 
+COMMITTED_POLL_S = 0.05
+COMMITTED_POLL_S_MAX = 30.0
 ADOPT = f"if it holds the same events on purpose (a restore, a mirror), `ebbtide adopt`; else {REBUILD}"
 
 
@@ -38,8 +48,9 @@ class Opened:
     """One open partition, as its turns see it.
 
     stored: the checkpoint that the fence compares with; None when the partition never began. checkpoint: where it is.
-    acked: outbox entries that Kafka has, and the outbox does not know of yet. seek_id: what its batches carry. owned:
-    False once the partition was given away; then nothing more of it is applied or sent.
+    due: who is due next. newest_ms: Kafka timestamp of the last record applied, 0 before the first. acked: outbox
+    entries that Kafka has, and the outbox does not know of yet. seek_id: what its batches carry. owned: False once the
+    partition was given away; then nothing more of it is applied or sent.
     """
 
     partition: int
@@ -47,6 +58,8 @@ class Opened:
     checkpoint: Checkpoint
     suppression: Suppression
     flood: FloodGuard
+    due: DuePage = field(default_factory=DuePage)
+    newest_ms: int = 0
     acked: list[bytes] = field(default_factory=list)
     seek_id: int = 0
     owned: bool = True
@@ -80,7 +93,13 @@ class Opened:
     @property
     def committed(self) -> CommittedOffset:
         """How far this partition is, as Kafka is to remember it."""
-        return self.suppression.committed_at(self.checkpoint.offset, self.checkpoint.timer_ms)
+        return self.suppression.committed_at(self.checkpoint)
+
+    def timers_until(self, clock_ms: int) -> TimerCursor | None:
+        """How far timers may be taken now; None when they may not."""
+        if self.suppression.timers_behind(self.checkpoint):
+            return self.suppression.timers_from  # they had been taken so far before
+        return None if self.rebuilding else (clock_ms, "")
 
     @property
     def rebuilding(self) -> tuple[int, int] | None:
@@ -101,11 +120,25 @@ async def open_partition(
     check_checkpoint(stored, layout_id, log.partitions)
     check_log(partition, stored, log)
     start = stored or Checkpoint(log.begin, 0, 0, layout_id, log.partitions)
+    # No sequence twice: what of an outbox is above the committed one is sent again.
+    start = start._replace(sequence=max(start.sequence, suppression.sequence))
     start = start._replace(layout=layout_id)  # the policy's section may be another one (`check_checkpoint`)
     if log.topic_id:
         start = start._replace(topic_id=log.topic_id)
     # Drawn anew, so that two histories of equal numbers (a failover that lost its tail) never have equal checkpoints.
     return Opened(partition, stored, start._replace(nonce=draw_nonce()), suppression, flood)
+
+
+async def commit_first(source: Source, partition: int, asked: CommittedOffset) -> None:
+    """Have Kafka know a partition's first committed offset, or the first one with timers, before anything is applied:
+    else whoever opens it next would take the past for news. Raises BrokerUnavailable."""
+    source.advance_committed(partition, *asked)
+    try:
+        async with asyncio.timeout(COMMITTED_POLL_S_MAX):
+            while await source.committed(partition) != asked:  # noqa: ASYNC110 - no event tells it; it is once
+                await asyncio.sleep(COMMITTED_POLL_S)
+    except TimeoutError:
+        raise BrokerUnavailable("Kafka has not taken the group's first committed offset") from None
 
 
 def check_tail(opened: Opened, epoch_end: int | None) -> None:

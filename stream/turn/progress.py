@@ -14,13 +14,13 @@ STALLED_S = 30.0
 class Progress:
     """`since_s` on the monotonic clock: when something was last committed, or there was last nothing to commit.
     `waiting_since_ms`: Kafka's timestamp of the oldest record that was fetched and is not committed; None without one.
-    `position`: the offset that it was last known to be at; -1 before the first opening."""
+    `position`: the offset that it was last known to be at; -1 before the first opening. `log`: where its log ends."""
 
     def __init__(self, now_s: float) -> None:
         self.since_s = now_s
         self.waiting_since_ms: int | None = None
         self.position = -1
-        self._log = LogPosition(-1, -1, -1)
+        self.log = LogPosition(-1, -1, -1)
 
     def opened(self, position: int, now_s: float) -> None:
         """It was opened at `position`."""
@@ -39,13 +39,13 @@ class Progress:
 
     def look(self, log: LogPosition, now_s: float, *, is_open: bool) -> None:
         """Note where its log ends: who is there makes progress by waiting."""
-        self._log = log
+        self.log = log
         if is_open and log.high_watermark <= self.position:
             self.since_s, self.waiting_since_ms = now_s, None
 
     def lag(self, now_s: float, now_ms: int) -> Lag | None:
         """As of now, also while it is closed; None before its place or its log's end is known."""
-        _, high, stable = self._log
+        _, high, stable, _ = self.log
         if self.position < 0 or high < 0:
             return None
         blocked = max(high - stable, 0) if stable >= 0 else 0
@@ -62,7 +62,7 @@ class Progress:
         still_s = now_s - self.since_s
         if still_s < STALLED_S:
             return ""
-        _, high, stable = self._log
+        _, high, stable, _ = self.log
         if self.position >= stable >= 0 and high > stable:
             return f"an open transaction of a producer has held back {high - stable:,} records for {still_s:.0f} s"
         return f"nothing of it was committed for {still_s:.0f} s, and something waits"

@@ -22,10 +22,10 @@ from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.outputs.message import Delivery
 from ebbtide.stream.outputs.pre_commit import Outputs
-from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.telemetry import Telemetry
+from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.turn.work import Piece
 from ebbtide.stream.worker import Worker
 from tests.support.seams.turns import from_the_beginning

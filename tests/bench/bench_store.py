@@ -54,7 +54,7 @@ async def measure(url: str, record_bytes: int, sizes: tuple[int, ...]) -> None:
         rows = rng.integers(0, 256, (len(some), record_bytes), np.uint8).view(dtype).reshape(-1)
         due = rng.integers(1_700_000_000_000, 1_800_000_000_000, len(some))
         moved = HEAD._replace(sequence=checkpoint.sequence + 1 if checkpoint else 1)
-        outbox = [OutboxEntry(key, moved.sequence, key, 0, value) for key, value in alerts]
+        outbox = [OutboxEntry(key, moved.sequence, key, value) for key, value in alerts]
         commit = Commit(
             0, checkpoint, moved, some, rows, due, outbox=outbox, acked=[entry.id for entry in outbox]
         )

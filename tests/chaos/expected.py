@@ -55,7 +55,7 @@ from tests.support.oracle.decisions import (
     id_of,
     next_story,
 )
-from tests.support.oracle.oracle import RESET, SILENCE, TERMINAL
+from tests.support.oracle.oracle import EXPIRED, RESET, SILENCE
 
 CHUNK = 2_000
 STORIES_MAX = 256
@@ -189,14 +189,16 @@ class _Decisions:
     def __init__(self, replay: Replay, partition: int, events: EventBatch, points: Points) -> None:
         self._replay, self._partition, self._events, self._points = replay, partition, events, points
         self._end, self._versions = replay.end, replay._versions
-        self._offsets = events.position[points.event].tolist()
+        self._at = events.position[points.event].tolist()
+        of = np.where(points.of_time, points.rows["last_seen_offset"], self._at)
+        self._offsets = of.tolist()
         self._as_of, self._cause = points.as_of.tolist(), points.cause.tolist()
         self._said: list[tuple[int, str, Decided, int, float, bool]] = []
 
     def run(self) -> None:
         m_points = range(len(self._points))
         said = [self._said_by(m) if self._cause[m] <= SILENCE else frozenset() for m in m_points]
-        again = [self._made_again_by(self._offsets[m]) for m in m_points]
+        again = [self._made_again_by(self._at[m]) for m in m_points]
         p = self._scores_of(
             [those | more if those else those for those, more in zip(said, again, strict=True)]
         )
@@ -257,7 +259,7 @@ class _Decisions:
             return
         if said:
             end.latest[customer] = self._point(m)
-        # Who left was not scored: any version says the same of it.
+        # Who left, returned or expired was not scored: any version says the same of it.
         said = said or frozenset(sorted(self._versions)[:1])
         outcomes = [
             (
@@ -273,6 +275,8 @@ class _Decisions:
             end.lost_track.add(customer)
             paths = set(list(paths)[:1])
         self._replay.paths[place] = paths
+        if cause == EXPIRED:
+            self._replay.paths.pop(place)
         if len({(replace(story, score=0.0, scored_at=0), decided) for story, decided, _, _ in outcomes}) > 1:
             end.ambiguous.add(customer)
             end.ever_ambiguous.add(customer)
@@ -287,13 +291,13 @@ class _Decisions:
         topic = self._replay._settings.kafka.topic
         asked: dict[int, list[int]] = defaultdict(list)
         for m, _, _, number, _, _ in self._said:
-            if self._cause[m] != TERMINAL:
+            if self._cause[m] <= SILENCE:
                 asked[number].append(m)
         why = {number: self._explained(number, chosen) for number, chosen in asked.items()}
         for m, customer, decided, number, p, certain in self._said:
             identity = id_of(topic, customer, decided).encode()
             origin = Origin(topic, self._partition, self._offsets[m])
-            left = self._cause[m] == TERMINAL
+            left = self._cause[m] > SILENCE
             before = self._end.alerts.get(identity)
             by = before.by if before else {}
             for each in self._versions if left else (number,):

@@ -16,7 +16,7 @@ from tests.chaos.consumer import ForgottenWatch
 
 
 class PointKey(NamedTuple):
-    """A scored decision point. `offset`: of the event that revealed it; `cause`: event or silence."""
+    """A scored decision point. `offset`: of its event, of a silence the last activity's; `cause`: event or silence."""
 
     partition: int
     offset: int

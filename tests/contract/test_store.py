@@ -8,7 +8,14 @@ import pytest
 
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreUnavailable
 from ebbtide.featurestore.store.checkpoint import Checkpoint, check_checkpoint, draw_nonce
-from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX, DUE_MS_MAX, Commit, OutboxEntry
+from ebbtide.featurestore.store.commit import (
+    COMMIT_BYTES_MAX,
+    CUSTOMERS_MAX,
+    DUE_AT_ALL_MS,
+    DUE_MS_MAX,
+    Commit,
+    OutboxEntry,
+)
 from ebbtide.featurestore.store.memory import MemoryStore
 from tests.support.seams.stores import (
     DTYPE,
@@ -297,6 +304,9 @@ async def test_due_comes_by_time_then_by_name(backend: Backend) -> None:
     assert (await store.due(0, 0, 10))[0] == []
     assert (await store.due(0, DUE_MS_MAX, 10))[0][-1] == "late"
     assert (await store.due(1, 50, 10))[0] == []
+    both = await asyncio.gather(*store.due_each([(0, 50, 2), (1, 50, 10), (0, DUE_AT_ALL_MS, 9)]))
+    assert [names for names, _ in both] == [["first", "a"], [], ["first", "a", "b", "é", "late", "far"]]
+    assert both[2][1].tolist() == [0, 20, 20, 20, 50, DUE_MS_MAX]
 
 
 async def test_odd_customer_ids(backend: Backend) -> None:
@@ -408,9 +418,8 @@ async def test_reset_leaves_an_empty_partition_and_fences_its_owner(backend: Bac
         ("not int64", {"due": np.array([np.nan])}),
         ("out of range", {"due": np.array([-1])}),
         ("out of range", {"due": np.array([DUE_MS_MAX + 1])}),
-        ("bytes, at most", {"outbox": [OutboxEntry(b"1", 2, b"", 0, bytes(COMMIT_BYTES_MAX))]}),
-        ("of another sequence", {"outbox": [OutboxEntry(b"1", 1, b"", 0, b"")]}),
-        ("without an offset", {"outbox": [OutboxEntry(b"1", 2, b"", -1, b"")]}),
+        ("bytes, at most", {"outbox": [OutboxEntry(b"1", 2, b"", bytes(COMMIT_BYTES_MAX))]}),
+        ("of another sequence", {"outbox": [OutboxEntry(b"1", 1, b"", b"")]}),
         ("sequence must grow", {"checkpoint": Checkpoint(5, 1, 0, LAYOUT, PARTITIONS)}),
         ("nobody could read", {"checkpoint": Checkpoint(5, 9, 0, "two words", PARTITIONS)}),
         ("nobody could read", {"checkpoint": Checkpoint(-1, 9, 0, LAYOUT, PARTITIONS)}),

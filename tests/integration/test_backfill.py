@@ -7,13 +7,15 @@ from ebbtide.featurestore.errors import LayoutError, StoreUnavailable
 from ebbtide.featurestore.store.checkpoint import History, check_checkpoint
 from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
+from ebbtide.featurestore.times.durations import DAY_MS, HOUR_MS
 from ebbtide.ops.state.backfill import StateExists, backfill
 from ebbtide.ops.state.junction import Junction
-from tests.support.oracle.histories import columns, random_history
-from tests.support.seams.scoring import LAYOUT, SPEC
+from tests.support.oracle.histories import START, columns
+from tests.support.oracle.oracle import Event
+from tests.support.seams.scoring import LAYOUT
 
 PARTITIONS = 3
-NOW_MS = 4_000_000_000_000
+NOW_MS = START + 40 * DAY_MS
 
 
 class DyingStore(MemoryStore):
@@ -32,7 +34,7 @@ class DyingStore(MemoryStore):
 
 async def test_a_backfill_that_died_is_refused_until_it_is_done_again() -> None:
     """Wherever it dies: some partition is none to begin with, and `reset` makes the whole."""
-    log = columns(random_history(SPEC, 5, 400, customers=60))
+    log = columns([(f"c{n % 60}", Event(n % 2, START + n * HOUR_MS)) for n in range(400)])
     junctions = dict.fromkeys(range(PARTITIONS), Junction(7, History(NOW_MS, 7)))
     whole = MemoryStore(LAYOUT.dtype, PARTITIONS)
     done = await backfill(log, LAYOUT, whole, junctions, NOW_MS)

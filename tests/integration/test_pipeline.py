@@ -28,10 +28,10 @@ from ebbtide.stream.kafka.topics import partition_for
 from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.pre_commit import Outputs
-from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.telemetry import Telemetry, TurnDone
+from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.turn.state import Retrying, State, Stopped
 from ebbtide.stream.worker import Worker
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel, FussyModel

@@ -4,7 +4,7 @@
     {prefix}{topic}:{p7}:c:<customer>   string  the record, packed (`codec.py`)
     {prefix}{topic}:{p7}:due            zset    customer → ms UTC, one entry for each record
     {prefix}{topic}:{p7}:out            hash    id → entry of the outbox, until Kafka has acknowledged it: sequence,
-                                                place in it, offset, length of the key; then key and value
+                                                place in it, length of the key; then key and value
 
 The braces are a hash tag: all keys of a partition live in one slot, so one script may change them together on a
 Cluster, too. `apply.lua` holds the atomicity argument, `redis_client` says what the server's refusals mean. This module
@@ -31,6 +31,8 @@ from ebbtide.featurestore.store.checkpoint import REBUILD, RESETTING, Checkpoint
 from ebbtide.featurestore.store.commit import (
     CUSTOMERS_MAX,
     Commit,
+    DueCustomers,
+    DueRequest,
     Loaded,
     LoadRequest,
     OutboxEntry,
@@ -54,19 +56,24 @@ Item = TypeVar("Item")
 APPLY, RESET = Script.read("apply.lua"), Script.read("reset.lua")
 
 
-_ENTRY = struct.Struct(">QIQI")  # sequence, place in it, offset, length of the key
+_ENTRY = struct.Struct(">QII")  # sequence, place in it, length of the key
 
 
 def _packed(at: int, entry: OutboxEntry) -> bytes:
-    header = _ENTRY.pack(entry.sequence, at, entry.offset, len(entry.key))
+    header = _ENTRY.pack(entry.sequence, at, len(entry.key))
     return b"".join((header, entry.key, entry.value))
 
 
 def _unpacked(identity: bytes, packed: bytes) -> tuple[int, OutboxEntry]:
     """An entry and its place in its commit. Raises struct.error for what is too short to be one."""
-    sequence, at, offset, length = _ENTRY.unpack_from(packed)
+    sequence, at, length = _ENTRY.unpack_from(packed)
     value_at = _ENTRY.size + length
-    return at, OutboxEntry(identity, sequence, packed[_ENTRY.size : value_at], offset, packed[value_at:])
+    return at, OutboxEntry(identity, sequence, packed[_ENTRY.size : value_at], packed[value_at:])
+
+
+def _due(reply: list[bytes]) -> DueCustomers:
+    times = np.fromiter(map(float, reply[1::2]), np.float64, len(reply) // 2)
+    return [name.decode() for name in reply[::2]], times.astype(np.int64)
 
 
 class MemoryUsage(NamedTuple):
@@ -243,15 +250,17 @@ class RedisStore:
             raise LayoutError(said, hint=REBUILD) from None
         return [entry for _, entry in sorted(placed, key=lambda each: (each[1].sequence, each[0]))]
 
-    async def due(
-        self, partition: int, until_ms: int, customers_max: int
-    ) -> tuple[list[str], NDArray[np.int64]]:
+    async def due(self, partition: int, until_ms: int, customers_max: int) -> DueCustomers:
+        return _due(await self._client.ask(*self._due_command((partition, until_ms, customers_max))))
+
+    def due_each(self, requests: Sequence[DueRequest]) -> list[asyncio.Future[DueCustomers]]:
+        commands = [self._due_command(request) for request in requests]
+        return self._client.ask_each([Question(command[1], command, _due) for command in commands])
+
+    def _due_command(self, request: DueRequest) -> tuple[Any, ...]:
+        partition, until_ms, customers_max = request
         order = ("BYSCORE", "LIMIT", 0, customers_max, "WITHSCORES")
-        reply = await self._client.ask(
-            "ZRANGE", self._tags[partition] + "due", "-inf", f"({until_ms}", *order
-        )
-        times = np.fromiter(map(float, reply[1::2]), np.float64, len(reply) // 2)
-        return [name.decode() for name in reply[::2]], times.astype(np.int64)
+        return ("ZRANGE", self._tags[partition] + "due", "-inf", f"({until_ms}", *order)
 
     async def find(self, customer: str) -> list[tuple[int, np.void]]:
         values = await self._client.ask_all([("GET", f"{tag}c:{customer}") for tag in self._tags])

@@ -7,7 +7,9 @@ is a dictionary. So where they agree, two readings of the design agree, not one 
     opened       p is at least `enter`, nobody's episode is open, and the cool-down of the last one is over
     resolved     p has been below `exit`, score after score, for `dwell`; one score at or above it starts that again
     terminated   the customer left while an episode was open
-    forgotten    (memory passed, a tombstone) everything above is forgotten, and nothing is said
+    over         (back after memory, or expired) an open episode is resolved, without a score; all above is forgotten,
+                 but who is back goes on from the number last said
+    forgotten    (a tombstone) everything above is forgotten, and nothing is said
 """
 
 import hashlib
@@ -19,11 +21,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from tests.support.oracle.oracle import EVENT, RESET, SILENCE, TERMINAL
+from tests.support.oracle.oracle import EVENT, EXPIRED, RESET, RETURNED, SILENCE, TERMINAL
 
 DAY = 86_400_000
 REASONS = 3
-CAUSE_NAMES = {EVENT: "event", SILENCE: "silence", TERMINAL: "terminal"}
+CAUSE_NAMES = {
+    EVENT: "event",
+    SILENCE: "silence",
+    TERMINAL: "terminal",
+    RETURNED: "returned",
+    EXPIRED: "expired",
+}
 
 
 class Rules(NamedTuple):
@@ -84,6 +92,9 @@ def next_story(story: Story, as_of: int, cause: int, p: float, rules: Rules) -> 
     """
     if cause == RESET:
         return Story(), None
+    if cause in (RETURNED, EXPIRED):
+        story, decided = _say(story, "resolved", as_of, rules) if story.open else (story, None)
+        return (Story(said=story.said) if cause == RETURNED else Story()), decided
     if cause == TERMINAL:
         return _say(story, "terminated", as_of, rules) if story.open else (story, None)
     if math.isnan(p):
@@ -113,7 +124,7 @@ def as_float32(value: float) -> float:
 
 
 class Origin(NamedTuple):
-    """Where the event that revealed a decision lies."""
+    """Where the event lies that a decision follows from: of a silence the last activity, -1 when it is of a file."""
 
     topic: str
     partition: int
@@ -149,7 +160,7 @@ def alert_of(
     explained: Explained | None,
 ) -> dict[str, Any]:
     """The alert as JSON has it, read back. `explained` None: nothing could be, or nothing had to be."""
-    left = decided.kind == "terminated"
+    left = cause not in (EVENT, SILENCE)
     return {
         "schema_version": 1,
         "alert_id": id_of(origin.topic, customer, decided),
@@ -168,7 +179,7 @@ def alert_of(
             "cause": CAUSE_NAMES[cause],
             "topic": origin.topic,
             "partition": origin.partition,
-            "offset": origin.offset,
+            "offset": None if origin.offset < 0 else origin.offset,
         },
     }
 

@@ -14,7 +14,7 @@ from ebbtide.featurestore.kinds import Value
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import Spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS, HOUR_MS
-from tests.support.oracle.oracle import TOMBSTONE, Event
+from tests.support.oracle.oracle import GRACE, TOMBSTONE, Event
 
 History = list[tuple[str, Event]]
 START = 1_600_000_000_000
@@ -141,17 +141,20 @@ def random_history(spec: Spec, seed: int, n: int, customers: int = 3, *, resent:
         customer = f"c{rng.integers(customers)}"
         before = [event for name, event in history if name == customer and event.id]
         if before and rng.random() < resent:
-            history.append((customer, before[-int(rng.integers(1, min(12, len(before)) + 1))]))
+            again = before[-int(rng.integers(1, min(12, len(before)) + 1))]
+            history.append((customer, again._replace(offset=len(history))))
             continue
         clocks[customer] += int(rng.choice(pace.gaps_ms)) * int(rng.integers(1, 4))
+        if rng.random() < 0.045:  # back within the grace after `memory`
+            clocks[customer] += spec.memory_ms + int(rng.integers(1, GRACE))
         time = clocks[customer]
         if rng.random() < pace.late:
             time -= int(rng.choice([1, HOUR_MS, 2 * DAY_MS, 50 * DAY_MS, 300 * DAY_MS]))
         time -= time % pace.whole
-        kind = TOMBSTONE if rng.random() < 0.01 else int(rng.integers(len(spec.kinds)))
+        kind = TOMBSTONE if rng.random() < 0.025 else int(rng.integers(len(spec.kinds)))
         event_id = int(rng.integers(1, 2**64, dtype=np.uint64)) if rng.random() < 0.7 else 0
         value, *more = _values(spec, kind, rng)
-        history.append((customer, Event(kind, time, value, event_id, more=tuple(more))))
+        history.append((customer, Event(kind, time, value, event_id, tuple(more), len(history))))
     return history
 
 
@@ -169,9 +172,14 @@ def columns(history: History) -> EventBatch:
         np.array([event.time for event in events], np.int64),
         np.array([event.value for event in events], np.float64),
         np.array([event.id for event in events], np.uint64),
-        np.arange(len(events), dtype=np.int64),
+        np.array([event.offset for event in events], np.int64),
         np.array(more, np.float64).reshape(len(events), further) if further else None,
     )
+
+
+def placed(history: History) -> History:
+    """The same, each event at its place in the history."""
+    return [(customer, event._replace(offset=n)) for n, (customer, event) in enumerate(history)]
 
 
 def of(history: History, customer: str) -> list[Event]:

@@ -19,22 +19,24 @@ from zoneinfo import ZoneInfo
 from ebbtide.featurestore.kinds import Kind
 from ebbtide.featurestore.spec import Spec
 
-EVENT, SILENCE, TERMINAL, RESET = range(4)
+EVENT, SILENCE, TERMINAL, RESET, RETURNED, EXPIRED = range(6)
 TOMBSTONE = 255
 DAY = 86_400_000
+GRACE = 7 * DAY
 TILE_MAX = 65_535
 ENTRY_MAX = 65_535
 
 
 class Event(NamedTuple):
     """kind: index into the spec's kinds, or TOMBSTONE; time: ms; value: NaN where missing; id: 0 where none; more: the
-    values behind the first."""
+    values behind the first; offset: where it lies in its topic, -1 where it came from a file."""
 
     kind: int
     time: int
     value: float = math.nan
     id: int = 0
     more: tuple[float, ...] = ()
+    offset: int = -1
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -109,6 +111,16 @@ class Life:
     def anchor(self) -> int:
         """When life was last renewed: by activity or the target, or by any event before the first of these."""
         return max(self.last_seen, self.armed_at) or max((event.time for event in self.events), default=0)
+
+    @property
+    def last_offset(self) -> int:
+        """Where the activity lies by which they were last seen; of several at one time the last that came."""
+        return next((event.offset for event in reversed(self.activity) if event.time == self.last_seen), 0)
+
+    @property
+    def expiry(self) -> int:
+        """When a record that nothing renews is deleted: `memory` and a week after; never before it was looked at."""
+        return max(self.anchor + self.spec.memory_ms + GRACE, self.clock)
 
     @property
     def terminated(self) -> bool:
@@ -315,7 +327,7 @@ class Point(NamedTuple):
 
 
 def walk(spec: Spec, events: list[Event], until: int = 0) -> tuple[list[Point], Life]:
-    """Every decision point of a customer, and the life that is left; at the end the silences due before `until`."""
+    """Every point of a customer, and the life that is left; at the end what is due before `until`."""
     life, points = Life(spec), []
     for index, event in enumerate(events):
         if event.kind == TOMBSTONE:
@@ -325,15 +337,15 @@ def walk(spec: Spec, events: list[Event], until: int = 0) -> tuple[list[Point], 
             continue
         if life.remembers(event):
             continue
-        life, silences = _silences(life, event.time, index)
-        points += silences
+        life, passed = _time_passes(life, event.time, index)
+        points += passed
         if life.anchor and event.time - life.anchor > spec.memory_ms and event.time > life.clock:
-            points.append(Point(life.clock, RESET, index, life))
+            points.append(Point(event.time, RETURNED, index, life))
             life = Life(spec)
         life, point = _fold(life, event, index)
         points += point
-    life, silences = _silences(life, until, -1)
-    return points + silences, life
+    life, passed = _time_passes(life, until, -1)
+    return points + passed, life
 
 
 def no_news(spec: Spec, events: list[Event]) -> tuple[int, int, int]:
@@ -353,13 +365,17 @@ def no_news(spec: Spec, events: list[Event]) -> tuple[int, int, int]:
     return late, duplicates, behind
 
 
-def _silences(life: Life, until: int, index: int) -> tuple[Life, list[Point]]:
+def _time_passes(life: Life, until: int, index: int) -> tuple[Life, list[Point]]:
+    """The silences before `until`, and the end of a life that nothing renewed."""
     points = []
-    while (due := life.next_silence()) is not None and due < until:
+    while (due := life.next_silence()) is not None and due < min(until, life.expiry):
         life = replace(life, clock=due)
         if life.eligible(due):
             life = replace(life, decided_at=due)
             points.append(Point(due, SILENCE, index, life))
+    if life.events and life.expiry < until:
+        points.append(Point(life.expiry, EXPIRED, index, life))
+        life = Life(life.spec)
     return life, points
 
 

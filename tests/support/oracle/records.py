@@ -14,8 +14,8 @@ from tests.support.oracle.oracle import Entry, Life
 
 Facts = dict[str, Any]
 EXACT = (
-    "first_seen", "last_seen", "clock", "decided_at", "terminated", "activity_count", "late_count", "gap_count",
-    "kind_last", "kind_count", "counts", "days", "armed_at", "week", "bits", "shares",
+    "first_seen", "last_seen", "last_offset", "clock", "decided_at", "terminated", "activity_count", "late_count",
+    "gap_count", "kind_last", "kind_count", "counts", "days", "armed_at", "week", "bits", "shares",
 )  # fmt: skip
 
 
@@ -25,6 +25,7 @@ def recorded(layout: Layout, row: np.void, as_of: int) -> Facts:
     names = ("first_seen", "last_seen", "decided_at", "activity_count", "late_count", "gap_count")
     facts: Facts = {name: int(row[name]) for name in names}
     facts["clock"] = int(row["row_watermark"])
+    facts["last_offset"] = int(row["last_seen_offset"])
     facts["terminated"] = bool(row["terminated_at"])
     facts["kind_last"] = row["kind_last"].tolist()
     facts["kind_count"] = row["kind_count"].tolist()
@@ -103,6 +104,7 @@ def expected(life: Life, as_of: int) -> Facts:
     return {
         "first_seen": life.first_seen,
         "last_seen": life.last_seen,
+        "last_offset": life.last_offset,
         "clock": life.clock,
         "decided_at": life.decided_at,
         "terminated": life.terminated,

@@ -126,7 +126,7 @@ def step_of(
         "rows": rows_of(len(customers), rng),
         "due": rng.integers(0, 2_000_000_000_000, len(customers)),
         "outbox": [
-            OutboxEntry(identity, after.sequence, b"key of " + identity, at, value)
+            OutboxEntry(identity, after.sequence, b"key of " + identity, value)
             for at, (identity, value) in enumerate(messages)
         ],
     }

@@ -7,7 +7,7 @@ and sink fail before or after they acted, which from outside look the same.
 
 import asyncio
 import copy
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -151,6 +151,10 @@ class LogSource:
         self.named, self.leader_epoch = "", -1
         """What it says of itself, as a Kafka too old to say more does; a test may set them."""
         self.epoch_ends: dict[tuple[int, int], int] = {}
+        self.now_ms: Callable[[], int] = lambda: 0
+        """When its logs were last fetched, wall time; by default nothing is known of that, and timers hold."""
+        self.open_records: dict[int, int] = {}
+        """By partition: what an open transaction holds back."""
 
     def assigned(self) -> frozenset[int]:
         return frozenset(range(len(self._logs)))
@@ -173,9 +177,17 @@ class LogSource:
 
     def positions(self) -> Mapping[int, LogPosition]:
         return {
-            n: LogPosition(self._places[n][1] if n in self._places else -1, len(log), len(log))
+            n: LogPosition(
+                self._places[n][1] if n in self._places else -1,
+                len(log) + self.open_records.get(n, 0),
+                len(log),
+                self.now_ms(),
+            )
             for n, log in enumerate(self._logs)
         }
+
+    def topic_end(self) -> int:
+        return sum(map(len, self._logs))
 
     async def seek(self, partition: int, offset: int) -> int:
         await asyncio.sleep(0)
@@ -190,7 +202,7 @@ class LogSource:
         self._paused.discard(partition)
 
     def advance_committed(self, partition: int, offset: int, metadata: str = "") -> None:
-        if offset >= self.marks.get(partition, CommittedOffset(0, "")).offset:
+        if offset >= self.offset(partition):
             self.marks[partition] = CommittedOffset(offset, metadata)
 
     async def hold_commits(self, partitions: Set[int]) -> frozenset[int]:

@@ -51,9 +51,9 @@ from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.outputs.message import Delivery
 from ebbtide.stream.outputs.pre_commit import Outputs
-from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.scoring.batcher import Batcher
+from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.worker import Worker
 from tests.support.seams.models import TINY, publish
 from tests.support.seams.streams import Faults, ListSink, LogRecord, LogSource

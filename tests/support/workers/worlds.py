@@ -40,11 +40,11 @@ from ebbtide.stream.kafka.topics import ensure_topics
 from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
 from ebbtide.stream.outputs.message import Delivery, Message
 from ebbtide.stream.outputs.pre_commit import Outputs
-from ebbtide.stream.partition import Limits
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.policy import Policy
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.telemetry import Telemetry
+from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.worker import Worker
 from tests.support.seams.scoring import SPEC, ArithmeticModel
 from tests.support.seams.streams import ListSink

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.events.event import EventBatch
-from ebbtide.featurestore.record.fold import EVENT, EXPIRY_GRACE_MS, RESET, SILENCE, TERMINAL, Folder, Points
+from ebbtide.featurestore.record.fold import (
+    EVENT,
+    EXPIRED,
+    RESET,
+    RETURNED,
+    SILENCE,
+    TERMINAL,
+    Folder,
+    Points,
+)
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.record.loop import elapse_rows, fold_events
 from ebbtide.featurestore.record.replay import replay, state_at
@@ -32,7 +41,7 @@ from tests.support.oracle.oracle import TOMBSTONE, Event, no_news, walk
 from tests.support.oracle.records import differences, expected, recorded
 
 SEEDS = range(60)
-CAUSES = (EVENT, SILENCE, TERMINAL, RESET)
+CAUSES = (EVENT, SILENCE, TERMINAL, RESET, RETURNED, EXPIRED)
 
 
 def fold_all(spec: Spec, history: History) -> tuple[EventBatch, Rows, Points]:
@@ -131,8 +140,9 @@ def test_producer_duplicates_change_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_time_takes_the_silences_the_next_event_would(seed: int) -> None:
-    """Before each event time passes, up to that event's time or less; no byte of rows or points differs.
+def test_a_timer_takes_what_the_next_event_would(seed: int) -> None:
+    """Before each event time passes, up to that event's time or less; no byte of rows or points differs: of silences,
+    and of records that expire.
 
     by the next event   ●────────────────────●      both silences taken when the second event comes
     by time             ●──────×──────×──────●      × elapse(until)
@@ -155,7 +165,7 @@ def test_time_takes_the_silences_the_next_event_would(seed: int) -> None:
                 assert (some.event == -1).all()
                 seen[customer] += told(some, 0)
         row, some = folder.fold(row, columns([(customer, event)]))
-        assert duplicate or event.kind == TOMBSTONE or SILENCE not in some.cause
+        assert duplicate or event.kind == TOMBSTONE or not some.of_time.any()
         seen[customer] += told(some, 0)
         state.store([customer], row)
     for i, name in enumerate(batch.customers):
@@ -232,19 +242,22 @@ def test_due_is_the_next_silence_and_at_last_expiry(seed: int) -> None:
     history = random_history(spec, seed, int(np.random.default_rng(seed).integers(5, 60)), customers=8)
     batch, rows, _ = fold_all(spec, history)
     folder, rng = Folder(Layout(spec)), np.random.default_rng(seed)
-    for step in range(6):
+    until = np.zeros(len(rows), np.int64)
+    for _ in range(20):
         dues = folder.due(rows)
         for i, customer in enumerate(batch.customers):
-            until = int(rows["row_watermark"][i]) + 1 if step else 0
-            _, life = walk(spec, of(history, customer), until)
+            _, life = walk(spec, of(history, customer), int(until[i]))
             if not life.events:
+                assert rows[i].tobytes() == bytes(rows.itemsize)
                 continue
             silence = life.next_silence()
-            assert dues[i] == (life.anchor + spec.memory_ms + EXPIRY_GRACE_MS if silence is None else silence)
+            assert dues[i] == (life.expiry if silence is None else silence)
             as_of = life.clock + int(rng.integers(0, spec.memory_ms))
             assert folder.eligible(rows, as_of)[i] == life.eligible(as_of)
-        rows, points = folder.elapse(rows, dues + 1)
-        assert set(points.cause) <= {SILENCE}
+        until = np.maximum(until, dues + 1)
+        rows, points = folder.elapse(rows, until)
+        assert points.of_time.all()
+    assert not rows["event_time"].any(), "time alone ends every life"
 
 
 def test_one_compilation_serves_every_spec_and_every_batch() -> None:
@@ -281,10 +294,11 @@ def test_the_random_streams_hold_every_case() -> None:
     for seed in SEEDS:
         spec = random_spec(seed)
         history = random_history(spec, seed, 150)
-        batch, rows, points = fold_all(spec, history)
+        layout, batch = Layout(spec), columns(history)
+        rows, points, counts = Folder(layout).fold_counted(layout.empty(len(batch.customers)), batch)
         causes += points.cause.tolist()
-        late += int(rows["late_count"].sum())
-        duplicates += len(history) - int(rows["kind_count"].sum())
+        late += counts.late
+        duplicates += counts.duplicates
         saturated += int((rows["ring_kind"] > 0).all(axis=1).sum())
         ties += int((np.diff(batch.time) == 0).sum())
     assert min(causes.count(cause) for cause in CAUSES) > 100, [causes.count(cause) for cause in CAUSES]

@@ -10,17 +10,33 @@ import math
 import numpy as np
 import pytest
 
-from ebbtide.featurestore.record.fold import EVENT, EXPIRY_GRACE_MS, RESET, SILENCE, TERMINAL, Folder
+from ebbtide.featurestore.record.fold import (
+    EVENT,
+    EXPIRED,
+    EXPIRY_GRACE_MS,
+    RESET,
+    RETURNED,
+    SILENCE,
+    TERMINAL,
+    Folder,
+)
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS, HOUR_MS
-from tests.support.oracle.histories import columns, one
+from tests.support.oracle.histories import columns, one, placed
 from tests.support.oracle.oracle import TOMBSTONE, Entry, Event, walk
 from tests.support.oracle.records import Facts, expected, recorded
 
 START = 20_000 * DAY_MS
 VISIT, BUY, MAIL, CLOSE, PLAN, HELP = range(6)
-NAMES = {EVENT: "event", SILENCE: "silence", TERMINAL: "terminal", RESET: "reset"}
+NAMES = {
+    EVENT: "event",
+    SILENCE: "silence",
+    TERMINAL: "terminal",
+    RESET: "reset",
+    RETURNED: "returned",
+    EXPIRED: "expired",
+}
 
 
 def spec_of(**changes: object) -> Spec:
@@ -231,17 +247,59 @@ def test_memory_starts_a_fresh_row_and_says_so() -> None:
     hour   0 2 4 8 16    20      48.5
     visit  ●                     ●        > 48 h after 0
     mail                 ○                a contact renews nothing
-    points e s s s s             r e      r as of 20, when the row was last looked at
+    points e s s s s             r e      r as of 48.5: they are back
     """
     events = at(VISIT, 0, event_id=7), at(MAIL, 20), at(VISIT, 48.5, event_id=8)
-    assert points_of(spec_of(), *events)[-2:] == [("reset", 20), ("event", 48.5)]
+    assert points_of(spec_of(), *events)[-2:] == [("returned", 48.5), ("event", 48.5)]
     facts = known(spec_of(), *events)
     assert (facts["activity_count"], facts["kind_count"][MAIL]) == (1, 0)
     assert known(spec_of(), *events, at(VISIT, 48.5, event_id=8))["activity_count"] == 1, (
         "its id is remembered"
     )
     exactly = at(VISIT, 0), at(VISIT, 48)
-    assert ("reset", 16) not in points_of(spec_of(), *exactly)
+    assert "returned" not in [cause for cause, _ in points_of(spec_of(), *exactly)]
+
+
+def test_a_record_expires_a_week_after_memory() -> None:
+    """
+    hour   0 2 4 8 16     48       216     217
+    visit  ●               memory  │ grace ●
+    points e s s s s               x       e      x as of 216, whoever notices: the next event, or time
+
+    An event at 216 itself comes in time, and returns.
+    """
+    late = 48 + 7 * 24
+    assert points_of(spec_of(), at(VISIT, 0), at(VISIT, late + 1))[-2:] == [
+        ("expired", late),
+        ("event", late + 1),
+    ]
+    assert points_of(spec_of(), at(VISIT, 0), at(VISIT, late))[-2:] == [("returned", late), ("event", late)]
+    folder = Folder(Layout(spec_of()))
+    rows, _ = folder.fold(folder.layout.empty(1), columns(one(at(VISIT, 0))))
+    rows, points = folder.elapse(rows, START + late * HOUR_MS)
+    assert points.cause.tolist() == [SILENCE] * 4
+    rows, points = folder.elapse(rows, START + late * HOUR_MS + 1)
+    assert (points.cause.tolist(), points.as_of.tolist()) == ([EXPIRED], [START + late * HOUR_MS])
+    assert rows.tobytes() == bytes(rows.nbytes)
+
+
+def test_what_came_late_never_expires_behind_the_watermark() -> None:
+    """
+    hour   0          300   301     arrival order: mail 300, visit 0 (late), mail 301
+    visit  ◌                        216 is past already: the record ends as of 300, when it was last looked at
+    mail               ○     ○
+    """
+    assert points_of(spec_of(), at(MAIL, 300), at(VISIT, 0), at(MAIL, 301)) == [("expired", 300)]
+
+
+def test_the_record_knows_where_its_last_activity_lies() -> None:
+    """Not where a contact does, nor one that came late; of two at one time the later."""
+    events = [at(VISIT, 1), at(BUY, 1), at(MAIL, 2), at(VISIT, 0)]
+    layout = Layout(spec_of())
+    rows, _ = Folder(layout).fold(layout.empty(1), columns(placed(one(*events))))
+    assert rows["last_seen_offset"].tolist() == [1]
+    rows, _ = Folder(layout).fold(layout.empty(1), columns(one(*events)))
+    assert rows["last_seen_offset"].tolist() == [-1], "it came from a file"
 
 
 def test_a_late_event_ends_no_gap() -> None:

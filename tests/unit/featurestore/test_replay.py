@@ -19,7 +19,7 @@ from ebbtide.featurestore.record.replay import (
     state_at,
 )
 from ebbtide.featurestore.times.durations import DAY_MS
-from tests.support.oracle.histories import START, columns, one, random_history, random_spec
+from tests.support.oracle.histories import START, columns, one, placed, random_history, random_spec
 from tests.support.oracle.oracle import Event
 from tests.support.seams.models import SPEC
 
@@ -123,7 +123,7 @@ def test_events_are_numbered_in_the_whole_log() -> None:
 
 
 def test_a_log_of_some_customers_keeps_their_indices() -> None:
-    log = columns([(f"c{i % 3}", Event(VISIT, START + i)) for i in range(9)])
+    log = columns(placed([(f"c{i % 3}", Event(VISIT, START + i)) for i in range(9)]))
     part = only(log, np.array([False, True, False]))
     assert part.customers == log.customers
     assert part.customer.tolist() == [1, 1, 1]
@@ -138,7 +138,7 @@ def test_what_was_forgotten_is_not_remembered() -> None:
         ("a", Event(TOMBSTONE, START + 3)),
         ("a", Event(VISIT, START + 4)),
     ]
-    assert remembered(columns(history)).position.tolist() == [1, 5]
+    assert remembered(columns(placed(history))).position.tolist() == [1, 5]
     reset = joined(list(replay(Layout(SPEC), columns(history), START + 10)))
     assert (reset.cause == RESET).sum() == 2
 

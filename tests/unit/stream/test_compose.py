@@ -56,7 +56,7 @@ class Desk:
         after, points = Folder(LAYOUT).fold(before, events)
         scored = Scored(np.where(points.cause == SILENCE, 0.9, 0.35).astype(np.float32), self.model)
         transitions = decide(points, scored.p, before, after, self.model.policy)
-        origin = Origin(work.piece[points.event], events.position[points.event])
+        origin = Origin.of(work, points)
         composer = Composer("clicks", LAYOUT, self.batcher)
         entries = (await composer.compose(work, transitions, points, origin, scored)).get(0, [])
         self._rows = {name: after[i : i + 1] for i, name in enumerate(events.customers)}

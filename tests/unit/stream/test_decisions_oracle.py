@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.features import features
-from ebbtide.featurestore.record.fold import EVENT, RESET, SILENCE, TERMINAL, Points
+from ebbtide.featurestore.record.fold import EVENT, EXPIRED, RESET, RETURNED, SILENCE, TERMINAL, Points
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.outputs.compose import Composer
@@ -35,7 +35,7 @@ from tests.support.oracle.decisions import (
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel
 from tests.support.seams.turns import from_the_beginning
 
-CAUSES = (EVENT, SILENCE, TERMINAL, RESET)
+CAUSES = (EVENT, SILENCE, TERMINAL, RESET, RETURNED, EXPIRED)
 TOPIC, PARTITION = "clicks", 3
 Walk = list[tuple[int, int, int, float]]
 """Customer, as_of, cause, p."""
@@ -69,7 +69,7 @@ def random_walk(draw: random.Random, policy: Policy) -> Walk:
     clocks = [draw.choice([1, 1_700_000_000_000]) for _ in range(4)]
     for _ in range(draw.randrange(1, 120)):
         customer = draw.randrange(4)
-        cause = draw.choices(CAUSES, (10, 5, 1, 1))[0]
+        cause = draw.choices(CAUSES, (10, 5, 1, 1, 1, 1))[0]
         clocks[customer] += draw.choice([0, 0, 1, 17, 50, 100, 500, 3_600_000])
         p = draw.choice([0.0, 1.0, policy.enter, policy.exit, draw.random(), draw.random(), float("nan")])
         walk.append((customer, clocks[customer], cause, float(np.float32(p))))
@@ -112,7 +112,7 @@ async def spoken(draw: random.Random, walk: Walk, policy: Policy) -> tuple[list[
             points, after = points_of(part), rows.copy()
             points.rows["activity_count"] += at
             # The fold has emptied whom it forgot.
-            for customer in {c for c, _, cause, _ in part if cause == RESET}:
+            for customer in {c for c, _, cause, _ in part if cause > TERMINAL}:
                 after[customer] = LAYOUT.empty(1)[0]
             p = np.array([step[3] for step in part], np.float32)
             transitions = decide(points, p, rows, after, policy)
@@ -170,4 +170,6 @@ async def test_policy_and_composer_agree_with_the_oracle(part: int) -> None:
         for row, story in zip(rows, stories, strict=True):
             assert {name: row[name].item() for name in EPISODE_FIELDS} == story.fields
         seen.update(alert["transition"] for alert in alerts)
-    assert min(seen[kind] for kind in ("opened", "resolved", "terminated")) > 0, seen
+        seen.update(alert["decision"]["cause"] for alert in alerts)
+    words = ("opened", "resolved", "terminated", "returned", "expired")
+    assert min(seen[kind] for kind in words) > 0, seen

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.record.fold import EVENT, RESET, SILENCE, TERMINAL, Points
+from ebbtide.featurestore.record.fold import EVENT, EXPIRED, RESET, RETURNED, SILENCE, TERMINAL, Points
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS
 from ebbtide.stream.policy import Policy, decide
 from tests.support.seams.scoring import LAYOUT
 
 POLICY = Policy(enter=0.8, exit=0.5, dwell_ms=20, cooldown_ms=100)
 E, S, T, R = EVENT, SILENCE, TERMINAL, RESET
+BACK, GONE = RETURNED, EXPIRED
 
 
 def floats(*values: float) -> NDArray[np.float32]:
@@ -48,7 +49,13 @@ def points_of(cases: list[tuple[int, int, int]]) -> Points:
         ),
         # an explicit leave ends an episode; one that was not open leaves no word
         ("terminal", [(10, S, 0.9), (20, T, 0.0), (30, T, 0.0)], [(10, "opened"), (20, "terminated")]),
-        # a reset ends it silently, and its cool-down with it
+        # whoever is back after memory, or never comes, ends an episode with a word, and its cool-down with it
+        ("returned", [(10, S, 0.9), (20, BACK, 0.0), (20, E, 0.9)], [(10, "opened"), (20, "resolved"), (20, "opened")]),
+        ("expired", [(10, S, 0.9), (20, GONE, 0.0), (30, S, 0.9)], [(10, "opened"), (20, "resolved"), (30, "opened")]),
+        ("nothing to end", [(10, S, 0.1), (20, GONE, 0.0), (30, S, 0.1), (40, BACK, 0.0)], []),
+        ("back in the cool-down", [(10, S, 0.9), (20, T, 0.0), (30, BACK, 0.0), (40, S, 0.9)],
+         [(10, "opened"), (20, "terminated"), (40, "opened")]),
+        # a tombstone ends it silently, and its cool-down with it
         ("reset", [(10, S, 0.9), (20, R, 0.0), (30, S, 0.9)], [(10, "opened"), (30, "opened")]),
         ("reset forgets cool-down", [(10, S, 0.9), (20, T, 0.0), (30, R, 0.0), (40, S, 0.9)],
          [(10, "opened"), (20, "terminated"), (40, "opened")]),
@@ -83,6 +90,19 @@ def test_sequence_rises_even_after_a_reset() -> None:
     ]  # fmt: skip
 
 
+def test_sequence_goes_on_for_who_is_back() -> None:
+    """What they do is decided as of their return itself: it must not look old beside the word that they are back."""
+    walk = points_of([(0, 50, S), (0, 60, BACK), (0, 60, E), (0, 70, GONE), (0, 80, S)])
+    transitions = decide(
+        walk, floats(0.9, 0.0, 0.9, 0.0, 0.9), LAYOUT.empty(1), rows := LAYOUT.empty(1), POLICY
+    )
+    assert [(t.kind, t.sequence) for t in transitions] == [
+        ("opened", 50), ("resolved", 60), ("opened", 61), ("resolved", 70), ("opened", 80),
+    ]  # fmt: skip
+    decide(points_of([(0, 90, GONE)]), floats(0.0), rows, after := LAYOUT.empty(1), POLICY)
+    assert after.tobytes() == bytes(after.nbytes)
+
+
 def test_only_episode_fields_change_and_the_last_score_stays() -> None:
     """A customer with nothing to decide remembers the last score of its points; everything else is as folded."""
     before, after = LAYOUT.empty(2), LAYOUT.empty(2)
@@ -100,7 +120,7 @@ def test_cut_of_the_batch_does_not_matter() -> None:
     for _ in range(50):
         n, customers = 60, 4
         who, when = rng.integers(0, customers, n), np.sort(rng.integers(1, 400, n))
-        why = rng.choice([E, S, T, R], n, p=[0.5, 0.4, 0.05, 0.05])
+        why = rng.choice([E, S, T, R, BACK, GONE], n, p=[0.5, 0.3, 0.05, 0.05, 0.05, 0.05])
         cases = list(zip(who.tolist(), when.tolist(), why.tolist(), strict=True))
         p = rng.random(n).astype(np.float32)
         whole = LAYOUT.empty(customers)

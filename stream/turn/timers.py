@@ -1,0 +1,91 @@
+"""What time it is for a partition's customers, as far as its log can prove: pure, told the time.
+
+    events   ──●──●───●──●──|        the log's end, seen reached at wall time w
+    clock    ─────────|              w - lateness_max: whoever was silent until then will stay so
+
+The timer clock never runs ahead of a backlog that would disprove a silence: while the log's end is not reached, it is
+the Kafka timestamp of the last record folded, never above the wall. It holds while nothing is fetched, while a
+partition is paused, opened or made again, and while an open transaction hides what is there already. It holds for all
+partitions when the whole topic has been quiet for `source_quiet_max`: silence of the producers is not silence of the
+customers.
+
+Under the logical clock, of a replay, time is the log's own: the last Kafka timestamp folded, wherever the log ends.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ebbtide.stream.batch import LogPosition
+
+MINUTE_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class TimerLimits:
+    """lateness_max_ms: how late an event may come before its customer's silence is taken. source_quiet_max_ms: a topic
+    without a record for so long has lost its producers. customers_per_s_max: who is due is taken no faster by one
+    worker, after downtime. clock: the wall's, or of a replay the log's own ("event")."""
+
+    lateness_max_ms: int = 5 * MINUTE_MS
+    source_quiet_max_ms: int = 30 * MINUTE_MS
+    customers_per_s_max: int = 2_000
+    clock: Literal["wall", "event"] = "wall"
+
+
+def timer_clock(log: LogPosition, offset: int, newest_ms: int, limits: TimerLimits) -> int:
+    """The timer clock of a partition that has applied its log up to `offset`, ms UTC; 0 when nothing is known.
+
+    newest_ms: Kafka timestamp of the last record applied. It may be below an earlier one: the partition's clock holds
+    then, since its checkpoint never moves back.
+    """
+    if log.high_watermark > log.last_stable:
+        return 0  # an open transaction, or nothing known
+    if limits.clock == "event":
+        return newest_ms - limits.lateness_max_ms
+    reached = offset >= log.high_watermark
+    return (log.seen_ms if reached else min(newest_ms, log.seen_ms)) - limits.lateness_max_ms
+
+
+class SourceWatch:
+    """Is the whole topic quiet? Told where all of its logs end, together. Until a record was seen to come nobody knows,
+    and timers hold: a worker that starts while the producers are away must not take that for silence."""
+
+    def __init__(self, quiet_max_ms: int) -> None:
+        self._quiet_max_ms = quiet_max_ms
+        self._end, self._moved_ms, self._began_ms = -1, 0, 0
+
+    def look(self, end: int, now_ms: int, newest_ms: int) -> None:
+        """`end`: the sum of all partitions' log ends, -1 when it is not known; `newest_ms`: the Kafka timestamp of the
+        newest record that was applied, 0 when there is none."""
+        if end > self._end >= 0:
+            self._moved_ms = now_ms
+        self._end = max(self._end, end)
+        self._began_ms = self._began_ms or now_ms
+        self._moved_ms = max(self._moved_ms, min(newest_ms, now_ms))
+
+    def holds(self, now_ms: int) -> bool:
+        """A silence cannot be told from the source's."""
+        return now_ms - self._moved_ms > self._quiet_max_ms
+
+    def quiet_ms(self, now_ms: int) -> int:
+        """For how long no record came, as far as was seen; 0 while that is no longer than it may be."""
+        quiet_ms = now_ms - max(self._moved_ms, self._began_ms or now_ms)
+        return quiet_ms if quiet_ms > self._quiet_max_ms else 0
+
+
+class Allowance:
+    """A bound of customers a second: what is not used up is kept for a sixteenth of a second."""
+
+    def __init__(self, per_s: int) -> None:
+        self._per_s, self._most = per_s, max(per_s / 16, 1.0)
+        self._left, self._at_s = self._most, 0.0
+
+    def left(self, now_s: float) -> int:
+        """How many may be taken now."""
+        self._left = min(self._most, self._left + (now_s - self._at_s) * self._per_s)
+        self._at_s = now_s
+        return int(self._left)
+
+    def spend(self, customers: int) -> None:
+        """So many were taken."""
+        self._left -= customers
