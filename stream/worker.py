@@ -306,6 +306,8 @@ class Worker:
         for number, partition in list(self._due.items()):
             if len(taken) == room or not allowed or (taken and partition.alone):
                 break
+            if partition.in_turn:
+                continue  # afterwards
             del self._due[number]
             # A state that is made again has to be where it was before anything else happens.
             if piece := partition.take_due(CUSTOMERS_MAX if partition.timers_first else allowed):

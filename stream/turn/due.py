@@ -81,7 +81,7 @@ class DuePage:
 
     def asks(self, until: TimerCursor) -> bool:
         """Somebody may be due at or before `until` whom the page does not know."""
-        return not self.asked and self.next_ms <= until[0] and not self._taken(until)[0]
+        return not self.asked and (self.next_ms, "") < until and not self._taken(until)[0]
 
     def take(self, until: TimerCursor, customers_max: int) -> Due:
         """Those due at or before `until`, at most `customers_max` >= 1; only when `ready`."""

@@ -1,0 +1,313 @@
+"""Silence, taken by timers: whatever happens to workers and store, the end is as if the next events had told.
+
+    timers   ●───●─────s────s────────────s─────x            time passes, day by day; nothing else comes
+    events   ●───●──────────────────────────────────────●   no timers; one last event of everybody reveals it all
+
+Both make the same records and the same alerts, byte for byte. The wall clock is the test's.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+
+from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.turn.timers import TimerLimits
+from ebbtide.stream.worker import Worker
+from tests.integration.test_pipeline import DAY_MS, LIMITS, PARTITIONS, T0, World, logs_of
+from tests.support.seams.streams import LogRecord
+
+LATENESS_MS = 3_600_000
+TIMERS = TimerLimits(LATENESS_MS, source_quiet_max_ms=30_000 * DAY_MS, customers_per_s_max=100_000)
+Logs = list[list[LogRecord]]
+
+
+class Wall(SystemClock):
+    """The wall clock says what it is told; durations are real."""
+
+    def __init__(self, at_ms: int = T0) -> None:
+        self.at_ms = at_ms
+
+    def now_ms(self) -> int:
+        return self.at_ms
+
+
+class Timed:
+    """A world whose time passes by hand, with one worker at a time."""
+
+    def __init__(self, seed: int = 0, rate: float = 0.0, *, timers: TimerLimits = TIMERS) -> None:
+        self.clock = Wall()
+        self.logs: Logs = [[] for _ in range(PARTITIONS)]
+        self.world = World(seed, self.logs, rate)
+        self.world.source.now_ms = self.clock.now_ms
+        self.timers = timers
+        self.worker: Worker | None = None
+
+    @asynccontextmanager
+    async def at_work(self, alerts_from: Any = "start") -> AsyncIterator[Worker]:
+        """A worker that owns everything; at the end it dies."""
+        limits = replace(LIMITS, timers=self.timers, idle_check_s=5.0)
+        worker = self.world.worker(alerts_from=alerts_from, limits=limits, clock=self.clock)
+        async with self.world.at_work(worker):
+            yield worker
+        self.world.source.revoke()
+
+    def say(self, who: int, at_ms: int, kind: str = "visit", event_id: str = "") -> None:
+        """One event more; Kafka's timestamp is its own."""
+        log, user = self.logs[who % PARTITIONS], f"customer-{who}"
+        value = {"user_id": user, "type": kind, "ts": at_ms, "event_id": event_id or f"{who}-{at_ms}-{kind}"}
+        log.append(LogRecord(len(log), at_ms, user.encode(), orjson.dumps(value)))
+
+    async def settled(self, timeout_s: float = 30.0) -> None:
+        """All is applied, sent and marked, and nobody is due any more."""
+        async with asyncio.timeout(timeout_s):
+            while not (self.world.source.done() and await self.applied() and not await self.due()):  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.01)
+            while any([await self.world.store.outbox(p) for p in range(PARTITIONS)]):  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.01)
+
+    async def applied(self) -> bool:
+        """Every event that was said is folded."""
+        checkpoints = [await self.world.store.checkpoint(p) for p in range(PARTITIONS)]
+        return [checkpoint.offset if checkpoint else 0 for checkpoint in checkpoints] == [
+            *map(len, self.logs)
+        ]
+
+    async def due(self) -> list[str]:
+        """Who is due and was not taken yet."""
+        until = self.clock.at_ms - LATENESS_MS
+        return [name for p in range(PARTITIONS) for name in (await self.world.store.due(p, until, 9_999))[0]]
+
+    def alerts(self) -> dict[str, bytes]:
+        return self.world.alerts()
+
+
+async def told_by_events(logs: Logs) -> World:
+    """The same log without timers, to its end."""
+    world = World(0, logs, 0.0)
+    await world.finish(world.worker())
+    return world
+
+
+async def assert_told_alike(timed: Timed) -> dict[str, bytes]:
+    wanted = await told_by_events(timed.logs)
+    assert await timed.world.records() == await wanted.records()
+    assert timed.alerts() == wanted.alerts()
+    return wanted.alerts()
+
+
+def without_tombstones(logs: Logs) -> Logs:
+    """A tombstone forgets whom a timer would have alerted about before: there the two may differ."""
+    kept = [[record for record in log if record.value is not None] for log in logs]
+    return [[replace(record, offset=n) for n, record in enumerate(log)] for log in kept]
+
+
+async def test_who_says_no_more_is_alerted_and_in_the_end_forgotten() -> None:
+    """Opened by a silence, resolved when the record expires, nothing left of them; then the next event tells the
+    same."""
+    timed = Timed()
+    for who in range(9):
+        timed.say(who, T0 + who)
+    async with timed.at_work():
+        for days in (1, 9, 30, 70):
+            timed.clock.at_ms = T0 + days * DAY_MS
+            await timed.settled()
+        assert await timed.world.records() == {}
+        assert len(timed.alerts()) == 18
+        for who in range(9):
+            timed.say(who, T0 + 70 * DAY_MS)
+        await timed.settled()
+    told = [orjson.loads(alert) for alert in (await assert_told_alike(timed)).values()]
+    assert {(a["transition"], a["decision"]["cause"], a["probability"] is None) for a in told} == {
+        ("opened", "silence", False),
+        ("resolved", "expired", True),
+    }
+    assert {(a["customer"], a["decision"]["offset"]) for a in told} == {
+        (f"customer-{who}", who // PARTITIONS) for who in range(9)
+    }
+
+
+async def live(timed: Timed, records: list[tuple[int, LogRecord]], draw: random.Random, chaos: float) -> None:
+    """The records as they come, the clock with them; between, workers die and stores are lost as it is drawn."""
+    at, saved = 0, timed.world.store.saved()
+    while at < len(records):
+        async with timed.at_work():
+            for _ in range(draw.randrange(1, 5)):
+                n = draw.randrange(1, 1 + len(records) // 6)
+                for partition, record in records[at : at + n]:
+                    timed.logs[partition].append(record)
+                    timed.clock.at_ms = max(timed.clock.at_ms, record.timestamp)
+                at += n
+                if draw.random() < chaos:
+                    await asyncio.sleep(draw.uniform(0.0, 0.3))
+                    timed.clock.at_ms += draw.randrange(LATENESS_MS)
+                    break
+                await timed.settled()
+        if draw.random() < chaos / 2:
+            timed.world.store.fall_back(draw.choice([None, saved]))
+        elif draw.random() < chaos:
+            saved = timed.world.store.saved()
+
+
+@pytest.mark.parametrize("chaos", [0.0, 0.4, 0.8])
+async def test_timers_and_events_tell_the_same(chaos: float) -> None:
+    """A long log as it comes, then a hundred days of nothing, then one last event of everybody. With chaos the workers
+    die in the middle of it, and the store is lost or falls back, answers with it."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    logs = without_tombstones(logs_of(seed=seed, events=600))
+    records = sorted(
+        ((p, record) for p, log in enumerate(logs) for record in log), key=lambda each: each[1].timestamp
+    )
+    timed = Timed(seed, 0.01 if chaos else 0.0)
+    await live(timed, records, draw, chaos)
+    timed.world.faults.calm()
+    end_ms = timed.clock.at_ms
+    async with timed.at_work():
+        for days in (3, 20, 100):
+            timed.clock.at_ms = end_ms + days * DAY_MS
+            await timed.settled()
+        assert await timed.world.records() == {}
+        for who in range(40):
+            timed.say(who, timed.clock.at_ms)
+        await timed.settled()
+    told = [orjson.loads(alert) for alert in (await assert_told_alike(timed)).values()]
+    causes = {alert["decision"]["cause"] for alert in told}
+    assert {"silence", "expired"} <= causes
+
+
+async def test_many_due_in_one_millisecond_survive_their_worker() -> None:
+    """Pages, pieces and cursors within one millisecond; the worker dies again and again on the way."""
+    timed = Timed(timers=replace(TIMERS, customers_per_s_max=3_000))
+    for who in range(900):
+        timed.say(who, T0)
+    async with timed.at_work():
+        await timed.settled()
+    timed.clock.at_ms = T0 + 9 * DAY_MS
+    cursors = set()
+    while await timed.due():
+        async with timed.at_work():
+            await asyncio.sleep(0.35)
+        for p in range(PARTITIONS):
+            checkpoint = await timed.world.store.checkpoint(p)
+            cursors.add(checkpoint.timer_cursor if checkpoint else None)
+    assert len(cursors) > 2, cursors
+    async with timed.at_work():
+        for who in range(900):
+            timed.say(who, timed.clock.at_ms)
+        await timed.settled()
+    assert len(await assert_told_alike(timed)) > 900
+
+
+async def test_a_first_start_tells_nothing_of_what_was_due_before() -> None:
+    """An old topic: who was silent already is taken without a word, whoever owns it next; who falls silent now is
+    told."""
+    timed = Timed()
+    for who in range(6):
+        timed.say(who, T0)
+    timed.clock.at_ms = T0 + 10 * DAY_MS
+    for who in range(6, 9):
+        timed.say(who, timed.clock.at_ms - 7 * DAY_MS)
+    async with timed.at_work("now"):
+        await timed.settled()
+        assert timed.alerts() == {}
+    async with timed.at_work("now"):
+        timed.clock.at_ms += 2 * DAY_MS
+        await timed.settled()
+    assert {orjson.loads(alert)["customer"] for alert in timed.alerts().values()} == {
+        "customer-6",
+        "customer-7",
+        "customer-8",
+    }
+
+
+@pytest.mark.parametrize("why", ["backlog", "transaction", "quiet"])
+async def test_nothing_fires_while_it_could_be_disproved(why: str) -> None:
+    """Somebody's next event lies in what is not fetched, in an open transaction, or the producers are gone."""
+    timed = Timed()
+    if why == "quiet":
+        timed.timers = replace(TIMERS, source_quiet_max_ms=3_600_000)
+    timed.say(0, T0)
+    async with timed.at_work() as worker:
+        await timed.settled()
+        await asyncio.sleep(0.3)
+        if why == "backlog":
+            timed.world.source.pause(0)
+            timed.say(0, T0 + 8 * DAY_MS)
+        elif why == "transaction":
+            timed.world.source.open_records[0] = 1
+        timed.clock.at_ms = T0 + 9 * DAY_MS
+        await asyncio.sleep(0.7)
+        checkpoint = await timed.world.store.checkpoint(0)
+        assert checkpoint is not None and checkpoint.timer_ms == 0
+        assert timed.alerts() == {}
+        if why == "quiet":
+            assert any("timers hold" in warning for warning in worker.warnings)
+            timed.say(1, timed.clock.at_ms)  # anybody's event shows that the producers are there
+        elif why == "backlog":
+            timed.world.source.resume(0)
+        else:
+            timed.world.source.open_records.clear()
+        await timed.settled()
+    silences = [orjson.loads(alert)["transition"] for alert in timed.alerts().values()]
+    assert silences == ([] if why == "backlog" else ["opened"])
+
+
+async def test_who_comes_back_is_armed_anew() -> None:
+    timed = Timed()
+    timed.say(0, T0)
+    async with timed.at_work():
+        timed.clock.at_ms = T0 + 9 * DAY_MS
+        await timed.settled()
+        timed.say(0, timed.clock.at_ms)
+        await timed.settled()
+        assert (await timed.world.store.due(0, 2**53, 9))[1].tolist() == [timed.clock.at_ms + DAY_MS]
+        timed.clock.at_ms += 9 * DAY_MS
+        await timed.settled()
+    told = [orjson.loads(alert)["transition"] for alert in timed.alerts().values()]
+    assert told == ["opened", "resolved", "opened"]
+
+
+async def test_a_late_event_is_no_loose_end() -> None:
+    """It comes behind what timers took: its customer's silences up to there are taken with it, at once."""
+    timed = Timed()
+    timed.say(0, T0)
+    async with timed.at_work():
+        timed.clock.at_ms = T0 + 9 * DAY_MS
+        await timed.settled()
+        timed.say(3, T0 + DAY_MS)
+        await timed.settled()
+        checkpoint = await timed.world.store.checkpoint(0)
+        assert checkpoint is not None
+        names, due = await timed.world.store.due(0, 2**53, 9)
+        assert sorted(names) == ["customer-0", "customer-3"]
+        assert (due > checkpoint.timer_ms).all()
+
+
+async def test_a_backlog_of_the_due_delays_no_event() -> None:
+    """Three hundred a second are allowed: events go through meanwhile, and so many are taken and no more."""
+    timed = Timed(timers=replace(TIMERS, customers_per_s_max=300))
+    for who in range(1_500):
+        timed.say(who, T0)
+    async with timed.at_work():
+        await timed.settled()
+        timed.clock.at_ms = T0 + 3 * DAY_MS // 2
+        loop = asyncio.get_running_loop()
+        began_s, waits = loop.time(), []
+        for n in range(40):
+            timed.say(n, timed.clock.at_ms + n)
+            said_s = loop.time()
+            while not await timed.applied():  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.001)
+            waits.append(loop.time() - said_s)
+            await asyncio.sleep(0.02)
+        taken = 1_500 - len(await timed.due())
+        seconds = loop.time() - began_s
+        assert 100 < taken < 300 * (seconds + 1)
+        assert sorted(waits)[20] < 0.1, waits
