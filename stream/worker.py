@@ -122,7 +122,7 @@ class Worker:
         self._due: dict[int, Partition] = {}
         """Who has customers who are due."""
         self._allowance = Allowance(self._limits.timers.customers_per_s_max)
-        self._event_clock = self._limits.timers.clock == "event"
+        self._own_clock = self._limits.timers.clock != "wall"
         self._source_watch = SourceWatch(self._limits.timers.source_quiet_max_ms)
         self._turns: set[asyncio.Task[None]] = set()
         self._began_s = 0.0  # the last of them
@@ -162,7 +162,7 @@ class Worker:
     def warnings(self) -> list[str]:
         """What a person should mend, although this worker does its work."""
         found = [f"{self._pipeline.misplaced:,} {MISPLACED}"] if self._pipeline.misplaced else []
-        if not self._event_clock and (quiet_ms := self._source_watch.quiet_ms(self._tools.clock.now_ms())):
+        if not self._own_clock and (quiet_ms := self._source_watch.quiet_ms(self._tools.clock.now_ms())):
             found.append(QUIET.format(seconds=quiet_ms // 1000))
         return found
 
@@ -324,7 +324,7 @@ class Worker:
             positions = source.positions()
             newest_ms = max((p.opened.newest_ms for p in self._partitions.values() if p.opened), default=0)
             self._source_watch.look(source.topic_end(), clock.now_ms(), newest_ms)
-            lives = self._event_clock or not self._source_watch.holds(clock.now_ms())
+            lives = self._own_clock or not self._source_watch.holds(clock.now_ms())
             asked = list[Opened]()
             self._tools.telemetry.timers_hold(not lives)
             for number, partition in self._partitions.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.attributes import hash_text
 from ebbtide.featurestore.files.event_log import EventLog
@@ -30,8 +31,7 @@ def records_of(log: EventLog, spec: Spec, start: int = 0) -> Iterator[tuple[byte
     events = log.events
     keys = [customer.encode() for customer in events.customers]
     put = [[_putter(value) for value in kind.readings] for kind in spec.kinds]
-    # An event of a day without a time may be dated after its arrival; the record's timestamp allows for that.
-    stamps = np.maximum(log.arrival, events.time - spec.future_max_ms)
+    stamps = stamps_of(log, spec)
     columns = zip(
         events.customer[start:].tolist(), events.kind[start:].tolist(), events.time[start:].tolist(),
         events.values[start:].tolist(), stamps[start:].tolist(), strict=True,
@@ -48,6 +48,13 @@ def records_of(log: EventLog, spec: Spec, start: int = 0) -> Iterator[tuple[byte
         if log.ids is not None and log.ids[i]:
             event["event_id"] = log.ids[i]
         yield keys[customer], orjson.dumps(event), stamp
+
+
+def stamps_of(log: EventLog, spec: Spec) -> NDArray[np.int64]:
+    """int64[n], ms UTC: each record's Kafka timestamp. An event of a day without a time may be dated after its arrival;
+    the record's timestamp allows for that."""
+    stamps: NDArray[np.int64] = np.maximum(log.arrival, log.events.time - spec.future_max_ms)
+    return stamps
 
 
 def _putter(value: Value) -> Callable[[dict[str, Any], float], None]:

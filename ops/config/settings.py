@@ -125,12 +125,12 @@ class TimerSettings(_Frozen):
     """When a silence is taken. `lateness_max`: how late an event may come before its customer's silence counts.
     `source_quiet_max`: a topic without a record for so long has lost its producers, and nobody's silence counts.
     `customers_per_s_max`: who became due during a downtime is taken no faster by one worker. `clock`: the wall's; of a
-    replay the log's own, `event`."""
+    replay the log's own, `event`; `off`: only a customer's next event tells that they were silent."""
 
     lateness_max_ms: DurationMs = Field(default=5 * 60_000, alias="lateness_max")
     source_quiet_max_ms: DurationMs = Field(default=30 * 60_000, alias="source_quiet_max")
     customers_per_s_max: int = Field(default=2_000, ge=1)
-    clock: Literal["wall", "event"] = "wall"
+    clock: Literal["wall", "event", "off"] = "wall"
 
     def limits(self) -> TimerLimits:
         """For the worker."""

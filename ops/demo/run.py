@@ -26,7 +26,7 @@ from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.store.checkpoint import History
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import instant
-from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
+from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings, TimerSettings
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.demo.feed import Feed
 from ebbtide.ops.demo.scene import Plan, Scene, build_scene, columns, write_history
@@ -99,6 +99,7 @@ def _own(settings: Settings, folder: Path, now_ms: int) -> Settings:
             "redis": settings.redis.model_copy(update={"prefix": f"{name}:"}),
             "topics": topics,
             "alerts_from": "start",
+            "timers": TimerSettings(clock="event", lateness_max=0),
             "logs": settings.logs.model_copy(update={"form": "text"}),
         }
     )
@@ -223,6 +224,7 @@ class Show:
             "precision": v.ours.precision,
             "recall": v.recall,
             "silences": v.silences,
+            "alerts_by_silence_alone": v.by_silence_alone,
             "lead_time_days_p50": v.ours.lead_days,
             "base_rate": v.base_rate,
             "decision_points": v.points,

@@ -32,7 +32,7 @@ I8 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The n scored decision points that the shown events brought about."""
+    """The n scored decision points of the show, brought about by its events or by time."""
 
     customer: I8
     as_of: I8
@@ -63,7 +63,8 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`silence_days`: from what silence on alerting by recency had to alert to come to as many alerts (two scheduled
+    """`by_silence_alone`: alerts about customers of whom no event was shown any more, so that only a timer could bring
+    them. `silence_days`: from what silence on alerting by recency had to alert to come to as many alerts (two scheduled
     gaps: some at the one, the others at the other)."""
 
     ours: Rule
@@ -73,15 +74,19 @@ class Verdict:
     points: int
     recall: float
     silences: int
+    by_silence_alone: int = 0
 
 
 def asked(scene: Scene, log: EventBatch, layout: Layout, sent: int) -> Asked:
-    """The decision points of the first `sent` shown events. `log`: the live events up to the last one shown or more,
-    in the scene's order and with the scene's customers."""
+    """The decision points of the first `sent` shown events, and of the silences due before the last of them. `log`: the
+    live events up to the last one shown or more, in the scene's order and with the scene's customers."""
     horizon_ms, activity = layout.spec.horizon_ms, Activity.of(scene.live)
+    until_ms = int(log.time[scene.first + sent - 1]) if sent else scene.opens_ms
     parts: list[tuple[I8, I8, I8]] = []
     for points in replay(layout, log, int(log.time.max()) + 1):
-        shown = points.scored & (points.event >= scene.first) & (points.event < scene.first + sent)
+        in_show = (points.event >= scene.first) & (points.event < scene.first + sent)
+        passed = points.of_time & (points.as_of >= scene.opens_ms) & (points.as_of < until_ms)
+        shown = points.scored & (passed | (in_show & ~points.of_time))
         parts.append(
             (points.customer[shown].astype(np.int64), points.as_of[shown], points.rows["last_seen"][shown])
         )
@@ -111,7 +116,15 @@ def judge(
         len(points.as_of),
         known / silences if silences else np.nan,
         silences,
+        _by_silence_alone(scene, episodes, shown_until_ms),
     )
+
+
+def _by_silence_alone(scene: Scene, episodes: Sequence[Episode], until_ms: int) -> int:
+    events = scene.live.events[scene.live.events["time_ms"] <= until_ms]
+    last_ms = np.zeros(len(scene.live.customers), np.int64)
+    np.maximum.at(last_ms, events["customer"], events["time_ms"])
+    return sum(int(last_ms[each.customer]) < each.opened for each in episodes)
 
 
 def by_recency(points: Asked, gaps: I8, alerts: int) -> tuple[Rule, tuple[float, float]]:

@@ -144,6 +144,9 @@ def verdict_table(v: Verdict, horizon_days: float) -> Table:
         "",
         "",
     )
+    table.add_row(
+        "alerts that only silence could bring: no event followed", f"{v.by_silence_alone:,}", "", ""
+    )
     return table
 
 
@@ -152,8 +155,8 @@ def footnotes(v: Verdict) -> list[str]:
     low, high = v.silence_days
     after = f"{low:.1f} days" if low == high else f"{low:.1f} to {high:.1f} days"
     lead = (
-        "lead time counts from the moment that an alert is about; it is sent once the customer's next event shows that"
-        " moment to have passed: their weekly newsletter, at the latest"
+        "lead time counts from the moment that an alert is about; a silence is told by a timer when that moment has"
+        " passed, whether or not the customer is ever heard of again"
     )
     return [
         f"by recency: as many alerts, each when its customer had been silent for {after}, at the same decision points",

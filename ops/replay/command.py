@@ -127,7 +127,8 @@ def _tables(
     for name, words in rows.items():
         totals.add_row(name, words)
     note = Text(
-        "A silence is decided when the customer's next event arrives; of who never comes back nothing is heard yet.",
+        f"{alerts.by_silence_alone:,} of the alerts are about customers of whom no event followed: only silence, taken"
+        " by a timer, could bring them.",
         style="dim",
     )
     return Group(snapshots, totals, note)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.known import known_until
 from ebbtide.featurestore.files.event_log import EventLog
-from ebbtide.featurestore.record.fold import CAUSES
+from ebbtide.featurestore.record.fold import CAUSES, EVENT
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.record.replay import SNAPSHOT, replay
 from ebbtide.featurestore.times.durations import DAY_MS
@@ -26,6 +26,9 @@ from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.replay.run import Replayed, Snapshot
+
+OF_TIME = -2
+"""In the place of an offset: of a silence, which is told apart by its customer and time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,14 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Alerting:
-    """Opened episodes: how many, how many of those with a known outcome were right, and the lead of the right ones."""
+    """Opened episodes: how many, how many of those with a known outcome were right, the lead of the right ones, and of
+    how many customers no event followed in the log, so that only a timer could tell."""
 
     opened: int
     known: int
     right: int
     lead_days_p50: float
+    by_silence_alone: int = 0
 
     @property
     def precision(self) -> float:
@@ -100,21 +105,26 @@ def judge(
 def compare(replayed: Replayed, history: History, scorer: Scorer) -> Agreement:
     """Every decision point of the streamed part, scored again offline from the log alone."""
     streamed = {
-        (s.partition, s.offset, s.as_of, s.cause): s.p for s in replayed.scores
+        (s.customer, s.offset if s.cause == CAUSES[EVENT] else OF_TIME, s.as_of, s.cause): s.p
+        for s in replayed.scores
     }  # an at-least-once duplicate has the same key, and must have the same p
     if len(streamed) != len(replayed.scores):
         raise OpsError("one decision point was streamed with two different scores", hint="this is a defect")
     missing, same, difference = 0, 0, 0.0
     for points in replay(history.layout, history.log, history.known_until_ms):
         # What was due before the stream began is history: the backfill took it and nobody was asked to score it.
-        own = points.scored & (points.event >= replayed.start) & (points.as_of >= replayed.from_ms)
+        # Nor was there anybody to take what is due after the last event that the worker saw.
+        taken = (points.event >= replayed.start) | (points.as_of < replayed.until_ms[points.customer])
+        own = points.scored & taken & (points.as_of >= replayed.from_ms)
         if not own.any():
             continue
         p = scorer.score(points.rows[own], points.as_of[own])
-        at = points.event[own] - replayed.start
+        at_event = points.cause[own] == EVENT
+        place = np.full(len(at_event), OF_TIME, np.int64)
+        place[at_event] = replayed.offset[points.event[own][at_event] - replayed.start]
         keys = zip(
-            replayed.partition[at].tolist(), replayed.offset[at].tolist(), points.as_of[own].tolist(),
-            (CAUSES[cause] for cause in points.cause[own].tolist()), strict=True,
+            (history.log.customers[i] for i in points.customer[own].tolist()), place.tolist(),
+            points.as_of[own].tolist(), (CAUSES[cause] for cause in points.cause[own].tolist()), strict=True,
         )  # fmt: skip
         for key, offline in zip(keys, p.tolist(), strict=True):
             live = streamed.pop(key, None)
@@ -140,7 +150,10 @@ def alerting(replayed: Replayed, history: History) -> Alerting:
     known = right | (label == STAYED)
     lead = _ends(history, customer[right], as_of[right]) - as_of[right]
     p50 = float(np.median(lead)) / DAY_MS if right.any() else float("nan")
-    return Alerting(len(opened), int(known.sum()), int(right.sum()), p50)
+    last_ms = np.zeros(len(history.log.customers), np.int64)
+    np.maximum.at(last_ms, history.log.customer, history.log.time)
+    alone = int((last_ms[customer] < as_of).sum())
+    return Alerting(len(opened), int(known.sum()), int(right.sum()), p50, alone)
 
 
 def _ends(history: History, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -177,6 +190,7 @@ def as_json(
             for j in judged
         ],
         "alerts": alerts.opened,
+        "alerts_by_silence_alone": alerts.by_silence_alone,
         "alert_precision": None if np.isnan(alerts.precision) else alerts.precision,
         "lead_time_days_p50": None if np.isnan(alerts.lead_days_p50) else alerts.lead_days_p50,
         "score_difference_max": agreement.difference_max,

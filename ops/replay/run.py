@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.files.as_stream import contract_spec, records_of
+from ebbtide.featurestore.files.as_stream import contract_spec, records_of, stamps_of
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
@@ -28,7 +28,7 @@ from ebbtide.featurestore.record.replay import arrived_before
 from ebbtide.featurestore.spec import Spec, dump_spec
 from ebbtide.featurestore.store.checkpoint import History
 from ebbtide.featurestore.store.redis.store import RedisStore
-from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.config.settings import Settings, TimerSettings
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.state.backfill import Progress, backfill
 from ebbtide.ops.state.junction import Junction
@@ -59,14 +59,15 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What came out. `start`: index of the first streamed event, of time `from_ms` or later; `partition`, `offset`:
-    int64[n - start], where each streamed event lay. alerts and scores each once, as a consumer that reads by id sees
+    """What came out. `start`: index of the first streamed event, of time `from_ms` or later; `offset`: int64[n -
+    start], where each streamed event lay in its partition; `until_ms`: int64[customers], up to when timers took each
+    customer's silences. alerts and scores each once, as a consumer that reads by id sees
     them."""
 
     from_ms: int
     start: int
-    partition: NDArray[np.int64]
     offset: NDArray[np.int64]
+    until_ms: NDArray[np.int64]
     snapshots: list[Snapshot]
     alerts: list[Alert]
     scores: list[ScoreRecord]
@@ -99,7 +100,11 @@ async def replay(
     counts = await ensure_topics(own.kafka, topic_specs(own))
     partitions = counts[own.kafka.topic]
     start = arrived_before(log.events, from_ms)
-    partition, offset = _places(log, start, partitions)
+    home = np.array([partition_for(name.encode(), partitions) for name in log.events.customers], np.int64)
+    partition = home[log.events.customer[start:]]
+    offset = _offsets(partition, partitions)
+    ends_ms = np.zeros(partitions, np.int64)  # the logical clock of each partition, when all is applied
+    np.maximum.at(ends_ms, partition, stamps_of(log, contract_spec(spec))[start:])
     async with open_store(own, layout, partitions) as store:
         junctions = dict.fromkeys(range(partitions), Junction(0, History(from_ms, 0)))
         await backfill(log.events, layout, store, junctions, from_ms, progress=progress)
@@ -118,12 +123,13 @@ async def replay(
                     await _applied(store, worker, partition[:sent], partitions)
                     if as_of is not None:
                         taken.append(await _snapshot(store, layout, log.events.customers, as_of, partitions))
+            await _timers_ran(store, worker, ends_ms)
             seconds, rss = loop.time() - began_s, worker.peak_rss_bytes()
     alerts = [Alert.model_validate_json(value) for value in await _values(own, own.topics.alerts)]
     scores = [read_score(value) for value in await _values(own, str(own.topics.scores))]
     letters = await log_ranges(own.kafka, own.topics.dead_letters)
     return Replayed(
-        from_ms, start, partition, offset, taken, list({alert.alert_id: alert for alert in alerts}.values()),
+        from_ms, start, offset, ends_ms[home], taken, list({alert.alert_id: alert for alert in alerts}.values()),
         list(dict.fromkeys(scores)), sum(end - begin for begin, end in letters.values()), seconds, rss,
     )  # fmt: skip
 
@@ -140,19 +146,18 @@ def _own_settings(settings: Settings, spec: Spec, run: str, folder: Path) -> Set
             "redis": settings.redis.model_copy(update={"prefix": f"{run}:"}),
             "topics": settings.topics.model_copy(update=named),
             "alerts_from": "start",
+            "timers": TimerSettings(clock="event", lateness_max=0, customers_per_s_max=1_000_000),
         }
     )
 
 
-def _places(log: EventLog, start: int, partitions: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Partition and offset of every event from `start` on, in a topic that is empty before."""
-    home = np.array([partition_for(name.encode(), partitions) for name in log.events.customers], np.int64)
-    partition = home[log.events.customer[start:]]
+def _offsets(partition: NDArray[np.int64], partitions: int) -> NDArray[np.int64]:
+    """The offset of every event, by its partition, in a topic that is empty before."""
     offset = np.empty(len(partition), np.int64)
     for p in range(partitions):
         mine = partition == p
         offset[mine] = np.arange(mine.sum())
-    return partition, offset
+    return offset
 
 
 async def _stream(
@@ -189,6 +194,18 @@ async def _applied(
                 f"the worker applies nothing any more, at {reached} of {expected}", hint=f"see {worker.log}"
             )
         await asyncio.sleep(POLL_S)
+
+
+async def _timers_ran(store: RedisStore, worker: WorkerProcess, ends_ms: NDArray[np.int64]) -> None:
+    """Until nobody is due any more by the logical clock of any partition. Raises when that takes too long."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + STALL_S_MAX
+    for partition, until_ms in enumerate(ends_ms.tolist()):
+        while (await store.due(partition, until_ms, 1))[0]:
+            worker.check()
+            if loop.time() > end_s:
+                raise OpsError("the worker's timers do not run any more", hint=f"see {worker.log}")
+            await asyncio.sleep(POLL_S)
 
 
 async def _snapshot(

@@ -1,8 +1,8 @@
 """The named bounds of a worker."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ebbtide.stream.turn.timers import TimerLimits
+from ebbtide.stream.turn.timers import NO_TIMERS, TimerLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,4 +26,4 @@ class Limits:
     turns_in_flight: int = 2
     dead_letter_share_max: float = 0.5
     idle_check_s: float = 5.0
-    timers: TimerLimits = field(default_factory=TimerLimits)
+    timers: TimerLimits = NO_TIMERS

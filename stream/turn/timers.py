@@ -24,12 +24,16 @@ MINUTE_MS = 60_000
 class TimerLimits:
     """lateness_max_ms: how late an event may come before its customer's silence is taken. source_quiet_max_ms: a topic
     without a record for so long has lost its producers. customers_per_s_max: who is due is taken no faster by one
-    worker, after downtime. clock: the wall's, or of a replay the log's own ("event")."""
+    worker, after downtime. clock: the wall's, or of a replay the log's own ("event"); "off": only events tell who was
+    silent, and nothing is deleted of who does not come back."""
 
     lateness_max_ms: int = 5 * MINUTE_MS
     source_quiet_max_ms: int = 30 * MINUTE_MS
     customers_per_s_max: int = 2_000
-    clock: Literal["wall", "event"] = "wall"
+    clock: Literal["wall", "event", "off"] = "wall"
+
+
+NO_TIMERS = TimerLimits(clock="off")
 
 
 def timer_clock(log: LogPosition, offset: int, newest_ms: int, limits: TimerLimits) -> int:
@@ -38,7 +42,7 @@ def timer_clock(log: LogPosition, offset: int, newest_ms: int, limits: TimerLimi
     newest_ms: Kafka timestamp of the last record applied. It may be below an earlier one: the partition's clock holds
     then, since its checkpoint never moves back.
     """
-    if log.high_watermark > log.last_stable:
+    if limits.clock == "off" or log.high_watermark > log.last_stable:
         return 0  # an open transaction, or nothing known
     if limits.clock == "event":
         return newest_ms - limits.lateness_max_ms

@@ -39,7 +39,7 @@ from ebbtide.featurestore.spec import dump_spec
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
 from ebbtide.ops.config.child import child_environment, for_child
-from ebbtide.ops.config.settings import PolicySettings, RedisSettings, Settings, TopicSettings
+from ebbtide.ops.config.settings import PolicySettings, RedisSettings, Settings, TimerSettings, TopicSettings
 from ebbtide.ops.stack.local import LocalStack
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
@@ -101,7 +101,7 @@ class Bench:
     def settings(self, name: str, redis_url: str = "") -> Settings:
         """Of a worker on topic `name`, which exists from now on."""
         settings = Settings(
-            spec=self.spec, model=self._model, alerts_from="start",
+            spec=self.spec, model=self._model, alerts_from="start", timers=TimerSettings(clock="off"),
             kafka=KafkaSettings(url=self._stack.kafka_url, topic=name, group=name),
             redis=RedisSettings(url=redis_url or self._stack.redis_url, prefix=f"{name}:"),
             topics=TopicSettings(alerts=f"{name}-alerts", dead_letters=f"{name}-dead", partitions=PARTITIONS),

@@ -52,6 +52,7 @@ def test_a_short_demo_alerts_better_than_chance(tmp_path: Path) -> None:
     assert 0 < found["base_rate"] < 0.3
     assert found["precision"] > 1.5 * found["base_rate"]
     assert 0 < found["recall"] < 1
+    assert 0 < found["alerts_by_silence_alone"] <= found["alerts"]
     assert 0 < found["event_to_alert_ms"]["p50"] <= found["event_to_alert_ms"]["p99"]
     assert 0 < found["seconds_to_first_alert"] < 400
     alerts = (tmp_path / "run" / "alerts.jsonl").read_text().splitlines()

@@ -58,4 +58,5 @@ def test_replay(stack: Services, tmp_path: Path) -> None:
     assert found["decision_points"] > 200
     assert (found["decision_points_missing"], found["decision_points_extra"]) == (0, 0)
     assert found["score_difference_max"] == 0.0
+    assert 0 < found["alerts_by_silence_alone"] <= found["alerts"]
     assert {"alerts", "alert_precision", "lead_time_days_p50"} <= found.keys()

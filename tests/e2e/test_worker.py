@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ebbtide.featurestore.spec import load_spec
-from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
+from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings, TimerSettings
 from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock
@@ -75,6 +75,7 @@ async def test_worker(stack: Services, unique_name: str, tmp_path: Path) -> None
         model=model,
         kafka=KafkaSettings(url=stack.kafka_url, topic=unique_name, group=unique_name),
         alerts_from="start",
+        timers=TimerSettings(clock="off"),  # its events are of long ago
         dead_letter_share_max=1.0,  # a fuzzed stream is mostly bad on purpose
     )
     topics = settings.topics.model_copy(

@@ -69,7 +69,8 @@ async def fuzz_worker(
             {
                 "model": model, "kafka": KafkaSettings(url=stack.kafka_url, topic=TOPIC, group=TOPIC),
                 "redis": {"url": stack.redis_url}, "http": {"token": TOKEN},
-                "alerts_from": "start", "dead_letter_share_max": 1.0, "policy": {"enter": 0.3, "exit": 0.2,
+                "alerts_from": "start", "timers": {"clock": "off"}, "dead_letter_share_max": 1.0,
+                "policy": {"enter": 0.3, "exit": 0.2,
                 "cooldown": 0},
             }
         )  # fmt: skip

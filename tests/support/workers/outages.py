@@ -36,7 +36,7 @@ from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.model.serving.scorer import Scorer
-from ebbtide.ops.config.settings import PolicySettings, Settings
+from ebbtide.ops.config.settings import PolicySettings, Settings, TimerSettings
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.stack.local import LocalKafka, LocalValkey
 from ebbtide.ops.stack.server import free_ports
@@ -84,7 +84,7 @@ class Outage:
         topic = topic or name
         base = Settings(
             spec=self.folder / "spec.yaml", model=self.folder / "models" / TINY.name, policy=POLICY,
-            alerts_from="start", drain_grace_s=10.0,
+            alerts_from="start", drain_grace_s=10.0, timers=TimerSettings(clock="off"),
             kafka=KafkaSettings(
                 url=f"127.0.0.1:{self.kafka_proxy.port}", topic=topic, group=name, session_timeout_s=3.0,
                 heartbeat_interval_s=0.5, poll_interval_max_s=6.0, request_timeout_s=5.0, commit_interval_s=0.2,
