@@ -75,7 +75,8 @@ class TurnDone:
 
     `late`, `duplicates`, `behind_watermark`, `misplaced`: events, of the whole turn, also of a piece that was not
     applied. `forgotten`: of the `tombstones`, those that found a record and deleted it. `latency_s`: from the oldest
-    record's Kafka timestamp to the last acknowledgement, None for a turn without records.
+    record's Kafka timestamp to the last acknowledgement, None for a turn without records. `due`: customers whom timers
+    took; `expired`: records that nobody renewed in time and that were deleted, `expired_bytes` of them before packing.
     """
 
     pieces: Sequence[PieceDone]
@@ -95,6 +96,9 @@ class TurnDone:
     latency_s: float | None
     sent: Sequence[AlertSent] = ()
     judged: Judged | None = None
+    due: int = 0
+    expired: int = 0
+    expired_bytes: int = 0
 
 
 class Lag(NamedTuple):
@@ -142,8 +146,9 @@ class Telemetry:
     def stopped(self, partition: int, reason: str) -> None:
         """It stopped by an error that only a person can mend."""
 
-    def timers_hold(self, hold: bool) -> None:
-        """Nobody's silence is taken, since nobody's can be told from the source's."""
+    def timers(self, hold: bool, late_s: float) -> None:
+        """Several times a second. `hold`: nobody's silence is taken, since the whole topic has been quiet too long;
+        `late_s`: for how long somebody has been due by the timer clock, and was not taken; 0 when nobody is."""
 
     def queued(self, rows: int) -> None:
         """Rows wait for the scorer."""

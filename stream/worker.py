@@ -326,7 +326,7 @@ class Worker:
             self._source_watch.look(source.topic_end(), clock.now_ms(), newest_ms)
             lives = self._own_clock or not self._source_watch.holds(clock.now_ms())
             asked = list[Opened]()
-            self._tools.telemetry.timers_hold(not lives)
+            late_ms = 0
             for number, partition in self._partitions.items():
                 if number in positions:
                     partition.lag(positions[number], clock.monotonic_s())
@@ -334,10 +334,13 @@ class Worker:
                 until, opened = partition.due_until, partition.opened
                 if opened is None or until is None:
                     continue
+                late_ms = max(late_ms, until[0] - (opened.due.next_ms or until[0]))
                 if opened.due.ready(until, partition.timers_first):
                     self._due.setdefault(number, partition)
                 elif opened.due.asks(until):
                     asked.append(opened)
+            quiet = not self._own_clock and self._source_watch.quiet_ms(clock.now_ms()) > 0
+            self._tools.telemetry.timers(quiet, late_ms / 1000)
             await self._ask_due(asked)
             if self._due:
                 self._wake.set()

@@ -119,6 +119,11 @@ SYMPTOMS = (
         "What runs goes on; the log's line names version and reason.",
     ),
     Symptom(
+        "TimersHeld", "ticket", 5 * MINUTE_S, lambda _: "min(ebbtide_timers_held) == 1",
+        "No record comes to the whole topic",
+        "Nobody's silence is taken meanwhile: it may be the producers'. GET /readyz says for how long.",
+    ),
+    Symptom(
         "Misplaced", "ticket", 0.0,
         lambda scale: f"sum(increase(ebbtide_events_misplaced_total[{scale.window(HOUR_S)}])) > 0",
         "Events lie in another partition than their customer's",

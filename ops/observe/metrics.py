@@ -91,6 +91,9 @@ COUNTS = {
     ),
     "tombstones": ("ebbtide_tombstones_total", "Tombstones read, whether they found a record or not."),
     "forgotten": ("ebbtide_customers_forgotten_total", "Records that a tombstone deleted."),
+    "due": ("ebbtide_timer_customers_total", "Customers whom time brought something, taken by timers."),
+    "expired": ("ebbtide_customers_expired_total", "Records deleted a week after the spec's memory."),
+    "expired_bytes": ("ebbtide_expired_record_bytes_total", "Their size, before packing."),
 }
 # Field of TurnDone that counts by a label -> counter, what it says, the label, its values.
 COUNTS_BY = {
@@ -114,6 +117,15 @@ class Metrics(Telemetry):
         Info("ebbtide_build", "The installed version.", registry=r).info({"version": version("ebbtide")})
         self.on_turn: Callable[[TurnDone], None] | None = None
         """Who else hears of turns: the page."""
+        self._timers_hold = Gauge(
+            "ebbtide_timers_held",
+            "1: no silence is taken, no record has come to the whole topic for too long.",
+            registry=r,
+        )
+        self._timer_lateness = Gauge(
+            "ebbtide_timer_lateness_seconds", "How long somebody has been due, beyond lateness_max; 0 for nobody.",
+            registry=r,
+        )  # fmt: skip
         self.at_scrape = AtScrape()
         """Whom to ask what is so now, and what it gave."""
         r.register(self.at_scrape)
@@ -249,6 +261,10 @@ class Metrics(Telemetry):
         self._decision_age.labels(alert.cause).observe(max(alert.decision_age_s, 0.0))
         if alert.transition == "opened" and alert.probability is not None:
             self._opened.labels(band_of(alert.probability), str(alert.version)).inc()
+
+    def timers(self, hold: bool, late_s: float) -> None:
+        self._timers_hold.set(hold)
+        self._timer_lateness.set(late_s)
 
     def in_history(self, records: int) -> None:
         self._in_history.inc(records)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import TOMBSTONE
-from ebbtide.featurestore.record.fold import CAUSES, EVENT
+from ebbtide.featurestore.record.fold import CAUSES, EVENT, EXPIRED
 from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.outputs.pre_commit import unscored
 from ebbtide.stream.telemetry import AlertSent, Judged, PieceDone, Stage, TurnDone
@@ -46,6 +46,8 @@ def report(verdicts: Verdicts, seconds: dict[Stage, float], now_ms: int) -> Turn
         tombstones=int(tombstone.sum()),
         # A batch is cut before a tombstone whose customer it has events of: what it deletes was there before.
         forgotten=int(verdicts.known[work.events.customer[tombstone]].sum()),
+        due=sum(piece.customers_due for j, piece in enumerate(work.pieces) if applied[j]),
+        expired=int(causes[EXPIRED]), expired_bytes=int(causes[EXPIRED]) * verdicts.after.itemsize,
         points={CAUSES[cause]: n for cause, n in enumerate(causes.tolist()) if n},
         alerts=dict(Counter(t.kind for t in verdicts.transitions if applied[verdicts.origin.piece[t.point]])),
         seconds=seconds,

@@ -155,6 +155,10 @@ CASES = [
         "another partitioner", {f"ebbtide_events_misplaced_total{{{W}}}": at("0", 60, "7")}, "65m",
         {"EbbtideMisplaced": 1},
     ),
+    Case(
+        "the producers are away", {f"ebbtide_timers_held{{{W}}}": at("0", 60, "1")}, "67m",
+        {"EbbtideTimersHeld": 1},
+    ),
 ]  # fmt: skip
 
 
