@@ -14,7 +14,7 @@ from typing import Any
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
-from ebbtide.ops.config.settings import AlertSettings, Settings
+from ebbtide.ops.config.settings import AlertSettings, Settings, TimerSettings
 from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec
@@ -54,6 +54,7 @@ def direct(
             fetch_partition_bytes_max=FETCH_BYTES,
         ),
         alerts_from="start",
+        timers=TimerSettings(clock="off"),  # when they fire is no function of the log, which is all the verdict has
         record_bytes_max=4_096,
         drain_grace_s=GRACE_S,
         model_watch_s=1.0,
