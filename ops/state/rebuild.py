@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
+from ebbtide.featurestore.store.checkpoint import TimerCursor
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, DUE_AT_ALL_MS
+from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.state.plan import NotOurs, Plan, open_ours
 from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.errors import BrokerUnavailable, ScorerUnavailable
@@ -27,6 +30,7 @@ from ebbtide.stream.kafka.committed_log import CommittedLog
 from ebbtide.stream.outputs.message import AtLeastOnce, Message
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.retry import Backoff
+from ebbtide.stream.suppression import Suppression
 from ebbtide.stream.telemetry import Telemetry, TurnDone
 from ebbtide.stream.turn.flood import FloodGuard
 from ebbtide.stream.turn.opened import LogState, Opened
@@ -122,9 +126,7 @@ class Rebuild:
                 read_s = self._clock.monotonic_s()
                 self._committed = await self._read_committed()
                 await _all(
-                    part.reach(self._committed[n].offset)
-                    for n, part in self._parts.items()
-                    if n in self._committed
+                    part.reach(self._committed[n]) for n, part in self._parts.items() if n in self._committed
                 )
                 if self._stop.is_set() or (not follow and self._clock.monotonic_s() - read_s < FRESH_S):
                     return self.done()
@@ -187,8 +189,8 @@ class _Part:
         self._opened: Opened | None = None
         self._backoff = Backoff(OUTAGE_S_MAX, tools.clock.monotonic_s)
 
-    async def reach(self, until: int) -> None:
-        """Fold up to `until`, or until told to stop."""
+    async def reach(self, until: CommittedOffset) -> None:
+        """Fold up to `until`, and take timers as far as they were then; or until told to stop."""
         began_s = self._tools.clock.monotonic_s()
         try:
             while not self._stop.is_set():
@@ -210,11 +212,14 @@ class _Part:
         finally:
             self.seconds += self._tools.clock.monotonic_s() - began_s
 
-    async def _fold(self, until: int) -> None:
+    async def _fold(self, until: CommittedOffset) -> None:
         opened = self._opened or await self._open()
         while not self._stop.is_set():
-            batch = await self._settled.next(self._number, until)
+            batch = await self._settled.next(self._number, until.offset)
             if batch is None:
+                await take_timers(
+                    self._pipeline, self._tools.store, opened, Suppression.by(until).timers_from
+                )
                 return
             opened.check_follows(batch)
             for piece in opened.beyond_history(batch).cut_before_tombstones():
@@ -234,6 +239,19 @@ class _Part:
         self._settled.seek(number, opened.checkpoint.offset)
         self._opened = opened
         return opened
+
+
+async def take_timers(pipeline: Pipeline, store: Store, opened: Opened, until: TimerCursor) -> None:
+    """Take who is due at or before `until`, so that the state is where the worker's is."""
+    page = opened.due
+    while opened.checkpoint.timers < until:
+        if not page.ready(until, to_the_end=True):
+            page.answer(*await store.due(opened.partition, DUE_AT_ALL_MS, page.ask()))
+            continue
+        piece = Piece(opened, None, page.take(until, CUSTOMERS_MAX))
+        error = (await pipeline.turn([piece]))[opened.partition]
+        if error is not None:
+            raise error
 
 
 async def _pause(backoff: Backoff, error: Exception, stop: asyncio.Event) -> None:

@@ -104,15 +104,18 @@ class World:
         clock: Clock | None = None,
     ) -> Worker:
         """A new process, as it were: its own cache, batcher and partitions."""
+        worker = Worker(self.tools(telemetry, clock), alerts_from=alerts_from, limits=limits)
+        worker.attach(self.source)
+        return worker
+
+    def tools(self, telemetry: Telemetry | None = None, clock: Clock | None = None) -> Tools:
+        """What its turns share; the batcher is to be run."""
         batcher = Batcher(lambda: self.model, SystemClock(), Telemetry(), deadline_s=0.05, linger_s=0.0)
-        tools = Tools(
+        return Tools(
             TOPIC, Outputs("alerts", "dead"), LAYOUT, Folder(LAYOUT), Parser(SPEC), self.store,
             Cache(LAYOUT.dtype, 2048 * LAYOUT.itemsize), self.sink, batcher,
             clock or SystemClock(), telemetry or Telemetry(),
         )  # fmt: skip
-        worker = Worker(tools, alerts_from=alerts_from, limits=limits)
-        worker.attach(self.source)
-        return worker
 
     @asynccontextmanager
     async def at_work(self, worker: Worker) -> AsyncIterator[asyncio.Task[None]]:

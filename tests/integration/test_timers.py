@@ -16,11 +16,17 @@ from typing import Any
 import orjson
 import pytest
 
+from ebbtide.ops.state.rebuild import take_timers
+from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.pipeline import Pipeline
+from ebbtide.stream.suppression import SUPPRESS_ALL, Suppression
 from ebbtide.stream.turn.timers import TimerLimits
 from ebbtide.stream.worker import Worker
 from tests.integration.test_pipeline import DAY_MS, LIMITS, PARTITIONS, T0, World, logs_of
+from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.streams import LogRecord
+from tests.support.seams.turns import from_the_beginning, take_over
 
 LATENESS_MS = 3_600_000
 TIMERS = TimerLimits(LATENESS_MS, source_quiet_max_ms=30_000 * DAY_MS, customers_per_s_max=100_000)
@@ -311,3 +317,29 @@ async def test_a_backlog_of_the_due_delays_no_event() -> None:
         seconds = loop.time() - began_s
         assert 100 < taken < 300 * (seconds + 1)
         assert sorted(waits)[20] < 0.1, waits
+
+
+async def test_a_rebuild_ends_where_the_timers_were() -> None:
+    """Beside the worker, in silence: the same records at the committed offset and its cursor."""
+    timed = Timed()
+    for who in range(300):
+        timed.say(who, T0 + who // 7)
+    async with timed.at_work():
+        await timed.settled()
+        timed.clock.at_ms = T0 + 9 * DAY_MS
+        await timed.settled()
+    rebuilt = World(0, timed.logs, 0.0)
+    tools = rebuilt.tools(clock=timed.clock)
+    serving = asyncio.create_task(tools.batcher.run())
+    for p, log in enumerate(timed.logs):
+        opened = from_the_beginning(LAYOUT.id, p, PARTITIONS)
+        opened.suppression = SUPPRESS_ALL
+        await take_over(tools, opened, FetchedBatch("clickstream", p, 0, 0, len(log), log))
+        await take_timers(
+            Pipeline(tools), tools.store, opened, Suppression.by(timed.world.source.marks[p]).timers_from
+        )
+        checkpoint = await timed.world.store.checkpoint(p)
+        assert checkpoint is not None and opened.checkpoint.timers == checkpoint.timers > (T0, "")
+    serving.cancel()
+    assert rebuilt.sink.sent == {}
+    assert await rebuilt.records() == await timed.world.records()
