@@ -48,7 +48,8 @@ class Scene(ExitStack):
         kafka = self._base.kafka.model_copy(
             update={
                 "url": self.stack.kafka_url, "topic": "drill", "group": "drill", "session_timeout_s": session_s,
-                "heartbeat_interval_s": HEARTBEAT_S, "poll_interval_max_s": POLL_S, "request_timeout_s": 5.0,
+                "heartbeat_interval_s": HEARTBEAT_S, "poll_interval_max_s": max(POLL_S, session_s),
+                "request_timeout_s": 5.0,
             }
         )  # fmt: skip
         redis = self._base.redis.model_copy(
