@@ -16,7 +16,7 @@ from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.drill.verdict import Second, Verdict
 from ebbtide.stream.clock import SystemClock
 
-NAMES = ("kill-worker", "hang-redis", "kill-redis", "kill-broker", "bad-model")
+NAMES = ("kill-worker", "hang-redis", "kill-redis", "kill-broker", "bad-model", "roll", "roll-static")
 
 
 @click.command()
@@ -71,7 +71,7 @@ def command(
     with (
         tempfile.TemporaryDirectory(prefix="ebbtide-drill-") as folder,
         steps() as say,
-        Scene(settings, Path(folder), say) as scene,
+        Scene(settings, Path(folder), say, workers=fault.workers, static=fault.static) as scene,
     ):
         say.end()
         found: Verdict = asyncio.run(drill(scene, fault, rate, customers, seed, SystemClock(), tell))

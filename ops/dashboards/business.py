@@ -13,6 +13,13 @@ BUSINESS = Board(
             "At risk",
             (
                 Panel(
+                    "Customers",
+                    "Customers that the workers hold in Redis now.",
+                    "short",
+                    (Target(f"sum({metric('ebbtide_customers')})"),),
+                    kind="number",
+                ),
+                Panel(
                     "Episodes opened",
                     "Customers who came to be at risk, within the chosen time.",
                     "short",

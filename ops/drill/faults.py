@@ -10,12 +10,16 @@ from ebbtide.ops.stack.server import Server
 
 
 class Fault(NamedTuple):
-    """words: what happens. expect: what an operator should see, and what is promised."""
+    """words: what happens. expect: what an operator should see, and what is promised. during_s: how long it lasts, at
+    least; workers, static: of the scene."""
 
     words: str
     expect: str
     cause: Callable[[Scene], object]
     mend: Callable[[Scene], object]
+    during_s: float = 10.0
+    workers: int = 2
+    static: bool = False
 
 
 def _kill_worker(scene: Scene) -> None:
@@ -73,5 +77,15 @@ FAULTS = {
         "a version that is no model is published",
         "it is refused by name, ebbtide_model_versions_refused rises, the version in service goes on",
         _publish_bad_model, _take_back_model,
+    ),
+    "roll": Fault(
+        "three workers are replaced one after the other (SIGTERM)",
+        "each leaves the group, and its partitions move at once; nothing is lost",
+        Scene.roll, lambda _: None, during_s=60.0, workers=3,
+    ),
+    "roll-static": Fault(
+        "three static members are replaced one after the other (SIGTERM)",
+        "no partition moves: each waits for its own worker, as long as that takes to start",
+        Scene.roll, lambda _: None, during_s=60.0, workers=3, static=True,
     ),
 }  # fmt: skip

@@ -25,10 +25,9 @@ SETTLE_S = 60.0
 
 
 class Times(NamedTuple):
-    """Seconds of load before the fault, during it, and after it was mended."""
+    """Seconds of load before the fault, and after it was mended; during it, as long as the fault says."""
 
     before_s: float = 6.0
-    during_s: float = 10.0
     after_s: float = 14.0
 
 
@@ -44,32 +43,38 @@ async def drill(
 ) -> Verdict:
     """Play it. Raises what the servers and workers fail of beyond the fault."""
     times = times or Times()
-    schedule = sessions(seed, rate, sum(times), customers)
+    schedule = sessions(seed, rate, times.before_s + fault.during_s + times.after_s, customers)
     run = LoadRun(scene.settings, schedule, f"drill{seed}", clock)
     seen: list[Second] = []
     loading = asyncio.create_task(run.run(settle_s=SETTLE_S), name="load")
     while not run.outcome.sent and not loading.done():
         await asyncio.wait({loading}, timeout=0.05)  # the past is sent first
-    began_s, phase = clock.monotonic_s(), "before"
+    began_s, phase, doing = clock.monotonic_s(), "before", None
     while not loading.done():
         at_s = clock.monotonic_s() - began_s
         if phase == "before" and at_s >= times.before_s:
-            phase = "during"
-            await asyncio.to_thread(fault.cause, scene)
-        elif phase == "during" and at_s >= times.before_s + times.during_s:
-            phase = "after"
-            await asyncio.to_thread(fault.mend, scene)
+            phase, doing = "during", asyncio.create_task(asyncio.to_thread(fault.cause, scene), name="fault")
+        elif (
+            phase == "during"
+            and at_s >= times.before_s + fault.during_s
+            and doing is not None
+            and doing.done()
+        ):
+            phase, doing = "after", asyncio.create_task(asyncio.to_thread(fault.mend, scene), name="mend")
         second = await asyncio.to_thread(_look, scene, at_s, phase, run)
         seen.append(second)
         tell(second)
         await asyncio.wait({loading}, timeout=LOOK_S)
-    return verdict(await loading, seen)
+    outcome = await loading
+    if doing is not None:
+        await doing
+    return verdict(outcome, seen)
 
 
 def _look(scene: Scene, at_s: float, phase: str, run: LoadRun) -> Second:
     reasons: dict[str, str] = {}
     lag_s, refused = 0.0, 0
-    for number, worker in enumerate(scene.workers):
+    for number, worker in enumerate(list(scene.workers)):
         status, reason = readiness(worker.address)
         if status:
             reasons[str(number)] = "" if status == 200 else reason

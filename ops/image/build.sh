@@ -28,3 +28,11 @@ for file in /etc/pip.conf "${PIP_CERT:-}"; do
 done
 buildah build "${mounts[@]}" --network host --build-arg "PYTHON_IMAGE=$base" --target "$target" \
     --file Dockerfile --tag "$tag" .
+
+# What is inside, and how much: runs/sbom-TARGET.json.
+mkdir -p runs
+container=$(buildah from "$tag")
+mounted=$(buildah mount "$container")
+python3 ops/image/sbom.py "$mounted"/opt/ebbtide/lib/python3*/site-packages >"runs/sbom-$target.json"
+echo "$tag: $(du -sm "$mounted" | cut -f1) MB, $(grep -c '"purl"' "runs/sbom-$target.json") packages in runs/sbom-$target.json"
+buildah rm "$container" >/dev/null

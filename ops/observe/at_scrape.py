@@ -50,6 +50,8 @@ class AtScrape(Collector):
         """Seconds since the call of the model under way began."""
         self.memory: Callable[[], Mapping[str, MemoryNow]] | None = None
         """By Redis server."""
+        self.customers: int | None = None
+        """In the partitions of ours, when last counted."""
         self.device: Callable[[], tuple[str, int | None]] | None = None
         """Where the model is, and the bytes that it holds there where the device can say."""
         self.seen_lag: dict[int, int] = {}
@@ -69,6 +71,8 @@ class AtScrape(Collector):
                 "Seconds that the call of the model under way has taken so far, 0 when there is none.",
                 self.call_age_s(),
             )
+        if self.customers is not None:
+            yield _gauge("ebbtide_customers", "Customers in the partitions of this worker.", self.customers)
         if self.device is not None:
             name, held = self.device()
             yield InfoMetricFamily("ebbtide_device", "Where the model computes.", value={"device": name})

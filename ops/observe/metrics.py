@@ -50,7 +50,7 @@ CALL_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.
 BANDS = tuple(f"{tenth / 10:.1f}" for tenth in range(10))
 """Lower edges of the tenths of probability."""
 REDIS_OPERATIONS = ("checkpoint", "load", "apply")
-KAFKA_OPERATIONS = ("send",)
+KAFKA_OPERATIONS = ("send", "take_over")
 SERVER_ERRORS = {"redis": ("Fenced", "StoreUnavailable"), "kafka": ("BrokerUnavailable",)}
 """Those that happen to a healthy worker: there from the start."""
 STAGE_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)

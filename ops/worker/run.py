@@ -58,8 +58,8 @@ log = logging.getLogger(__name__)
 
 SCORER_HANGS_S = 120.0
 """No dispatch takes two minutes; one that does will not end, and only a restart helps: `/healthz` fails."""
-MEMORY_EVERY_S = 15.0
-"""Redis fills in hours."""
+REDIS_EVERY_S = 15.0
+"""It fills in hours; a small question a partition of ours."""
 LAST_DISPATCH_S = 2.0
 """A dispatch takes milliseconds. One that hangs does not keep a drained worker: its partitions are the next owner's."""
 
@@ -94,7 +94,7 @@ async def work(settings: Settings) -> None:
         slot = await loading
         delivery = MeasuredDelivery(clock, metrics.kafka_called, plain, live.sent)
         tools = await tools_of(settings, layout, slot, store, delivery, metrics, fits)
-        watched = asyncio.create_task(watch_memory(store, metrics), name="memory")
+        watched = asyncio.create_task(watch_redis(store, metrics), name="redis")
         try:
             await _serve(settings, tools, slot, metrics, live)
         finally:
@@ -179,14 +179,18 @@ async def _serve(
     raise_first(tasks)
 
 
-async def watch_memory(store: RedisStore, metrics: Metrics) -> None:
-    """Note how full Redis is, until cancelled. What it said last stays: a server that is away has not become empty."""
-    found: dict[str, MemoryNow] = {}
-    metrics.at_scrape.memory = lambda: found
+async def watch_redis(store: RedisStore, metrics: Metrics) -> None:
+    """Note how full Redis is, and how many customers are ours, until cancelled. What it said last stays: a server that
+    is away has not become empty."""
+    asked, found = metrics.at_scrape, dict[str, MemoryNow]()
+    asked.memory = lambda: found
     while True:
         with suppress(EbbtideError):
             found.update({where: MemoryNow(*figures) for where, figures in (await store.memory()).items()})
-        await asyncio.sleep(MEMORY_EVERY_S)
+            if asked.states is not None:
+                known = [await store.customers(partition) for partition in asked.states()]
+                asked.customers = sum(known)
+        await asyncio.sleep(REDIS_EVERY_S)
 
 
 def hangs(batcher: Batcher) -> str:

@@ -26,10 +26,8 @@ def test_a_killed_worker_loses_no_alert(tmp_path: Path) -> None:
     settings = Settings(spec=SPEC, model=model)
     (tmp_path / "scene").mkdir()
     with Scene(settings, tmp_path / "scene", lambda _: None) as scene:
-        times = Times(before_s=2.0, during_s=3.0, after_s=2.0)
-        found = asyncio.run(
-            drill(scene, FAULTS["kill-worker"], 100.0, 300, 5, SystemClock(), lambda _: None, times)
-        )
+        times, fault = Times(before_s=2.0, after_s=2.0), FAULTS["kill-worker"]._replace(during_s=3.0)
+        found = asyncio.run(drill(scene, fault, 100.0, 300, 5, SystemClock(), lambda _: None, times))
     assert found.kept, replace(found, seconds=[])
     assert found.customers > 50 and found.latency.n == found.customers
     assert {second.phase for second in found.seconds} == {"before", "during", "after"}

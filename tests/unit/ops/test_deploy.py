@@ -24,6 +24,7 @@ OPS = Path(__file__).resolve().parents[3] / "ops"
 CHART = OPS / "helm/ebbtide"
 EVERYTHING: dict[str, Any] = {
     "replicas": 3,
+    "staticMembership": True,
     "spec": "name: shop\n",
     "compiled": {"size": "1Gi", "storageClass": "fast"},
     "secrets": {"REDIS__PASSWORD": {"secret": "redis", "key": "password"}},
@@ -101,6 +102,11 @@ def test_secrets_are_files_and_no_value_is_in_the_chart() -> None:
     (secrets,) = [volume for volume in pod["volumes"] if volume["name"] == "secrets"]
     source = secrets["projected"]["sources"][0]["secret"]
     assert source == {"name": "redis", "items": [{"key": "password", "path": "REDIS__PASSWORD"}]}
+
+
+def test_a_worker_is_a_static_member_only_if_asked_for() -> None:
+    pod = one({}, "StatefulSet")["spec"]["template"]["spec"]
+    assert "EBBTIDE_KAFKA__INSTANCE" not in {each["name"] for each in pod["containers"][0]["env"]}
 
 
 def test_the_settings_of_the_chart_are_settings() -> None:

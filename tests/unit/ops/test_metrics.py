@@ -59,6 +59,7 @@ def busy() -> Metrics:
     metrics.at_scrape.call_age_s = lambda: 3.5
     metrics.at_scrape.memory = lambda: {"r:1": MemoryNow(5, 0), "r:2": MemoryNow(5, 10)}
     metrics.at_scrape.device = lambda: ("GPU:0", 7)
+    metrics.at_scrape.customers = 12
     return metrics
 
 
@@ -178,6 +179,7 @@ def test_what_is_so_now_is_asked_at_the_scrape() -> None:
     assert found["ebbtide_redis_errors_total", "apply", "Fenced"] == 1
     assert found["ebbtide_redis_call_seconds_count", "apply"] == 1
     assert found["ebbtide_kafka_messages_total",] == 3
+    assert found["ebbtide_customers",] == 12
 
 
 def test_a_column_counts_as_the_client_would() -> None:
