@@ -39,8 +39,6 @@ SURE = 0.95
 DAY, HOUR, WEEK = 1.0, 1 / 24, 7.0
 TENURES = (1, 4)
 """Bands of tenure end here, in horizons."""
-TENURE = 1
-"""The second feature of every spec, in days."""
 NEWTON_STEPS = 20
 
 Masks = Mapping[str, NDArray[np.bool_]]
@@ -120,7 +118,7 @@ def slices_of(rows: Examples, spec: Spec) -> dict[str, NDArray[np.bool_]]:
     for kind in spec.kinds:
         for each in kind.categories if kind.role == "attribute" and kind.attribute == "category" else ():
             out[f"{kind.name} is {each}"] = rows.features[:, named[f"{kind.name}_is_{each}"]] > 0
-    tenure, edges = rows.features[:, TENURE], [n * spec.horizon_ms for n in TENURES]
+    tenure, edges = rows.features[:, named["tenure"]], [n * spec.horizon_ms for n in TENURES]
     words = [format_duration(edge) for edge in edges]
     band = np.searchsorted(np.array(edges) / DAY_MS, tenure, side="right")
     for i, name in enumerate(

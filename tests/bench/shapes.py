@@ -57,13 +57,13 @@ Row = tuple[int, str, str, str]
 
 def game(customers: int, rng: np.random.Generator) -> Iterator[Row]:
     for player in range(customers):
-        at, ends = START_S + rng.uniform(0, 40) * DAY_S, rng.exponential(12.0) * DAY_S
+        at, ends = START_S + rng.uniform(0, 68) * DAY_S, rng.exponential(12.0) * DAY_S
         born, pace = at, rng.lognormal(-0.7, 0.7) * DAY_S
         slows = rng.uniform(1.0, 4.0)
         while at < born + ends and at < START_S + 70 * DAY_S:
             tired = 1 + slows * max(0.0, (at - born) / max(ends, 1.0) - 0.7)
             moment = at
-            for _ in range(1 + rng.geometric(0.12 * tired)):
+            for _ in range(1 + rng.geometric(min(1.0, 0.3 * tired))):
                 kind = rng.choice(["click", "level", "buy"], p=[0.85, 0.13, 0.02])
                 value = f"{rng.lognormal(1, 1):.2f}" if kind == "buy" else ""
                 yield int(moment), f"p{player}", str(kind), value
