@@ -46,6 +46,7 @@ COMMANDS = {
     "dlq": ("ebbtide.ops.commands.dlq", "List the dead letters, send them back."),
     "stack": ("ebbtide.ops.commands.stack", "Apache Kafka and Valkey on this machine."),
     "schema": ("ebbtide.ops.commands.schema", "Print the JSON Schema of events or alerts."),
+    "doctor": ("ebbtide.ops.commands.doctor", "Examine a deployment, and say what to mend."),
     "config": ("ebbtide.ops.commands.config", "Show the settings in force."),
 }
 """Name -> (module with `command`, line of help), in the order of `ebbtide --help`. A new command is a line here."""

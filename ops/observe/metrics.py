@@ -215,6 +215,15 @@ class Metrics(Telemetry):
         self._stopped = Counter(
             "ebbtide_partition_stopped_total", "Times a partition stopped until somebody looks.", ["reason"], registry=r
         )  # fmt: skip
+        self._customers = Gauge(
+            "ebbtide_partition_customers", "Customers with a record, as last counted.", ["partition"], registry=r
+        )  # fmt: skip
+        self._redis_used = Gauge(
+            "ebbtide_redis_used_bytes", "Memory that a Redis uses.", ["server"], registry=r
+        )
+        self._redis_max = Gauge(
+            "ebbtide_redis_max_bytes", "What it may use (maxmemory); 0 is no limit.", ["server"], registry=r
+        )  # fmt: skip
         self._in_history = Counter(
             "ebbtide_records_in_history_total",
             "Records left out, since a backfilled file held them.",
@@ -254,7 +263,7 @@ class Metrics(Telemetry):
 
     def assigned(self, partitions: frozenset[int]) -> None:
         for gone in self._partitions - partitions:
-            for gauge in (self._position, self._paused, self._rebuild):
+            for gauge in (self._position, self._paused, self._rebuild, self._customers):
                 gauge.remove_by_labels({"partition": str(gone)})
             self._at_scrape.seen_lag.pop(gone, None)
         self._partitions = partitions
@@ -268,6 +277,14 @@ class Metrics(Telemetry):
 
     def reopened(self, partition: int, reason: str) -> None:  # noqa: ARG002  # too many series, and the log has it
         self._reopened.labels(reason).inc()
+
+    def stored(self, customers: Mapping[int, int], servers: Mapping[str, tuple[int, int]]) -> None:
+        """Customers by partition of ours; by server of the store the bytes that it uses, and that it may (0: any)."""
+        for partition in self._partitions & customers.keys():
+            self._customers.labels(str(partition)).set(customers[partition])
+        for server, (used, most) in servers.items():
+            self._redis_used.labels(server).set(used)
+            self._redis_max.labels(server).set(most)
 
     def rebuilding(self, partition: int, remaining: int) -> None:
         self._rebuild.labels(str(partition)).set(remaining)

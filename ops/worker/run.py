@@ -24,6 +24,7 @@ from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.checkpoint import check_checkpoint
 from ebbtide.featurestore.store.protocol import Store
+from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.model.serving.runtime import configure as configure_tensorflow
 from ebbtide.model.serving.slot import ScorerSlot
 from ebbtide.ops.config.settings import Settings
@@ -34,6 +35,7 @@ from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.worker.compose import load_slot, tools_of
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.models import watch_models
+from ebbtide.ops.worker.size import watch_size
 from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.ending import END_S_MAX, end
 from ebbtide.stream.kafka.client import check_connection
@@ -76,12 +78,13 @@ async def work(settings: Settings) -> None:
         fits = min(takes.get(settings.topics.dead_letters, BYTES_MAX), settings.kafka.produce_bytes_max)
         slot = await loading
         tools = await tools_of(settings, layout, slot, store, sink, metrics, fits)
-        await _serve(settings, tools, slot, metrics)
+        await _serve(settings, tools, store, slot, metrics)
 
 
 async def _serve(
     settings: Settings,
     tools: Tools,
+    store: RedisStore,
     slot: ScorerSlot[Policy],
     metrics: Metrics,
 ) -> None:
@@ -129,6 +132,7 @@ async def _serve(
         stopping,
         asyncio.create_task(worker.run(), name="worker"),
         asyncio.create_task(watch_models(slot, settings.model_watch_s, metrics), name="models"),
+        asyncio.create_task(watch_size(store, lambda: worker.partitions, metrics), name="size"),
     ]
     try:
         address = await _listen(face, settings)

@@ -6,6 +6,7 @@ topic should be and refuses to change one that is there.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from aiokafka import errors as kafka_errors
@@ -85,20 +86,47 @@ async def message_bytes_max(settings: KafkaSettings, topics: Sequence[str]) -> d
 
 
 async def _message_bytes_max(client: AIOKafkaAdminClient, topics: Sequence[str]) -> dict[str, int]:
-    if not topics:
-        return {}
-    asked = [ConfigResource(ConfigResourceType.TOPIC, name, {MESSAGE_BYTES: None}) for name in topics]
-    try:
-        answers = await client.describe_configs(asked)
-    except KafkaError:
-        return {}
-    return {
-        name: int(value)
-        for answer in answers
-        for _, _, _, name, configs in answer.resources
-        for key, value, *_ in configs
-        if key == MESSAGE_BYTES
-    }
+    configs = await _configs(client, topics, MESSAGE_BYTES)
+    return {name: int(config[MESSAGE_BYTES]) for name, config in configs.items() if MESSAGE_BYTES in config}
+
+
+async def _configs(
+    client: AIOKafkaAdminClient, topics: Sequence[str], *keys: str
+) -> dict[str, dict[str, str]]:
+    """Topic -> its settings of these names, as text; {} of a topic that Kafka does not tell us."""
+    found: dict[str, dict[str, str]] = {name: {} for name in topics}
+    if topics:
+        asked = [ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys(keys)) for name in topics]
+        with suppress(KafkaError):
+            for answer in await client.describe_configs(asked):
+                for _, _, _, name, configs in answer.resources:
+                    found[name] = {key: value for key, value, *_ in configs if key in keys}
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What Kafka says of a topic that is not changed: `described`, and `config`, its settings as text, of those asked
+    for that it tells us."""
+
+    described: Described
+    config: Mapping[str, str]
+
+
+async def examine(
+    settings: KafkaSettings, topics: Sequence[str], keys: Sequence[str]
+) -> tuple[int, dict[str, Examined]]:
+    """How many brokers there are, and each topic as it is; none is made. Raises BrokerUnavailable,
+    BrokerMisconfigured."""
+    async with admin(settings) as client:
+        try:
+            found = await describe(client._client, list(topics))  # noqa: SLF001 -- the admin client has no request for it
+            there = [name for name, topic in found.items() if topic.there]
+            configs = await _configs(client, there, *keys)
+            brokers = len(client._client.cluster.brokers())  # noqa: SLF001 -- its cluster is private
+        except (KafkaError, TimeoutError) as error:
+            raise await unreachable(settings, error) from error
+    return brokers, {name: Examined(found[name], configs.get(name, {})) for name in topics}
 
 
 async def _described(
