@@ -51,6 +51,7 @@ COMMANDS = {
     "drill": ("ebbtide.ops.commands.drill", "Break one thing on this machine, and watch."),
     "size": ("ebbtide.ops.commands.size", "How many workers, partitions and gigabytes a load needs."),
     "rules": ("ebbtide.ops.commands.rules", "Print Prometheus' rules: objectives and symptoms."),
+    "doctor": ("ebbtide.ops.commands.doctor", "Examine a deployment, and say what to mend."),
     "config": ("ebbtide.ops.commands.config", "Show the settings in force."),
 }
 """Name -> (module with `command`, line of help), in the order of `ebbtide --help`. A new command is a line here."""

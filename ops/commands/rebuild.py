@@ -17,6 +17,7 @@ from ebbtide.ops.console import Steps, console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
 from ebbtide.ops.state.plan import plan
 from ebbtide.ops.state.rebuild import Counts, ForbiddenSink, Rebuild, Rebuilt
+from ebbtide.ops.state.room import check_room, watch_room
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.clock import SystemClock
@@ -30,6 +31,7 @@ from ebbtide.stream.kafka.committed_log import open_committed_log
 @click.option(
     "--model", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the new model's versions."
 )
+@click.option("--force", is_flag=True, help="Begin although Redis may have no room for a second state.")
 @click.option("--follow", is_flag=True, help="Stay close to the committed offset until Ctrl-C.")
 @json_option
 def command(
@@ -37,13 +39,15 @@ def command(
     prefix: str,
     spec: Path | None,
     model: Path | None,
+    force: bool,
     follow: bool,
     json_path: Path | None,
 ) -> None:
     """Fold the retained log again, under a new prefix, beside the workers.
 
-    Nothing is sent. It ends when every partition is where the group is; then redis.prefix (and spec and model) is
-    switched. Interrupted, it goes on where it was when it is called again.
+    Nothing is sent. The second state is as large as the first: it is refused where Redis has no room for it, and stops
+    before it takes what the workers need. It ends when every partition is where the group is; then redis.prefix (and
+    spec and model) is switched. Interrupted, it goes on where it was when it is called again.
     """
     old = load_settings(config)
     settings = load_settings(config, options={"spec": spec, "model": model, "redis.prefix": prefix})
@@ -52,7 +56,9 @@ def command(
     settings.check_spec(layout.spec)
     with steps() as progress:
         progress("asking Kafka and Redis")
-        asyncio.run(_plan(settings, layout))  # a wrong prefix need not wait for TensorFlow
+        asyncio.run(
+            _plan(settings, layout, old.redis.prefix, force)
+        )  # a wrong prefix need not wait for TensorFlow
         progress("loading the model")
         load_tensorflow()
         done, customers, model_version, seconds = asyncio.run(_run(settings, layout, follow, progress))
@@ -81,12 +87,16 @@ def check(settings: Settings, in_use: str) -> None:
         )
 
 
-async def _plan(settings: Settings, layout: Layout) -> None:
+async def _plan(settings: Settings, layout: Layout, in_use: str, force: bool) -> None:
+    redis = settings.redis.model_copy(update={"prefix": in_use})
     async with (
         open_committed_log(settings.kafka) as settled,
         open_store(settings, layout, settled.partitions) as store,
+        open_store(settings.model_copy(update={"redis": redis}), layout, settled.partitions) as old,
     ):
         await plan(settled, store, settings.kafka.group, layout.id)
+        if not force:
+            await check_room(store, old)
 
 
 async def _run(
@@ -109,9 +119,14 @@ async def _run(
                 asyncio.get_running_loop().add_signal_handler(number, rebuild.stop)
         progress("rebuilding")
         began_s = clock.monotonic_s()
+        watching = asyncio.create_task(watch_room(store, rebuild.stop), name="room")
         try:
             done = await rebuild.run(progress.advance, follow=follow)
+            if watching.done():
+                watching.result()  # it was stopped for want of room
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             tools.batcher.close()
         customers = {one.partition: await store.customers(one.partition) for one in done}
         return done, customers, slot.current.version, clock.monotonic_s() - began_s

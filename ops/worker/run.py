@@ -179,7 +179,7 @@ async def _serve(
     raise_first(tasks)
 
 
-async def watch_redis(store: RedisStore, metrics: Metrics) -> None:
+async def watch_redis(store: RedisStore, metrics: Metrics, every_s: float = REDIS_EVERY_S) -> None:
     """Note how full Redis is, and how many customers are ours, until cancelled. What it said last stays: a server that
     is away has not become empty."""
     asked, found = metrics.at_scrape, dict[str, MemoryNow]()
@@ -188,9 +188,8 @@ async def watch_redis(store: RedisStore, metrics: Metrics) -> None:
         with suppress(EbbtideError):
             found.update({where: MemoryNow(*figures) for where, figures in (await store.memory()).items()})
             if asked.states is not None:
-                known = [await store.customers(partition) for partition in asked.states()]
-                asked.customers = sum(known)
-        await asyncio.sleep(REDIS_EVERY_S)
+                asked.customers = sum(await store.customers_each(list(asked.states())))
+        await asyncio.sleep(every_s)
 
 
 def hangs(batcher: Batcher) -> str:

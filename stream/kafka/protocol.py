@@ -11,7 +11,7 @@ refuses to say who needs which. A cluster without an authorizer grants everythin
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from io import BytesIO
 from typing import Any
@@ -221,11 +221,16 @@ class EpochEnd(Request[EpochEndRequestV3]):  # type: ignore[misc]  # aiokafka pu
 
 
 class Described:
-    """A topic as Kafka describes it to us; `partitions` counts them, `topic_id` is "" when it is not told."""
+    """A topic as Kafka describes it to us; `partitions` counts them, `leaderless` those that nobody serves now,
+    `replicas` is the smallest number of copies, `topic_id` is "" when it is not told."""
 
-    def __init__(self, error_code: int, topic_id: str, partitions: int, operations: int) -> None:
+    def __init__(
+        self, error_code: int, topic_id: str, partitions: Sequence[tuple[Any, ...]], operations: int
+    ) -> None:
         self._error = kafka_errors.for_code(error_code)
-        self.topic_id, self.partitions, self._operations = topic_id, partitions, operations
+        self.topic_id, self.partitions, self._operations = topic_id, len(partitions), operations
+        self.leaderless = sum(leader == -1 for _, _, leader, *_ in partitions)
+        self.replicas = min((len(replicas) for _, _, _, _, replicas, *_ in partitions), default=0)
 
     @property
     def there(self) -> bool:
@@ -251,8 +256,7 @@ async def describe(client: AIOKafkaClient, topics: list[str]) -> dict[str, Descr
             for code, name, found, _, parts, operations, _ in answer.topics
         ]
     return {
-        name: Described(code, topic_id, len(parts), operations)
-        for code, name, topic_id, parts, operations in rows
+        name: Described(code, topic_id, parts, operations) for code, name, topic_id, parts, operations in rows
     }
 
 

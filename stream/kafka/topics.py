@@ -132,6 +132,31 @@ async def _configs(
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What Kafka says of a topic that is not changed: `described`, and `config`, its settings as text, of those asked
+    for that it tells us."""
+
+    described: Described
+    config: Mapping[str, str]
+
+
+async def examine(
+    settings: KafkaSettings, topics: Sequence[str], keys: Sequence[str]
+) -> tuple[int, dict[str, Examined]]:
+    """How many brokers there are, and each topic as it is; none is made. Raises BrokerUnavailable,
+    BrokerMisconfigured."""
+    async with admin(settings) as client:
+        try:
+            found = await describe(client._client, list(topics))  # noqa: SLF001 -- the admin client has no request for it
+            there = [name for name, topic in found.items() if topic.there]
+            configs = await _configs(client, dict.fromkeys(there, keys))
+            brokers = len(client._client.cluster.brokers())  # noqa: SLF001 -- its cluster is private
+        except (KafkaError, TimeoutError) as error:
+            raise await unreachable(settings, error) from error
+    return brokers, {name: Examined(found[name], configs.get(name, {})) for name in topics}
+
+
 async def _described(
     settings: KafkaSettings, client: AIOKafkaAdminClient, names: list[str]
 ) -> dict[str, Described]:

@@ -310,9 +310,27 @@ class RedisStore:
             found[where] = (int(info.get("used_memory", 0)), int(info.get("maxmemory", 0)))
         return found
 
+    async def infos(self) -> list[tuple[str, dict[str, Any]]]:
+        """Address and INFO of every server that takes writes, for reports. Not part of `Store`."""
+        return await self._client.infos()
+
+    async def sample(self, partition: int, customers_max: int) -> list[str]:
+        """Some of its customers by chance, at most so many, each once, for reports. Not part of `Store`."""
+        names = await self._client.ask("ZRANDMEMBER", self._tags[partition] + "due", customers_max)
+        return [name.decode() for name in names]
+
     async def customers(self, partition: int) -> int:
         """How many customers it holds, for reports. Not part of `Store`."""
-        return int(await self._client.ask("ZCARD", self._tags[partition] + "due"))
+        return (await self.customers_each([partition]))[0]
+
+    async def customers_each(self, partitions: Sequence[int]) -> list[int]:
+        """`customers` of each, asked together. Not part of `Store`."""
+        if not partitions:
+            return []
+        counts = await self._client.ask_all(
+            [("ZCARD", self._tags[partition] + "due") for partition in partitions]
+        )
+        return [int(count) for count in counts]
 
     async def close(self) -> None:
         await self._client.close()
