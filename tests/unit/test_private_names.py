@@ -57,6 +57,7 @@ USED: dict[str, tuple[str, ...]] = {
     "numba.core.options.DefaultOptions": ("_nrt",),
     "redis.crc": ("key_slot", "REDIS_CLUSTER_HASH_SLOTS"),
     "redis.asyncio.connection": ("parse_url",),
+    "sklearn.ensemble.HistGradientBoostingClassifier": ("_predictors", "_baseline_prediction"),
 }  # fmt: skip
 
 

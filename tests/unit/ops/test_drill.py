@@ -14,7 +14,7 @@ def second(at_s: float, *reasons: str) -> Second:
     return Second(at_s, "during", {str(n): reason for n, reason in enumerate(reasons)}, 0.0, 0, 0, 0.0)
 
 
-def test_a_missing_customer_breaks_the_promise_and_a_repeat_does_not() -> None:
+def test_a_missing_customer_breaks_the_promise_a_repeat_does_not() -> None:
     outcome = Outcome(
         customers=3, scored={"a": 1, "b": 2, "c": 1}, opened={"a": 1, "b": 1, "c": 1}, repeated=4
     )
