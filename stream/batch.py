@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Se
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from ebbtide.stream.errors import PartitionFault
+from ebbtide.stream.errors import BrokerUnavailable, PartitionFault
 
 
 class Record(Protocol):
@@ -102,7 +102,8 @@ class FetchFault:
     partition: int
     seek_id: int
     position: int
-    error: PartitionFault  # says what, where and what to do; of this partition only
+    # Says what, where and what to do, of this partition only; BrokerUnavailable: that could not be asked.
+    error: PartitionFault | BrokerUnavailable
 
 
 Fetched = FetchedBatch | FetchFault

@@ -112,6 +112,9 @@ class BatchThread(AIOKafkaConsumerThread):
         self._watching: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._commits = Commits(self._settings, self._owner.uncommitted)
+        self._new_leaders: dict[
+            TopicPartition, int
+        ] = {}  # by what was just taken: the epoch of the leader before
         self._topic_id = ""  # what the topic was when a partition was opened first
         self._other_id = ""  # … and what it was found to be since
         self._membership = Membership(self._settings)
@@ -161,6 +164,7 @@ class BatchThread(AIOKafkaConsumerThread):
             if not fetched:
                 await self._wait_for_data(fetcher)
                 fetched = self._take(fetcher, paused)
+            fetched = [await self._same_log(each) for each in fetched] if self._new_leaders else fetched
             records = sum(len(each.records) for each in fetched if isinstance(each, FetchedBatch))
             self._next_s = self.thread_loop.time() + PACE_S if records < PACED_RECORDS else 0.0
         except KafkaError as error:
@@ -214,7 +218,10 @@ class BatchThread(AIOKafkaConsumerThread):
             state = held._assignment.state_value(tp)
             if state.position != place.position:
                 start, place.position = place.position, state.position
-                place.leader_epoch = place.leader_epoch if reader is None else reader.leader_epoch
+                if reader is not None:
+                    if reader.leader_epoch > place.leader_epoch >= 0:
+                        self._new_leaders[tp] = place.leader_epoch
+                    place.leader_epoch = reader.leader_epoch
                 log_end = -1 if state.lso is None else state.lso
                 fetched.append(
                     FetchedBatch(
@@ -226,6 +233,19 @@ class BatchThread(AIOKafkaConsumerThread):
                 if left <= 0:
                     break
         return fetched
+
+    async def _same_log(self, fetched: Fetched) -> Fetched:
+        """The batch, or a fault if the log lost the records before it: the leader that it comes from may have been
+        elected without them, and its log have grown past that since (KIP-320)."""
+        tp = TopicPartition(fetched.topic, fetched.partition)
+        last = self._new_leaders.pop(tp, None)
+        if last is None or isinstance(fetched, FetchFault):
+            return fetched
+        error = await offsets.lost_tail(self._settings, self._ensure_consumer(), tp, last, fetched.start)
+        if error is None:
+            return fetched
+        self._places.pop(tp, None)
+        return FetchFault(tp.topic, tp.partition, fetched.seek_id, fetched.start, error)
 
     @staticmethod
     def _drop(fetcher: Fetcher, tp: TopicPartition) -> None:

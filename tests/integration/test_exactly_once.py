@@ -192,7 +192,7 @@ async def test_workers_that_are_cut_off_say_each_alert_once(stack: Services, uni
     world = World(stack, unique_name, scores=True)
     await world.create()
     clicks = Clicks(seed, unique_name, tombstones=0.005)
-    for _ in range(8):
+    for _ in range(5):
         await world.produce(clicks.next(150))
         link = StoppingLink(world.settings.kafka, rng.randint(2, 40), answered=rng.random() < 0.5)
         with suppress(BrokerUnavailable, TimeoutError):

@@ -11,14 +11,16 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from ebbtide.ops.stack.local import LocalKafka
+from ebbtide.ops.stack.server import free_ports
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.errors import UnreadableBatch
+from ebbtide.stream.errors import AnotherLog, UnreadableBatch
 from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.support.raw_batches import batch_of, produce_raw, replaced
 from tests.support.receiver import MemoryChain, Receiver, until
+from tests.support.servers.proxy import Proxy
 
 pytestmark = pytest.mark.kafka
 PARTITIONS = 2
@@ -31,12 +33,16 @@ def kafka() -> Iterator[LocalKafka]:
         yield kafka
 
 
-@pytest.fixture
-async def settings(kafka: LocalKafka, unique_name: str) -> KafkaSettings:
-    settings = KafkaSettings(
-        url=kafka.url, group=unique_name, topic=unique_name, session_timeout_s=5.0, heartbeat_interval_s=0.5,
+def settings_of(url: str, name: str) -> KafkaSettings:
+    return KafkaSettings(
+        url=url, group=name, topic=name, session_timeout_s=5.0, heartbeat_interval_s=0.5,
         request_timeout_s=10.0, commit_interval_s=0.2, fetch_uncompressed_bytes_max=1 << 20,
     )  # fmt: skip
+
+
+@pytest.fixture
+async def settings(kafka: LocalKafka, unique_name: str) -> KafkaSettings:
+    settings = settings_of(kafka.url, unique_name)
     await ensure_topics(settings, [TopicSpec(unique_name, PARTITIONS, "partitions")])
     return settings
 
@@ -202,6 +208,49 @@ async def test_a_log_that_lost_its_tail_ends_its_epoch_earlier(
         await working.has(0, 400)
         assert await working.source.epoch_end(0, epoch) == 100
         assert working.receiver.epochs[0] > epoch
+
+
+@pytest.mark.slow
+async def test_a_tail_lost_under_a_worker_stops_its_partition(unique_name: str) -> None:
+    """It hears nothing while the broker loses records and takes others, past where it was: the first batch of the new
+    leader makes it ask. The other partition, which lost nothing, goes on."""
+    (inner,) = free_ports(1)
+    with Proxy(inner) as proxy:
+        listener = {
+            "listeners": f"PROXIED://127.0.0.1:{inner}",
+            "advertised.listeners": f"PROXIED://127.0.0.1:{proxy.port}",
+            "listener.security.protocol.map": "PROXIED:PLAINTEXT",
+        }
+        kafka = LocalKafka(settings=listener)
+        url = await asyncio.to_thread(kafka.start)
+        try:
+            there = settings_of(url, unique_name)
+            await ensure_topics(there, [TopicSpec(unique_name, PARTITIONS, "partitions")])
+            async with (
+                AIOKafkaProducer(bootstrap_servers=url, acks="all") as producer,
+                Working(settings_of(f"127.0.0.1:{proxy.port}", unique_name)) as working,
+            ):
+                for partition in (0, 1):
+                    for _ in range(200):
+                        await producer.send_and_wait(unique_name, b"old", partition=partition)
+                    await working.has(partition, 200)
+                proxy.cut()
+                await asyncio.to_thread(kafka.nodes[0].kill)
+                path = segment(kafka, unique_name, 0)
+                whole = path.read_bytes()
+                path.write_bytes(whole[: len(whole) // 2])
+                await asyncio.to_thread(kafka.nodes[0].restart)
+                for partition in (0, 1):
+                    for _ in range(300):
+                        await producer.send_and_wait(unique_name, b"new", partition=partition)
+                proxy.heal()
+                await until(lambda: 0 in working.receiver.faults, "the tail is missed")
+                assert isinstance(working.receiver.faults[0].error, AnotherLog)
+                assert await working.folded(0) == ["old"] * 200
+                await working.has(1, 500)
+                assert 1 not in working.receiver.faults
+        finally:
+            await asyncio.to_thread(kafka.stop)
 
 
 async def test_positions_tell_what_waits_though_nothing_is_fetched(
