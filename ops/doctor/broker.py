@@ -6,11 +6,10 @@ from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.doctor.finding import Finding, attempt, error, ok, warning
-from ebbtide.ops.worker.connect import MESSAGE_BYTES_MIN
+from ebbtide.ops.worker.connect import MESSAGE_BYTES_MIN, open_delivery
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.kafka.client import check_connection
 from ebbtide.stream.kafka.committed_log import open_committed_log
-from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.protocol import Operation
 from ebbtide.stream.kafka.reader import log_at
 from ebbtide.stream.kafka.topics import MESSAGE_BYTES, Examined, examine
@@ -164,7 +163,7 @@ def _common(
 
 
 async def _rights(settings: Settings) -> list[Finding]:
-    """What only trying tells: the group, and to write as an idempotent producer."""
+    """What only trying tells: the group, and to write as an idempotent producer, or in transactions."""
     kafka, found = settings.kafka, []
     _, topics = await examine(kafka, [kafka.topic], ())
     if topics[kafka.topic].described.there:
@@ -178,9 +177,9 @@ async def _rights(settings: Settings) -> list[Finding]:
                 f"group {kafka.group!r} may be read; it has no committed offset: no worker has run yet",
             )
         )
-    async with KafkaSink(kafka) as sink:
-        await sink.send_all([])  # opens a producer, and sends nothing
-    return [*found, ok("rights", "an idempotent producer may be opened")]
+    async with open_delivery(settings):  # opens a producer, and sends nothing
+        kind = "a transactional" if settings.alerts.exactly_once else "an idempotent"
+    return [*found, ok("rights", f"{kind} producer may be opened")]
 
 
 async def _timestamps(settings: Settings, clock: Clock) -> list[Finding]:
