@@ -269,24 +269,28 @@ class World:
         ]
 
     async def offline(self, kind: Kind) -> tuple[dict[str, bytes], list[Said]]:
-        """Records and alerts (no tombstones) of one undisturbed pipeline over the whole log as it is now."""
+        """Records and alerts (no tombstones) of one undisturbed pipeline over the whole log as it is now.
+
+        A record at a time, since where an alert was decided stands nowhere in it: a silence's own offset is that of the
+        last activity, far before the event that tells it.
+        """
         store, sink = MemoryStore(kind.layout.dtype, PARTITIONS), ListSink()
         tools = self.tools(kind, store, sink)
+        alerts: list[Said] = []
         scoring = asyncio.create_task(tools.batcher.run())
         for number, log in (await self.log()).items():
             if not log:
                 continue
             opened = from_the_beginning(kind.layout.id, number, PARTITIONS)
-            for first in range(0, len(log), 500):
-                part = log[first : first + 500]
-                start, end = opened.checkpoint.offset, part[-1].offset + 1
-                await take_over(
-                    tools, opened, FetchedBatch(self.settings.kafka.topic, number, 0, start, end, part)
-                )
+            for record in log:
+                start, end, n = opened.checkpoint.offset, record.offset + 1, len(alerts)
+                batch = FetchedBatch(self.settings.kafka.topic, number, 0, start, end, [record])
+                await take_over(tools, opened, batch)
+                decided = sink.sent.get(self.settings.topics.alerts, [])[n:]
+                alerts += [Said(m.key or b"", m.value, number, record.offset) for m in decided]
         scoring.cancel()
         await asyncio.gather(scoring, return_exceptions=True)
         tools.batcher.close()
-        alerts = [said_of(m.key or b"", m.value) for m in sink.sent.get(self.settings.topics.alerts, [])]
         return await records_of(store), [alert for alert in alerts if alert.value is not None]
 
 
