@@ -62,27 +62,30 @@ async def _topics(settings: Settings, spec: Spec) -> list[Finding]:
 def _input(settings: Settings, spec: Spec, topic: Examined, brokers: int) -> Iterator[Finding]:
     name, config = settings.kafka.topic, topic.config
     check = f"topic {name}"
-    yield from (common := list(_common(check, topic, Operation.READ, settings.topics.partitions, brokers)))
-    if not topic.described.there:
-        return
+    problems = list(_common(check, topic, Operation.READ, settings.topics.partitions, brokers))
     if "compact" in config.get(CLEANUP, ""):
-        yield error(
-            check, f"{CLEANUP}={config[CLEANUP]}: of a customer's events only the last one is kept",
-            f"set {CLEANUP}=delete: an event is no state",
+        problems.append(
+            error(
+                check, f"{CLEANUP}={config[CLEANUP]}: of a customer's events only the last one is kept",
+                f"set {CLEANUP}=delete: an event is no state",
+            )
         )  # fmt: skip
     kept_ms = int(config.get(RETENTION, -1))
     if 0 <= kept_ms < spec.memory_ms:
-        yield warning(
-            check,
-            f"it keeps {format_duration(kept_ms)}, the spec remembers {format_duration(spec.memory_ms)}: a state that"
-            " is lost can be made again for that long only",
-            f"raise {RETENTION}, or have files to backfill from",
+        problems.append(
+            warning(
+                check,
+                f"it keeps {format_duration(kept_ms)}, the spec remembers {format_duration(spec.memory_ms)}: a state"
+                " that is lost can be made again for that long only",
+                f"raise {RETENTION}, or have files to backfill from",
+            )
         )
     if config.get(UNCLEAN) == "true":
-        yield warning(
-            check, f"{UNCLEAN} is on: a failover may lose the end of the log", f"set {UNCLEAN}=false"
+        problems.append(
+            warning(check, f"{UNCLEAN} is on: a failover may lose the end of the log", f"set {UNCLEAN}=false")
         )
-    if not common:
+    yield from problems
+    if not problems:
         yield ok(check, f"{topic.described.partitions} partitions, {topic.described.replicas} copies")
 
 
