@@ -50,6 +50,7 @@ class Offline:
     """
 
     title: str
+    churn: str
     horizon_ms: int
     until_ms: int
     seen: list[int]
@@ -67,6 +68,7 @@ class Offline:
         alerts = self.alerts
         return {
             "model": self.title,
+            "churn": self.churn,
             "horizon_ms": self.horizon_ms,
             "labels_until": format_time(self.until_ms),
             "learned_from": [format_time(date) for date in self.seen],
@@ -131,6 +133,7 @@ def evaluate_model(
     )
     return Offline(
         title=manifest.title,
+        churn=spec.churn_words,
         horizon_ms=spec.horizon_ms,
         until_ms=known.until_ms,
         seen=[date for date in dates if date + spec.horizon_ms < learned_until],

@@ -20,6 +20,7 @@ from ebbtide.model.judging.thresholds import Thresholds
 class TrainReport:
     """What a training found, whole before anything is written. Times in ms UTC.
 
+    churn: in words, what a churned customer shows within the horizon
     customers, events: of the log, as learned from        events_beyond: left out, far ahead of all others
     examples:   rows by slice, `refit`, `held_out`        left: examples that ended in a stated leave and took no part
     evaluation: on the snapshots of the test slice        moments, groups: its parts, see `judging/parts.py`
@@ -30,6 +31,7 @@ class TrainReport:
     """
 
     name: str
+    churn: str
     horizon_ms: int
     labels_until_ms: int
     customers: int
@@ -58,6 +60,7 @@ class TrainReport:
         evaluation["test_customers"] = evaluation.pop("customers")
         return {
             "name": self.name,
+            "churn": self.churn,
             "horizon_ms": self.horizon_ms,
             "labels_until": format_time(self.labels_until_ms),
             "customers": self.customers,

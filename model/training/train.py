@@ -198,6 +198,7 @@ def _report(prepared: Prepared, judged: Judged, thresholds: Thresholds, config: 
     known = prepared.known
     return TrainReport(
         name=prepared.layout.spec.name,
+        churn=prepared.layout.spec.churn_words,
         horizon_ms=prepared.layout.spec.horizon_ms,
         labels_until_ms=known.until_ms,
         customers=len(known.log.customers),

@@ -121,7 +121,7 @@ def command(
 def show(data: dict[str, Any]) -> None:
     """The figures as tables, from their own JSON."""
     to, names = console(), list(data["auroc"])
-    to.print(f"\n{data['model']}: churn is no activity for {format_duration(data['horizon_ms'])}")
+    to.print(f"\n{data['model']}: churn is {data['churn']} within {format_duration(data['horizon_ms'])}")
     for date in data["learned_from"]:
         to.print(f"{date} is a date that the model has learned from: its figures flatter")
     to.print("\nBy moment: decisions of the horizon after each date")

@@ -40,7 +40,7 @@ from ebbtide.stream.clock import SystemClock
     "--horizon",
     "horizon_ms",
     type=DURATION,
-    help="Churn is no activity for so long, e.g. 28d.  [default: the spec's]",
+    help="Churn is, unless the spec says otherwise, no activity for so long, e.g. 28d.  [default: the spec's]",
 )
 @click.option(
     "--labels-until",
@@ -170,7 +170,7 @@ def show(data: Mapping[str, Any]) -> None:
     to = console()
     names = list(data["auroc"])
     to.print(
-        f"\n{data['customers']:,} customers, {data['events']:,} events{_known(data)}; churn is no activity for "
+        f"\n{data['customers']:,} customers, {data['events']:,} events{_known(data)}; churn is {data['churn']} within "
         f"{format_duration(data['horizon_ms'])}\n\nBy moment, where alerts are decided: decision points of the test "
         f"slice, {_span(data['slices']['test'])}",
         soft_wrap=True,
