@@ -12,8 +12,10 @@ from ebbtide.ops.commands.options import config_option
 from ebbtide.ops.config.child import keep_compiled
 from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.secrets import secrets_of
+from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import steps
 from ebbtide.ops.observe import logs
+from ebbtide.ops.processes.run import supervise
 from ebbtide.ops.stack.needed import stack
 from ebbtide.ops.tensorflow import apart, beside, leave
 from ebbtide.ops.worker.connect import check_servers
@@ -29,6 +31,8 @@ from ebbtide.ops.worker.connect import check_servers
 @click.option(
     "--alerts-from", type=click.Choice(["now", "start"]), help="At a first start: alert on the past, too?"
 )
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True,
+              help="Workers under one supervisor, with one HTTP address: two cores each.")  # fmt: skip
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-form", type=click.Choice(["json", "text"]))
 def command(
@@ -37,6 +41,7 @@ def command(
     model: Path | None,
     port: int | None,
     alerts_from: str | None,
+    processes: int,
     log_level: str | None,
     log_form: str | None,
 ) -> None:
@@ -51,6 +56,9 @@ def command(
             "logs.level": log_level, "logs.form": log_form,
         },
     )  # fmt: skip
+    if processes > 1:
+        _supervise(settings, processes)
+        return
     apart()
     logs.configure(settings.logs.level, settings.logs.form, secrets_of(settings).values())
     folder = xla_cache.prepare(settings.compiled)
@@ -69,3 +77,10 @@ def command(
 
             asyncio.run(work(complete))
     leave()
+
+
+def _supervise(settings: Settings, processes: int) -> None:
+    logs.configure(settings.logs.level, settings.logs.form, secrets_of(settings).values())
+    with steps() as progress, stack(settings, progress) as complete:
+        progress.end()
+        asyncio.run(supervise(complete, processes))

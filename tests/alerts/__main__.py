@@ -21,7 +21,7 @@ from rich.table import Table
 
 from ebbtide.ops.alerting.duration import Scale
 from ebbtide.ops.alerting.rules import document, text
-from ebbtide.ops.config.settings import PolicySettings, Settings
+from ebbtide.ops.config.settings import PolicySettings, Settings, TimerSettings
 from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock
@@ -105,7 +105,10 @@ async def run(folder: Path, console: Console) -> tuple[list[Fired], set[str]]:
     """All faults in turn; what fired, and what fired without one."""
     with outage(folder) as servers:
         settings = servers.settings(
-            "tried", policy=PolicySettings(enter=0.01, exit=0.0, cooldown=0), model_watch_s=1.0
+            "tried",
+            policy=PolicySettings(enter=0.01, exit=0.0, cooldown=0),
+            model_watch_s=1.0,
+            timers=TimerSettings(source_quiet_max=5_000),
         )
         kafka = settings.kafka.model_copy(update={"fetch_uncompressed_bytes_max": COMPRESSED_BYTES - 1})
         settings = settings.model_copy(update={"kafka": kafka})
@@ -207,7 +210,7 @@ async def server_faults(trial: Trial, feed: Feed, servers: Outage) -> None:
     async def sound() -> None:
         feed.quiet = False
 
-    await trial.fault("nobody produces", {"NoEvents"}, silence, sound)
+    await trial.fault("nobody produces", {"NoEvents", "TimersHeld"}, silence, sound)
 
 
 async def hang(trial: Trial, feed: Feed, servers: Outage, settings: Settings, prometheus: Prometheus) -> None:
