@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import expit
 
 from ebbtide.model.graph.calibrator import KNOTS_S, Calibrator, silence_basis
@@ -17,6 +17,7 @@ SLOPE_MIN, SLOPE_MAX = 0.2, 5.0
 """A calibrator that needs more than this is repairing something that training should."""
 PRIOR_ROWS = 50.0
 """Pull towards "nothing to change", worth this many rows: on a small slice the shape is noise."""
+LEVEL_MAX = 5.0
 SHIFT_MAX = 3.0
 """A factor of 20 in the odds: what is off by more is no matter of calibration."""
 
@@ -58,3 +59,23 @@ def fit_calibrator(
     found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
     a, b, c, *shifts = (float(number) for number in found)
     return Calibrator(a=a, b=b, c=c, by_silence=tuple(shifts))
+
+
+def levelled(
+    calibrator: Calibrator,
+    raw: NDArray[Any],
+    silence_s: NDArray[Any],
+    churned: NDArray[Any],
+    weight: NDArray[Any],
+) -> Calibrator:
+    """The same shape with the shift `c` at which the mean probability of these rows is the share that churned."""
+    w, share = np.asarray(weight, np.float64), float(np.average(churned, weights=weight))
+    logit = calibrator.logit(raw, silence_s)
+
+    def apart(shift: float) -> float:
+        return float(np.average(expit(logit + shift), weights=w)) - share
+
+    if apart(-LEVEL_MAX) >= 0 or apart(LEVEL_MAX) <= 0:  # one outcome alone says nothing of a level
+        return calibrator
+    shift = float(brentq(apart, -LEVEL_MAX, LEVEL_MAX))
+    return calibrator.model_copy(update={"c": calibrator.c + shift})
