@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.examples.examples import Examples
-from ebbtide.model.fitting.calibrate import fit_calibrator, levelled
+from ebbtide.model.fitting.calibrate import fit_calibrator, halved, levelled
 from ebbtide.model.fitting.linear import fit_logistic
 from ebbtide.model.fitting.trees import grow, tree_logits
 from ebbtide.model.graph.standard import in_seconds, logs, moments, squeeze, standardise, times
@@ -74,7 +74,7 @@ class Baselines:
             known, weight = fitted.logits(latest.features), latest.weights(damped=False)
             for name, found in self._calibrators.items():
                 level = (known[name], latest.silence_s, latest.churned, weight)
-                self._calibrators[name] = levelled(found, *level)
+                self._calibrators[name] = halved(levelled(found, *level))
 
     @classmethod
     def of(cls, spec: Spec, train: Examples, others: Examples, seed: int = 0) -> "Baselines":

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from ebbtide.model.examples.examples import Examples
-from ebbtide.model.fitting.calibrate import fit_calibrator, levelled
+from ebbtide.model.fitting.calibrate import fit_calibrator, halved, levelled
 from ebbtide.model.fitting.fit import SHRINKAGES
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.judging.metrics import Ranking, interval, log_loss, resamplings
@@ -104,10 +104,11 @@ def calibrated_on(rows: Examples, raw: Logits) -> Calibrator:
 
 
 def levelled_on(calibrator: Calibrator, rows: Examples, raw: Logits) -> Calibrator:
-    """The calibrator at the level of the latest rows whose outcome is known, by the logits of a model that has learned
-    from them, too. The shape is found on unseen rows by a model that knew less; what has changed since, the later
-    model has learned in part, and a shift found for the earlier one would count it twice."""
-    return levelled(calibrator, raw, rows.silence_s, rows.churned, rows.weights(damped=False))
+    """Half of the calibrator (`calibrate.halved` says why half) at the level of the latest rows whose outcome is known,
+    by the logits of a model that has learned from them, too. The shape is found on unseen rows by a model that knew
+    less; what has changed since, the later model has learned in part, and a shift found for the earlier one would count
+    it twice."""
+    return halved(levelled(calibrator, raw, rows.silence_s, rows.churned, rows.weights(damped=False)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@
 4. *Refit.* What was judged ends a horizon and a slice before today, and would be stale on its first day. So the model
    that is published is the same recipe a slice later: fitted on every labelled row, and calibrated on what the judged
    model said of the test slice, as that was on what the last fold's had said of the slice before. The level of p is
-   that of the latest slice, by the model's own logits. The figures of 2 speak for the recipe; the published model has
-   no later time to be judged on. `refit: false` publishes the model of 2.
+   half way to that of the latest slice, by the model's own logits. The figures of 2 speak for the recipe; the published
+   model has no later time to be judged on. `refit: false` publishes the model of 2.
 5. *Thresholds* are chosen on the last horizon before the end of what is known (for the evaluated model: before the test
    slice). Its labels are not over, so no model has seen it; a rate of alerts needs scores alone, and whom a service
    decides upon changes as a log grows: what held half a year ago may alert everybody or nobody now.

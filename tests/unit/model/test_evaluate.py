@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from ebbtide.model.examples.labels import CANCELLED, CHURNED, STAYED, UNKNOWN
-from ebbtide.model.fitting.calibrate import fit_calibrator, levelled
+from ebbtide.model.fitting.calibrate import fit_calibrator, halved, levelled
 from ebbtide.model.graph.calibrator import KNOTS_S, Calibrator
 from ebbtide.model.judging.evaluate import evaluate
 from ebbtide.model.judging.metrics import (
@@ -170,6 +170,14 @@ def test_a_level_is_moved_and_nothing_else() -> None:
     assert levelled(shape, raw, silence_s, y * 0, np.ones(5_000)) == shape, (
         "one outcome says nothing of a level"
     )
+
+
+def test_half_a_calibration_is_the_mean_of_both_logits() -> None:
+    rng = np.random.default_rng(1)
+    raw, silence_s = rng.normal(-1, 2, 500), rng.uniform(0, 1e6, 500)
+    whole = Calibrator(a=0.8, b=1.3, c=-0.4, by_silence=tuple(np.linspace(0, 1, len(KNOTS_S))))
+    assert np.allclose(halved(whole).logit(raw, silence_s), (raw + whole.logit(raw, silence_s)) / 2)
+    assert halved(Calibrator()) == Calibrator()
 
 
 def test_enter_alerts_the_stated_share_of_customer_horizons() -> None:
