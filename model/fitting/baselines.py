@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.examples.examples import Examples
-from ebbtide.model.fitting.calibrate import fit_calibrator
+from ebbtide.model.fitting.calibrate import fit_calibrator, halved, levelled
 from ebbtide.model.fitting.linear import fit_logistic
 from ebbtide.model.fitting.trees import grow, tree_logits
 from ebbtide.model.graph.standard import in_seconds, logs, moments, squeeze, standardise, times
@@ -61,14 +61,20 @@ class Fitted:
 
 
 class Baselines:
-    """`Baselines(fitted, rows, raw)`: calibrated on what baselines said of rows that those had not been fitted on."""
+    """`Baselines(fitted, rows, raw, latest)`: calibrated on what baselines said of rows that those had not been fitted
+    on, at the level of the latest rows that `fitted` has learned from, as the model is; without such, of the same."""
 
-    def __init__(self, fitted: Fitted, rows: Examples, raw: Logits) -> None:
+    def __init__(self, fitted: Fitted, rows: Examples, raw: Logits, latest: Examples | None = None) -> None:
         self._fitted = fitted
         weight = rows.weights(damped=False)
         self._calibrators = {
             name: fit_calibrator(raw[name], rows.silence_s, rows.churned, weight) for name in BASELINES
         }
+        if latest is not None:
+            known, weight = fitted.logits(latest.features), latest.weights(damped=False)
+            for name, found in self._calibrators.items():
+                level = (known[name], latest.silence_s, latest.churned, weight)
+                self._calibrators[name] = halved(levelled(found, *level))
 
     @classmethod
     def of(cls, spec: Spec, train: Examples, others: Examples, seed: int = 0) -> "Baselines":

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from ebbtide.model.examples.examples import Examples
-from ebbtide.model.fitting.calibrate import fit_calibrator
+from ebbtide.model.fitting.calibrate import fit_calibrator, halved, levelled
 from ebbtide.model.fitting.fit import SHRINKAGES
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.judging.metrics import Ranking, interval, log_loss, resamplings
@@ -101,6 +101,14 @@ def find_recipe(folds: Sequence[Fold], share: float | None = None) -> Recipe:
 def calibrated_on(rows: Examples, raw: Logits) -> Calibrator:
     """The calibrator of raw logits float[n] of rows that no part has seen."""
     return fit_calibrator(raw, rows.silence_s, rows.churned, rows.weights(damped=False))
+
+
+def levelled_on(calibrator: Calibrator, rows: Examples, raw: Logits) -> Calibrator:
+    """Half of the calibrator (`calibrate.halved` says why half) at the level of the latest rows whose outcome is known,
+    by the logits of a model that has learned from them, too. The shape is found on unseen rows by a model that knew
+    less; what has changed since, the later model has learned in part, and a shift found for the earlier one would count
+    it twice."""
+    return halved(levelled(calibrator, raw, rows.silence_s, rows.churned, rows.weights(damped=False)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@
 3. *Gate.* What speaks against the model (`model/judging/gate.py`) keeps it from being published, or stands in its card.
 4. *Refit.* What was judged ends a horizon and a slice before today, and would be stale on its first day. So the model
    that is published is the same recipe a slice later: fitted on every labelled row, and calibrated on what the judged
-   model said of the test slice, as that was on what the last fold's had said of the slice before. The figures of 2
-   speak for the recipe; the published model itself has no later time to be judged on. `refit: false` publishes the
-   model of 2.
+   model said of the test slice, as that was on what the last fold's had said of the slice before. The level of p is
+   half way to that of the latest slice, by the model's own logits. The figures of 2 speak for the recipe; the published
+   model has no later time to be judged on. `refit: false` publishes the model of 2.
 5. *Thresholds* are chosen on the last horizon before the end of what is known (for the evaluated model: before the test
    slice). Its labels are not over, so no model has seen it; a rate of alerts needs scores alone, and whom a service
    decides upon changes as a log grows: what held half a year ago may alert everybody or nobody now.
@@ -144,14 +144,12 @@ def judge(prepared: Prepared, config: TrainConfig, stages: Stages) -> Judged:
     found = cross_fit(prepared, config, stages)
     early = learned_from(prepared.early, config)
     with stages.of("training up to the test slice", 18) as share:
-        trained = fitted_by(
-            found.recipe, Trainer(spec, config, len(early)), early, found.recipe.calibrator, share
-        )
+        trainer = Trainer(spec, config, len(early))
+        trained = fitted_by(found.recipe, trainer, early, found.recipe.calibrator, share)
+        trained = trained.levelled(prepared.calibration)
     with stages.of("judging on the test slice", 8):
-        scores = {
-            MODEL: trained.p(test),
-            **Baselines(trained.fitted, found.later, found.unseen).probabilities(test),
-        }
+        baselines = Baselines(trained.fitted, found.later, found.unseen, prepared.calibration)
+        scores = {MODEL: trained.p(test), **baselines.probabilities(test)}
         snapshot = test.snapshot
         evaluation = evaluate(
             {key: p[snapshot] for key, p in scores.items()}, test.churned[snapshot], test.customer[snapshot],
@@ -173,7 +171,8 @@ def _refit(prepared: Prepared, judged: Judged, config: TrainConfig, stages: Stag
     rows, recipe = learned_from(prepared.usable, config), judged.found.recipe
     calibrator = calibrated_on(prepared.test, judged.trained.raw(prepared.test))
     with stages.of("training on all that is labelled", 18) as share:
-        return fitted_by(recipe, Trainer(prepared.layout.spec, config, len(rows)), rows, calibrator, share)
+        trainer = Trainer(prepared.layout.spec, config, len(rows))
+        return fitted_by(recipe, trainer, rows, calibrator, share).levelled(prepared.test)
 
 
 def choose_thresholds(prepared: Prepared, published: Trained, config: TrainConfig) -> Thresholds:

@@ -1,7 +1,7 @@
 """A model in its parts, before it is published: network, trees, recipe and calibrator make examples probabilities."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.fitting.baselines import Fitted
 from ebbtide.model.fitting.fit import Fit, Trainer, logits
-from ebbtide.model.fitting.recipe import Recipe
+from ebbtide.model.fitting.recipe import Recipe, levelled_on
 from ebbtide.model.fitting.trees import as_forest, tree_logits
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.forest import Forest
@@ -40,6 +40,10 @@ class Trained:
     def p(self, examples: Examples) -> NDArray[np.float64]:
         """Calibrated probabilities, float64[n] in [0, 1]."""
         return self.calibrator.probability(self.raw(examples), examples.silence_s)
+
+    def levelled(self, latest: Examples) -> "Trained":
+        """The same at the level of the latest rows that it has learned from."""
+        return replace(self, calibrator=levelled_on(self.calibrator, latest, self.raw(latest)))
 
     def peaks(self, decisions: Decisions, horizon_ms: int) -> Peaks:
         """The highest p of each customer and horizon."""

@@ -10,7 +10,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from ebbtide.model.examples.labels import CANCELLED, CHURNED, STAYED, UNKNOWN
-from ebbtide.model.fitting.calibrate import fit_calibrator
+from ebbtide.model.fitting.calibrate import fit_calibrator, halved, levelled
+from ebbtide.model.graph.calibrator import KNOTS_S, Calibrator
 from ebbtide.model.judging.evaluate import evaluate
 from ebbtide.model.judging.metrics import (
     Ranking,
@@ -156,6 +157,27 @@ def test_where_one_map_does_not_do_silence_has_a_shift() -> None:
         assert abs(expit(said)[rows].mean() / y[rows].mean() - 1) > 0.15
     few = fit_calibrator(said[:40], silence_s[:40], y[:40], np.ones(40))
     assert np.abs(few.by_silence).max() < 0.4, "of few rows little is believed"
+
+
+def test_a_level_is_moved_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    raw, silence_s = rng.normal(-1, 1, 5_000), rng.uniform(0, 1e6, 5_000)
+    y = (rng.random(5_000) < expit(raw + 0.7)).astype(float)
+    shape = Calibrator(a=0.8, b=1.3, by_silence=tuple(np.linspace(0, 1, len(KNOTS_S))))
+    found = levelled(shape, raw, silence_s, y, np.ones(5_000))
+    assert found.probability(raw, silence_s).mean() == pytest.approx(y.mean(), abs=1e-6)
+    assert found.model_copy(update={"c": shape.c}) == shape
+    assert levelled(shape, raw, silence_s, y * 0, np.ones(5_000)) == shape, (
+        "one outcome says nothing of a level"
+    )
+
+
+def test_half_a_calibration_is_the_mean_of_both_logits() -> None:
+    rng = np.random.default_rng(1)
+    raw, silence_s = rng.normal(-1, 2, 500), rng.uniform(0, 1e6, 500)
+    whole = Calibrator(a=0.8, b=1.3, c=-0.4, by_silence=tuple(np.linspace(0, 1, len(KNOTS_S))))
+    assert np.allclose(halved(whole).logit(raw, silence_s), (raw + whole.logit(raw, silence_s)) / 2)
+    assert halved(Calibrator()) == Calibrator()
 
 
 def test_enter_alerts_the_stated_share_of_customer_horizons() -> None:
