@@ -272,7 +272,7 @@ def test_a_record_that_grows_too_large(tmp_path: Path) -> None:
     text = said(
         found(tmp_path, history(), spec_of(windows={"30d": 60, "60d": 60, "90d": 60})), "record_bytes"
     )
-    assert text.startswith("warning: A customer's record takes 2,408 bytes")
+    assert text.startswith("warning: A customer's record takes 2,416 bytes")
 
 
 def test_rows_that_cannot_be_read_and_files_that_cannot(tmp_path: Path) -> None:
