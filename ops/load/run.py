@@ -199,15 +199,17 @@ class LoadRun:
                     self.outcome.scores_s.append((self._clock.now_ms() - score.as_of) / 1000)
 
     async def _settle(self, settle_s: float, progress: Progress) -> None:
-        """Until nothing has come for a second, `settle_s` at most."""
-        end_s = self._clock.monotonic_s() + settle_s
-        before = -1
-        while self._clock.monotonic_s() < end_s and before != (
-            now := self.outcome.alerts + len(self.outcome.scores_s)
-        ):
+        """Until each customer has been scored, `settle_s` at most: a partition may stand still for longer than others
+        take. Without a score topic, until nothing has come for a second."""
+        end_s, outcome, before = self._clock.monotonic_s() + settle_s, self.outcome, -1
+        counted = self._settings.topics.scores is not None
+        while self._clock.monotonic_s() < end_s:
+            now = outcome.alerts + len(outcome.scores_s)
+            if now == before and (not counted or len(outcome.scored) >= outcome.customers):
+                return
             before = now
             await asyncio.sleep(1.0)
-            progress(self.outcome.sent, self.outcome.alerts, (self.outcome.alerts_s or [0.0])[-1])
+            progress(outcome.sent, outcome.alerts, (outcome.alerts_s or [0.0])[-1])
 
 
 def _behind(ends: Mapping[int, int], committed: Mapping[int, CommittedOffset]) -> dict[int, int]:
