@@ -350,9 +350,8 @@ class Partition:
         self._fault = None
         partitions = await source.partition_count()
         begin, end = await source.log_range(number)
-        await tools.sink.take_over(
-            number
-        )  # before the committed offset is read: nobody else moves it any more
+        # Before the committed offset is read: nobody else moves it any more.
+        await tools.sink.take_over(number)
         committed = await source.committed(number)
         if partitions != tools.store.partitions:
             raise TopicRepartitioned(
