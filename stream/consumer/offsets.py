@@ -7,7 +7,8 @@ metadata.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -21,6 +22,7 @@ from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.settings import KafkaSettings
 
 RETRY_S = 0.1
+TOGETHER_S = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -33,13 +35,32 @@ async def log_range(
     return begin[tp], end[tp]
 
 
+async def log_ranges(
+    settings: KafkaSettings,  # noqa: ARG001 -- as all of these
+    consumer: AIOKafkaConsumer,
+    tps: Collection[TopicPartition],
+) -> dict[TopicPartition, tuple[int, int] | None]:
+    """`log_range` of each, in a request a broker; None of one whose leader has not answered within TOGETHER_S: it is to
+    be asked about by itself, and holds up nobody else."""
+    client, found = consumer._client, dict[TopicPartition, tuple[int, int] | None].fromkeys(tps)  # noqa: SLF001 -- see below
+    with suppress(KafkaError, TimeoutError):
+        async with asyncio.timeout(TOGETHER_S):
+            begins = await protocol.log_ends(client, tps, protocol.READ_COMMITTED, protocol.EARLIEST)
+            ends = await protocol.log_ends(client, tps, protocol.READ_COMMITTED)
+        found |= {tp: (begin, ends[tp]) for tp, begin in begins.items() if tp in ends}
+    return found
+
+
 async def committed(
-    settings: KafkaSettings, consumer: AIOKafkaConsumer, tp: TopicPartition
-) -> CommittedOffset | None:
-    """The group's committed offset; None if there never was one."""
+    settings: KafkaSettings, consumer: AIOKafkaConsumer, tps: Collection[TopicPartition]
+) -> dict[TopicPartition, CommittedOffset | None]:
+    """The group's committed offset of each; None if there never was one."""
     coordinator = consumer._coordinator  # noqa: SLF001 -- consumer.committed() drops the metadata
-    found = (await _answer(settings, coordinator.fetch_committed_offsets([tp]))).get(tp)
-    return None if found is None else CommittedOffset(found.offset, found.metadata)
+    found = await _answer(settings, coordinator.fetch_committed_offsets(list(tps)))
+    return {
+        tp: CommittedOffset(found[tp].offset, found[tp].metadata) if found.get(tp) is not None else None
+        for tp in tps
+    }
 
 
 async def epoch_end(

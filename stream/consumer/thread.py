@@ -20,7 +20,7 @@ driver, and pinned by `tests/integration/test_transport.py` and `tests/unit/test
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -335,13 +335,16 @@ class BatchThread(AIOKafkaConsumerThread):
 
     # -- what the broker knows
 
-    async def ask(
-        self,
-        question: Callable[[KafkaSettings, AIOKafkaConsumer, TopicPartition], Awaitable[Answer]],
-        tp: TopicPartition,
-    ) -> Answer:
+    async def ask(self, question: Callable[..., Awaitable[Answer]], tp: TopicPartition) -> Answer:
         """One of `stream.consumer.offsets` about a partition of ours."""
         return await question(self._settings, self._own_consumer(tp), tp)
+
+    async def ask_all(
+        self, question: Callable[..., Awaitable[Answer]], tps: Collection[TopicPartition]
+    ) -> Answer:
+        """One about several; what is not ours is left out."""
+        ours = [tp for tp in tps if tp in self._owned]
+        return await question(self._settings, self._ensure_consumer(), ours)
 
     def _share_fetch_bytes(self) -> None:
         """The fetcher keeps an answer a partition until it is taken: their sum is bounded, whatever their number.

@@ -15,7 +15,7 @@ notes, taken on the loop.
 """
 
 import asyncio
-from collections.abc import Set
+from collections.abc import Callable, Collection, Set
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ from yarl import URL
 from ebbtide.stream.batch import CommittedOffset, Fetched, LogPosition, OnPartitions
 from ebbtide.stream.consumer import offsets
 from ebbtide.stream.consumer.thread import BatchThread, Listener
+from ebbtide.stream.consumer.together import Together
 from ebbtide.stream.errors import BrokerUnavailable, PartitionRevoked
 from ebbtide.stream.kafka.settings import KafkaSettings
 
@@ -61,6 +62,8 @@ class BatchConsumer(driver.Consumer):
         self._owned: frozenset[TopicPartition] = frozenset()
         self._changes = 0  # of what is ours
         self._topic_id: asyncio.Future[str] | None = None  # asked for just now
+        self._log_ranges = Together[tuple[int, int] | None](partial(self._ask_all, offsets.log_ranges))
+        self._committed = Together[CommittedOffset | None](partial(self._ask_all, offsets.committed))
         # Written by the loop alone; the thread reads them, one atomic look at a time.
         self._paused: set[TopicPartition] = set()
         self._to_commit: dict[TopicPartition, CommittedOffset] = {}
@@ -143,17 +146,20 @@ class BatchConsumer(driver.Consumer):
             )
         return count
 
+    async def _ask_all(self, question: Callable[..., Any], tps: Collection[TopicPartition]) -> Any:
+        return await self._thread.call_thread(self._thread.ask_all, question, tps)
+
     async def log_range(self, partition: int) -> tuple[int, int]:
-        found: tuple[int, int] = await self._thread.call_thread(
-            self._thread.ask, offsets.log_range, self._tp(partition)
-        )
+        found = await self._log_ranges.ask(self._tp(partition))
+        if found is None:
+            found = await self._thread.call_thread(self._thread.ask, offsets.log_range, self._tp(partition))
         return found
 
     async def committed(self, partition: int) -> CommittedOffset | None:
         tp = self._tp(partition)
         if tp not in self._in_kafka:
             changes = self._changes
-            found = await self._thread.call_thread(self._thread.ask, offsets.committed, tp)
+            found = await self._committed.ask(tp)
             if changes != self._changes:
                 raise PartitionRevoked(f"{tp.topic}[{tp.partition}] changed hands")
             self._to_commit[tp] = self._in_kafka[tp] = found or NEVER

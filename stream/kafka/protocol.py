@@ -39,7 +39,8 @@ from aiokafka.protocol.types import (
 TEXT, COMPACT = String("utf-8"), CompactString("utf-8")
 NOT_TOLD = -(1 << 31)  # Kafka's own default of a set of operations
 NO_TAGS: dict[int, bytes] = {}
-LATEST, READ_UNCOMMITTED, READ_COMMITTED = -1, 0, 1
+EARLIEST, LATEST = -2, -1
+READ_UNCOMMITTED, READ_COMMITTED = 0, 1
 
 
 class Operation(IntEnum):
@@ -284,15 +285,16 @@ async def epoch_end_offset(client: AIOKafkaClient, tp: TopicPartition, leader_ep
 
 
 async def log_ends(
-    client: AIOKafkaClient, tps: Iterable[TopicPartition], isolation: int
+    client: AIOKafkaClient, tps: Iterable[TopicPartition], isolation: int, at: int = LATEST
 ) -> dict[TopicPartition, int]:
-    """Where the logs end now: the high watermark for READ_UNCOMMITTED, the last stable offset for READ_COMMITTED.
-    What a leader does not answer is missing. Raises KafkaError when one cannot be reached."""
+    """Where the logs end now: the high watermark for READ_UNCOMMITTED, the last stable offset for READ_COMMITTED; or
+    where they begin, `at` EARLIEST. What a leader does not answer is missing. Raises KafkaError when one cannot be
+    reached."""
     by_leader: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
     for tp in tps:
         leader = client.cluster.leader_for_partition(tp)
         if leader is not None and leader != -1:
-            by_leader[leader][tp.topic].append((tp.partition, LATEST))
+            by_leader[leader][tp.topic].append((tp.partition, at))
     ends: dict[TopicPartition, int] = {}
     for leader, topics in by_leader.items():
         answer = await client.send(leader, OffsetRequest(-1, isolation, list(topics.items())))
