@@ -298,12 +298,12 @@ def test_a_log_without_recent_decisions_is_not_published(spec: Spec, log: EventB
 
 
 def test_shuffled_labels_teach_nothing(spec: Spec, log: EventBatch) -> None:
-    """Whoever had looked at the test slice would do better than a coin there: AUROC .5 within .02, as the mean of four
-    shufflings."""
+    """Whoever had looked at the test slice would do better than a coin there: AUROC .5 within .02, as the mean of
+    twelve shufflings: one is off by .024 (standard deviation), since what it learned by chance orders real customers."""
     layout = Layout(spec)
     prepared = prepare(layout, known_log(layout, log, KNOWN_UNTIL), CONFIG)
     found = []
-    for seed in range(4):
+    for seed in range(12):
         drawn = prepared.drawn.usable()
         label = np.random.default_rng(seed).permutation(drawn.label)
         shuffled = replace(
