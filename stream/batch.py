@@ -38,6 +38,11 @@ class Record(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
+def first_timestamp(records: Sequence[Record]) -> int | None:
+    """The Kafka timestamp of the first record that has one: -1 is none, and no age follows from it."""
+    return next((record.timestamp for record in records if record.timestamp >= 0), None)
+
+
 @dataclass(frozen=True, slots=True)
 class FetchedBatch:
     """A contiguous piece of one partition: every committed record with `start` <= offset < `end`, in offset

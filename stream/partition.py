@@ -26,7 +26,7 @@ from typing import Literal
 
 from ebbtide.featurestore.errors import Fenced, StoreMisconfigured, StoreUnavailable
 from ebbtide.featurestore.store.checkpoint import TimerCursor
-from ebbtide.stream.batch import Fetched, FetchedBatch, FetchFault, LogPosition, Source
+from ebbtide.stream.batch import Fetched, FetchedBatch, FetchFault, LogPosition, Source, first_timestamp
 from ebbtide.stream.errors import (
     BrokerMisconfigured,
     BrokerUnavailable,
@@ -245,7 +245,7 @@ class Partition:
     def _oldest_ms(self) -> int | None:
         """The Kafka timestamp of the oldest record that was fetched and is in no turn."""
         waiting = next((piece for piece in self._pieces if piece.records), None) or self._queue.first
-        return waiting.records[0].timestamp if waiting is not None else None
+        return first_timestamp(waiting.records) if waiting is not None else None
 
     def retry_alone(self, piece: Piece) -> None:
         """Its turn failed in a way that nobody foresaw: whose it is shows when each takes the next one alone."""

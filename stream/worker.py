@@ -139,14 +139,13 @@ class Worker:
 
     @property
     def partitions(self) -> dict[int, Partition]:
-        """The partitions of ours, by number, by number."""
+        """The partitions of ours, by number."""
         return dict(self._partitions)
 
     @property
     def not_ready_reasons(self) -> list[str]:
         """Why this worker is not ready, a sentence each; empty when every partition of ours is open, up to date and
-        moving,
-        and both servers answer. A worker to whom the group gave no partition is ready: it is a standby."""
+        moving, and both servers answer. A worker to whom the group gave no partition is ready: it is a standby."""
         unreachable = [f"{server}: {why}" for server, why in self._pulse.away.items()]
         now_s = self._tools.clock.monotonic_s()
         reasons = []

@@ -6,6 +6,7 @@ It reads through the same store and the same model as the data path and changes 
 what is known is answered for, since the record does not say what it was then.
 """
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -36,6 +37,8 @@ class Customers:
     def __init__(self, layout: Layout, store: Store, ask: Ask, clock: Clock) -> None:
         self._layout, self._store, self._ask, self._clock = layout, store, ask, clock
         self._folder, self._features = Folder(layout), features(layout.spec)
+        # The model's thread takes calls in order: of all who ask here, one is ahead of the next dispatch.
+        self._asking = asyncio.Lock()
 
     def routes(self) -> Sequence[web.RouteDef]:
         return [web.get("/v1/customers/{id}", self._customer)]
@@ -54,7 +57,8 @@ class Customers:
         row = found[partition]
         rows = np.array([row], self._layout.dtype)
         as_of = self._as_of(request.query.get("as_of"), int(row["row_watermark"]))
-        p, values, contributions, version = await self._ask(rows, np.array([as_of], np.int64))
+        async with self._asking:
+            p, values, contributions, version = await self._ask(rows, np.array([as_of], np.int64))
         eligible = bool(self._folder.eligible(rows, as_of)[0])
         return web.json_response(
             {

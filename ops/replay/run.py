@@ -12,7 +12,7 @@ an offline replay of the same log with the same model: the same points, the same
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import log_ranges, read_topic
-from ebbtide.stream.kafka.topics import ensure_topics, partition_for
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, partition_for
 from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.outputs.scores import ScoreRecord, read_score
@@ -97,7 +97,7 @@ async def replay(
         raise OpsError("a snapshot lies before --from", hint="move --from back, or take the snapshot out")
     own = _own_settings(settings, spec, run, folder)
     layout, loop = Layout(spec), asyncio.get_running_loop()
-    counts = await ensure_topics(own.kafka, topic_specs(own))
+    counts = await ensure_topics(own.kafka, replay_topics(own))
     partitions = counts[own.kafka.topic]
     start = arrived_before(log.events, from_ms)
     home = np.array([partition_for(name.encode(), partitions) for name in log.events.customers], np.int64)
@@ -132,6 +132,16 @@ async def replay(
         from_ms, start, offset, ends_ms[home], taken, list({alert.alert_id: alert for alert in alerts}.values()),
         list(dict.fromkeys(scores)), sum(end - begin for begin, end in letters.values()), seconds, rss,
     )  # fmt: skip
+
+
+def replay_topics(own: Settings) -> list[TopicSpec]:
+    """The run's topics; its input takes records of any time, and keeps them: a log of years ago would be gone by
+    retention while it is streamed, and one event from the future refused, with its whole batch."""
+    any_time = {"retention.ms": "-1", "message.timestamp.after.max.ms": str(2**63 - 1)}
+    return [
+        replace(spec, config={**spec.config, **any_time}) if spec.name == own.kafka.topic else spec
+        for spec in topic_specs(own)
+    ]
 
 
 def _own_settings(settings: Settings, spec: Spec, run: str, folder: Path) -> Settings:

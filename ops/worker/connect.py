@@ -3,10 +3,13 @@
 It knows settings and addresses, and no model: a command that only reads or fills need not wait for TensorFlow.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.store.checkpoint import check_checkpoint
+from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import Settings
 from ebbtide.stream.kafka.client import check_connection
@@ -105,3 +108,14 @@ async def check_servers(settings: Settings, layout: Layout) -> None:
     await check_connection(settings.kafka)
     async with open_store(settings, layout, settings.topics.partitions):
         return
+
+
+async def check_state(store: Store, layout: Layout) -> None:
+    """Read every checkpoint before the group is joined.
+
+    A worker with a wrong spec would take partitions away from those that serve them, only to find out. Raises
+    LayoutError.
+    """
+    partitions = range(store.partitions)
+    for found in await asyncio.gather(*store.checkpoint_each(partitions)):
+        check_checkpoint(found, layout.id, store.partitions)

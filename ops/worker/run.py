@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import load_spec
-from ebbtide.featurestore.store.checkpoint import check_checkpoint
-from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.model.serving.runtime import configure as configure_tensorflow
 from ebbtide.model.serving.slot import ScorerSlot
@@ -39,7 +37,7 @@ from ebbtide.ops.observe.servers import MeasuredDelivery, MeasuredStore
 from ebbtide.ops.page.live import Live
 from ebbtide.ops.page.routes import page_routes
 from ebbtide.ops.worker.compose import load_slot, tools_of
-from ebbtide.ops.worker.connect import open_delivery, open_store, topic_specs
+from ebbtide.ops.worker.connect import check_state, open_delivery, open_store, topic_specs
 from ebbtide.ops.worker.models import watch_models
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
@@ -196,17 +194,6 @@ def hangs(batcher: Batcher) -> str:
     """Why a restart would help, in words; empty when it would not. An outage of a server is none of those reasons."""
     age_s = batcher.call_age_s
     return f"a call of the model has not ended for {age_s:.0f} s" if age_s > SCORER_HANGS_S else ""
-
-
-async def check_state(store: Store, layout: Layout) -> None:
-    """Read every checkpoint before the group is joined.
-
-    A worker with a wrong spec would take partitions away from those that serve them, only to find out. Raises
-    LayoutError.
-    """
-    partitions = range(store.partitions)
-    for found in await asyncio.gather(*store.checkpoint_each(partitions)):
-        check_checkpoint(found, layout.id, store.partitions)
 
 
 def raise_first(tasks: Iterable["asyncio.Task[Any]"]) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import TOMBSTONE
 from ebbtide.featurestore.record.fold import CAUSES, EVENT, EXPIRED
+from ebbtide.stream.batch import first_timestamp
 from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.outputs.pre_commit import unscored
 from ebbtide.stream.telemetry import AlertSent, Judged, PieceDone, Stage, TurnDone
@@ -28,7 +29,8 @@ def report(verdicts: Verdicts, seconds: dict[Stage, float], now_ms: int) -> Turn
     causes = np.bincount(verdicts.points.cause[applied[verdicts.origin.piece]], minlength=len(CAUSES))
     tombstone = applied[work.piece] & (work.events.kind == TOMBSTONE)
     told = [(j, piece, piece.batch) for j, piece in enumerate(work.pieces) if applied[j]]
-    oldest_ms = min((b.records[0].timestamp for _, _, b in told if b is not None and b.records), default=None)
+    firsts = [first_timestamp(batch.records) for _, _, batch in told if batch is not None]
+    oldest_ms = min((first for first in firsts if first is not None), default=None)
     return TurnDone(
         pieces=[
             PieceDone(

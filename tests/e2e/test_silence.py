@@ -113,7 +113,7 @@ async def test_silence_is_told_although_a_worker_was_killed(
 
             await until(opened, "their events are scored")
             first._process.send_signal(signal.SIGKILL)  # type: ignore[union-attr]  # it was started
-            await asyncio.to_thread(first._process.wait)  # type: ignore[union-attr]
+            await asyncio.to_thread(first._process.wait)  # type: ignore[union-attr]  # it was started
             assert now_ms() < last_silence_at, "too slow to show anything"
             with WorkerProcess(settings, tmp_path) as second:
                 await asyncio.to_thread(second.wait_ready)

@@ -164,6 +164,34 @@ async def test_a_customer_in_two_partitions_is_said_to_be() -> None:
         assert other["partition"] == 1 - shown and other["last_seen"] == found["state"]["last_seen"]
 
 
+async def test_of_all_who_ask_one_is_at_the_model() -> None:
+    """Its thread takes calls in order: sixty asked at once must not be sixty calls ahead of the next dispatch."""
+    store, model = MemoryStore(LAYOUT.dtype, 1), ArithmeticModel()
+    await filled(store)
+    now = most = 0
+
+    async def ask(
+        rows: Rows, as_of: NDArray[np.int64]
+    ) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.005)
+        now -= 1
+        values, contributions = model.explain(rows, as_of)
+        return float(model.score(rows, as_of)[0]), values[0], contributions[0], model.version
+
+    customers = Customers(LAYOUT, store, ask, ManualClock(T0 + 10 * DAY_MS))
+    served = HttpServer(HttpSettings(port=0), customers.routes())
+    address = await served.start()
+    try:
+        found = await asyncio.gather(*(raw(address, asking("/v1/customers/ann")) for _ in range(30)))
+    finally:
+        await served.stop()
+    assert [status for status, _, _ in found] == [200] * 30
+    assert most == 1
+
+
 async def test_what_it_refuses_it_refuses_in_words() -> None:
     store = MemoryStore(LAYOUT.dtype, 1)
     await filled(store)

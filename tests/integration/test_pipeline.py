@@ -552,6 +552,82 @@ async def test_another_partitioner_is_counted_and_said_once() -> None:
     assert sum("another partition" in line.getMessage() for line in lines) == 1
 
 
+async def test_a_worker_without_partitions_is_ready() -> None:
+    """It is a standby: a surge pod that the group gives nothing must not hold up a rolling update."""
+    world = World(14, logs_of(seed=34, events=100), rate=0.0)
+    worker = world.worker()
+    running = asyncio.create_task(worker.run())
+    await asyncio.sleep(0)
+    assert worker.not_ready_reasons == ["the group is forming"]
+    worker.assigned(frozenset())
+    assert worker.not_ready_reasons == []
+    assert await worker.drain(1.0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_live_partition_does_not_wait_for_backlogs() -> None:
+    """
+    partition 0  ████████████████████████   a backlog of thousands
+    partition 1  ████████████████████████   another
+    partition 2          ● comes, and is scored within a few turns; oldest first, it came after both
+    """
+    turns: list[TurnDone] = []
+
+    class Heard(Telemetry):
+        def turn_done(self, turn: TurnDone) -> None:
+            turns.append(turn)
+
+    logs: list[list[LogRecord]] = [[], [], []]
+    for n in range(6_000):
+        user = f"customer-{n % 300}"
+        value = orjson.dumps({"user_id": user, "event_id": str(n), "type": "visit", "ts": T0 + n})
+        logs[n % 2].append(LogRecord(len(logs[n % 2]), T0 + n, user.encode(), value))
+    world = World(15, logs, rate=0.0)
+    worker = world.worker(telemetry=Heard())
+
+    async def at(partition: int) -> int:
+        checkpoint = await world.store.checkpoint(partition)
+        return checkpoint.offset if checkpoint else 0
+
+    async with world.at_work(worker), asyncio.timeout(30):
+        while min(await at(0), await at(1)) < 300:  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0)
+        before = len(turns)
+        logs[2].append(LogRecord(0, T0 + 9_000, b"ann", event("a", T0 + 9_000)))
+        while await at(2) < 1:  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0)
+        waited, left = len(turns) - before, 6_000 - await at(0) - await at(1)
+    print(f"{waited} turns, {left} records of the backlog left")
+    assert waited <= 5
+    assert left > 3_000
+
+
+async def test_a_record_without_timestamp_has_no_age() -> None:
+    """In the figures: a latency of 1.8e9 s was one of these."""
+    turns: list[TurnDone] = []
+
+    class Heard(Telemetry):
+        def turn_done(self, turn: TurnDone) -> None:
+            turns.append(turn)
+
+    logs = [[LogRecord(n, -1, b"ann", event(str(n), T0)) for n in range(5)] for _ in range(PARTITIONS)]
+    world = World(16, logs, rate=0.0)
+    await world.finish(world.worker(telemetry=Heard()))
+    assert world.letters() == {
+        ("no_timestamp", partition, n) for partition in range(PARTITIONS) for n in range(5)
+    }
+    assert {turn.latency_s for turn in turns} == {None}
+    for log in logs:
+        log.append(LogRecord(5, T0, b"ann", event("5", T0)))
+    world.source.revoke()
+    await world.finish(world.worker(telemetry=Heard()))
+    age_s = (SystemClock().now_ms() - T0) / 1000
+    told = [turn.latency_s for turn in turns if turn.latency_s is not None]
+    assert told == pytest.approx([age_s] * len(told), abs=60)
+    assert told
+
+
 async def test_partitions_that_were_added_end_the_worker() -> None:
     """Customers moved away from their state: one clear error, and nothing is folded."""
     logs = logs_of(seed=33, events=100)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.stream.batch import FetchedBatch
+from ebbtide.stream.batch import FetchedBatch, first_timestamp
 from tests.support.seams.streams import LogRecord
 
 
@@ -42,6 +42,13 @@ def test_batches_that_follow_join_and_lose_nothing(batch: FetchedBatch, size: in
     assert list(pieces[0].joined(pieces[1:]).records) == list(batch.records)
     assert pieces[0].joined(pieces[1:]).end == batch.end
     assert pieces[0].joined(pieces[1:]).leader_epoch == pieces[-1].leader_epoch
+
+
+def test_no_age_follows_from_a_missing_timestamp() -> None:
+    """-1 is none; taken for a time it would be an age of half a century."""
+    records = [LogRecord(n, ms, b"k", b"v") for n, ms in enumerate((-1, -1, 5_000, 4_000))]
+    assert first_timestamp(records) == 5_000
+    assert first_timestamp(records[:2]) is first_timestamp([]) is None
 
 
 def test_what_follows() -> None:
