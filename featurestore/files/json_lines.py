@@ -74,12 +74,9 @@ class JsonBlocks(BlockReader):
         rest: Iterator[bytes] = itertools.chain([first] if first else [], iter(file.readline, b""))
         if first.lstrip().startswith(b"["):
             whole = b"".join(rest)
-            try:
-                elements = orjson.loads(whole)
-            except orjson.JSONDecodeError:
-                elements = None
-            if isinstance(elements, list):
-                return iter([orjson.dumps(element) for element in elements])
+            elements = _elements(whole)
+            if elements is not None:
+                return iter(elements)
             rest = itertools.chain(whole.splitlines(keepends=True))
         elif _goes_on(first):
             whole = b"".join(rest)
@@ -126,6 +123,20 @@ class JsonBlocks(BlockReader):
             return [self._decoded(texts[i]) for i in chosen.tolist()]
 
         return Block(columns, judged, lines, self._source.share, odd, bad)
+
+
+def _elements(whole: bytes) -> list[bytes] | None:
+    """The elements of an array; None where it is none."""
+    try:
+        found = orjson.loads(whole)
+        return [orjson.dumps(element) for element in found] if type(found) is list else None
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        pass
+    try:  # Python's decoder takes NaN and what is too large: then each element is judged by itself.
+        found = json.loads(whole)
+    except (ValueError, RecursionError):
+        return None
+    return [json.dumps(element).encode() for element in found] if type(found) is list else None
 
 
 def _goes_on(line: bytes) -> bool:

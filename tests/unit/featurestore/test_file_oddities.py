@@ -136,6 +136,17 @@ def test_an_object_over_lines_is_named_by_its_first(tmp_path: Path) -> None:
         read_log(path, spec_of())
 
 
+def test_one_nan_in_an_indented_array_is_one_misfit(tmp_path: Path) -> None:
+    """It made the array none, and each of its lines a misfit."""
+    rows = [
+        {"user_id": "a", "type": "purchase", "ts": 5, "value": value} for value in (1.5, float("nan"), 2.5)
+    ]
+    path = written(tmp_path, json.dumps(rows, indent=2), "e.json")
+    log = read_log(path, spec_of(2), tolerant=True)
+    assert (values(log), log.rows) == ([1.5, 2.5], 3)
+    assert log.problems.words() == "line 2: NaN and Infinity are not numbers in JSON [not_finite]"
+
+
 REFUSED: list[tuple[str, str, bytes, str]] = [
     ("UTF-16 LE unmarked", "e.csv", TABLE.encode("utf-16-le"), "UTF-16LE without a byte order mark .*iconv"),
     ("UTF-16 BE unmarked", "e.jsonl", A.encode("utf-16-be"), "UTF-16BE without a byte order mark"),
