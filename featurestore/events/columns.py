@@ -88,7 +88,7 @@ class Columns:
         return np.zeros(len(self), np.uint64) if self.ids is None else hash_texts(self.ids)
 
 
-NULL_WORDS = frozenset({"", "\\N", "NULL", "null", "None"})
+NULL_WORDS = frozenset({"", "\\N", "NULL", "null", "None", "NA", "#N/A"})
 """What exporters write into a text file where there is nothing; said of numbers, dates and event ids, not of texts that
 a customer or a category could be called. Not NaN: a number that is none is an error worth seeing."""
 

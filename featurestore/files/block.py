@@ -59,7 +59,8 @@ class BlockReader(ABC):
     """An event file under a spec; iterate over its blocks once.
 
     `unit`: what its rows are numbered in. `text`: every field is text, so numbers are read from text. `mapping`: where
-    `Block.rows` hold the contract's fields. `arrival`: how arrivals are written."""
+    `Block.rows` hold the contract's fields. `arrival`: how arrivals are written. `columns`: the file's own name of each
+    name in `Block.columns`."""
 
     unit: ClassVar[str] = "line"
     text: ClassVar[bool] = False
@@ -70,6 +71,7 @@ class BlockReader(ABC):
         given = spec.mapping
         self.mapping = Mapping(ts_format=given.ts_format, ts_unit=given.ts_unit, ts_origin=given.ts_origin)
         self.arrival = given
+        self.columns: dict[str, str] = {}
 
     @abstractmethod
     def blocks(self) -> Iterator[Block]:
@@ -100,9 +102,10 @@ class BlockReader(ABC):
             else:
                 missing.append(f"{mapping.arrival!r} for arrival")
         if missing:
+            there = ", ".join(map(repr, found)) or "none: is it empty?"
             raise SpecError(
-                f"{self.path} has no column {', none '.join(missing)}; it has {', '.join(map(repr, found)) or 'none'}",
-                hint="the spec's mapping says which column holds what",
+                f"{self.path} has no column {', none '.join(missing)}; it has {there}",
+                hint=f"the spec's mapping says which column holds what{_nearly(missing, found)}",
             )
         twice = sorted({column for column in columns.values() if _times_in(found, column) > 1})
         if twice:
@@ -110,6 +113,7 @@ class BlockReader(ABC):
                 f"{self.path} has the column {', '.join(map(repr, twice))} more than once",
                 hint="which one is meant? Rename the other, or leave it out",
             )
+        self.columns = columns
         return columns
 
 
@@ -129,6 +133,14 @@ def rows_of_columns(columns: dict[str, Any], chosen: NDArray[np.int64]) -> list[
                 place = place.setdefault(key, {})
             place[last] = value
     return rows
+
+
+def _nearly(missing: Sequence[str], found: Sequence[str]) -> str:
+    """Columns that differ from the missing ones in case, blanks or quotes alone: most likely what was meant."""
+    bare = {name.casefold().strip(" '\"\u200b\ufeff#"): name for name in found}
+    pairs = [(one.split("'")[1], one.rpartition(" for ")[2]) for one in missing]
+    meant = [f"{name}: {bare[column.casefold()]!r}" for column, name in pairs if column.casefold() in bare]
+    return f"; did you mean {', '.join(meant)}?" if meant else ""
 
 
 def _times_in(found: Sequence[str], column: str) -> int:

@@ -6,6 +6,7 @@ one row a line: a quote that is not closed swallows lines, and so shows. Any oth
 module, row by row with its lines, which also says what is wrong:
 
     fields that are too many or too few                           a bad row
+    the header again, as in files that were put together          a bad row
     a quoted field over lines that are rows by themselves         a bad row that names the lines: a lone quote
     a quoted field over LINES_MAX lines                           an error: nothing after it can be trusted
     text that is not UTF-8 in a column that is read               an error with line and column
@@ -15,6 +16,7 @@ A tab-separated file has no quoting, unless its beginning has fields in quotes a
 
 import csv
 import io
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +38,10 @@ from ebbtide.featurestore.spec import Spec
 BLOCK_BYTES = 256 * 1024
 LINES_MAX = 10_000
 """Lines that one quoted field may span."""
-_DELIMITERS = ",;\t|"
+_DELIMITERS = ",;\t|\x01\x1f^~"
+"""As people and spreadsheets write them; then Hive's (0x01), ASCII's own (0x1F), and two seen in old exports."""
+_HEADER_LINES_MAX = 100
+"""Lines that a header may span, and that blank lines and remarks before it may take."""
 _CR, _LF = 13, 10
 _MISSING = ["", "\\N"]
 
@@ -51,9 +56,10 @@ class DelimitedBlocks(BlockReader):
         self._source = ByteSource(file.path, text=True)
         self._next = self._read_block()
         self._line = 1  # of the next block's first row
-        first = self._take_line()
-        if first.startswith("sep=") and len(first.strip()) == len("sep=") + 1:  # as spreadsheets write it
-            self._delimiter, first = first[4], self._take_line()
+        first = self._take_header()
+        bare = first.rstrip("\r\n").replace('"', "")
+        if bare.startswith("sep=") and len(bare) == len("sep=") + 1:  # as spreadsheets write it
+            self._delimiter, first = bare[4], self._take_header()
         else:
             self._delimiter = self._delimiter_of(first)
         self._quotes = self._delimiter != "\t" or self._quotes_tabs(first)
@@ -86,6 +92,31 @@ class DelimitedBlocks(BlockReader):
         data = self._source.file.read(BLOCK_BYTES)
         return data + self._source.file.readline() if data else b""
 
+    def _take_header(self) -> str:
+        """The first line that is neither blank nor a remark; more lines where a name in quotes goes over its end."""
+        header = self._take_line()
+        for _ in range(_HEADER_LINES_MAX):
+            remark = header.startswith("#") and not self._fit(header, self._delimiter_of(header))[0]
+            if not self._next or (header.strip("\r\n\ufeff ") and not remark):
+                break
+            header = self._take_line()
+        for _ in range(self._lines_of(header) - 1):
+            header += self._take_line()
+        return header
+
+    def _lines_of(self, header: str) -> int:
+        """Over how many lines a header goes, by quotes that are closed; 1 where they are not."""
+        if header.count('"') % 2 == 0:
+            return 1
+        following = io.StringIO(self._next.decode(errors="replace"), newline="")
+        lines = [header, *itertools.islice(following, _HEADER_LINES_MAX)]
+        reader = csv.reader(lines, delimiter=self._delimiter_of(header), strict=True)
+        try:
+            next(reader)
+        except csv.Error:
+            return 1
+        return reader.line_num
+
     def _take_line(self) -> str:
         """The next line of the beginning. Raises SpecError where it is no text."""
         end = min((at for at in (self._next.find(b"\n"), self._next.find(b"\r")) if at >= 0), default=-1)
@@ -102,18 +133,16 @@ class DelimitedBlocks(BlockReader):
             ) from None
 
     def _fields(self, line: str, delimiter: str) -> list[str]:
-        return next(csv.reader([line], delimiter=delimiter), [])
+        return next(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter), [])
 
     def _delimiter_of(self, header: str) -> str:
         """The one under which most of the mapped columns are found; of equals, the most frequent."""
+        return max(_DELIMITERS, key=lambda delimiter: self._fit(header, delimiter))
+
+    def _fit(self, header: str, delimiter: str) -> tuple[int, int]:
         mapping = self.spec.mapping
-        needed = {mapping.user_id, mapping.type, mapping.ts}
-
-        def fit(delimiter: str) -> tuple[int, int]:
-            names = {name.strip() for name in self._fields(header, delimiter)}
-            return len(needed & names), header.count(delimiter)
-
-        return max(_DELIMITERS, key=fit)
+        names = {name.strip() for name in self._fields(header, delimiter)}
+        return len({mapping.user_id, mapping.type, mapping.ts} & names), header.count(delimiter)
 
     def _quotes_tabs(self, header: str) -> bool:
         """Whether the beginning has fields in quotes and is, read so, rows of the header's width throughout."""
@@ -150,6 +179,9 @@ class DelimitedBlocks(BlockReader):
             return None
         if len(table) != _count_rows(data):
             return None
+        ts = self._columns["ts"]
+        if ts in self._header and pc.any(pc.equal(table.column(str(self._header.index(ts))), ts)).as_py():
+            return None  # the header again
         return {name: table.column(name).combine_chunks() for name in table.column_names}
 
     def _places(self) -> list[int]:
@@ -180,11 +212,14 @@ class DelimitedBlocks(BlockReader):
                     hint="is a quote not closed? Double a quote that is text",
                 ) from None
             last = first + text.taken - 1
-            if not row:
+            if not row or (width > 1 and len(row) == 1 and not row[0].strip()):
                 continue
             if self._swallowed(text.row):
                 field = f"a quoted field reaches from line {line} to line {last}, over other rows"
                 bad.append((line, Reason.BAD_ROW, f"{field}: is a quote not closed?"))
+            elif [name.strip().strip("\ufeff") for name in row] == self._header:
+                again = "the header again: are these several files in one?"
+                bad.append((line, Reason.BAD_ROW, f"{again} Leave it out"))
             elif len(row) != width:
                 bad.append((line, Reason.BAD_ROW, _width_words(row, width)))
             else:
@@ -239,6 +274,10 @@ class DelimitedBlocks(BlockReader):
                 columns[name] = by_place[str(self._header.index(column))]
             else:
                 columns[name] = pa.array([self.partition[column]] * n, pa.string())
+        for name in ("user_id", "event_id"):
+            if name in columns and pc.any(pc.starts_with(columns[name], '="')).as_py():
+                # As spreadsheets are told that digits are text.
+                columns[name] = pc.replace_substring_regex(columns[name], r'^="(.*)"$', r"\1")
         if "event_id" in columns:
             ids = columns["event_id"]
             none = pc.is_in(ids, value_set=pa.array(sorted({*NULL_WORDS, "NaN", "nan"})))

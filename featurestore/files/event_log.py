@@ -1,8 +1,12 @@
 """A whole log of events as columns, what of its files did not fit, and where what is known ends.
 
 A log is in arrival order: the order in which a stream would have brought the same events.
+
+Rows are judged in the contract's words (`events/columns.py`), which know no file. Here they get the file's column and a
+remedy; values are not shown, since messages end up in logs: the line says where they are.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,15 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.events.contract import Reason
+from ebbtide.featurestore.events.contract import Reason, Rejected
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.known import known_until
 from ebbtide.featurestore.hashing import hash_texts
+from ebbtide.featurestore.spec import Spec
 
 PROBLEMS_SHOWN_MAX = 20
 """Rows that are kept as examples; the others are counted by reason."""
 UNKNOWN_TYPES_MAX = 1_000
 """Distinct unknown event types that are counted by name; a column of ids, mapped as the type, has millions."""
+REMEDIES_MAX = 3
+_FIELD = re.compile(r"^(?:[^:]{1,64}: )?(user_id|type|ts|event_id|value|arrival|properties\.[^\s:]+)\b")
+_CHECK = "ebbtide spec check says more about the file"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -66,6 +74,63 @@ class Problems:
         """The first ones, each with its place: `line 7: ts: expected ... [wrong_type]; ...`."""
         examples = [f"{self.place(p)}: {p.detail} [{p.reason}]" for p in self.first[:shown]]
         return "; ".join([*examples, "..."] if self.total > len(examples) else examples)
+
+
+def with_column(rejected: Rejected, columns: dict[str, str]) -> str:
+    """A refused row's detail, with the file's column where it goes by another name than the field."""
+    field = field_of(rejected.reason, rejected.detail)
+    column = columns.get(field, field)
+    named = column in (field, field.removeprefix("properties.")) or f"from {column})" in rejected.detail
+    return rejected.detail if named else f"{rejected.detail} (column {column!r})"
+
+
+def field_of(reason: Reason, detail: str) -> str:
+    """The contract's field that a detail is about, '' where it is about the whole row."""
+    found = _FIELD.match(detail)
+    return found[1] if found else "type" if reason == Reason.UNKNOWN_TYPE else ""
+
+
+class Remedies:
+    """What to do about the misfits seen, in the order they came in, REMEDIES_MAX at most."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._found: dict[str, None] = {}
+
+    def look(self, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            if len(self._found) >= REMEDIES_MAX:
+                return
+            remedy = self._remedy(problem.reason, field_of(problem.reason, problem.detail))
+            if remedy:
+                self._found.setdefault(remedy)
+
+    def words(self) -> str:
+        return "; ".join([*self._found, _CHECK])
+
+    def _remedy(self, reason: Reason, field: str) -> str:
+        mapping = self._spec.mapping
+        match reason, field:
+            case ((Reason.WRONG_TYPE | Reason.TIMESTAMP_RANGE), ("ts" | "arrival")):
+                form = mapping.ts_format if mapping.ts_unit is None else "numbers of ts_unit"
+                return (
+                    f"mapping.ts_format says how times are written, now {form}: s, ms, us, ns, %d/%m/%Y, ..."
+                )
+            case Reason.WRONG_TYPE, "user_id" | "event_id" | "type":
+                return "write it as text"
+            case Reason.WRONG_TYPE, field if field:
+                return "write numbers with a point, without thousands and units (1234.5), in typed files not as text"
+            case Reason.UNKNOWN_TYPE, _:
+                return "name the type in a kind's types, or say `unknown: ignore`"
+            case Reason.NOT_JSON, _:
+                return "write one object a line in UTF-8, e.g. jq -c ."
+            case Reason.BAD_ROW, _:
+                return "quote text that holds delimiters, double its quotes, and leave out remarks and totals"
+            case Reason.NOT_FINITE, _:
+                return "leave a number that is missing empty, in JSON null"
+            case Reason.MISSING_FIELD, _:
+                return "leave such rows out, or map the column that has it"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

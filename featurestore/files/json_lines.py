@@ -1,4 +1,5 @@
-"""JSON as blocks: an event a line, as it would come through Kafka, or one array of events.
+"""JSON as blocks: an event a line, as it would come through Kafka, or one array of events, or objects one after the
+other without regard to lines (indented, or joined by a program that writes no line ends).
 
 The decoder is the stream's own, a value at a time, so that a file means what the stream means: what repeats, overflows
 or is cut off in a line is judged alike. Only the fields that the spec needs are kept of a row; a row that does not fit
@@ -6,7 +7,9 @@ is decoded again to be judged. Ids that are whole numbers are taken as their dig
 Kafka could not carry can still be learnt from.
 """
 
+import io
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +27,10 @@ BLOCK_ROWS = 4_096
 _NO_BOUND = 1 << 62
 _IDS = ("user_id", "event_id")
 _TIMES = ("ts", ARRIVAL)
+_BETWEEN = " \t\r\n\x1e"
+"""What may stand between JSON texts."""
+_RECORD_SEPARATOR = b"\x1e"
+"""RFC 7464: before each text."""
 
 
 class JsonBlocks(BlockReader):
@@ -33,16 +40,19 @@ class JsonBlocks(BlockReader):
         super().__init__(file, spec)
         self.mapping = spec.mapping
         self._source = ByteSource(file.path, text=True)
+        self._places: list[int] | None = None  # of the values, where they are not a line each
         self._paths = {
             name: getattr(spec.mapping, name) for name in ("user_id", "type", "ts", "event_id", "value")
         }
         if spec.mapping.arrival is not None:
             self._paths[ARRIVAL] = spec.mapping.arrival
+        self.columns = self._paths
         self._properties = sorted({value.path for kind in spec.kinds for value in kind.readings} - {"value"})
 
     def blocks(self) -> Iterator[Block]:
         lines = self._lines()
-        numbered = ((i, line) for i, line in enumerate(lines, 1) if not line.isspace())
+        numbers = itertools.count(1) if self._places is None else iter(self._places)
+        numbered = ((i, line) for i, line in zip(numbers, lines, strict=False) if not line.isspace())
         while taken := list(itertools.islice(numbered, BLOCK_ROWS)):
             texts = [line for _, line in taken]
             try:
@@ -61,18 +71,22 @@ class JsonBlocks(BlockReader):
         blank, first = 0, file.readline()
         while first and first.isspace():
             first, blank = file.readline(), blank + 1
-        rest = itertools.chain([first] if first else [], iter(file.readline, b""))
+        rest: Iterator[bytes] = itertools.chain([first] if first else [], iter(file.readline, b""))
         if first.lstrip().startswith(b"["):
             whole = b"".join(rest)
-            try:
-                elements = orjson.loads(whole)
-            except orjson.JSONDecodeError:
-                elements = None
-            if isinstance(elements, list):
-                return iter([orjson.dumps(element) for element in elements])
+            elements = _elements(whole)
+            if elements is not None:
+                return iter(elements)
             rest = itertools.chain(whole.splitlines(keepends=True))
+        elif _goes_on(first):
+            whole = b"".join(rest)
+            values = _values(whole)
+            if values is not None:
+                self._places = [blank + line for line, _ in values]
+                return iter([value for _, value in values])
+            rest = iter(io.BytesIO(whole).readline, b"")
         # Ends of lines that readline does not know; no JSON text holds a bare one.
-        elif b"\r" in first.rstrip():
+        if b"\r" in first.rstrip():
             rest = itertools.chain.from_iterable(line.splitlines(keepends=True) for line in rest)
         return itertools.chain([b"\n"] * blank, rest)
 
@@ -109,6 +123,61 @@ class JsonBlocks(BlockReader):
             return [self._decoded(texts[i]) for i in chosen.tolist()]
 
         return Block(columns, judged, lines, self._source.share, odd, bad)
+
+
+def _elements(whole: bytes) -> list[bytes] | None:
+    """The elements of an array; None where it is none."""
+    try:
+        found = orjson.loads(whole)
+        return [orjson.dumps(element) for element in found] if type(found) is list else None
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        pass
+    try:  # Python's decoder takes NaN and what is too large: then each element is judged by itself.
+        found = json.loads(whole)
+    except (ValueError, RecursionError):
+        return None
+    return [json.dumps(element).encode() for element in found] if type(found) is list else None
+
+
+def _goes_on(line: bytes) -> bool:
+    """Whether a line is the beginning of an indented object, or an object with another right behind it."""
+    text = line.decode(errors="replace").strip(_BETWEEN)
+    if line.lstrip().startswith(_RECORD_SEPARATOR):
+        return True
+    if not text.startswith("{"):
+        return False
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except RecursionError:
+        return False
+    except json.JSONDecodeError as error:
+        return error.pos >= len(text)
+    return text[end:].lstrip(_BETWEEN).startswith("{")
+
+
+def _values(whole: bytes) -> list[tuple[int, bytes]] | None:
+    """The values of JSON texts one after the other, each with its line; None where they are not just that.
+
+    Their ends are found by Python's decoder; what they say is left to the stream's."""
+    try:
+        text = whole.decode()
+    except UnicodeDecodeError:
+        return None
+    scan, found, at, line = json.JSONDecoder().raw_decode, [], 0, 1
+    while at < len(text):
+        if text[at] in _BETWEEN:
+            line += text[at] == "\n"
+            at += 1
+            continue
+        try:
+            _, end = scan(text, at)
+        except (ValueError, RecursionError):
+            return None
+        value = text[at:end]
+        found.append((line, value.encode()))
+        line += value.count("\n")
+        at = end
+    return found
 
 
 def _dug(rows: Sequence[dict[str, Any]], path: str, odd: NDArray[np.bool_]) -> list[Any]:

@@ -3,7 +3,7 @@
 What a typed column already says is not read again as text: timestamps and dates are times whatever the mapping's time
 format, in UTC where they have no zone; whole-number ids are their digits; NaN, which is how data frames write what is
 missing, is missing. As engines write it: text as bytes without the mark of text (UTF-8, or an error), numbers as
-decimals, times as INT96, columns as dictionaries, fields in structs (found by dotted path).
+decimals, times as INT96, UUIDs as what they are, columns as dictionaries, fields in structs (found by dotted path).
 """
 
 import io
@@ -98,6 +98,8 @@ def plain(values: Any, where: str) -> Any:
     Raises SpecError, which begins with `where`, for bytes that are no text."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
+    if isinstance(values.type, pa.UuidType):
+        return pa.array([None if one is None else str(one) for one in values.to_pylist()], pa.string())
     if isinstance(values.type, pa.BaseExtensionType):
         values = values.storage
     if pa.types.is_dictionary(values.type):

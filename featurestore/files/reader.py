@@ -7,7 +7,6 @@ Arrival order is that of a mapped `arrival`, else of the stamped times; ties as 
 does not fit stops the reading, unless the caller asked for such rows to be counted; none is skipped in silence.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from ebbtide.featurestore.events.columns import time_reader
 from ebbtide.featurestore.events.contract import TIME_MS_MAX, TIME_MS_MIN, Reason
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.files.block import ARRIVAL, Block, BlockReader, EventFile
-from ebbtide.featurestore.files.event_log import EventLog, Problem, Problems
-from ebbtide.featurestore.files.sources import event_files, format_of
+from ebbtide.featurestore.files.event_log import EventLog, Problem, Problems, Remedies, with_column
+from ebbtide.featurestore.files.sources import DAMAGES, event_files, format_of, packing_of
 from ebbtide.featurestore.hashing import hash_texts
 from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.durations import format_duration
@@ -36,7 +35,7 @@ def read_log(
     tolerant: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> EventLog:
-    """Read a log of events: CSV, TSV, JSON (lines or an array) or Parquet, gzipped or not, under a spec's mapping.
+    """Read a log of events: CSV, TSV, JSON (lines or an array) or Parquet, packed or not, under a spec's mapping.
 
         log = read_log("events.csv.gz", "spec.yaml")
         len(log), len(log.events.customers), log.known_until
@@ -64,7 +63,7 @@ def read_log(
         name = files[0].path if len(files) == 1 else f"{len(files)} files"
         raise SpecError(
             f"{name}: {problems.total:,} of {gather.rows:,} rows do not fit the spec: {problems.words()}",
-            hint="ebbtide spec check says more about the file",
+            hint=gather.remedies.words(),
         )
     return gather.log()
 
@@ -85,21 +84,23 @@ def _opened(file: EventFile, spec: Spec) -> BlockReader:
         from ebbtide.featurestore.files.parquet import ParquetBlocks  # noqa: PLC0415 - pyarrow, see above
 
         return ParquetBlocks(file, spec)
-    except (OSError, EOFError, zlib.error) as error:
+    except DAMAGES as error:
         raise _unreadable(file.path, error) from None
 
 
 def _blocks(source: BlockReader) -> Any:
     try:
         yield from source.blocks()
-    except (OSError, EOFError, zlib.error) as error:
+    except DAMAGES as error:
         raise _unreadable(source.path, error) from None
 
 
 def _unreadable(path: Path, error: Exception) -> SpecError:
     if isinstance(error, OSError) and error.strerror:
         return SpecError(f"cannot read {path}: {error.strerror}", hint="give --events FILE")
-    return SpecError(f"{path} is a damaged gzip file: {error}", hint="copy it again")
+    with path.open("rb") as file:
+        packing = packing_of(file.read(16))
+    return SpecError(f"{path} is a damaged {packing or path.suffix} file: {error}", hint="copy it again")
 
 
 class _Gather:
@@ -114,25 +115,31 @@ class _Gather:
         self._file = ""
         self.rows = 0
         self.problems = Problems()
+        self.remedies = Remedies(spec)
 
     def begin(self, source: BlockReader, name: str) -> None:
         """The blocks that follow are of this file."""
         from ebbtide.featurestore.files.fast import FastReader  # noqa: PLC0415 - pyarrow, see `_opened`
 
         self._reader = FastReader(self._spec, source)
+        self._columns = source.columns
         self._arrivals = time_reader(source.arrival, digits=source.text)
         self.problems.unit, self._file = source.unit, name
 
     def add(self, block: Block) -> None:
         part = self._reader.read(block)
         bad = [Problem(*place, self._file) for place in block.bad]
-        bad += [Problem(int(block.lines[r.index]), r.reason, r.detail, self._file) for r in part.rejected]
+        bad += [
+            Problem(int(block.lines[r.index]), r.reason, with_column(r, self._columns), self._file)
+            for r in part.rejected
+        ]
         self.problems.add_unknown(part.unknown)
         self._ignored += part.ignored
         arrival = part.time
         if ARRIVAL in block.columns:
             part, arrival = self._with_arrival(block, part, bad)
         self.problems.add(sorted(bad))
+        self.remedies.look(sorted(bad))
         self._parts.append(part)
         self._index.append(part.index + self.rows)
         self._arrived.append(arrival)

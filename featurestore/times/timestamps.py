@@ -115,12 +115,17 @@ class TimeReader:
 
 
 def iso_ms(text: str) -> int:
-    """Milliseconds of RFC 3339 text: a date, or date and time, with dashes; UTC where it has no offset.
+    """Milliseconds of RFC 3339 text: a date, or date and time, with dashes; UTC where it has no offset,
+    or ends in ` UTC` (BigQuery's exports).
 
     Raises ValueError."""
     if text[4:5] != "-":
         raise ValueError(text)  # 20240101 would be a date to Python, and is more likely a number
-    return epoch_ms(datetime.fromisoformat(text if text.isupper() else text.upper()))
+    text = text if text.isupper() else text.upper()
+    moment = datetime.fromisoformat(text.removesuffix(" UTC"))
+    if text.endswith(" UTC") and moment.utcoffset():
+        raise ValueError(text)  # two offsets
+    return epoch_ms(moment)
 
 
 def iso_days(text: str) -> float:
