@@ -126,8 +126,9 @@ class Scorer:
         has them. Raises OSError, KeyError or ValueError when the warm-up records are not what `warmup.write` wrote."""
         rows, as_of = warmup.read(self.path, self.layout)
         jobs: list[Job] = [("score", self.sizes[0]), ("explain", self._explained)]
-        # In one thread and in this order, since names in XLA's cache are numbered as functions are traced.
-        for job in jobs:
+        # All of them now, in one thread and in this order: names in XLA's cache are numbered as functions are traced
+        # and tensors made. Traced beside a worker's first scores, the larger sizes would be compiled at every start.
+        for job in [*jobs, *(("score", size) for size in self.missing)]:
             self._program(*job)
 
         def run(job: Job) -> dict[str, NDArray[np.float32]]:

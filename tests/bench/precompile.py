@@ -2,8 +2,8 @@
 DIR` fills DIR/compiled.
 
 What the bench measures is a service at work, not XLA's compiler, which takes a core for half a minute after a first
-start (`bench_start` tells what that costs). In a process of its own, because names in XLA's cache are numbered as
-functions are traced: here as in a worker.
+start (`bench_start` tells what that costs). In a process of its own, as a worker does it, because names in XLA's
+cache are numbered as functions are traced.
 """
 
 import sys
@@ -23,10 +23,11 @@ def main(directory: Path) -> None:
     keep_compiled(folder)
     load_tensorflow()
     from ebbtide.model.serving.runtime import configure
-    from ebbtide.model.serving.scorer import Scorer
+    from ebbtide.model.serving.slot import ScorerSlot
 
     configure()
-    Scorer.load(directory / "models" / SPEC.name, Layout(SPEC))
+    slot = ScorerSlot(directory / "models" / SPEC.name, Layout(SPEC), lambda _: None)
+    slot.widen()
 
 
 if __name__ == "__main__":
