@@ -8,7 +8,7 @@ import click
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.durations import format_duration
-from ebbtide.ops.commands.options import DATE, dates, json_option
+from ebbtide.ops.commands.options import DATE, dates, events_option, json_option
 from ebbtide.ops.commands.train import show_crossed
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.tables import evaluation, metrics_by, moments
@@ -16,9 +16,7 @@ from ebbtide.ops.tensorflow import load_tensorflow
 
 
 @click.command()
-@click.option(
-    "--events", type=click.Path(path_type=Path), required=True, metavar="FILE", help="CSV, JSONL or Parquet."
-)
+@events_option
 @click.option(
     "--model",
     "model_path",

@@ -62,6 +62,9 @@ json_option = click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", callback=_writable,
     help="Write the same figures to FILE as JSON.",
 )  # fmt: skip
+events_option = click.option(
+    "--events", type=click.Path(path_type=Path), required=True, metavar="FILE", help="CSV, JSONL or Parquet."
+)
 config_option = click.option(
     "--config", "config", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Settings in YAML; EBBTIDE_* variables and options go before it.",

@@ -17,7 +17,7 @@ from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.layout import BOOKKEEPING_FIELDS, EPISODE_FIELDS, Layout
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.ops.commands.options import json_option
+from ebbtide.ops.commands.options import events_option, json_option
 from ebbtide.ops.console import console, steps, table_and_json
 
 spec_option = click.option(
@@ -110,9 +110,7 @@ def _fields(layout: Layout) -> Iterator[dict[str, Any]]:
 
 @command.command()
 @spec_option
-@click.option(
-    "--events", type=click.Path(path_type=Path), required=True, metavar="FILE", help="CSV, JSONL or Parquet."
-)
+@events_option
 @json_option
 @click.pass_context
 def check(ctx: click.Context, spec_path: Path, events: Path, json_path: Path | None) -> None:

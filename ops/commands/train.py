@@ -10,7 +10,7 @@ from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.featurestore.times.timestamps import instant
-from ebbtide.ops.commands.options import DATE, DURATION, json_option
+from ebbtide.ops.commands.options import DATE, DURATION, events_option, json_option
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.tables import evaluation, metrics_by, moments
 from ebbtide.ops.tensorflow import load_tensorflow
@@ -18,9 +18,7 @@ from ebbtide.stream.clock import SystemClock
 
 
 @click.command()
-@click.option(
-    "--events", type=click.Path(path_type=Path), required=True, metavar="FILE", help="CSV, JSONL or Parquet."
-)
+@events_option
 @click.option(
     "--spec",
     "spec_path",

@@ -11,6 +11,7 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
+from ebbtide.ops.state.room import Room
 from ebbtide.stream.telemetry import Lag
 
 SERVERS = ("Kafka", "Redis")
@@ -23,13 +24,6 @@ class ModelNow(NamedTuple):
     version: int
     loaded_s: float = 0.0
     warm: bool = True
-
-
-class MemoryNow(NamedTuple):
-    """A Redis server's memory, bytes; maximum 0 where it has none."""
-
-    used: int
-    maximum: int
 
 
 class AtScrape(Collector):
@@ -48,7 +42,7 @@ class AtScrape(Collector):
         """The servers that do not answer, of SERVERS."""
         self.call_age_s: Callable[[], float] | None = None
         """Seconds since the call of the model under way began."""
-        self.memory: Callable[[], Mapping[str, MemoryNow]] | None = None
+        self.memory: Callable[[], Mapping[str, Room]] | None = None
         """By Redis server."""
         self.customers: int | None = None
         """In the partitions of ours, when last counted."""
@@ -137,9 +131,9 @@ class AtScrape(Collector):
                 "ebbtide_redis_memory_max_bytes", "Its maxmemory, where it has one.", labels=["server"]
             )
             for server, memory in self.memory().items():
-                used.add_metric([server], memory.used)
-                if memory.maximum:
-                    most.add_metric([server], memory.maximum)
+                used.add_metric([server], memory.used_bytes)
+                if memory.max_bytes is not None:
+                    most.add_metric([server], memory.max_bytes)
             yield from (used, most)
 
     def _lags(self) -> Iterable[Metric]:

@@ -31,11 +31,11 @@ from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.http.customers import Customers
 from ebbtide.ops.http.probes import probes
 from ebbtide.ops.http.server import HttpServer
-from ebbtide.ops.observe.at_scrape import MemoryNow
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.observe.servers import MeasuredDelivery, MeasuredStore
 from ebbtide.ops.page.live import Live
 from ebbtide.ops.page.routes import page_routes
+from ebbtide.ops.state.room import Room, room_of
 from ebbtide.ops.worker.compose import load_slot, tools_of
 from ebbtide.ops.worker.connect import check_state, open_delivery, open_store, topic_specs
 from ebbtide.ops.worker.models import watch_models
@@ -180,11 +180,11 @@ async def _serve(
 async def watch_redis(store: RedisStore, metrics: Metrics, every_s: float = REDIS_EVERY_S) -> None:
     """Note how full Redis is, and how many customers are ours, until cancelled. What it said last stays: a server that
     is away has not become empty."""
-    asked, found = metrics.at_scrape, dict[str, MemoryNow]()
+    asked, found = metrics.at_scrape, dict[str, Room]()
     asked.memory = lambda: found
     while True:
         with suppress(EbbtideError):
-            found.update({where: MemoryNow(*figures) for where, figures in (await store.memory()).items()})
+            found.update({where: room_of(info) for where, info in await store.infos()})
             if asked.states is not None:
                 asked.customers = sum(await store.customers_each(list(asked.states())))
         await asyncio.sleep(every_s)

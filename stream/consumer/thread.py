@@ -112,9 +112,8 @@ class BatchThread(AIOKafkaConsumerThread):
         self._watching: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._commits = Commits(self._settings, self._owner.uncommitted)
-        self._new_leaders: dict[
-            TopicPartition, int
-        ] = {}  # by what was just taken: the epoch of the leader before
+        # By what was just taken: the epoch of the leader before.
+        self._new_leaders: dict[TopicPartition, int] = {}
         self._topic_id = ""  # what the topic was when a partition was opened first
         self._other_id = ""  # … and what it was found to be since
         self._membership = Membership(self._settings)

@@ -303,13 +303,6 @@ class RedisStore:
         *records, due, entries = await self._client.ask_all([*of_records, *of_due])
         return MemoryUsage(np.array([used or 0 for used in records], np.int64), (due or 0) / max(entries, 1))
 
-    async def memory(self) -> dict[str, tuple[int, int]]:
-        """Bytes used and `maxmemory` (0: without one) of each server, by its address."""
-        found = {}
-        for where, info in await self._client.infos():
-            found[where] = (int(info.get("used_memory", 0)), int(info.get("maxmemory", 0)))
-        return found
-
     async def infos(self) -> list[tuple[str, dict[str, Any]]]:
         """Address and INFO of every server that takes writes, for reports. Not part of `Store`."""
         return await self._client.infos()

@@ -9,9 +9,10 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from ebbtide.ops.observe.at_scrape import MemoryNow, ModelNow
+from ebbtide.ops.observe.at_scrape import ModelNow
 from ebbtide.ops.observe.histogram import ColumnHistogram
 from ebbtide.ops.observe.metrics import BANDS, ERRORS, Metrics, band_of
+from ebbtide.ops.state.room import Room
 from ebbtide.stream.telemetry import AlertSent, Dispatched, Judged, Lag, PieceDone, TurnDone
 
 Samples = dict[tuple[str, ...], float]
@@ -57,7 +58,7 @@ def busy() -> Metrics:
     metrics.at_scrape.states = lambda: {0: ("retrying", "StoreUnavailable"), 1: ("live", "")}
     metrics.at_scrape.away = lambda: ["Redis"]
     metrics.at_scrape.call_age_s = lambda: 3.5
-    metrics.at_scrape.memory = lambda: {"r:1": MemoryNow(5, 0), "r:2": MemoryNow(5, 10)}
+    metrics.at_scrape.memory = lambda: {"r:1": Room(5, None), "r:2": Room(5, 10)}
     metrics.at_scrape.device = lambda: ("GPU:0", 7)
     metrics.at_scrape.customers = 12
     return metrics
