@@ -45,8 +45,7 @@ class Face:
     async def watch(self, every_s: float) -> None:
         """Notice when one of them is ready for the first time: from then on one that ends is started again."""
         while not self._supervisor.ever_ready:
-            found = await self._each("/readyz")
-            self._supervisor.ever_ready = any(status == 200 for status, _ in found.values())
+            await self._readiness()
             await asyncio.sleep(every_s)
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -57,7 +56,7 @@ class Face:
         return web.json_response({"status": "ok"})
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        found = await self._each("/readyz")
+        found = await self._readiness()
         wrong = {n: body or "it does not answer" for n, (status, body) in found.items() if status != 200}
         if not wrong:
             return web.json_response({"status": "ready"})
@@ -91,6 +90,12 @@ class Face:
             except aiohttp.ClientConnectorError:
                 continue  # it is starting
         raise web.HTTPServiceUnavailable(reason="no worker answers")
+
+    async def _readiness(self) -> Mapping[int, tuple[int, str]]:
+        """Whoever asks, the supervisor hears of it: what was told to be ready is not given up as never ready."""
+        found = await self._each("/readyz")
+        self._supervisor.ever_ready |= any(status == 200 for status, _ in found.values())
+        return found
 
     async def _each(self, path: str) -> Mapping[int, tuple[int, str]]:
         workers = self._supervisor.workers
