@@ -64,11 +64,12 @@ class Program:
             self.traces += 1  # Python runs here while tracing, and never again
             if size == block:
                 return whole(raw, as_of)
-            outputs = signature.structured_outputs.items()
+            # In order of name: as loaded they have one that differs between processes, and XLA's cache sees it.
+            outputs = sorted(signature.structured_outputs.items())
             blocked = {name: tf.TensorSpec((block, *spec.shape[1:]), spec.dtype) for name, spec in outputs}
             pieces = tf.reshape(raw, (-1, block, layout.itemsize)), tf.reshape(as_of, (-1, block))
             out = tf.map_fn(lambda piece: whole(*piece), pieces, fn_output_signature=blocked)
-            return {name: tf.reshape(value, (size, *value.shape[2:])) for name, value in out.items()}
+            return {name: tf.reshape(out[name], (size, *out[name].shape[2:])) for name, _ in outputs}
 
         inputs = [tf.TensorSpec((size, layout.itemsize), tf.uint8), tf.TensorSpec((size,), tf.int64)]
         with tf.device(device):
