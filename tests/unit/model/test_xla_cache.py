@@ -53,7 +53,9 @@ def test_the_next_start_finds_what_was_compiled(tmp_path: Path) -> None:
     assert len(first) == 2  # score and explain
     for hash_seed in (2, 3):
         assert start(home, folder, hash_seed) == scores
-        assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == first, "nothing was compiled anew"
+        assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == first, (
+            "nothing was compiled anew"
+        )
     for path in first:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert start(home, folder, 4) == scores
