@@ -1,5 +1,5 @@
 # make demo     everything on this machine: Kafka, Valkey, a trained model, live events, alerts     ARGS='--json out.json'
-# make test     the whole test suite, on real servers                                               ARGS='-k fold -x'
+# make test     the whole test suite, on real servers, in two processes                             ARGS='-k fold -x'
 # make bench    events/s and latency of ours beside an idiomatic service and one of Quix Streams   ARGS='--json out.json'
 # make chaos    ten minutes of kills and outages, then every record and alert is compared          ARGS='--json out.json'
 # make alerts   every alert of the rules, caused for real on this machine                           ARGS='--json out.json'
@@ -18,6 +18,8 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := local,train,dev
+# Of the tests; each has servers of its own. Most of the longest tests wait for time to pass.
+PROCESSES ?= 2
 
 # 3.11 first: it is what constraints.txt was made with.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -31,7 +33,7 @@ demo: $(STAMP)
 	@$(BIN)/ebbtide demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench $(ARGS)
