@@ -17,7 +17,14 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.kinds import Frozen, Kind, Name
-from ebbtide.featurestore.target import TARGETS_MAX, Target, TargetEvents, problems_of, target_events
+from ebbtide.featurestore.target import (
+    ALL_ACTIVITY,
+    TARGETS_MAX,
+    Target,
+    TargetEvents,
+    problems_of,
+    target_events,
+)
 from ebbtide.featurestore.times.durations import (
     DAY_MS,
     HOUR_MS,
@@ -245,6 +252,11 @@ class Spec(Frozen):
     def target(self) -> Target | None:
         """The primary target; None: all activity, whose absence is churn."""
         return self.targets[0] if self.targets else None
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """What alerts call the targets, the primary one first; `activity` where the spec names none."""
+        return tuple(target.name for target in self.targets) or (ALL_ACTIVITY,)
 
     @property
     def target_events(self) -> TargetEvents:

@@ -19,6 +19,9 @@ from ebbtide.featurestore.kinds import Frozen, Kind, Name
 TARGETS_MAX = 1
 """One for now: a second one needs a second head, alerts of its own and an evaluation of its own."""
 
+ALL_ACTIVITY = "activity"
+"""The name of the target of a spec that names none."""
+
 
 class Condition(Frozen):
     """Which events of a kind count, by one of its values: above and below some numbers (strictly), or a category.

@@ -36,12 +36,12 @@ from ebbtide.featurestore.store.cache import Cache
 from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.clock import Clock
+from ebbtide.stream.decision.policy import Asked, Transition
 from ebbtide.stream.errors import DeadLetterFlood, PartitionRevoked
 from ebbtide.stream.outputs.compose import Composer
 from ebbtide.stream.outputs.message import Delivery, Message, Parcel
 from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages
 from ebbtide.stream.outputs.report import report
-from ebbtide.stream.policy import Transition, decide
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.telemetry import Stage, Telemetry
@@ -156,11 +156,19 @@ class Pipeline:
         watch.lap("score")
 
         # 4. decide by the policy of that version
-        transitions = decide(points, scored.p, before, after, scored.serving.policy)
-        transitions = _not_suppressed(work, transitions, points, origin)
+        asked = Asked(
+            points, scored.p, work.events.customers, Asked.times(points, work.events), origin.piece,
+            [piece.opened.checkpoint.budget for piece in work.pieces], tools.store.partitions,
+        )  # fmt: skip
+        decided = scored.serving.policy.decide(asked, before, after)
+        news = _not_suppressed(work, decided.transitions, points, origin)
+        transitions = [t for t in news if not t.held]
+        held = [t for t in news if t.held]
         alerts = await self._composer.compose(work, transitions, points, origin, scored)
         watch.lap("decide")
-        return Verdicts(work, known, after, due, points, counts, origin, scored, transitions, alerts)
+        return Verdicts(
+            work, known, after, due, points, counts, origin, scored, transitions, alerts, decided.spent, held
+        )
 
     async def commit(self, verdicts: Verdicts, watch: _Stopwatch) -> None:
         """Steps 5 to 7: `work.failed` says of which pieces they did not succeed."""
@@ -348,6 +356,7 @@ class Pipeline:
                 offset=piece.end,
                 sequence=checkpoint.sequence + 1,
                 leader_epoch=checkpoint.leader_epoch if epoch < 0 else epoch,
+                budget=verdicts.spent[j],
             ).at_timers(piece.timers)
             commits[j] = Commit(
                 opened.partition, opened.stored, checkpoint, names, rows, dues, forgotten,

@@ -4,7 +4,7 @@
 
 It is pure and deterministic: a function of the events in offset order and of nothing else. No clock, no randomness, no
 dependence on how the log was cut into batches; so a replay, a catch-up and live traffic all end in the same bytes and
-decide at the same points. It does no I/O and knows no model; what a decision *is* belongs to `stream/policy.py`.
+decide at the same points. It does no I/O and knows no model; what a decision *is* belongs to `stream/decision/`.
 
 One event of a customer, in the order of the steps in `fold_events`:
 

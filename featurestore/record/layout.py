@@ -20,15 +20,16 @@ bytes, so that a record is never read unaligned. The default spec, drawn:
     │   duplicates │ recent_id u8[R]                                                           │
     │   counters   │ activity_count late_count u4  ring_head recent_head silence_index u1 …    │
     ├──────────────┼───────────────────────────────────────────────────────────────────────────┤
-    │ policy       │ the episode, written by `stream/policy.py`                                │
-    │   times   i8 │ episode_opened_at below_exit_at cooldown_until scored_at sequence         │
-    │   state      │ score f4  episode_state u1                                                │
+    │ policy       │ an episode a target, written by `stream/decision/`                        │
+    │   times   i8 │ episode_opened_at[T] below_exit_at[T] cooldown_until[T] scored_at         │
+    │   state      │ sequence i8[T]  score f4[T]  episode_state u1[T]  episode_band u1[T]      │
     ├──────────────┼───────────────────────────────────────────────────────────────────────────┤
     │ model        │ nothing yet: what a model will carry from event to event                  │
     └──────────────┴───────────────────────────────────────────────────────────────────────────┘
     K kinds · C counted kinds · W windows · T tiles of all windows · V rows of a store · D kinds with decays
     H half-lives · L sequence entries · B 64-day words · A attributes · R remembered event ids · Q parts of the week
-    G targets apart from activity. The stores of values are those of `featurestore/aggregations.py`.
+    G targets apart from activity; of the policy's section T is the targets. The stores of values are those of
+    `featurestore/aggregations.py`.
 
 A new customer is all zero bytes: time 0 means never, which is why event times start at 1.
 """
@@ -61,13 +62,20 @@ Rows = NDArray[np.void]
 Field = tuple[str, str, tuple[int, ...]]
 """Name, dtype of an entry, shape."""
 
-_EPISODE: list[Field] = [
-    ("episode_opened_at", "<i8", ()), ("below_exit_at", "<i8", ()), ("cooldown_until", "<i8", ()),
-    ("scored_at", "<i8", ()), ("sequence", "<i8", ()), ("score", "<f4", ()), ("episode_state", "u1", ()),
-]  # fmt: skip
 
-EPISODE_FIELDS = tuple(name for name, _, _ in _EPISODE)
-"""What `stream/policy.py` keeps in the record; the fold only clears them, the model never sees them."""
+def _episodes(targets: int) -> list[Field]:
+    """The policy's section: an episode a target. Of one target it has the bytes of the releases that knew no other,
+    with the band in what was padding then: their open episodes stay open."""
+    axis = (targets,)
+    return [
+        ("episode_opened_at", "<i8", axis), ("below_exit_at", "<i8", axis), ("cooldown_until", "<i8", axis),
+        ("scored_at", "<i8", ()), ("sequence", "<i8", axis), ("score", "<f4", axis), ("episode_state", "u1", axis),
+        ("episode_band", "u1", axis),
+    ]  # fmt: skip
+
+
+EPISODE_FIELDS = tuple(name for name, _, _ in _episodes(1))
+"""What `stream/decision/` keeps in the record; the fold only clears them, the model never sees them."""
 
 BOOKKEEPING_FIELDS = (
     "recent_id",
@@ -109,7 +117,10 @@ class Layout:
         self.decay_slot = _slots(kind.decay and kind.counted and bool(spec.half_lives_ms) for kind in kinds)
         self.attribute_slot = _slots(kind.role == "attribute" for kind in kinds)
         self.row, self.rows = _rows(spec)
-        self._fields = {"fold": _padded("fold", self._fold_fields()), "policy": _padded("policy", _EPISODE)}
+        self._fields = {
+            "fold": _padded("fold", self._fold_fields()),
+            "policy": _padded("policy", _episodes(len(spec.target_names))),
+        }
         self.dtype = np.dtype([field for fields in self._fields.values() for field in fields])
 
     @property

@@ -31,6 +31,10 @@ TimerCursor = tuple[int, str]
 every customer."""
 
 
+BudgetSpent = tuple[tuple[int, int], ...]
+"""(number of a stretch of event time, episodes opened in it), oldest first."""
+
+
 class History(NamedTuple):
     """What a backfilled file held of this partition: the records below `until_offset` that arrived before `until_ms`
     (Kafka's timestamp, ms UTC). Where a topic's timestamps are not in order, such records lie behind the offset from
@@ -55,6 +59,7 @@ class Checkpoint(NamedTuple):
                   that a failover sets off from the same checkpoint make equal offsets and sequences, but not equal
                   nonces
     history:      what was in it before its first record was folded, None = nothing: it was made from the log alone
+    budget:       what of the policy's budget of alerts is used (`stream/decision/budget.py`), () = nothing
     extra:        (key, value) pairs of a later release, kept and written back as they are
     """
 
@@ -68,6 +73,7 @@ class Checkpoint(NamedTuple):
     leader_epoch: int = -1
     nonce: str = ""
     history: History | None = None
+    budget: BudgetSpent = ()
     extra: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -82,7 +88,20 @@ class Checkpoint(NamedTuple):
 
     def text(self) -> str:
         """One line, the same for equal checkpoints."""
-        offset, sequence, timer_ms, layout, partitions, cursor, topic_id, epoch, nonce, history, extra = self
+        (
+            offset,
+            sequence,
+            timer_ms,
+            layout,
+            partitions,
+            cursor,
+            topic_id,
+            epoch,
+            nonce,
+            history,
+            budget,
+            extra,
+        ) = self
         text = (
             f"offset={offset} sequence={sequence} timer_ms={timer_ms} layout={layout} partitions={partitions}"
         )
@@ -96,6 +115,8 @@ class Checkpoint(NamedTuple):
             text += f" nonce={nonce}"
         if history is not None:
             text += f" history={history.until_ms}:{history.until_offset}"
+        if budget:
+            text += f" budget={','.join(f'{stretch}:{used}' for stretch, used in budget)}"
         if extra:
             text += "".join(f" {key}={value}" for key, value in extra)
         return text
@@ -103,7 +124,20 @@ class Checkpoint(NamedTuple):
     @property
     def is_readable(self) -> bool:
         """True when `parse` would give this very checkpoint."""
-        offset, sequence, timer_ms, layout, partitions, cursor, topic_id, epoch, nonce, history, extra = self
+        (
+            offset,
+            sequence,
+            timer_ms,
+            layout,
+            partitions,
+            cursor,
+            topic_id,
+            epoch,
+            nonce,
+            history,
+            budget,
+            extra,
+        ) = self
         return (
             min(offset, sequence, timer_ms, partitions, epoch + 1) >= 0
             and _is_word(layout)
@@ -111,6 +145,7 @@ class Checkpoint(NamedTuple):
             and (not nonce or _is_word(nonce))
             and (cursor is None or _is_cursor(cursor))
             and (history is None or min(history) >= 0)
+            and all(stretch >= 0 and used > 0 for stretch, used in budget)
             and (not extra or _are_foreign(extra))
         )
 
@@ -170,6 +205,11 @@ def _history_of(text: str) -> History:
     return History(int(until_ms), int(until_offset))
 
 
+def _budget_of(text: str) -> BudgetSpent:
+    pairs = (pair.partition(":")[::2] for pair in text.split(","))
+    return tuple((int(stretch), int(used)) for stretch, used in pairs)
+
+
 _READ: dict[str, Callable[[str], Any]] = {
     "offset": int,
     "sequence": int,
@@ -181,6 +221,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     "leader_epoch": int,
     "nonce": str,
     "history": _history_of,
+    "budget": _budget_of,
 }
 """How the value of each known key is read; what cannot be read so raises ValueError."""
 

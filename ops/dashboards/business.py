@@ -2,7 +2,7 @@
 
 from ebbtide.ops.dashboards.panels import Board, Panel, Row, Target, metric, quantile, rate
 
-_ENDED = "resolved|terminated"
+_ENDED = "resolved|corrected"
 
 BUSINESS = Board(
     "ebbtide-business",
@@ -32,7 +32,7 @@ BUSINESS = Board(
                 ),
                 Panel(
                     "Episodes resolved",
-                    "Customers who came back, within the chosen time.",
+                    "Customers who came back, left explicitly or were given up, within the chosen time.",
                     "short",
                     (
                         Target(
@@ -42,12 +42,12 @@ BUSINESS = Board(
                     kind="number",
                 ),
                 Panel(
-                    "Left explicitly",
-                    "Customers who said that they leave, within the chosen time.",
+                    "Episodes escalated",
+                    "Customers at risk who came into a higher band, within the chosen time.",
                     "short",
                     (
                         Target(
-                            f"sum(increase({metric('ebbtide_alerts_total', transition='terminated')}[$__range]))"
+                            f"sum(increase({metric('ebbtide_alerts_total', transition='escalated')}[$__range]))"
                         ),
                     ),
                     kind="number",

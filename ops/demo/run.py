@@ -203,10 +203,10 @@ class Show:
         last: dict[str, int] = {}
         for seen in sorted(self.alerts.seen, key=lambda seen: seen.alert.sequence):
             customer = seen.alert.customer
-            if seen.alert.transition == "opened":
+            if seen.alert.state == "opened":
                 last[customer] = len(episodes)
                 episodes.append(Episode(number[customer], seen.as_of_ms))
-            elif customer in last:
+            elif seen.alert.state != "escalated" and customer in last:
                 i = last.pop(customer)
                 episodes[i] = replace(episodes[i], closed=seen.as_of_ms)
         return episodes

@@ -16,6 +16,7 @@ from ebbtide.stream.clock import Clock
 from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.outputs.alert import Alert
+from ebbtide.stream.outputs.versions import read_alert
 
 SCRAPE_EVERY_S = 0.5
 
@@ -50,7 +51,7 @@ class Alerts:
             now_s = self._clock.monotonic_s()
             if record.value is None:  # a tombstone passed on
                 continue
-            alert = Alert.model_validate_json(record.value)
+            alert = read_alert(record.value)
             if alert.alert_id in self._known:  # at least once means that one may come again
                 continue
             self._known.add(alert.alert_id)
@@ -60,12 +61,12 @@ class Alerts:
                 # What time brought about lies at an event of long ago: its alert answers none.
                 age_s = self._age_s(decision.partition, decision.offset, now_s)
             self.seen.append(Seen(alert, age_s))
-            if self.first_s is None and alert.transition == "opened":
+            if self.first_s is None and alert.state == "opened":
                 self.first_s = now_s
 
     @property
     def opened(self) -> list[Seen]:
-        return [seen for seen in self.seen if seen.alert.transition == "opened"]
+        return [seen for seen in self.seen if seen.alert.state == "opened"]
 
     def latency_ms(self, share: float) -> float:
         """The latency that this share of all alerts stays within; NaN before the first."""

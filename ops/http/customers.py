@@ -22,8 +22,8 @@ from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.times.timestamps import instant, iso_ms
 from ebbtide.stream.clock import Clock
+from ebbtide.stream.decision.episodes import CLOSED
 from ebbtide.stream.kafka.topics import partition_for
-from ebbtide.stream.policy import OPEN
 
 Ask = Callable[
     [Rows, NDArray[np.int64]], Awaitable[tuple[float, NDArray[np.float32], NDArray[np.float32], int]]
@@ -75,7 +75,7 @@ class Customers:
                 "eligible": eligible,
                 "probability": _number(p) if eligible else None,
                 "model_version": version,
-                "last_score": {"probability": _number(row["score"]), "as_of": _when(int(row["scored_at"]))}
+                "last_score": {"probability": _number(row["score"][0]), "as_of": _when(int(row["scored_at"]))}
                 if row["scored_at"]
                 else None,
                 "features": {
@@ -109,7 +109,6 @@ class Customers:
 def describe(row: np.void, layout: Layout) -> dict[str, Any]:
     """A record in words: times, counts, episode. For people and for the customer endpoint."""
     spec = layout.spec
-    episode = "open" if row["episode_state"] == OPEN else "closed"
     return {
         "first_seen": _when(int(row["first_seen"])),
         "last_seen": _when(int(row["last_seen"])),
@@ -117,12 +116,17 @@ def describe(row: np.void, layout: Layout) -> dict[str, Any]:
         "activities": int(row["activity_count"]),
         "late_events": int(row["late_count"]),
         "counts": {kind.noun: int(n) for kind, n in zip(spec.kinds, row["kind_count"], strict=True)},
-        "episode": {
-            "state": episode,
-            "opened_at": _when(int(row["episode_opened_at"])),
-            "cooldown_until": _when(int(row["cooldown_until"])),
-            "sequence": int(row["sequence"]),
-        },
+        "episode": episode_of(row, 0),
+    }
+
+
+def episode_of(row: np.void, target: int) -> dict[str, Any]:
+    """The episode of one target, by its index."""
+    return {
+        "state": "closed" if row["episode_state"][target] == CLOSED else "open",
+        "opened_at": _when(int(row["episode_opened_at"][target])),
+        "cooldown_until": _when(int(row["cooldown_until"][target])),
+        "sequence": int(row["sequence"][target]),
     }
 
 

@@ -20,9 +20,9 @@ from ebbtide.stream.errors import BrokerUnavailable
 from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import read_topic
-from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.outputs.scores import read_score
+from ebbtide.stream.outputs.versions import read_alert
 
 TICK_S = 0.005
 CHUNK_EVENTS = 500
@@ -177,13 +177,13 @@ class LoadRun:
         ):
             if record.value is None or not (record.key or b"").startswith(self._name.encode()):
                 continue
-            alert = Alert.model_validate_json(record.value)
+            alert = read_alert(record.value)
             if alert.alert_id in self._ids:
                 self.outcome.repeated += 1
                 continue
             self._ids.add(alert.alert_id)
             self.outcome.alerts += 1
-            if alert.transition == "opened":
+            if alert.state == "opened":
                 self.outcome.opened[alert.customer] = self.outcome.opened.get(alert.customer, 0) + 1
             as_of_ms = epoch_ms(alert.decision.as_of)
             if alert.decision.cause == "event" and as_of_ms >= self._begin_ms:

@@ -36,6 +36,7 @@ from ebbtide.ops.observe.at_scrape import AtScrape
 from ebbtide.ops.observe.histogram import ColumnHistogram
 from ebbtide.stream import errors as stream_errors
 from ebbtide.stream import telemetry
+from ebbtide.stream.decision.policy import State
 from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.telemetry import AlertSent, Dispatched, Telemetry, TurnDone
 
@@ -56,7 +57,7 @@ SERVER_ERRORS = {"redis": ("Fenced", "StoreUnavailable"), "kafka": ("BrokerUnava
 STAGE_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 DISPATCH_BUCKETS_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5)
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-TRANSITIONS = ("opened", "resolved", "terminated")
+TRANSITIONS: tuple[str, ...] = get_args(State)
 STAGES: tuple[str, ...] = get_args(telemetry.Stage)
 DISPATCH_REASONS: tuple[str, ...] = get_args(telemetry.Reason)
 # Why a record is a dead letter: all but what only a file's row can be.

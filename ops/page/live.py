@@ -66,7 +66,7 @@ class Live:
         alert: dict[str, Any] = orjson.loads(message.value)
         self._alerts.append((next(self._numbers), alert))
         self._at_risk.pop(alert["customer"], None)
-        if alert["transition"] == "opened":
+        if alert["state"] in ("opened", "escalated"):
             self._at_risk[alert["customer"]] = alert
             if len(self._at_risk) > AT_RISK_MAX:
                 del self._at_risk[next(iter(self._at_risk))]

@@ -141,7 +141,7 @@ def compare(replayed: Replayed, history: History, scorer: Scorer) -> Agreement:
 def alerting(replayed: Replayed, history: History) -> Alerting:
     """One episode is one alert; it was right if the customer was lost within the horizon. Its lead is how long before
     that it was said; by default, last activity + horizon - decision."""
-    opened = [alert for alert in replayed.alerts if alert.transition == "opened"]
+    opened = [alert for alert in replayed.alerts if alert.state == "opened"]
     index = {name: i for i, name in enumerate(history.log.customers)}
     customer = np.array([index[alert.customer] for alert in opened], np.int32)
     as_of = np.array([epoch_ms(alert.decision.as_of) for alert in opened], np.int64)

@@ -40,6 +40,7 @@ from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, partition_for
 from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.outputs.scores import ScoreRecord, read_score
+from ebbtide.stream.outputs.versions import read_alert
 
 SEND_RECORDS = 2_000
 """Records handed to the producer at once: it batches them by partition, and a chunk's acknowledgements are one wait."""
@@ -125,7 +126,7 @@ async def replay(
                         taken.append(await _snapshot(store, layout, log.events.customers, as_of, partitions))
             await _timers_ran(store, worker, ends_ms)
             seconds, rss = loop.time() - began_s, worker.peak_rss_bytes()
-    alerts = [Alert.model_validate_json(value) for value in await _values(own, own.topics.alerts)]
+    alerts = [read_alert(value) for value in await _values(own, own.topics.alerts)]
     scores = [read_score(value) for value in await _values(own, str(own.topics.scores))]
     letters = await log_ranges(own.kafka, own.topics.dead_letters)
     return Replayed(

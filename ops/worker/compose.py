@@ -24,11 +24,12 @@ from ebbtide.model.serving.scorer import Scorer
 from ebbtide.model.serving.slot import ScorerSlot, ServedVersion
 from ebbtide.ops.config.settings import PolicySettings, Settings
 from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.decision.episodes import EpisodePolicy
+from ebbtide.stream.decision.policy import Policy
 from ebbtide.stream.outputs.dead_letter import BYTES_MAX
 from ebbtide.stream.outputs.message import Delivery
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.pipeline import Tools
-from ebbtide.stream.policy import Policy
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.telemetry import Telemetry
 
@@ -38,7 +39,9 @@ def policy_of(manifest: Manifest, settings: PolicySettings) -> Policy:
     do not fit together."""
     enter = settings.enter if settings.enter is not None else manifest.enter
     leave = settings.exit if settings.exit is not None else min(manifest.exit, enter)
-    return Policy(enter=enter, exit=leave, dwell_ms=settings.dwell_ms, cooldown_ms=settings.cooldown_ms)
+    return EpisodePolicy.of(
+        enter=enter, exit=leave, dwell_ms=settings.dwell_ms, cooldown_ms=settings.cooldown_ms
+    )
 
 
 def serving(scorer: Scorer, settings: PolicySettings) -> ServedVersion[Policy]:

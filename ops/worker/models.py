@@ -11,7 +11,7 @@ from ebbtide.model.serving.slot import ScorerSlot
 from ebbtide.ops.observe.at_scrape import ModelNow
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.stream.clock import Clock
-from ebbtide.stream.policy import Policy
+from ebbtide.stream.decision.policy import Policy
 from ebbtide.stream.scoring.executor import OwnThread
 
 

@@ -41,12 +41,12 @@ from ebbtide.ops.worker.connect import check_state, open_delivery, open_store, t
 from ebbtide.ops.worker.models import watch_models
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
+from ebbtide.stream.decision.policy import Policy
 from ebbtide.stream.ending import END_S_MAX, end
 from ebbtide.stream.kafka.client import check_connection
 from ebbtide.stream.kafka.topics import ensure_topics, message_bytes_max
 from ebbtide.stream.outputs.dead_letter import BYTES_MAX
 from ebbtide.stream.pipeline import Tools
-from ebbtide.stream.policy import Policy
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.turn.state import named

@@ -1,11 +1,27 @@
 """The alert: what the downstream topic carries, versioned, with a JSON Schema.
 
-Its id and its bytes follow from the decision alone (customer, transition, sequence), never from when or by whom it
-was sent; so a replay writes the same bytes again and a consumer drops the second one by id. The time of sending is a
-header.
+Its id and its bytes follow from the decision alone (customer, target, state, sequence), never from when or by whom it
+was sent; so a replay writes the same bytes again and a consumer drops the second one by id. Event time is
+`decision.as_of`; the time of sending is a header, `emitted_at_ms`.
+
+What a consumer does, record by record, in the order of a topic's partition (`tests/consumer/` is one, in 60 lines):
+
+    value null                          forget the customer: their id is the key; end their episodes
+    an `alert_id` that was seen         ignore it
+    `sequence` not above the last       of this customer and target: ignore it, something later is known
+    `state` opened                      an episode begins; `escalated`: the same one, in a higher `band`
+    `state` resolved, corrected         it is over; `corrected`: by a late event it should not have been
+    another `state`                     remember the sequence, do nothing
+    a field that is not known           ignore it
+
+How it changes. Within a schema version fields are only added, and an added one may be missing or null; none is removed,
+renamed, retyped, or given another meaning. Anything else is a new version, with a schema of its own under another
+`$id`; then the release that writes it reads the one before (`versions.py`), a topic may hold both for as long as it
+retains, and a rolling upgrade writes both.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -15,13 +31,18 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION: Literal[1] = 1
+from ebbtide.stream.decision.policy import Cause, State
+
+SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_ID = f"urn:ebbtide:schema:alert:{SCHEMA_VERSION}"
 REASONS_MAX = 3
 """More than three reasons are read by nobody."""
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """Open: who reads with it ignores fields of a later release."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Reason(_Part):
@@ -46,31 +67,72 @@ class Decision(_Part):
     offset: int | None
 
 
-class Alert(_Part):
-    """A change of a customer's churn episode. Ignore one whose `sequence` is not above the customer's last."""
+class SurvivalAt(_Part):
+    """The probability that none of the target's events comes within so many days after the decision."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    horizon_days: float = Field(gt=0)
+    probability: float = Field(ge=0, le=1)
+
+
+class ActivityIn(_Part):
+    """Days from the decision to the target's next event, as quantiles; null: beyond the last horizon."""
+
+    p50: float | None = Field(ge=0)
+    p90: float | None = Field(ge=0)
+
+
+class Alert(_Part):
+    """A change of an episode: of one customer and one target of the spec. Ignore one whose `sequence` is not above the
+    last of that customer and target. A record with a null value is no alert: forget the customer in its key."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", json_schema_extra={"$id": SCHEMA_ID})
+    schema_version: Literal[2]
     alert_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     customer: str = Field(min_length=1, max_length=128)
-    sequence: int = Field(ge=1, description="rises with every alert of the customer")
-    transition: Literal["opened", "resolved", "terminated"]
+    target: str = Field(
+        min_length=1, description="what churn is: a target of the spec, `activity` if it names none"
+    )
+    sequence: int = Field(ge=1, description="rises with every alert of the customer and target")
+    state: State = Field(description="what became of the episode")
+    cause: Cause = Field(
+        description="why: the score; that they left, returned or expired; an event that came late"
+    )
+    band: str = Field(description="the highest band of risk that the episode has reached")
     probability: float | None = Field(
         ge=0, le=1, description="calibrated; null where the customer was not scored: left, returned, expired"
     )
-    threshold: float = Field(ge=0, le=1, description="the probability at which episodes open")
-    horizon_days: float = Field(gt=0, description="churn is no activity for so many days after the decision")
+    logit: float | None = Field(
+        description="of the probability, with all digits; null also where that is exactly 0 or 1"
+    )
+    threshold: float = Field(ge=0, le=1, description="the probability at which `band` begins")
+    horizon_days: float = Field(gt=0, description="churn is decided within so many days after the decision")
+    survival: tuple[SurvivalAt, ...] | None = Field(
+        default=None, description="by rising horizon; null if the model has one horizon"
+    )
+    activity_in_days: ActivityIn | None = Field(default=None, description="null if the model has one horizon")
+    lost_at: datetime | None = Field(
+        default=None,
+        description="last target event + horizon: from then on it is churn by definition; null where churn is an event",
+    )
     reasons: tuple[Reason, ...] = Field(max_length=REASONS_MAX)
     model: str
     model_version: int
     layout: str
+    row_sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="of the record that was decided, and its as_of"
+    )
     decision: Decision
 
 
-def alert_id(topic: str, customer: str, transition: str, sequence: int) -> str:
+def alert_id(topic: str, customer: str, target: str, state: str, sequence: int) -> str:
     """32 hex digits of what the alert is about."""
-    return hashlib.blake2b(
-        f"{topic}\0{customer}\0{transition}\0{sequence}".encode(), digest_size=16
-    ).hexdigest()
+    what = "\0".join((topic, customer, target, state, str(sequence)))
+    return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
+
+
+def logit_of(p: float) -> float | None:
+    """The logit of a probability in [0, 1]; None where it is infinite."""
+    return math.log(p / (1.0 - p)) if 0.0 < p < 1.0 else None
 
 
 def encode(alert: Alert) -> bytes:
@@ -114,4 +176,4 @@ def _short(value: float) -> float:
 
 def alert_schema() -> dict[str, Any]:
     """The published JSON Schema of the alert."""
-    return Alert.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Alert.model_json_schema()}

@@ -5,17 +5,33 @@ composes the same bytes. Who left, returned or expired was not scored, so there 
 row the model cannot explain goes out all the same, without reasons: that it happened matters more than why.
 """
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.events.contract import TIME_MS_MAX
 from ebbtide.featurestore.record.features import features
-from ebbtide.featurestore.record.fold import CAUSES, Points
+from ebbtide.featurestore.record.fold import CAUSES, Folder, Points
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.commit import OutboxEntry
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import instant
-from ebbtide.stream.outputs.alert import Alert, Decision, Reason, alert_id, encode, top_reasons
-from ebbtide.stream.policy import Transition
+from ebbtide.stream.decision.policy import Transition
+from ebbtide.stream.outputs.alert import (
+    SCHEMA_VERSION,
+    Alert,
+    Decision,
+    Reason,
+    alert_id,
+    encode,
+    logit_of,
+    top_reasons,
+)
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.turn.work import Origin, Work
+
+RISES = ("opened", "escalated")
+"""States of an alert whose reasons speak for churn."""
 
 
 class Composer:
@@ -23,6 +39,7 @@ class Composer:
 
     def __init__(self, topic: str, layout: Layout, batcher: Batcher) -> None:
         self._topic, self._layout, self._batcher = topic, layout, batcher
+        self._folder, self._targets = Folder(layout), layout.spec.target_names
         listed = features(layout.spec)
         self._names, self._describe = [f.name for f in listed], [f.describe for f in listed]
 
@@ -33,20 +50,29 @@ class Composer:
         if not transitions:
             return {}
         reasons = await self._reasons([t for t in transitions if points.scored[t.point]], points, scored)
+        lost_ms = self._lost_ms(transitions, points)
         entries: dict[int, list[OutboxEntry]] = {}
-        for t in transitions:
+        for n, t in enumerate(transitions):
             piece, offset = int(origin.piece[t.point]), int(origin.offset[t.point])
             opened = work.pieces[piece].opened
-            customer = work.events.customers[points.customer[t.point]]
+            customer, target = work.events.customers[points.customer[t.point]], self._targets[t.target]
+            p = float(scored.of(t.point, t.target)) if points.scored[t.point] else None
+            band = scored.serving.policy.targets[t.target].band(t.band)
             alert = Alert(
-                alert_id=alert_id(self._topic, customer, t.kind, t.sequence),
+                schema_version=SCHEMA_VERSION,
+                alert_id=alert_id(self._topic, customer, target, t.state, t.sequence),
                 customer=customer,
+                target=target,
                 sequence=t.sequence,
-                transition=t.kind,
-                probability=round(float(scored.p[t.point]), 6) if points.scored[t.point] else None,
-                threshold=scored.serving.policy.enter,
+                state=t.state,
+                cause=t.cause,
+                band=band.name,
+                probability=None if p is None else round(p, 6),
+                logit=None if p is None else logit_of(p),
+                threshold=band.enter,
                 horizon_days=self._layout.spec.horizon_ms / DAY_MS,
-                reasons=reasons.get(t.point, ()),
+                lost_at=instant(int(lost_ms[n])) if lost_ms[n] else None,
+                reasons=reasons.get((t.point, t.target), ()),
                 model=scored.serving.name,
                 model_version=scored.serving.version,
                 layout=self._layout.id,
@@ -68,10 +94,18 @@ class Composer:
             )
         return entries
 
+    def _lost_ms(self, transitions: list[Transition], points: Points) -> NDArray[np.int64]:
+        """int64[transitions], ms UTC: when each customer is lost by the target's definition; 0 where no silence makes
+        it so, and where there was none of the target's events yet."""
+        spec = self._layout.spec
+        armed = self._folder.armed_at(points.rows[[t.point for t in transitions]])
+        lost = np.where(armed != 0, np.minimum(armed + spec.horizon_ms, TIME_MS_MAX), 0)
+        return lost if spec.churn_is_absence else np.zeros_like(lost)
+
     async def _reasons(
         self, transitions: list[Transition], points: Points, scored: Scored
-    ) -> dict[int, tuple[Reason, ...]]:
-        """By point; empty for one that cannot be explained, whose contributions are NaN and speak for nothing."""
+    ) -> dict[tuple[int, int], tuple[Reason, ...]]:
+        """By point and target; empty for one that cannot be explained: its contributions are NaN, and say nothing."""
         if not transitions:
             return {}
         chosen = [t.point for t in transitions]
@@ -79,8 +113,8 @@ class Composer:
             points.rows[chosen], points.as_of[chosen], scored.serving
         )
         return {
-            t.point: top_reasons(
-                self._names, self._describe, values[n], contributions[n], 1 if t.kind == "opened" else -1
+            (t.point, t.target): top_reasons(
+                self._names, self._describe, values[n], contributions[n], 1 if t.state in RISES else -1
             )
             for n, t in enumerate(transitions)
         }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Rows
-from ebbtide.stream.policy import Policy
+from ebbtide.stream.decision.policy import Policy
 
 
 class Model(Protocol):
@@ -77,3 +77,7 @@ class Scored:
 
     p: NDArray[np.float32]
     serving: Serving
+
+    def of(self, row: int, target: int) -> np.float32:
+        """p of a row for one target, by its index."""
+        return np.float32(self.p[row] if self.p.ndim == 1 else self.p[row, target])

@@ -22,7 +22,8 @@ from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import TimerCursor
 from ebbtide.featurestore.store.commit import OutboxEntry
 from ebbtide.stream.batch import FetchedBatch, Record
-from ebbtide.stream.policy import Transition
+from ebbtide.stream.decision.budget import Spent
+from ebbtide.stream.decision.policy import Transition
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.turn.due import Due, elapsed_until
 from ebbtide.stream.turn.opened import Opened
@@ -229,7 +230,8 @@ class Verdicts:
 
     known: bool[m], of whom there was a record before. after: records[m], as folded and decided. due: int64[m], when
     each is due next. counts: events that are late or twice. transitions: those to alert about. alerts: by piece, the
-    outbox entries in the order of decision.
+    outbox entries in the order of decision. spent: by piece, what of the budget is used. held: transitions that
+    would be alerts, were it not for the budget or the holdout.
     """
 
     work: Work
@@ -242,3 +244,5 @@ class Verdicts:
     scored: Scored
     transitions: list[Transition]
     alerts: dict[int, list[OutboxEntry]]
+    spent: list[Spent]
+    held: list[Transition]

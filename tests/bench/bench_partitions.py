@@ -28,13 +28,13 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.console import Steps, steps, table_and_json
 from ebbtide.ops.stack.local import LocalStack
+from ebbtide.stream.decision.episodes import EpisodePolicy
 from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
 from ebbtide.stream.pipeline import Tools
-from ebbtide.stream.policy import Policy
 from tests.bench.adapter import running, tools_of
 from tests.bench.machine import Machine, Watch
 from tests.bench.traffic import BEGINS_BEFORE_MS, SPEC, clicks, records
@@ -111,7 +111,10 @@ class Probe:
 async def worker(kafka_url: str, redis_url: str, topic: str, partitions: int, promise: str) -> None:
     """The process that is measured. Prints what it saw when it is ready, and again for every line that it reads."""
     kafka = KafkaSettings(url=kafka_url, group=topic, topic=topic)
-    layout, model = Layout(SPEC), Arithmetic(SPEC, Policy(enter=0.4, exit=0.3, cooldown_ms=0), version=1)
+    layout, model = (
+        Layout(SPEC),
+        Arithmetic(SPEC, EpisodePolicy.of(enter=0.4, exit=0.3, cooldown_ms=0), version=1),
+    )
     store = RedisStore(redis_url, layout.dtype, topic, partitions, prefix=f"{topic}:")
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)

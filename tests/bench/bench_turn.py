@@ -28,7 +28,7 @@ from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.console import steps, table_and_json
 from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.stream.batch import FetchedBatch
-from ebbtide.stream.policy import Policy
+from ebbtide.stream.decision.episodes import EpisodePolicy
 from tests.bench.adapter import Pipelines
 from tests.bench.machine import Machine, Watch
 from tests.bench.traffic import BEGINS_BEFORE_MS, SPEC, clicks, records
@@ -93,7 +93,7 @@ class Log:
 
 async def measure(name: str, store: Store, partitions: int, turns: int) -> list[Cell]:
     """A row of the table. Turns of all sizes take their turn, so that a neighbour's burst does not hit one of them."""
-    model = Arithmetic(SPEC, Policy(enter=0.4, exit=0.3, cooldown_ms=0), version=1)
+    model = Arithmetic(SPEC, EpisodePolicy.of(enter=0.4, exit=0.3, cooldown_ms=0), version=1)
     log = Log(partitions, time.time_ns() // 1_000_000 - BEGINS_BEFORE_MS)
     sizes = [events for events in EVENTS if events >= partitions]
     spent: dict[int, list[tuple[float, float]]] = {events: [] for events in sizes}

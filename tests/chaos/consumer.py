@@ -3,7 +3,8 @@
     alerts    opened 10 ─ resolved 20 ─ null ─ opened 30      in offset order, a topic partition at a time
     belief    open        closed        unknown  open
 
-A consumer ignores an alert whose `sequence` is not above the customer's last, and forgets a customer at a null. It
+A consumer ignores an alert whose `sequence` is not above the last of customer and target, and forgets a customer at a
+null. It
 knows keys, values and headers; it refuses to know how they came to be. Two things go wrong that no set of ids shows:
 an alert that is ignored though it was never said before (it came behind a later one), and a record that was made of
 what lies before a tombstone and comes behind the null that passes it on: forgotten, and there again.
@@ -46,7 +47,7 @@ class AlertConsumer:
         identity, customer, sequence = said["alert_id"], said["customer"], said["sequence"]
         last = self.beliefs.get(customer)
         if last is None or sequence > last.sequence:
-            self.beliefs[customer] = Belief(said["transition"] == "opened", sequence)
+            self.beliefs[customer] = Belief(said["state"] in ("opened", "escalated"), sequence)
         elif identity not in self._heard:
             self.ignored.append(identity)
         self._heard.add(identity)

@@ -55,7 +55,7 @@ from tests.support.oracle.decisions import (
     id_of,
     next_story,
 )
-from tests.support.oracle.oracle import EXPIRED, RESET, SILENCE
+from tests.support.oracle.oracle import EVENT, EXPIRED, RESET, SILENCE
 
 CHUNK = 2_000
 STORIES_MAX = 256
@@ -259,11 +259,20 @@ class _Decisions:
             return
         if said:
             end.latest[customer] = self._point(m)
+        brought = int(self._points.event[m])
+        happened = int(self._events.time[brought]) if cause == EVENT else None
         # Who left, returned or expired was not scored: any version says the same of it.
         said = said or frozenset(sorted(self._versions)[:1])
         outcomes = [
             (
-                *next_story(path.story, as_of, cause, p.get((m, number), 0.0), self._versions[number].rules),
+                *next_story(
+                    path.story,
+                    as_of,
+                    cause,
+                    p.get((m, number), 0.0),
+                    self._versions[number].rules,
+                    happened=happened,
+                ),
                 by,
                 number,
             )
@@ -284,28 +293,36 @@ class _Decisions:
         for decided, number in dict.fromkeys((decided, number) for _, decided, _, number in outcomes):
             if decided is not None:
                 self._said.append((m, customer, decided, number, p.get((m, number), 0.0), certain))
-                end.beliefs[customer] = Belief(decided.kind == "opened", decided.sequence)
+                end.beliefs[customer] = Belief(decided.state in ("opened", "escalated"), decided.sequence)
 
     def _compose(self) -> None:
         """What was said, by every version that may have said it."""
-        topic = self._replay._settings.kafka.topic
+        topic, target = self._replay._settings.kafka.topic, self._replay._layout.spec.target_names[0]
         asked: dict[int, list[int]] = defaultdict(list)
         for m, _, _, number, _, _ in self._said:
             if self._cause[m] <= SILENCE:
                 asked[number].append(m)
         why = {number: self._explained(number, chosen) for number, chosen in asked.items()}
         for m, customer, decided, number, p, certain in self._said:
-            identity = id_of(topic, customer, decided).encode()
+            identity = id_of(topic, customer, decided, target).encode()
             origin = Origin(topic, self._partition, self._offsets[m])
             left = self._cause[m] > SILENCE
+            last = self._last_event(m)
             before = self._end.alerts.get(identity)
             by = before.by if before else {}
             for each in self._versions if left else (number,):
                 explained = None if left else why[number][m]
                 facts = self._versions[each].facts
-                alert = alert_of(decided, customer, self._cause[m], p, origin, facts, explained)
+                alert = alert_of(decided, customer, self._cause[m], p, origin, facts, explained, last)
                 by.setdefault(each, []).append(alert)
             self._end.alerts[identity] = Foreseen(customer, by, certain)
+
+    def _last_event(self, m: int) -> int:
+        """Time of the target's last event before a point, whose absence is churn."""
+        spec, row = self._replay._layout.spec, self._points.rows[m]
+        if not spec.churn_is_absence:
+            return 0
+        return int(row["target_last"][0] if spec.arms_apart else row["last_seen"])
 
     def _explained(self, number: int, chosen: list[int]) -> dict[int, Explained]:
         points, names, words = self._points, self._replay._names, self._replay._words
@@ -342,7 +359,9 @@ def load_versions(settings: Settings, layout: Layout) -> dict[int, Version]:
             policy.dwell_ms,
             policy.cooldown_ms,
         )
-        facts = ModelFacts(manifest.name, number, rules.enter, layout.id, layout.spec.horizon_ms)
+        facts = ModelFacts(
+            manifest.name, number, rules, layout.id, layout.spec.horizon_ms, layout.spec.target_names[0]
+        )
         found[number] = Version(scorer, rules, facts)
     return found
 

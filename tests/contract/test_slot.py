@@ -24,7 +24,8 @@ from ebbtide.model.serving.scorer import Programs
 from ebbtide.model.serving.slot import ScorerSlot
 from ebbtide.ops.config.settings import PolicySettings
 from ebbtide.ops.worker.compose import policy_of
-from ebbtide.stream.policy import Policy
+from ebbtide.stream.decision.episodes import EpisodePolicy
+from ebbtide.stream.decision.policy import Policy
 from tests.support.seams.models import TINY, publish, sample
 
 LAYOUT = Layout(TINY)
@@ -105,10 +106,10 @@ def test_the_last_two_versions_are_there_with_their_policies(home: Path) -> None
         assert slot.refresh()
         before = slot.by_version(number - 1)
         assert before is not None
-        assert (before.version, before.policy.enter) == (number - 1, {1: 0.6, 2: 0.7}[number - 1])
+        assert (before.version, before.policy.targets[0].enter) == (number - 1, {1: 0.6, 2: 0.7}[number - 1])
         assert slot.by_version(number) is slot.current
     assert slot.by_version(1) is None, "no version may be explained by another"
-    assert one.policy.enter == 0.6
+    assert one.policy.targets[0].enter == 0.6
 
 
 def test_a_version_copied_by_hand_is_taken_once_it_is_whole(home: Path) -> None:
@@ -241,7 +242,9 @@ def test_a_policy_that_does_not_fit_the_settings_is_refused(home: Path) -> None:
     later[0].rename(home / "2")
     assert not slot.refresh()
     assert "exit 0.4 must not be above enter 0.3" in slot.refused["2"]
-    assert slot.current.policy == Policy(enter=0.6, exit=0.4, cooldown_ms=slot.current.policy.cooldown_ms)
+    assert slot.current.policy == EpisodePolicy.of(
+        enter=0.6, exit=0.4, cooldown_ms=slot.current.policy.targets[0].cooldown_ms
+    )
 
 
 def test_other_sizes_may_come(home: Path, tmp_path: Path) -> None:
@@ -349,5 +352,5 @@ def test_a_bad_pin_changes_nothing_and_starts_nothing(home: Path) -> None:
 def test_facts_of_a_manifest_make_the_policy() -> None:
     """The settings' numbers win; an exit of the manifest that they leave above is brought down to enter."""
     manifest = Manifest.model_construct(enter=0.6, exit=0.4)
-    assert policy_of(manifest, PolicySettings(enter=0.3)).exit == 0.3
-    assert policy_of(manifest, PolicySettings(exit=0.5)).enter == 0.6
+    assert policy_of(manifest, PolicySettings(enter=0.3)).targets[0].exit == 0.3
+    assert policy_of(manifest, PolicySettings(exit=0.5)).targets[0].enter == 0.6

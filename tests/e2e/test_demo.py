@@ -56,7 +56,7 @@ def test_a_short_demo_alerts_better_than_chance(tmp_path: Path) -> None:
     assert 0 < found["event_to_alert_ms"]["p50"] <= found["event_to_alert_ms"]["p99"]
     assert 0 < found["seconds_to_first_alert"] < 400
     alerts = (tmp_path / "run" / "alerts.jsonl").read_text().splitlines()
-    assert sum(json.loads(line)["transition"] == "opened" for line in alerts) == found["alerts"]
+    assert sum(json.loads(line)["state"] == "opened" for line in alerts) == found["alerts"]
     assert f"{found['precision']:.1%}" in said
 
 

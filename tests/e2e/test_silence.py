@@ -137,7 +137,7 @@ async def test_silence_is_told_although_a_worker_was_killed(
     told_at = min(at for score, at in scores if score.as_of == last_silence_at)
     assert last_silence_at + LATENESS_MS <= told_at <= last_silence_at + LATENESS_MS + TOLD_MS_MAX
     words = sorted((await alerts_of(settings, "gone")).values(), key=lambda word: word[0].sequence)
-    assert [word.transition for word, _ in words] == ["opened", "resolved"]
+    assert [word.state for word, _ in words] == ["opened", "resolved"]
     expired, at = words[-1]
     assert expired.probability is None and expired.decision.offset is not None
     assert expiry_at + LATENESS_MS <= at <= expiry_at + LATENESS_MS + TOLD_MS_MAX

@@ -153,8 +153,8 @@ async def test_worker(stack: Services, unique_name: str, tmp_path: Path) -> None
         assert (
             len(alerts) == len({alert.alert_id for alert in alerts}) == total(found, "ebbtide_alerts_total")
         )
-        assert {alert.transition for alert in alerts} >= {"opened"}
-        assert all(alert.reasons for alert in alerts if alert.transition == "opened")
+        assert {alert.state for alert in alerts} >= {"opened"}
+        assert all(alert.reasons for alert in alerts if alert.state == "opened")
 
         status, customer = get(worker.address, "/v1/customers/known-3")
         assert status == 200

@@ -261,7 +261,7 @@ async def test_metrics_are_prometheus_and_leave_with_their_partition() -> None:
         assert found["ebbtide_records_total",] == 20
         assert found["ebbtide_dead_letters_total", "not_json"] == 4
         assert found["ebbtide_alerts_total", "opened"] == 2
-        assert found["ebbtide_alerts_total", "terminated"] == 0
+        assert found["ebbtide_alerts_total", "corrected"] == 0
         assert found["ebbtide_dispatches_total", "idle", "3"] == 1
         assert found["ebbtide_dispatch_padding_rows_total",] == 3
         assert found["ebbtide_partition_lag_records", "1"] == 5

@@ -129,7 +129,7 @@ async def test_who_says_no_more_is_alerted_and_in_the_end_forgotten() -> None:
             timed.say(who, T0 + 70 * DAY_MS)
         await timed.settled()
     told = [orjson.loads(alert) for alert in (await assert_told_alike(timed)).values()]
-    assert {(a["transition"], a["decision"]["cause"], a["probability"] is None) for a in told} == {
+    assert {(a["state"], a["decision"]["cause"], a["probability"] is None) for a in told} == {
         ("opened", "silence", False),
         ("resolved", "expired", True),
     }
@@ -261,7 +261,7 @@ async def test_nothing_fires_while_it_could_be_disproved(why: str) -> None:
         else:
             timed.world.source.open_records.clear()
         await timed.settled()
-    silences = [orjson.loads(alert)["transition"] for alert in timed.alerts().values()]
+    silences = [orjson.loads(alert)["state"] for alert in timed.alerts().values()]
     assert silences == ([] if why == "backlog" else ["opened"])
 
 
@@ -276,7 +276,7 @@ async def test_who_comes_back_is_armed_anew() -> None:
         assert (await timed.world.store.due(0, 2**53, 9))[1].tolist() == [timed.clock.at_ms + DAY_MS]
         timed.clock.at_ms += 9 * DAY_MS
         await timed.settled()
-    told = [orjson.loads(alert)["transition"] for alert in timed.alerts().values()]
+    told = [orjson.loads(alert)["state"] for alert in timed.alerts().values()]
     assert told == ["opened", "resolved", "opened"]
 
 

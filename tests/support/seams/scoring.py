@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import parse_spec
-from ebbtide.stream.policy import Policy
+from ebbtide.stream.decision.episodes import EpisodePolicy
 
 SPEC = parse_spec(
     {
@@ -52,10 +52,13 @@ class ArithmeticModel:
         return self
 
     def __init__(
-        self, sizes: Sequence[int] = (8, 32, 128, 512), seconds: float = 0.0, policy: Policy | None = None
+        self,
+        sizes: Sequence[int] = (8, 32, 128, 512),
+        seconds: float = 0.0,
+        policy: EpisodePolicy | None = None,
     ) -> None:
         self.sizes = tuple(sizes)
-        self.policy = policy or Policy(enter=0.4, exit=0.3, cooldown_ms=0)
+        self.policy = policy or EpisodePolicy.of(enter=0.4, exit=0.3, cooldown_ms=0)
         self.fail_next = 0
         self._seconds = seconds
 

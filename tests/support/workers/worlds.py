@@ -32,6 +32,7 @@ from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer.app import build_app
+from ebbtide.stream.decision.episodes import EpisodePolicy
 from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
@@ -41,7 +42,6 @@ from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
 from ebbtide.stream.outputs.message import Delivery, Message
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.pipeline import Tools
-from ebbtide.stream.policy import Policy
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.telemetry import Telemetry
 from ebbtide.stream.turn.limits import Limits
@@ -60,7 +60,7 @@ WAIT_S = 30.0
 class Arithmetic(ArithmeticModel):
     """The formula of `ArithmeticModel` under any spec."""
 
-    def __init__(self, spec: Spec, policy: Policy, version: int) -> None:
+    def __init__(self, spec: Spec, policy: EpisodePolicy, version: int) -> None:
         super().__init__(sizes=(8, 64), policy=policy)
         self.version, self._features = version, len(features(spec))
 
@@ -80,12 +80,14 @@ class Kind:
     model: Arithmetic
 
 
-OLD = Kind(Layout(SPEC), Arithmetic(SPEC, Policy(enter=0.4, exit=0.3, cooldown_ms=0), version=1))
+OLD = Kind(Layout(SPEC), Arithmetic(SPEC, EpisodePolicy.of(enter=0.4, exit=0.3, cooldown_ms=0), version=1))
 _NEW_SPEC = parse_spec(
     dump_spec(SPEC)
     | {"name": "shop2", "windows": {"3d": 6, "30d": 6}, "silence": {"first": "12h", "ratio": 1.7}}
 )
-NEW = Kind(Layout(_NEW_SPEC), Arithmetic(_NEW_SPEC, Policy(enter=0.5, exit=0.2, cooldown_ms=0), version=2))
+NEW = Kind(
+    Layout(_NEW_SPEC), Arithmetic(_NEW_SPEC, EpisodePolicy.of(enter=0.5, exit=0.2, cooldown_ms=0), version=2)
+)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ JANE = b"jane"
 def alert(transition: str, sequence: int, customer: str = "jane") -> bytes:
     identity = f"{customer}-{transition}-{sequence}"
     return orjson.dumps(
-        {"alert_id": identity, "customer": customer, "sequence": sequence, "transition": transition}
+        {"alert_id": identity, "customer": customer, "sequence": sequence, "state": transition}
     )
 
 

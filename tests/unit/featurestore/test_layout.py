@@ -156,3 +156,18 @@ def test_a_moved_field_is_another_id() -> None:
     fields[0], fields[1] = fields[1], fields[0]
     assert moved.fold_id != layout.fold_id
     assert moved.sections[1].id == layout.sections[1].id
+
+
+def test_an_open_episode_of_an_older_release_stays_open() -> None:
+    """With one target the policy's section has the bytes of releases that knew no target and no band."""
+    layout = Layout(load_spec(Path(__file__).parents[3] / "ops/specs/demo.yaml"))
+    policy = next(section for section in layout.sections if section.name == "policy")
+    old = np.zeros(1, [("opened_at", "<i8"), ("below_exit_at", "<i8"), ("cooldown_until", "<i8"),
+                       ("scored_at", "<i8"), ("sequence", "<i8"), ("score", "<f4"), ("state", "u1"),
+                       ("padding", "V1", (3,))])  # fmt: skip
+    old["opened_at"], old["sequence"], old["score"], old["state"] = 5, 7, 0.75, 1
+    assert (policy.version, policy.size) == (1, old.itemsize)
+    record = bytearray(layout.itemsize)
+    record[policy.start : policy.start + policy.size] = old.tobytes()
+    (row,) = np.frombuffer(bytes(record), layout.dtype)
+    assert [row[name].item() for name in EPISODE_FIELDS] == [5, 0, 0, 0, 7, 0.75, 1, 0]

@@ -12,7 +12,7 @@ from ebbtide.stream.telemetry import AlertSent, Judged, TurnDone
 
 def alert(customer: str, transition: str = "opened", probability: float | None = 0.8) -> Message:
     body = {
-        "customer": customer, "transition": transition, "probability": probability,
+        "customer": customer, "state": transition, "probability": probability,
         "reasons": [{"words": "no visit for 9 days"}, {"words": "fewer purchases"}], "decision": {"cause": "event"},
     }  # fmt: skip
     return Message("alerts", customer.encode(), orjson.dumps(body))
@@ -60,7 +60,7 @@ def test_an_alert_comes_once_to_who_says_what_they_have() -> None:
 def test_who_is_at_risk_is_in_an_open_episode_worst_first() -> None:
     page, _ = live()
     page.sent([alert(f"c{n}", probability=n / 100) for n in range(50)])
-    page.sent([alert("c49", "resolved"), alert("c48", "terminated", None)])
+    page.sent([alert("c49", "resolved"), alert("c48", "corrected", None)])
     said = page.now()
     assert said["at_risk"] == 48 and len(said["worst"]) == AT_RISK_SHOWN
     assert [each["customer"] for each in said["worst"][:2]] == ["c47", "c46"]

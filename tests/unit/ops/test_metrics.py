@@ -41,7 +41,7 @@ def busy() -> Metrics:
             sent=[
                 AlertSent("opened", "event", 0.83, 3, 0, 9, 0.03, 1.5),
                 AlertSent("opened", "silence", 1.0, 3, 0, 9, None, 7_200.0),
-                AlertSent("terminated", "terminal", None, 3, 0, 9, 1_200.0, 1_500.0),
+                AlertSent("resolved", "terminal", None, 3, 0, 9, 1_200.0, 1_500.0),
             ],
             judged=Judged(3, np.array([0.005, 0.83, 1.0], np.float32), np.array([0.2, 0.01])),
         )
@@ -76,7 +76,7 @@ def test_every_series_with_a_known_label_is_there_from_the_start() -> None:
         "ebbtide_dead_letters_total": ("not_json", "key_mismatch", "too_large", "future", "unscored"),
         "ebbtide_partition_reopened_total": ERRORS,
         "ebbtide_partition_stopped_total": ERRORS,
-        "ebbtide_alerts_total": ("opened", "resolved", "terminated"),
+        "ebbtide_alerts_total": ("opened", "escalated", "resolved", "corrected"),
         "ebbtide_decision_points_total": ("event", "silence", "terminal", "reset"),
         "ebbtide_stage_seconds_count": ("parse", "load", "fold", "score", "decide", "store", "emit"),
     }.items():

@@ -12,10 +12,10 @@ from ebbtide.featurestore.record.fold import SILENCE, Folder
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.decision.policy import Asked
 from ebbtide.stream.errors import ScorerUnavailable
 from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.compose import Composer
-from ebbtide.stream.policy import decide
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.telemetry import Telemetry
@@ -55,7 +55,8 @@ class Desk:
         before = np.concatenate([self._rows.get(name, LAYOUT.empty(1)) for name in events.customers])
         after, points = Folder(LAYOUT).fold(before, events)
         scored = Scored(np.where(points.cause == SILENCE, 0.9, 0.35).astype(np.float32), self.model)
-        transitions = decide(points, scored.p, before, after, self.model.policy)
+        asked = Asked.of_one(points, scored.p, events.customers)
+        transitions = self.model.policy.decide(asked, before, after).transitions
         origin = Origin.of(work, points)
         composer = Composer("clicks", LAYOUT, self.batcher)
         entries = (await composer.compose(work, transitions, points, origin, scored)).get(0, [])
@@ -77,7 +78,7 @@ async def desk() -> AsyncIterator[Desk]:
 async def test_an_alert_without_reasons_goes_out(desk: Desk, visits: int, kind: str) -> None:
     """Rows of so many visits cannot be explained: their alert lacks its reasons, and no other alert lacks anything."""
     whole = await desk.alerts(silences())
-    assert [alert.transition for alert in whole] == ["opened"] * CUSTOMERS
+    assert [alert.state for alert in whole] == ["opened"] * CUSTOMERS
     assert all(alert.reasons for alert in whole)
     setattr(desk.model, kind, [visits])
     desk._rows.clear()
@@ -92,7 +93,7 @@ async def test_who_left_needs_no_reasons(desk: Desk) -> None:
     await desk.alerts(silences())
     desk.model.broken = True
     (alert,) = await desk.alerts([said(100, 2, "goodbye", T0 + 21 * DAY_MS)])
-    assert (alert.transition, alert.reasons, alert.probability) == ("terminated", (), None)
+    assert (alert.cause, alert.reasons, alert.probability) == ("terminal", (), None)
     desk._rows.clear()
     with pytest.raises(ScorerUnavailable, match="broken on purpose"):
         await desk.alerts(silences())

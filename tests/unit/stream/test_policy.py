@@ -5,11 +5,12 @@ import pytest
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.fold import EVENT, EXPIRED, RESET, RETURNED, SILENCE, TERMINAL, Points
-from ebbtide.featurestore.record.layout import EPISODE_FIELDS
-from ebbtide.stream.policy import Policy, decide
+from ebbtide.featurestore.record.layout import EPISODE_FIELDS, Rows
+from ebbtide.stream.decision.episodes import EpisodePolicy
+from ebbtide.stream.decision.policy import Asked, Transition
 from tests.support.seams.scoring import LAYOUT
 
-POLICY = Policy(enter=0.8, exit=0.5, dwell_ms=20, cooldown_ms=100)
+POLICY = EpisodePolicy.of(enter=0.8, exit=0.5, dwell_ms=20, cooldown_ms=100)
 E, S, T, R = EVENT, SILENCE, TERMINAL, RESET
 BACK, GONE = RETURNED, EXPIRED
 
@@ -25,6 +26,14 @@ def points_of(cases: list[tuple[int, int, int]]) -> Points:
         LAYOUT.empty(len(cases)), customer.astype(np.int32), as_of.astype(np.int64), cause.astype(np.uint8),
         np.zeros(len(cases), np.int32),
     )  # fmt: skip
+
+
+def decide(
+    points: Points, p: NDArray[np.float32], before: Rows, after: Rows, policy: EpisodePolicy
+) -> list[Transition]:
+    """By a policy without a budget."""
+    names = [f"customer {i}" for i in range(len(after))]
+    return policy.decide(Asked.of_one(points, p, names), before, after).transitions
 
 
 @pytest.mark.parametrize(
@@ -48,17 +57,17 @@ def points_of(cases: list[tuple[int, int, int]]) -> Points:
             [(10, "opened"), (40, "resolved"), (140, "opened")],
         ),
         # an explicit leave ends an episode; one that was not open leaves no word
-        ("terminal", [(10, S, 0.9), (20, T, 0.0), (30, T, 0.0)], [(10, "opened"), (20, "terminated")]),
+        ("terminal", [(10, S, 0.9), (20, T, 0.0), (30, T, 0.0)], [(10, "opened"), (20, "resolved")]),
         # whoever is back after memory, or never comes, ends an episode with a word, and its cool-down with it
         ("returned", [(10, S, 0.9), (20, BACK, 0.0), (20, E, 0.9)], [(10, "opened"), (20, "resolved"), (20, "opened")]),
         ("expired", [(10, S, 0.9), (20, GONE, 0.0), (30, S, 0.9)], [(10, "opened"), (20, "resolved"), (30, "opened")]),
         ("nothing to end", [(10, S, 0.1), (20, GONE, 0.0), (30, S, 0.1), (40, BACK, 0.0)], []),
         ("back in the cool-down", [(10, S, 0.9), (20, T, 0.0), (30, BACK, 0.0), (40, S, 0.9)],
-         [(10, "opened"), (20, "terminated"), (40, "opened")]),
+         [(10, "opened"), (20, "resolved"), (40, "opened")]),
         # a tombstone ends it silently, and its cool-down with it
         ("reset", [(10, S, 0.9), (20, R, 0.0), (30, S, 0.9)], [(10, "opened"), (30, "opened")]),
         ("reset forgets cool-down", [(10, S, 0.9), (20, T, 0.0), (30, R, 0.0), (40, S, 0.9)],
-         [(10, "opened"), (20, "terminated"), (40, "opened")]),
+         [(10, "opened"), (20, "resolved"), (40, "opened")]),
     ],
 )  # fmt: skip
 def test_walk(name: str, walk: list[tuple[int, int, float]], expected: list[tuple[int, str]]) -> None:
@@ -67,13 +76,13 @@ def test_walk(name: str, walk: list[tuple[int, int, float]], expected: list[tupl
     points = points_of([(0, as_of, cause) for as_of, cause, _ in walk])
     p = np.array([score for *_, score in walk], np.float32)
     transitions = decide(points, p, LAYOUT.empty(1), together, POLICY)
-    assert [(walk[t.point][0], t.kind) for t in transitions] == expected
+    assert [(walk[t.point][0], t.state) for t in transitions] == expected
 
     heard = []
     for as_of, cause, score in walk:
         after = LAYOUT.empty(1)
         decided = decide(points_of([(0, as_of, cause)]), floats(score), one_by_one, after, POLICY)
-        heard += [(as_of, t.kind) for t in decided]
+        heard += [(as_of, t.state) for t in decided]
         one_by_one = after
     assert heard == expected
     for field in EPISODE_FIELDS:
@@ -82,10 +91,10 @@ def test_walk(name: str, walk: list[tuple[int, int, float]], expected: list[tupl
 
 def test_sequence_rises_even_after_a_reset() -> None:
     """It is the decision's own time, made strictly increasing: two transitions at one time differ."""
-    policy = Policy(enter=0.8, exit=0.8)
+    policy = EpisodePolicy.of(enter=0.8, exit=0.8)
     walk = points_of([(0, 50, S), (0, 50, E), (0, 50, S), (0, 60, R), (0, 70, S)])
     transitions = decide(walk, floats(0.9, 0.1, 0.9, 0.0, 0.9), LAYOUT.empty(1), LAYOUT.empty(1), policy)
-    assert [(t.kind, t.sequence) for t in transitions] == [
+    assert [(t.state, t.sequence) for t in transitions] == [
         ("opened", 50), ("resolved", 51), ("opened", 52), ("opened", 70),
     ]  # fmt: skip
 
@@ -96,7 +105,7 @@ def test_sequence_goes_on_for_who_is_back() -> None:
     transitions = decide(
         walk, floats(0.9, 0.0, 0.9, 0.0, 0.9), LAYOUT.empty(1), rows := LAYOUT.empty(1), POLICY
     )
-    assert [(t.kind, t.sequence) for t in transitions] == [
+    assert [(t.state, t.sequence) for t in transitions] == [
         ("opened", 50), ("resolved", 60), ("opened", 61), ("resolved", 70), ("opened", 80),
     ]  # fmt: skip
     decide(points_of([(0, 90, GONE)]), floats(0.0), rows, after := LAYOUT.empty(1), POLICY)
@@ -108,7 +117,7 @@ def test_only_episode_fields_change_and_the_last_score_stays() -> None:
     before, after = LAYOUT.empty(2), LAYOUT.empty(2)
     after["activity_count"] = [5, 6]
     decide(points_of([(0, 10, E), (1, 11, E), (0, 12, S)]), floats(0.1, 0.2, 0.3), before, after, POLICY)
-    assert after["score"].tolist() == pytest.approx([0.3, 0.2])
+    assert after["score"][:, 0].tolist() == pytest.approx([0.3, 0.2])
     assert after["scored_at"].tolist() == [12, 11]
     assert after["activity_count"].tolist() == [5, 6]
 
@@ -125,7 +134,7 @@ def test_cut_of_the_batch_does_not_matter() -> None:
         p = rng.random(n).astype(np.float32)
         whole = LAYOUT.empty(customers)
         expected = [
-            (t.point, t.kind, t.sequence)
+            (t.point, t.state, t.sequence)
             for t in decide(points_of(cases), p, LAYOUT.empty(customers), whole, POLICY)
         ]
         rows, got, start = LAYOUT.empty(customers), [], 0
@@ -133,7 +142,7 @@ def test_cut_of_the_batch_does_not_matter() -> None:
             end = start + int(rng.integers(1, 15))
             after = LAYOUT.empty(customers)
             got += [
-                (t.point + start, t.kind, t.sequence)
+                (t.point + start, t.state, t.sequence)
                 for t in decide(points_of(cases[start:end]), p[start:end], rows, after, POLICY)
             ]
             rows, start = after, end
@@ -144,4 +153,4 @@ def test_cut_of_the_batch_does_not_matter() -> None:
 
 def test_policy_refuses_an_exit_above_enter() -> None:
     with pytest.raises(ValueError, match="flap"):
-        Policy(enter=0.5, exit=0.6)
+        EpisodePolicy.of(enter=0.5, exit=0.6)
