@@ -192,6 +192,8 @@ def event_schema(spec: Spec | None = None) -> dict[str, Any]:
     It describes the contract's own names; a mapping is the reader's business."""
     schema: dict[str, Any] = TypeAdapter(Event).json_schema()
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Ebbtide event"}
+    if spec is None:  # of a spec it is another one for each
+        schema["$id"] = "urn:ebbtide:schema:event:1"
     for field in schema["properties"].values():
         field.pop("title", None)
     if spec is None:

@@ -128,6 +128,10 @@ class EpisodePolicy:
         """Of one target, by the fields of its `Rules`; no budget, nobody held out."""
         return cls((Rules(**rules),))
 
+    def holds_out(self, customer: str) -> bool:
+        """As in `Policy`."""
+        return self.holdout.holds(customer)
+
     def decide(self, asked: Asked, before: Rows, after: Rows) -> Decided:
         """As in `Policy`. Most points of most batches change nothing: those are done as columns, and only customers
         with something to decide are walked one by one."""
@@ -196,7 +200,7 @@ class _Walk:
             return self._say(m, target, after, at, *change, silent=silent)
         if at.cause >= TERMINAL or not opens(episode, at, rules):
             return episode
-        silent = self._policy.holdout.holds(self._asked.customers[row])
+        silent = self._policy.holds_out(self._asked.customers[row])
         if self._budget is not None and not silent:
             piece = int(self._asked.piece[m])
             spent = self.spent[piece]

@@ -100,6 +100,10 @@ class Policy(Protocol):
         """The rules of each target of the spec, as alerts quote them."""
         ...
 
+    def holds_out(self, customer: str) -> bool:
+        """Whether this customer is decided about, and nobody told."""
+        ...
+
     def decide(self, asked: Asked, before: Rows, after: Rows) -> Decided:
         """Walk the points over the batch's customers. `before` are their records as loaded, `after` as folded. Only
         `EPISODE_FIELDS` of `after` change, in place; they start from `before`, because an end within the batch emptied

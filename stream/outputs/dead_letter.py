@@ -14,7 +14,9 @@ for by their positions in the input, also when a dead letter came late.
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from ebbtide.stream.batch import Record
 from ebbtide.stream.outputs.message import Message
@@ -27,6 +29,7 @@ REASON, DETAIL, TOPIC, PARTITION, OFFSET, TIMESTAMP, NO_VALUE, OMITTED = (
 FORGOTTEN_TOPIC, FORGOTTEN_PARTITION, FORGOTTEN_OFFSET = (
     PREFIX + "forgotten-" + name for name in ("topic", "partition", "offset")
 )
+SCHEMA_ID, DIGITS = "urn:ebbtide:schema:dead-letter:1", "^[0-9]+$"
 DETAIL_BYTES_MAX = 512
 BYTES_MAX = 1_000_000
 """A dead letter, where it is not known what its topic takes: below Kafka's own default of 1,048,588 bytes."""
@@ -66,6 +69,36 @@ class DeadLetterHeaders(NamedTuple):
     timestamp: int
     has_value: bool
     omitted: Omitted | None = None
+
+
+class DeadLetterContract(BaseModel):
+    """The headers of a dead letter, each of them text. Its key and value are the bad record's own, as they came, and so
+    are its other headers. A record with a null value is no dead letter: a customer is to be forgotten."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", json_schema_extra={"$id": SCHEMA_ID})
+    reason: str = Field(alias=REASON, description="why, as metrics count it")
+    detail: str = Field(default="", alias=DETAIL, description="the same for people")
+    topic: str = Field(alias=TOPIC, description="where the record lay")
+    partition: str = Field(alias=PARTITION, pattern=DIGITS)
+    offset: str = Field(alias=OFFSET, pattern=DIGITS)
+    timestamp: str = Field(alias=TIMESTAMP, pattern=r"^-?[0-9]+$", description="the record's own, ms UTC")
+    no_value: Literal["true"] | None = Field(
+        default=None, alias=NO_VALUE, description="the record's value was null; that of the letter is empty"
+    )
+    omitted: str | None = Field(
+        default=None,
+        alias=OMITTED,
+        pattern=r"^[0-9]+ bytes, sha256 [0-9a-f]{64}$",
+        description="the value did not fit: its size and hash; it lies where the record lay",
+    )
+
+
+def dead_letter_schema() -> dict[str, Any]:
+    """The published JSON Schema of a dead letter's headers, as an object of texts."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **DeadLetterContract.model_json_schema(),
+    }
 
 
 def dead_letter_of(

@@ -103,11 +103,13 @@ def _scores(
 ) -> None:
     work, points, origin, scored = verdicts.work, verdicts.points, verdicts.origin, verdicts.scored
     said = points.scored & ~np.isnan(scored.p) & speaks[origin.piece]
+    policy = scored.serving.policy
     for m in np.flatnonzero(said).tolist():
-        j = int(origin.piece[m])
+        j, customer = int(origin.piece[m]), work.events.customers[points.customer[m]]
         messages.setdefault(j, []).append(
             score_message(
-                topic, work.events.customers[points.customer[m]], int(points.as_of[m]), CAUSES[int(points.cause[m])],
+                topic, customer, int(points.as_of[m]), CAUSES[int(points.cause[m])],
                 scored.p[m], scored.serving.version, work.pieces[j].opened.partition, int(origin.offset[m]),
+                held_out=policy.holds_out(customer),
             )
         )  # fmt: skip
