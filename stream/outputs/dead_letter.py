@@ -71,23 +71,28 @@ class DeadLetterHeaders(NamedTuple):
     omitted: Omitted | None = None
 
 
+def _header(field: str) -> str:
+    return PREFIX + field.replace("_", "-")
+
+
 class DeadLetterContract(BaseModel):
     """The headers of a dead letter, each of them text. Its key and value are the bad record's own, as they came, and so
     are its other headers. A record with a null value is no dead letter: a customer is to be forgotten."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", json_schema_extra={"$id": SCHEMA_ID})
-    reason: str = Field(alias=REASON, description="why, as metrics count it")
-    detail: str = Field(default="", alias=DETAIL, description="the same for people")
-    topic: str = Field(alias=TOPIC, description="where the record lay")
-    partition: str = Field(alias=PARTITION, pattern=DIGITS)
-    offset: str = Field(alias=OFFSET, pattern=DIGITS)
-    timestamp: str = Field(alias=TIMESTAMP, pattern=r"^-?[0-9]+$", description="the record's own, ms UTC")
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=_header, json_schema_extra={"$id": SCHEMA_ID}
+    )
+    reason: str = Field(description="why, as metrics count it")
+    detail: str = Field(default="", description="the same for people")
+    topic: str = Field(description="where the record lay")
+    partition: str = Field(pattern=DIGITS)
+    offset: str = Field(pattern=DIGITS)
+    timestamp: str = Field(pattern=r"^-?[0-9]+$", description="the record's own, ms UTC")
     no_value: Literal["true"] | None = Field(
-        default=None, alias=NO_VALUE, description="the record's value was null; that of the letter is empty"
+        default=None, description="the record's value was null; that of the letter is empty"
     )
     omitted: str | None = Field(
         default=None,
-        alias=OMITTED,
         pattern=r"^[0-9]+ bytes, sha256 [0-9a-f]{64}$",
         description="the value did not fit: its size and hash; it lies where the record lay",
     )
