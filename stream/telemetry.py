@@ -46,11 +46,13 @@ class PieceDone(NamedTuple):
 class AlertSent(NamedTuple):
     """One alert of a turn, acknowledged: what it is about is `offset` of `partition`, by the model's `version`.
 
-    probability: in [0, 1], None for who left explicitly. record_age_s: since the Kafka timestamp of the record that it
-    was decided at, None where a timer decided it. decision_age_s: since the moment as of which it was decided.
+    band: of risk, as the policy names it. probability: in [0, 1], None for who was not scored. record_age_s: since the
+    Kafka timestamp of the record that it was decided at, None where a timer decided it. decision_age_s: since the
+    moment as of which it was decided.
     """
 
     transition: str
+    band: str
     cause: str
     probability: float | None
     version: int
@@ -76,7 +78,8 @@ class TurnDone:
     `late`, `duplicates`, `behind_watermark`, `misplaced`: events, of the whole turn, also of a piece that was not
     applied. `forgotten`: of the `tombstones`, those that found a record and deleted it. `latency_s`: from the oldest
     record's Kafka timestamp to the last acknowledgement, None for a turn without records. `due`: customers whom timers
-    took; `expired`: records that nobody renewed in time and that were deleted, `expired_bytes` of them before packing.
+    took; `held`: transitions that nobody was told of, by why; `expired`: records that nobody renewed in time and that
+    were deleted, `expired_bytes` of them before packing.
     """
 
     pieces: Sequence[PieceDone]
@@ -91,7 +94,7 @@ class TurnDone:
     tombstones: int
     forgotten: int
     points: dict[str, int]
-    alerts: dict[str, int]
+    held: dict[str, int]
     seconds: dict[Stage, float]
     latency_s: float | None
     sent: Sequence[AlertSent] = ()

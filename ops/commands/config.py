@@ -6,7 +6,6 @@ from typing import Any
 import click
 import yaml
 
-from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.ops.commands.options import config_option, json_option
 from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.secrets import STARS, put, secrets_of
@@ -38,5 +37,5 @@ def shown(settings: Settings) -> dict[str, Any]:
     data["kafka"]["url"] = None if settings.local_kafka else settings.kafka.url
     for place in secrets_of(settings):
         put(data, place, STARS)
-    data["policy"] |= {name: format_duration(data["policy"][name]) for name in ("dwell", "cooldown")}
+    data["policy"] = settings.policy.shown()
     return data

@@ -18,6 +18,7 @@ def for_child(settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
     """The same settings for a process that we start: plain data for a file, and the secrets, each as a variable, since
     an environment is read by nobody but us, and a file by whoever finds it."""
     data = settings.model_dump(mode="json")
+    put(data, ("policy", "file"), None)  # what it says is in the others
     secrets = secrets_of(settings)
     for place in secrets:
         put(data, place, None)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from ebbtide.featurestore.store.redis.credentials import in_url
 from ebbtide.ops.config import variables
+from ebbtide.ops.config.policy import over
 from ebbtide.ops.config.secrets import (
     by_file,
     drop,
@@ -49,6 +50,8 @@ def load_settings(
         file = Path(env[PREFIX + "CONFIG"])
     data: dict[str, Any] = _read(file) if file is not None else {}
     in_files = by_file(Settings, SECRETS)
+    if isinstance(data.get("policy"), str):
+        data["policy"] = {"file": data["policy"]}
     said, problems = variables.read(env, in_files)
     names = {one.place: one.name for one in said}
     for one in said:
@@ -61,6 +64,7 @@ def load_settings(
         if value is not None:
             put(data, tuple(path.split(".")), value)
     problems += fill_from_files(data, in_files, names)
+    _add_policy_file(data)
     if isinstance(data.get("kafka"), dict) and data["kafka"].get("url") is None:
         data["kafka"]["url"] = LOCAL
     secrets = strings_at(data, SECRETS)
@@ -87,11 +91,11 @@ def load_settings(
     return settings
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, hint: str = "give --config FILE") -> dict[str, Any]:
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"cannot read {file}: {error.strerror}", hint="give --config FILE") from None
+        raise SettingsError(f"cannot read {file}: {error.strerror}", hint=hint) from None
     except UnicodeDecodeError:
         raise SettingsError(f"{file} is not text in UTF-8") from None
     # A value that does not fit its tag (`!!int x`, a date of 2026-99-99) is none of PyYAML's own errors.
@@ -103,6 +107,13 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SettingsError(f"{file} must hold a mapping of settings")
     return data
+
+
+def _add_policy_file(data: dict[str, Any]) -> None:
+    """What the policy's own file says lies under what is said beside it."""
+    policy = data.get("policy")
+    if isinstance(policy, dict) and isinstance(policy.get("file"), str):
+        data["policy"] = over(_read(Path(policy["file"]), "set policy.file"), policy)
 
 
 def _where(error: Exception) -> str:

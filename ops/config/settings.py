@@ -15,7 +15,8 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX
 from ebbtide.featurestore.store.redis.credentials import Credentials, in_url
-from ebbtide.featurestore.times.durations import DAY_MS, DurationMs, format_duration
+from ebbtide.featurestore.times.durations import DAY_MS, DurationMs
+from ebbtide.ops.config.policy import PolicySettings
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.turn.timers import TimerLimits
@@ -101,15 +102,6 @@ class AlertSettings(_Frozen):
     (isolation.level=read_committed) sees each alert once; else at least once, with the same id, in order."""
 
     exactly_once: bool = False
-
-
-class PolicySettings(_Frozen):
-    """When episodes open and close. `enter` and `exit` come from the model's manifest unless given here."""
-
-    enter: float | None = Field(default=None, gt=0, le=1)
-    exit: float | None = Field(default=None, ge=0, le=1)
-    dwell_ms: DurationMs = Field(default=0, alias="dwell")
-    cooldown_ms: DurationMs = Field(default=7 * 86_400_000, alias="cooldown")
 
 
 class BatchingSettings(_Frozen):
@@ -204,12 +196,7 @@ class Settings(_Frozen):
 
     def check_spec(self, spec: Spec) -> None:
         """Raises SettingsError where the policy and the spec do not fit each other."""
-        if self.policy.cooldown_ms > spec.memory_ms:
-            raise SettingsError(
-                f"policy.cooldown {format_duration(self.policy.cooldown_ms)} is longer than the spec's memory"
-                f" {format_duration(spec.memory_ms)}: a record would forget it",
-                hint="shorten policy.cooldown or lengthen memory",
-            )
+        self.policy.check_spec(spec)
         records, record_bytes = self.kafka.fetch_records_max, Layout(spec).itemsize
         if records * record_bytes > COMMIT_BYTES_MAX // 2:  # the other half is for the step's alerts
             raise SettingsError(

@@ -1,7 +1,7 @@
 """EBBTIDE_* variables: which setting each names, which of them are secrets in files, and which are Kubernetes' own.
 
     EBBTIDE_KAFKA__GROUP=blue                 kafka.group: double underscores between the groups
-    EBBTIDE_KAFKA_URL, EBBTIDE_REDIS_URL      the two short names
+    EBBTIDE_KAFKA_URL, EBBTIDE_REDIS_URL      two short names; EBBTIDE_POLICY is policy.file
     EBBTIDE_REDIS__PASSWORD_FILE=/run/s/r     the secret redis.password is what that file holds
     EBBTIDE_SERVICE_HOST=10.96.0.7            a Service is named `ebbtide`: nothing of ours
 
@@ -17,7 +17,11 @@ from typing import NamedTuple
 from ebbtide.ops.config.secrets import FILE, SettingPath
 
 PREFIX = "EBBTIDE_"
-SHORT: dict[str, SettingPath] = {"EBBTIDE_KAFKA_URL": ("kafka", "url"), "EBBTIDE_REDIS_URL": ("redis", "url")}
+SHORT: dict[str, SettingPath] = {
+    "EBBTIDE_KAFKA_URL": ("kafka", "url"),
+    "EBBTIDE_REDIS_URL": ("redis", "url"),
+    "EBBTIDE_POLICY": ("policy", "file"),
+}
 
 # What the kubelet puts into a container for each Service of its namespace: for `ebbtide` and `ebbtide-anything`.
 _SERVICE = re.compile(

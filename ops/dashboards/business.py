@@ -75,6 +75,18 @@ BUSINESS = Board(
                     (Target(f"sum by (transition) ({rate('ebbtide_alerts_total')})", "{{transition}}"),),
                 ),
                 Panel(
+                    "Alerts by band",
+                    "Alerts a second, by the band of risk that their episode is in.",
+                    "cps",
+                    (Target(f"sum by (band) ({rate('ebbtide_alerts_total')})", "{{band}}"),),
+                ),
+                Panel(
+                    "Held back",
+                    "Decisions a second that nobody was told of: the budget was used up, or the customer is held out.",
+                    "cps",
+                    (Target(f"sum by (by) ({rate('ebbtide_alerts_held_back_total')})", "{{by}}"),),
+                ),
+                Panel(
                     "By probability",
                     "Episodes opened a second, by the probability at which they did.",
                     "cps",

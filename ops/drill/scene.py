@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from ebbtide.ops.config.settings import PolicySettings, Settings
+from ebbtide.ops.config.policy import PolicySettings
+from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.stack.local import LocalStack
 from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.ops.worker.process import WorkerProcess

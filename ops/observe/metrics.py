@@ -12,6 +12,7 @@ milliseconds for a dispatch (the Python client has no native histograms).
 import gzip
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from itertools import product
 from typing import TypeVar, get_args
 
 import numpy as np
@@ -36,7 +37,8 @@ from ebbtide.ops.observe.at_scrape import AtScrape
 from ebbtide.ops.observe.histogram import ColumnHistogram
 from ebbtide.stream import errors as stream_errors
 from ebbtide.stream import telemetry
-from ebbtide.stream.decision.policy import State
+from ebbtide.stream.decision.policy import Held, State
+from ebbtide.stream.decision.rules import LOWEST_BAND
 from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.telemetry import AlertSent, Dispatched, Telemetry, TurnDone
 
@@ -58,6 +60,7 @@ STAGE_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0
 DISPATCH_BUCKETS_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5)
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TRANSITIONS: tuple[str, ...] = get_args(State)
+HELD_BY = tuple(by for by in get_args(Held) if by)
 STAGES: tuple[str, ...] = get_args(telemetry.Stage)
 DISPATCH_REASONS: tuple[str, ...] = get_args(telemetry.Reason)
 # Why a record is a dead letter: all but what only a file's row can be.
@@ -100,14 +103,17 @@ COUNTS = {
 COUNTS_BY = {
     "rejected": ("ebbtide_dead_letters_total", "Bad records, by reason.", "reason", REJECTIONS),
     "points": ("ebbtide_decision_points_total", "Points decided, by cause.", "cause", tuple(CAUSES.values())),
-    "alerts": ("ebbtide_alerts_total", "Alerts sent, by transition.", "transition", TRANSITIONS),
+    "held": ("ebbtide_alerts_held_back_total", "Transitions that nobody was told of, by why.", "by", HELD_BY),
 }
 
 
 class Metrics(Telemetry):
     """A `Telemetry` over one Prometheus registry, with the process's own figures beside ours."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry | None = None, bands: Sequence[str] = (LOWEST_BAND,)
+    ) -> None:
+        """`bands`: those that the policy has, which are there from the start."""
         # A series beside each counter, which nobody asks for.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the client publishes no type for it
         self.registry = registry or CollectorRegistry()
@@ -135,6 +141,14 @@ class Metrics(Telemetry):
             field: _labelled(Counter(name, words, [label], registry=r), values)
             for field, (name, words, label, values) in COUNTS_BY.items()
         }
+        self._alerts = Counter(
+            "ebbtide_alerts_total",
+            "Alerts sent, by transition and band of risk.",
+            ["transition", "band"],
+            registry=r,
+        )
+        for transition, band in product(TRANSITIONS, bands):
+            self._alerts.labels(transition, band)
         self._latency = Histogram(
             "ebbtide_event_to_emit_seconds", "Kafka timestamp of a turn's oldest record to its last acknowledgement.",
             buckets=LATENCY_BUCKETS_S, registry=r,
@@ -259,6 +273,7 @@ class Metrics(Telemetry):
             # Where to look for what made it slow: the position of its record, and no customer.
             where = {"partition": str(alert.partition), "offset": str(alert.offset)}
             self._alert_latency.observe(max(alert.record_age_s, 0.0), where)
+        self._alerts.labels(alert.transition, alert.band).inc()
         self._decision_age.labels(alert.cause).observe(max(alert.decision_age_s, 0.0))
         if alert.transition == "opened" and alert.probability is not None:
             self._opened.labels(band_of(alert.probability), str(alert.version)).inc()

@@ -42,7 +42,7 @@ class Live:
         """A turn was applied."""
         counts = self._second()
         counts[0] += turn.records
-        counts[1] += sum(turn.alerts.values())
+        counts[1] += len(turn.sent)
         now_s = self._clock.monotonic_s()
         self._latencies.extend((now_s, a.record_age_s) for a in turn.sent if a.record_age_s is not None)
         if turn.judged is not None and len(turn.judged.p):

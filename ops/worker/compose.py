@@ -10,6 +10,7 @@ the version is loaded: what does not fit is refused before it serves.
 
 import asyncio
 import gc
+from collections.abc import Sequence
 
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.parse import ParseLimits, Parser
@@ -18,13 +19,14 @@ from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.cache import Cache
 from ebbtide.featurestore.store.protocol import Store
+from ebbtide.featurestore.target import ALL_ACTIVITY
 from ebbtide.model.serving import xla_cache
 from ebbtide.model.serving.manifest import Manifest
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.model.serving.slot import ScorerSlot, ServedVersion
-from ebbtide.ops.config.settings import PolicySettings, Settings
+from ebbtide.ops.config.policy import PolicySettings
+from ebbtide.ops.config.settings import Settings
 from ebbtide.stream.clock import SystemClock
-from ebbtide.stream.decision.episodes import EpisodePolicy
 from ebbtide.stream.decision.policy import Policy
 from ebbtide.stream.outputs.dead_letter import BYTES_MAX
 from ebbtide.stream.outputs.message import Delivery
@@ -34,20 +36,23 @@ from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.telemetry import Telemetry
 
 
-def policy_of(manifest: Manifest, settings: PolicySettings) -> Policy:
-    """`enter` and `exit` from the settings where given, else from the model's manifest. Raises ValueError where the two
-    do not fit together."""
-    enter = settings.enter if settings.enter is not None else manifest.enter
-    leave = settings.exit if settings.exit is not None else min(manifest.exit, enter)
-    return EpisodePolicy.of(
-        enter=enter, exit=leave, dwell_ms=settings.dwell_ms, cooldown_ms=settings.cooldown_ms
-    )
+def policy_of(
+    manifest: Manifest, settings: PolicySettings, targets: Sequence[str] = (ALL_ACTIVITY,)
+) -> Policy:
+    """`enter` and `exit` from the settings where given, else from the model's manifest, for each target of the spec, by
+    name. Raises ValueError where the two do not fit together."""
+    return settings.policy([settings.rules(manifest.enter, manifest.exit, target) for target in targets])
 
 
 def serving(scorer: Scorer, settings: PolicySettings) -> ServedVersion[Policy]:
     """A scorer in service by itself, without a slot: for whoever judges one version."""
     manifest = scorer.manifest
-    return ServedVersion(manifest.name, manifest.version, scorer, policy_of(manifest, settings))
+    return ServedVersion(
+        manifest.name,
+        manifest.version,
+        scorer,
+        policy_of(manifest, settings, manifest.parsed_spec().target_names),
+    )
 
 
 def load_slot(settings: Settings, layout: Layout, *, whole: bool = True) -> ScorerSlot[Policy]:
@@ -58,7 +63,7 @@ def load_slot(settings: Settings, layout: Layout, *, whole: bool = True) -> Scor
     return ScorerSlot(
         settings.model,
         layout,
-        lambda manifest: policy_of(manifest, settings.policy),
+        lambda manifest: policy_of(manifest, settings.policy, layout.spec.target_names),
         key=key,
         compiled=xla_cache.folder_of(settings.compiled),
         whole=whole,

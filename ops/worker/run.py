@@ -66,7 +66,7 @@ async def work(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT. Raises EbbtideError."""
     spec = load_spec(settings.spec)
     settings.check_spec(spec)
-    layout, metrics, clock = Layout(spec), Metrics(), SystemClock()
+    layout, metrics, clock = Layout(spec), Metrics(bands=settings.policy.band_names), SystemClock()
     live = Live(settings.topics.alerts, clock, metrics.at_scrape.summary)
     metrics.on_turn = live.turn
     log.info("loading the model", extra={"device": configure_tensorflow(), "model": str(settings.model)})

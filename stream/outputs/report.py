@@ -51,7 +51,7 @@ def report(verdicts: Verdicts, seconds: dict[Stage, float], now_ms: int) -> Turn
         due=sum(piece.customers_due for j, piece in enumerate(work.pieces) if applied[j]),
         expired=int(causes[EXPIRED]), expired_bytes=int(causes[EXPIRED]) * verdicts.after.itemsize,
         points={CAUSES[cause]: n for cause, n in enumerate(causes.tolist()) if n},
-        alerts=dict(Counter(t.state for t in verdicts.transitions if applied[verdicts.origin.piece[t.point]])),
+        held=dict(Counter(str(t.held) for t in verdicts.held if applied[verdicts.origin.piece[t.point]])),
         seconds=seconds,
         latency_s=None if oldest_ms is None else (now_ms - oldest_ms) / 1000,
         sent=_sent(verdicts, applied, now_ms),
@@ -72,7 +72,7 @@ def _sent(verdicts: Verdicts, applied: NDArray[np.bool_], now_ms: int) -> list[A
         arrived_ms = None if points.of_time[t.point] else _arrived_ms(piece, offset)
         sent.append(
             AlertSent(
-                t.state, CAUSES[int(points.cause[t.point])],
+                t.state, scored.serving.policy.targets[t.target].band(t.band).name, CAUSES[int(points.cause[t.point])],
                 float(scored.of(t.point, t.target)) if points.scored[t.point] else None, scored.serving.version,
                 piece.opened.partition, offset, None if arrived_ms is None else (now_ms - arrived_ms) / 1000,
                 (now_ms - int(points.as_of[t.point])) / 1000,

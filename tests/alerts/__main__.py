@@ -21,7 +21,8 @@ from rich.table import Table
 
 from ebbtide.ops.alerting.duration import Scale
 from ebbtide.ops.alerting.rules import document, text
-from ebbtide.ops.config.settings import PolicySettings, Settings, TimerSettings
+from ebbtide.ops.config.policy import PolicySettings
+from ebbtide.ops.config.settings import Settings, TimerSettings
 from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock

@@ -39,7 +39,8 @@ from ebbtide.featurestore.spec import dump_spec
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
 from ebbtide.ops.config.child import child_environment, for_child
-from ebbtide.ops.config.settings import PolicySettings, RedisSettings, Settings, TimerSettings, TopicSettings
+from ebbtide.ops.config.policy import PolicySettings
+from ebbtide.ops.config.settings import RedisSettings, Settings, TimerSettings, TopicSettings
 from ebbtide.ops.stack.local import LocalStack
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess

@@ -22,7 +22,7 @@ from ebbtide.model.serving.folder import MANIFEST, pin, unpin
 from ebbtide.model.serving.manifest import Manifest, read_manifest, sha256_of
 from ebbtide.model.serving.scorer import Programs
 from ebbtide.model.serving.slot import ScorerSlot
-from ebbtide.ops.config.settings import PolicySettings
+from ebbtide.ops.config.policy import PolicySettings
 from ebbtide.ops.worker.compose import policy_of
 from ebbtide.stream.decision.episodes import EpisodePolicy
 from ebbtide.stream.decision.policy import Policy
@@ -273,7 +273,7 @@ UNREADABLE = """
 import os, sys
 from pathlib import Path
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.ops.config.settings import PolicySettings
+from ebbtide.ops.config.policy import PolicySettings
 from ebbtide.ops.worker.compose import policy_of
 from ebbtide.model.serving.scorer import Programs
 from ebbtide.model.serving.slot import ScorerSlot

@@ -9,7 +9,7 @@ import pytest
 
 from ebbtide.ops.alerting.duration import Scale
 from ebbtide.ops.alerting.rules import text
-from ebbtide.ops.config.settings import PolicySettings
+from ebbtide.ops.config.policy import PolicySettings
 from ebbtide.ops.dashboards.build import ANNOTATIONS, BOARDS
 from ebbtide.ops.dashboards.panels import Panel
 from ebbtide.ops.worker.connect import topic_specs

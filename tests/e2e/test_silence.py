@@ -15,7 +15,8 @@ import yaml
 from ebbtide.featurestore.record.fold import EXPIRY_GRACE_MS
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import dump_spec
-from ebbtide.ops.config.settings import PolicySettings, Settings, TimerSettings
+from ebbtide.ops.config.policy import PolicySettings
+from ebbtide.ops.config.settings import Settings, TimerSettings
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.kafka.producer import KafkaSink

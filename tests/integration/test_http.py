@@ -33,7 +33,7 @@ from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.stream.clock import ManualClock, SystemClock
 from ebbtide.stream.errors import ScorerUnavailable
 from ebbtide.stream.kafka.topics import partition_for
-from ebbtide.stream.telemetry import Dispatched, PieceDone, TurnDone
+from ebbtide.stream.telemetry import AlertSent, Dispatched, PieceDone, TurnDone
 from tests.support.seams.scoring import LAYOUT, ArithmeticModel
 
 DAY_MS = 86_400_000
@@ -247,7 +247,8 @@ async def test_metrics_are_prometheus_and_leave_with_their_partition() -> None:
             TurnDone(
                 pieces=[PieceDone(partition, 10, 10, 2, 5)], records=10, events=8, late=0, duplicates=1,
                 behind_watermark=0, misplaced=0, rejected={"not_json": 2}, ignored=0, tombstones=0, forgotten=0,
-                points={"event": 3}, alerts={"opened": 1}, seconds={"fold": 0.001}, latency_s=0.02,
+                points={"event": 3}, held={}, seconds={"fold": 0.001}, latency_s=0.02,
+                sent=[AlertSent("opened", "high", "event", 0.8, 3, partition, 9, 0.03, 1.5)],
             )
         )  # fmt: skip
     metrics.dispatched(Dispatched("idle", 3, 5, 8, 8, 0.001, 0.002, 0.003))
@@ -260,8 +261,8 @@ async def test_metrics_are_prometheus_and_leave_with_their_partition() -> None:
         }
         assert found["ebbtide_records_total",] == 20
         assert found["ebbtide_dead_letters_total", "not_json"] == 4
-        assert found["ebbtide_alerts_total", "opened"] == 2
-        assert found["ebbtide_alerts_total", "corrected"] == 0
+        assert found["ebbtide_alerts_total", "high", "opened"] == 2
+        assert found["ebbtide_alerts_total", "high", "corrected"] == 0
         assert found["ebbtide_dispatches_total", "idle", "3"] == 1
         assert found["ebbtide_dispatch_padding_rows_total",] == 3
         assert found["ebbtide_partition_lag_records", "1"] == 5

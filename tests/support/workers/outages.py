@@ -36,7 +36,8 @@ from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.model.serving.scorer import Scorer
-from ebbtide.ops.config.settings import PolicySettings, Settings, TimerSettings
+from ebbtide.ops.config.policy import PolicySettings
+from ebbtide.ops.config.settings import Settings, TimerSettings
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.stack.local import LocalKafka, LocalValkey
 from ebbtide.ops.stack.server import free_ports

@@ -18,7 +18,7 @@ from pathlib import Path
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.serving import runtime
 from ebbtide.ops.config.child import keep_compiled
-from ebbtide.ops.config.settings import PolicySettings
+from ebbtide.ops.config.policy import PolicySettings
 keep_compiled(Path(sys.argv[2]))
 runtime.configure()
 from ebbtide.ops.worker.compose import policy_of

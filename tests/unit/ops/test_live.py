@@ -22,8 +22,8 @@ def turn(records: int, p: list[float], latencies_s: list[float]) -> TurnDone:
     return TurnDone(
         [], records=records, events=records, rejected={}, ignored=0, late=0, duplicates=0, behind_watermark=0,
         misplaced=0, forgotten=0, tombstones=0, points={},
-        alerts={"opened": len(latencies_s)}, seconds={}, latency_s=None,
-        sent=[AlertSent("opened", "event", 0.8, 1, 0, 0, s, s) for s in latencies_s],
+        held={}, seconds={}, latency_s=None,
+        sent=[AlertSent("opened", "high", "event", 0.8, 1, 0, 0, s, s) for s in latencies_s],
         judged=Judged(1, np.array(p, np.float32), np.zeros(0)),
     )  # fmt: skip
 

@@ -36,12 +36,12 @@ def busy() -> Metrics:
         TurnDone(
             [PieceDone(0, position=10, records=10, rejected=2, lag=5)], records=10, events=8,
             rejected={"not_json": 2}, ignored=1, late=1, duplicates=1, behind_watermark=1,
-            misplaced=1, tombstones=2, forgotten=1, points={"event": 3}, alerts={"opened": 1},
+            misplaced=1, tombstones=2, forgotten=1, points={"event": 3}, held={"budget": 1},
             seconds={"fold": 0.001}, latency_s=0.02,
             sent=[
-                AlertSent("opened", "event", 0.83, 3, 0, 9, 0.03, 1.5),
-                AlertSent("opened", "silence", 1.0, 3, 0, 9, None, 7_200.0),
-                AlertSent("resolved", "terminal", None, 3, 0, 9, 1_200.0, 1_500.0),
+                AlertSent("opened", "high", "event", 0.83, 3, 0, 9, 0.03, 1.5),
+                AlertSent("opened", "high", "silence", 1.0, 3, 0, 9, None, 7_200.0),
+                AlertSent("resolved", "high", "terminal", None, 3, 0, 9, 1_200.0, 1_500.0),
             ],
             judged=Judged(3, np.array([0.005, 0.83, 1.0], np.float32), np.array([0.2, 0.01])),
         )
@@ -66,7 +66,7 @@ def busy() -> Metrics:
 
 def test_every_series_with_a_known_label_is_there_from_the_start() -> None:
     """A first error must be a step from 0 to 1, or no alert on a rate sees it."""
-    metrics = Metrics()
+    metrics = Metrics(bands=("high", "critical"))
     metrics.at_scrape.model = lambda: ModelNow("churn", 3)
     found = samples(metrics)
     assert {"StoreUnavailable", "Fenced", "BrokerUnavailable", "ScorerUnavailable", "LayoutError"} <= set(
@@ -76,12 +76,15 @@ def test_every_series_with_a_known_label_is_there_from_the_start() -> None:
         "ebbtide_dead_letters_total": ("not_json", "key_mismatch", "too_large", "future", "unscored"),
         "ebbtide_partition_reopened_total": ERRORS,
         "ebbtide_partition_stopped_total": ERRORS,
-        "ebbtide_alerts_total": ("opened", "escalated", "resolved", "corrected"),
+        "ebbtide_alerts_held_back_total": ("budget", "holdout"),
         "ebbtide_decision_points_total": ("event", "silence", "terminal", "reset"),
         "ebbtide_stage_seconds_count": ("parse", "load", "fold", "score", "decide", "store", "emit"),
     }.items():
         for value in values:
             assert found[name, value] == 0, (name, value)
+    for state in ("opened", "escalated", "resolved", "corrected"):
+        for band in ("high", "critical"):
+            assert found["ebbtide_alerts_total", band, state] == 0, (state, band)
     for reason in ("idle", "full", "deadline", "linger"):
         assert found["ebbtide_dispatches_total", reason, "3"] == 0
     assert ("ebbtide_dead_letters_total", "bad_row") not in found

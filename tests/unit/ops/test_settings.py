@@ -9,9 +9,11 @@ from pydantic import BaseModel, SecretStr
 
 from ebbtide.featurestore.spec import load_spec, parse_spec
 from ebbtide.featurestore.store.redis.credentials import Credentials
+from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.ops.commands.config import shown
 from ebbtide.ops.config.child import child_environment, for_child
 from ebbtide.ops.config.load import SECRETS, load_settings
+from ebbtide.ops.config.policy import TargetPolicySettings
 from ebbtide.ops.config.secrets import by_file, hidden, secret_places, texts_of
 from ebbtide.ops.config.settings import DEFAULT_SPEC, Settings
 from ebbtide.ops.config.variables import variable
@@ -432,3 +434,70 @@ def test_a_slip_is_refused_all_the_same(name: str, value: str) -> None:
 def test_http_is_for_this_machine_unless_told_otherwise() -> None:
     http = load_settings(environment={}).http
     assert (http.host, http.token, http.connections_max) == ("127.0.0.1", None, 64)
+
+
+POLICY = """
+exit: 0.3
+dwell: 2d
+bands: {critical: 0.85, worst: 0.95}
+alerts_per_minute_max: 60
+holdout: 0.05
+targets: {activity: {cooldown: 3d, bands: {}}}
+"""
+
+
+def test_a_policy_is_read_from_its_own_file(tmp_path: Path) -> None:
+    """As one setting, by its variable or within the group; what is said beside it wins, and a child gets the same."""
+    file = tmp_path / "policy.yaml"
+    file.write_text(POLICY)
+    config = write(tmp_path / "c.yaml", policy=str(file))
+    policy = load_settings(config, {}).policy
+    assert (policy.exit, policy.dwell_ms, policy.holdout) == (0.3, 2 * DAY_MS, 0.05)
+    assert policy.bands == {"critical": 0.85, "worst": 0.95}
+    assert policy.band_names == ("high", "critical", "worst")
+    assert load_settings(environment={"EBBTIDE_POLICY": str(file)}).policy == policy
+    beside = {"EBBTIDE_POLICY__DWELL": "4d", "EBBTIDE_POLICY__BANDS__WORST": "0.9"}
+    over = load_settings(config, beside).policy
+    assert (over.dwell_ms, over.exit, over.bands) == (4 * DAY_MS, 0.3, {"critical": 0.85, "worst": 0.9})
+    data, _ = for_child(load_settings(config, beside))
+    again = load_settings(write(tmp_path / "child.yaml", **data), {})
+    assert again.policy == over.model_copy(update={"file": None})
+    shown = over.shown()
+    assert (shown["dwell"], shown["targets"]["activity"]["cooldown"]) == ("4d", "3d")
+
+
+def test_a_policy_says_everything_that_does_not_fit(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("enter: 1.5\nholdout: 1\nalerts_per_minute_max: 0\nbnads: {a: 0.5}\n")
+    with pytest.raises(SettingsError) as error:
+        load_settings(environment={"EBBTIDE_POLICY": str(file)})
+    for name in ("policy.enter", "policy.holdout", "policy.alerts_per_minute_max", "policy.bnads"):
+        assert name in str(error.value)
+    with pytest.raises(SettingsError, match="cannot read"):
+        load_settings(environment={"EBBTIDE_POLICY": str(tmp_path / "none.yaml")})
+
+
+def test_a_policy_has_to_fit_the_spec_and_the_model(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(POLICY)
+    settings = load_settings(environment={"EBBTIDE_POLICY": str(file)})
+    spec = load_spec(DEFAULT_SPEC)
+    settings.check_spec(spec)
+    rules = settings.policy.rules(0.6, 0.4)
+    assert [(band.name, band.enter) for band in rules.every_band] == [
+        ("high", 0.6), ("critical", 0.85), ("worst", 0.95)
+    ]  # fmt: skip
+    assert settings.policy.rules(0.6, 0.4, "activity").bands == ()
+    assert settings.policy.rules(0.6, 0.4, "activity").cooldown_ms == 3 * DAY_MS
+    with pytest.raises(
+        ValueError, match=r"each band must enter above the one before it: high 0\.9, critical 0\.85"
+    ):
+        settings.policy.rules(0.9, 0.4)
+    wrong = settings.policy.model_copy(update={"targets": {"purchase": TargetPolicySettings(enter=0.5)}})
+    with pytest.raises(SettingsError, match="names purchase: the spec has activity"):
+        settings.model_copy(update={"policy": wrong}).check_spec(spec)
+    long = settings.policy.model_copy(
+        update={"targets": {"activity": TargetPolicySettings(cooldown=900 * DAY_MS)}}
+    )
+    with pytest.raises(SettingsError, match=r"policy\.targets\.activity\.cooldown 900d is longer"):
+        settings.model_copy(update={"policy": long}).check_spec(spec)
