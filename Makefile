@@ -17,7 +17,7 @@ SHELL := /bin/bash
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := local,train,dev
+EXTRAS := local,traces,train,dev
 
 # 3.11 first: it is what constraints.txt was made with.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \

@@ -161,6 +161,23 @@ class LogSettings(_Frozen):
     form: Literal["json", "text"] = "json"
 
 
+class TraceSettings(_Frozen):
+    """Turns as OpenTelemetry traces, off without `url`: a collector's OTLP/HTTP address (http://collector:4318).
+    `share`: of the turns that are kept; an alert's span is kept when the trace of its record is. `authorization`: the
+    header's value, where the collector asks for one. Needs the extra `traces`."""
+
+    url: str | None = None
+    share: float = Field(default=0.05, ge=0, le=1)
+    authorization: SecretStr | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
+            raise ValueError("an address like http://collector:4318, without user or password")
+        return url
+
+
 class Settings(_Frozen):
     """What a worker needs to know. See `ebbtide config show` for what is in force.
 
@@ -180,6 +197,7 @@ class Settings(_Frozen):
     timers: TimerSettings = TimerSettings()
     http: HttpSettings = HttpSettings()
     logs: LogSettings = LogSettings()
+    traces: TraceSettings = TraceSettings()
     alerts_from: Literal["now", "start"] = "now"
     dead_letter_share_max: float = Field(default=0.5, gt=0, le=1)
     record_bytes_max: int = Field(default=64 << 10, ge=1024)
