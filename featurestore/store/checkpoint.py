@@ -55,6 +55,7 @@ class Checkpoint(NamedTuple):
                   that a failover sets off from the same checkpoint make equal offsets and sequences, but not equal
                   nonces
     history:      what was in it before its first record was folded, None = nothing: it was made from the log alone
+    names:        the key by which the store hides customers' ids, "" = none; the store's own affair, and "" outside
     extra:        (key, value) pairs of a later release, kept and written back as they are
     """
 
@@ -68,6 +69,7 @@ class Checkpoint(NamedTuple):
     leader_epoch: int = -1
     nonce: str = ""
     history: History | None = None
+    names: str = ""
     extra: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -82,7 +84,20 @@ class Checkpoint(NamedTuple):
 
     def text(self) -> str:
         """One line, the same for equal checkpoints."""
-        offset, sequence, timer_ms, layout, partitions, cursor, topic_id, epoch, nonce, history, extra = self
+        (
+            offset,
+            sequence,
+            timer_ms,
+            layout,
+            partitions,
+            cursor,
+            topic_id,
+            epoch,
+            nonce,
+            history,
+            names,
+            extra,
+        ) = self
         text = (
             f"offset={offset} sequence={sequence} timer_ms={timer_ms} layout={layout} partitions={partitions}"
         )
@@ -96,14 +111,33 @@ class Checkpoint(NamedTuple):
             text += f" nonce={nonce}"
         if history is not None:
             text += f" history={history.until_ms}:{history.until_offset}"
+        if names:
+            text += f" names={names}"
         if extra:
             text += "".join(f" {key}={value}" for key, value in extra)
         return text
 
+    def __str__(self) -> str:
+        """For a log, where nobody is named."""
+        return self._replace(timer_cursor=None).text()
+
     @property
     def is_readable(self) -> bool:
         """True when `parse` would give this very checkpoint."""
-        offset, sequence, timer_ms, layout, partitions, cursor, topic_id, epoch, nonce, history, extra = self
+        (
+            offset,
+            sequence,
+            timer_ms,
+            layout,
+            partitions,
+            cursor,
+            topic_id,
+            epoch,
+            nonce,
+            history,
+            names,
+            extra,
+        ) = self
         return (
             min(offset, sequence, timer_ms, partitions, epoch + 1) >= 0
             and _is_word(layout)
@@ -111,6 +145,7 @@ class Checkpoint(NamedTuple):
             and (not nonce or _is_word(nonce))
             and (cursor is None or _is_cursor(cursor))
             and (history is None or min(history) >= 0)
+            and (not names or _is_word(names))
             and (not extra or _are_foreign(extra))
         )
 
@@ -181,6 +216,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     "leader_epoch": int,
     "nonce": str,
     "history": _history_of,
+    "names": str,
 }
 """How the value of each known key is read; what cannot be read so raises ValueError."""
 

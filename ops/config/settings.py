@@ -15,6 +15,7 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX
 from ebbtide.featurestore.store.redis.credentials import Credentials, in_url
+from ebbtide.featurestore.store.redis.names import SECRET_CHARS_MIN
 from ebbtide.featurestore.times.durations import DAY_MS, DurationMs, format_duration
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.kafka.settings import KafkaSettings
@@ -39,7 +40,8 @@ class SentinelSettings(_Frozen):
 
 class RedisSettings(_Frozen):
     """Where Redis is and who we are to it; `key_password` opens the URL's `ssl_keyfile`; `prefix` begins every key;
-    `cache_bytes_max` bounds the hot records a worker keeps."""
+    `customer_key` hides customers' ids there (`openssl rand -hex 32`): all workers and commands need the same one, and
+    a state made under another one has to be made anew. `cache_bytes_max` bounds the hot records a worker keeps."""
 
     url: str | None = None
     username: str | None = None
@@ -47,6 +49,7 @@ class RedisSettings(_Frozen):
     key_password: SecretStr | None = None
     sentinel: SentinelSettings = SentinelSettings()
     prefix: str = "ebbtide:"
+    customer_key: SecretStr | None = None
     timeout_s: float = Field(default=5.0, gt=0)
     connections_max: int = Field(default=16, ge=1)
     cache_bytes_max: int = Field(default=256 << 20, ge=0)
@@ -60,6 +63,13 @@ class RedisSettings(_Frozen):
                 " redis.sentinel.username and redis.sentinel.password, for a key file redis.key_password"
             )
         return url
+
+    @field_validator("customer_key")
+    @classmethod
+    def _is_of_chance(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < SECRET_CHARS_MIN:
+            raise ValueError(f"at least {SECRET_CHARS_MIN} characters of chance: openssl rand -hex 32")
+        return key
 
     def credentials(self) -> Credentials:
         """For the client that connects."""
