@@ -17,7 +17,7 @@ SHELL := /bin/bash
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := local,train,dev
+EXTRAS := local,traces,train,dev
 # Of the tests; each has servers of its own. Most of the longest tests wait for time to pass.
 PROCESSES ?= 2
 

@@ -22,7 +22,7 @@ what becomes of it is `stream/partition.py`'s affair. Who takes part in a turn i
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,12 +39,12 @@ from ebbtide.stream.clock import Clock
 from ebbtide.stream.decision.policy import Asked, Transition
 from ebbtide.stream.errors import DeadLetterFlood, PartitionRevoked
 from ebbtide.stream.outputs.compose import Composer
-from ebbtide.stream.outputs.message import Delivery, Message, Parcel
+from ebbtide.stream.outputs.message import Delivery, Headers, Message, Parcel
 from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages
-from ebbtide.stream.outputs.report import report
+from ebbtide.stream.outputs.report import record_of, report
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
-from ebbtide.stream.telemetry import Stage, Telemetry
+from ebbtide.stream.telemetry import Stage, Telemetry, Tracer, TurnTrace
 from ebbtide.stream.turn.answers import answers
 from ebbtide.stream.turn.opened import Opened
 from ebbtide.stream.turn.work import Origin, Piece, Verdicts, Work
@@ -72,19 +72,23 @@ class Tools:
     batcher: Batcher
     clock: Clock
     telemetry: Telemetry
+    tracer: Tracer | None = None
 
 
 class _Stopwatch:
-    """Seconds by stage, one lap after the other."""
+    """Seconds by stage, one lap after the other; `trace` is told of each."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, trace: TurnTrace | None = None) -> None:
         self._clock, self._last_s = clock, clock.monotonic_s()
+        self.trace = trace
         self.seconds: dict[Stage, float] = {}
 
     def lap(self, stage: Stage) -> None:
         now_s = self._clock.monotonic_s()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now_s - self._last_s
-        self._last_s = now_s
+        took_s, self._last_s = now_s - self._last_s, now_s
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + took_s
+        if self.trace is not None:
+            self.trace.stage(stage, took_s)
 
 
 class Pipeline:
@@ -104,20 +108,30 @@ class Pipeline:
         (`FetchedBatch.cut_before_tombstones`); no partition comes twice. Raises what concerns all of them:
         ScorerUnavailable, and whatever nobody foresaw.
         """
-        tools, watch = self._tools, _Stopwatch(self._tools.clock)
+        if self._tools.tracer is None:
+            return await self._turn(pieces, _Stopwatch(self._tools.clock))
+        with self._tools.tracer([piece.batch for piece in pieces if piece.batch is not None]) as trace:
+            return await self._turn(pieces, _Stopwatch(self._tools.clock, trace))
+
+    async def _turn(self, pieces: Sequence[Piece], watch: _Stopwatch) -> dict[int, Exception | None]:
+        tools = self._tools
         work = Work.of(pieces, tools.parser)
         work.check_places(tools.store.partitions)
         watch.lap("parse")
         verdicts = await self.judge(work, watch)
         await self.commit(verdicts, watch)
-        if work.applied:
-            tools.telemetry.turn_done(report(verdicts, watch.seconds, tools.clock.now_ms()))
+        turn = report(verdicts, watch.seconds, tools.clock.now_ms()) if work.applied else None
+        if turn is not None:
+            tools.telemetry.turn_done(turn)
         for j, piece in enumerate(pieces):
             if not piece.opened.owned:
                 work.failed.setdefault(
                     j, PartitionRevoked(f"partition {piece.opened.partition} was given away")
                 )
-        return {piece.opened.partition: work.failed.get(j) for j, piece in enumerate(pieces)}
+        outcomes = {piece.opened.partition: work.failed.get(j) for j, piece in enumerate(pieces)}
+        if watch.trace is not None:
+            watch.trace.done(turn, outcomes)
+        return outcomes
 
     async def judge(self, work: Work, watch: _Stopwatch) -> Verdicts:
         """Steps 1 to 4. Changes nothing anywhere."""
@@ -194,7 +208,8 @@ class Pipeline:
 
         # 6. emit the outbox, with how far that is, and wait for the acknowledgements
         alerts = {j: entries for j in work.alive if (entries := verdicts.alerts.get(j))}
-        messages = {j: self.alert_messages(entries) for j, entries in alerts.items()}
+        traced = {} if watch.trace is None else _traced(watch.trace, verdicts, alerts)
+        messages = {j: self.alert_messages(entries, traced.get(j)) for j, entries in alerts.items()}
         await self._send(work, messages, with_offset=True)
         for j, entries in alerts.items():
             if j not in work.failed:
@@ -242,11 +257,18 @@ class Pipeline:
                 wrong[i] = Fenced(f"partition {each.partition} is at {found}, not at {stored}")
         return wrong
 
-    def alert_messages(self, entries: Sequence[OutboxEntry]) -> list[Message]:
-        """Outbox entries as messages; a header tells the time of sending."""
-        sent_at = [("emitted_at_ms", str(self._tools.clock.now_ms()).encode())]
+    def alert_messages(
+        self, entries: Sequence[OutboxEntry], traced: Sequence[Headers] | None = None
+    ) -> list[Message]:
+        """Outbox entries as messages; a header tells the time of sending, `traced` the trace that each is of."""
+        sent_at = ("emitted_at_ms", str(self._tools.clock.now_ms()).encode())
         topic = self._tools.outputs.alerts
-        return [Message(topic, entry.key, entry.value, sent_at) for entry in entries]
+        if traced is None:
+            return [Message(topic, entry.key, entry.value, [sent_at]) for entry in entries]
+        return [
+            Message(topic, entry.key, entry.value, [sent_at, *headers])
+            for entry, headers in zip(entries, traced, strict=True)
+        ]
 
     def _floods(self, work: Work) -> dict[int, Exception]:
         """The pieces of partitions of which most is bad."""
@@ -363,6 +385,15 @@ class Pipeline:
                 verdicts.alerts.get(j, []), opened.acked,
             )  # fmt: skip
         return commits
+
+
+def _traced(trace: TurnTrace, verdicts: Verdicts, alerts: Iterable[int]) -> dict[int, list[Headers]]:
+    """By piece of `alerts`, the headers of each of its alerts, in the order of decision."""
+    found: dict[int, list[Headers]] = {j: [] for j in alerts}
+    for t in verdicts.transitions:
+        if (j := int(verdicts.origin.piece[t.point])) in found:
+            found[j].append(trace.alert(record_of(verdicts, t)))
+    return found
 
 
 def _not_suppressed(

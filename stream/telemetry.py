@@ -1,11 +1,14 @@
 """What the data path tells about itself, as a protocol: it knows no Prometheus, and a test listens with a list."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ebbtide.stream.batch import FetchedBatch, Record
 
 Stage = Literal["parse", "load", "fold", "score", "decide", "store", "emit"]
 """The parts of a turn whose seconds are told apart; `score` includes waiting for the scorer."""
@@ -155,3 +158,24 @@ class Telemetry:
 
     def queued(self, rows: int) -> None:
         """Rows wait for the scorer."""
+
+
+class TurnTrace(Protocol):
+    """One turn under way as a trace; the same manners as `Telemetry`: on the event loop, cheap, raising nothing."""
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """A part of it has just ended, and took so long. A stage may come twice."""
+        ...
+
+    def alert(self, record: Record | None) -> Sequence[tuple[str, bytes]]:
+        """Headers by which whoever reads an alert goes on with the trace: of the record that it was decided at, None
+        where there is none (a silence)."""
+        ...
+
+    def done(self, turn: TurnDone | None, outcomes: Mapping[int, Exception | None]) -> None:
+        """What it came to, None when nothing was applied; by partition, why that left the turn."""
+        ...
+
+
+Tracer = Callable[[Sequence[FetchedBatch]], AbstractContextManager[TurnTrace]]
+"""Begins the trace of a turn over these batches; it ends with the block, also by an error."""

@@ -60,6 +60,7 @@ class Checkpoint(NamedTuple):
                   nonces
     history:      what was in it before its first record was folded, None = nothing: it was made from the log alone
     budget:       what of the policy's budget of alerts is used (`stream/decision/budget.py`), () = nothing
+    names:        the key by which the store hides customers' ids, "" = none; the store's own affair, and "" outside
     extra:        (key, value) pairs of a later release, kept and written back as they are
     """
 
@@ -74,6 +75,7 @@ class Checkpoint(NamedTuple):
     nonce: str = ""
     history: History | None = None
     budget: BudgetSpent = ()
+    names: str = ""
     extra: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -100,6 +102,7 @@ class Checkpoint(NamedTuple):
             nonce,
             history,
             budget,
+            names,
             extra,
         ) = self
         text = (
@@ -117,9 +120,15 @@ class Checkpoint(NamedTuple):
             text += f" history={history.until_ms}:{history.until_offset}"
         if budget:
             text += f" budget={','.join(f'{stretch}:{used}' for stretch, used in budget)}"
+        if names:
+            text += f" names={names}"
         if extra:
             text += "".join(f" {key}={value}" for key, value in extra)
         return text
+
+    def __str__(self) -> str:
+        """For a log, where nobody is named."""
+        return self._replace(timer_cursor=None).text()
 
     @property
     def is_readable(self) -> bool:
@@ -136,6 +145,7 @@ class Checkpoint(NamedTuple):
             nonce,
             history,
             budget,
+            names,
             extra,
         ) = self
         return (
@@ -146,6 +156,7 @@ class Checkpoint(NamedTuple):
             and (cursor is None or _is_cursor(cursor))
             and (history is None or min(history) >= 0)
             and all(stretch >= 0 and used > 0 for stretch, used in budget)
+            and (not names or _is_word(names))
             and (not extra or _are_foreign(extra))
         )
 
@@ -222,6 +233,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     "nonce": str,
     "history": _history_of,
     "budget": _budget_of,
+    "names": str,
 }
 """How the value of each known key is read; what cannot be read so raises ValueError."""
 

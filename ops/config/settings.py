@@ -15,6 +15,7 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX
 from ebbtide.featurestore.store.redis.credentials import Credentials, in_url
+from ebbtide.featurestore.store.redis.names import SECRET_CHARS_MIN
 from ebbtide.featurestore.times.durations import DAY_MS, DurationMs
 from ebbtide.ops.config.policy import PolicySettings
 from ebbtide.ops.errors import SettingsError
@@ -40,7 +41,8 @@ class SentinelSettings(_Frozen):
 
 class RedisSettings(_Frozen):
     """Where Redis is and who we are to it; `key_password` opens the URL's `ssl_keyfile`; `prefix` begins every key;
-    `cache_bytes_max` bounds the hot records a worker keeps."""
+    `customer_key` hides customers' ids there (`openssl rand -hex 32`): all workers and commands need the same one, and
+    a state made under another one has to be made anew. `cache_bytes_max` bounds the hot records a worker keeps."""
 
     url: str | None = None
     username: str | None = None
@@ -48,6 +50,7 @@ class RedisSettings(_Frozen):
     key_password: SecretStr | None = None
     sentinel: SentinelSettings = SentinelSettings()
     prefix: str = "ebbtide:"
+    customer_key: SecretStr | None = None
     timeout_s: float = Field(default=5.0, gt=0)
     connections_max: int = Field(default=16, ge=1)
     cache_bytes_max: int = Field(default=256 << 20, ge=0)
@@ -61,6 +64,13 @@ class RedisSettings(_Frozen):
                 " redis.sentinel.username and redis.sentinel.password, for a key file redis.key_password"
             )
         return url
+
+    @field_validator("customer_key")
+    @classmethod
+    def _is_of_chance(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < SECRET_CHARS_MIN:
+            raise ValueError(f"at least {SECRET_CHARS_MIN} characters of chance: openssl rand -hex 32")
+        return key
 
     def credentials(self) -> Credentials:
         """For the client that connects."""
@@ -153,6 +163,23 @@ class LogSettings(_Frozen):
     form: Literal["json", "text"] = "json"
 
 
+class TraceSettings(_Frozen):
+    """Turns as OpenTelemetry traces, off without `url`: a collector's OTLP/HTTP address (http://collector:4318).
+    `share`: of the turns that are kept; an alert's span is kept when the trace of its record is. `authorization`: the
+    header's value, where the collector asks for one. Needs the extra `traces`."""
+
+    url: str | None = None
+    share: float = Field(default=0.05, ge=0, le=1)
+    authorization: SecretStr | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
+            raise ValueError("an address like http://collector:4318, without user or password")
+        return url
+
+
 class Settings(_Frozen):
     """What a worker needs to know. See `ebbtide config show` for what is in force.
 
@@ -172,6 +199,7 @@ class Settings(_Frozen):
     timers: TimerSettings = TimerSettings()
     http: HttpSettings = HttpSettings()
     logs: LogSettings = LogSettings()
+    traces: TraceSettings = TraceSettings()
     alerts_from: Literal["now", "start"] = "now"
     dead_letter_share_max: float = Field(default=0.5, gt=0, le=1)
     record_bytes_max: int = Field(default=64 << 10, ge=1024)

@@ -21,7 +21,7 @@ def wanted() -> dict[str, list[str]]:
     text = (ROOT / "pyproject.toml").read_text()
     project, system = tomllib.loads(text)["project"], tomllib.loads(text)["build-system"]
     extras = project["optional-dependencies"]
-    cpu = project["dependencies"] + extras["image"]
+    cpu = project["dependencies"] + extras["image"] + extras["traces"]
     return {"build": system["requires"], "cpu": cpu, "gpu": cpu + extras["gpu"]}
 
 

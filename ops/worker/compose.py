@@ -10,7 +10,10 @@ the version is loaded: what does not fit is refused before it serves.
 
 import asyncio
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from uuid import uuid4
 
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.parse import ParseLimits, Parser
@@ -26,6 +29,7 @@ from ebbtide.model.serving.scorer import Scorer
 from ebbtide.model.serving.slot import ScorerSlot, ServedVersion
 from ebbtide.ops.config.policy import PolicySettings
 from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.decision.policy import Policy
 from ebbtide.stream.outputs.dead_letter import BYTES_MAX
@@ -33,7 +37,7 @@ from ebbtide.stream.outputs.message import Delivery
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.telemetry import Telemetry
+from ebbtide.stream.telemetry import Telemetry, Tracer
 
 
 def policy_of(
@@ -78,6 +82,7 @@ async def tools_of(
     sink: Delivery,
     telemetry: Telemetry,
     dead_letter_bytes_max: int = BYTES_MAX,
+    tracer: Tracer | None = None,
 ) -> Tools:
     """What every partition's pipeline works with, compiled; its batcher is not running yet."""
     clock = SystemClock()
@@ -105,12 +110,41 @@ async def tools_of(
         batcher=batcher,
         clock=clock,
         telemetry=telemetry,
+        tracer=tracer,
     )
     await asyncio.to_thread(_warm, tools.folder, layout)
     # TensorFlow's half a million objects are here to stay. A collection that looks at them stops everything for 0.2 s,
     # and the last one keeps a worker that has drained from ending, on a busy machine for seconds.
     gc.freeze()
     return tools
+
+
+@contextmanager
+def traces_of(settings: Settings) -> Iterator[Tracer | None]:
+    """What makes the traces of turns, None where none are wanted; what is left is sent at the end of the block. Raises
+    SettingsError."""
+    wanted = settings.traces
+    if wanted.url is None:
+        yield None
+        return
+    try:
+        # Here alone, so that a worker without traces does not even load the library.
+        from ebbtide.ops.observe.traces import Traces  # noqa: PLC0415 -- free when off
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"traces.url is set and {error.name} is not installed", hint="pip install 'ebbtide[traces]'"
+        ) from None
+    who = {
+        "service.name": "ebbtide",
+        "service.version": version("ebbtide"),
+        "service.instance.id": uuid4().hex,
+    }
+    key = wanted.authorization.get_secret_value() if wanted.authorization else None
+    traces = Traces(SystemClock(), wanted.url, settings.kafka.topic, wanted.share, key, who)
+    try:
+        yield traces.turn
+    finally:
+        traces.close()
 
 
 def _warm(folder: Folder, layout: Layout) -> None:

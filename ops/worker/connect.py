@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.checkpoint import check_checkpoint
 from ebbtide.featurestore.store.protocol import Store
+from ebbtide.featurestore.store.redis.names import names_of
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import Settings
 from ebbtide.stream.kafka.client import check_connection
@@ -86,6 +87,7 @@ async def open_store(
     """The store, checked: it answers, and is not set up to lose state. kind: makes it of a RedisStore's arguments."""
     if settings.redis.url is None:
         raise ValueError("no Redis URL: start the local stack first")
+    key = settings.redis.customer_key
     store = kind(
         settings.redis.url,
         layout.dtype,
@@ -95,6 +97,7 @@ async def open_store(
         prefix=settings.redis.prefix,
         timeout_s=settings.redis.timeout_s,
         connections_max=settings.redis.connections_max,
+        names=names_of(key.get_secret_value() if key else None),
     )
     try:
         await store.start()

@@ -36,7 +36,7 @@ from ebbtide.ops.observe.servers import MeasuredDelivery, MeasuredStore
 from ebbtide.ops.page.live import Live
 from ebbtide.ops.page.routes import page_routes
 from ebbtide.ops.state.room import Room, room_of
-from ebbtide.ops.worker.compose import load_slot, tools_of
+from ebbtide.ops.worker.compose import load_slot, tools_of, traces_of
 from ebbtide.ops.worker.connect import check_state, open_delivery, open_store, topic_specs
 from ebbtide.ops.worker.models import watch_models
 from ebbtide.stream.clock import SystemClock
@@ -91,12 +91,13 @@ async def work(settings: Settings) -> None:
         fits = min(takes.get(settings.topics.dead_letters, BYTES_MAX), settings.kafka.produce_bytes_max)
         slot = await loading
         delivery = MeasuredDelivery(clock, metrics.kafka_called, plain, live.sent)
-        tools = await tools_of(settings, layout, slot, store, delivery, metrics, fits)
-        watched = asyncio.create_task(watch_redis(store, metrics), name="redis")
-        try:
-            await _serve(settings, tools, slot, metrics, live)
-        finally:
-            await end([watched])
+        with traces_of(settings) as tracer:
+            tools = await tools_of(settings, layout, slot, store, delivery, metrics, fits, tracer)
+            watched = asyncio.create_task(watch_redis(store, metrics), name="redis")
+            try:
+                await _serve(settings, tools, slot, metrics, live)
+            finally:
+                await end([watched])
 
 
 async def _serve(

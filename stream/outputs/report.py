@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import TOMBSTONE
 from ebbtide.featurestore.record.fold import CAUSES, EVENT, EXPIRED
-from ebbtide.stream.batch import first_timestamp
+from ebbtide.stream.batch import Record, first_timestamp
+from ebbtide.stream.decision.policy import Transition
 from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.outputs.pre_commit import unscored
 from ebbtide.stream.telemetry import AlertSent, Judged, PieceDone, Stage, TurnDone
-from ebbtide.stream.turn.work import Piece, Verdicts
+from ebbtide.stream.turn.work import Verdicts
 
 
 def report(verdicts: Verdicts, seconds: dict[Stage, float], now_ms: int) -> TurnDone:
@@ -68,8 +69,8 @@ def _sent(verdicts: Verdicts, applied: NDArray[np.bool_], now_ms: int) -> list[A
         if not applied[origin.piece[t.point]]:
             continue
         offset = int(origin.offset[t.point])
-        # What time brought about is of an activity of long ago.
-        arrived_ms = None if points.of_time[t.point] else _arrived_ms(piece, offset)
+        record = record_of(verdicts, t)
+        arrived_ms = None if record is None else record.timestamp
         sent.append(
             AlertSent(
                 t.state, scored.serving.policy.targets[t.target].band(t.band).name, CAUSES[int(points.cause[t.point])],
@@ -81,11 +82,15 @@ def _sent(verdicts: Verdicts, applied: NDArray[np.bool_], now_ms: int) -> list[A
     return sent
 
 
-def _arrived_ms(piece: Piece, offset: int) -> int | None:
-    """Kafka's timestamp of the record at `offset`; None where the piece has none there."""
-    records = piece.batch.records if piece.batch is not None else ()
+def record_of(verdicts: Verdicts, transition: Transition) -> Record | None:
+    """The record that a transition was decided at; None of what time brought about, which is of an activity of long
+    ago, and where its piece has none there."""
+    point, piece = transition.point, verdicts.work.pieces[verdicts.origin.piece[transition.point]]
+    if verdicts.points.of_time[point] or piece.batch is None:
+        return None
+    records, offset = piece.batch.records, int(verdicts.origin.offset[point])
     at = bisect_left(records, offset, key=lambda record: record.offset)
-    return records[at].timestamp if at < len(records) and records[at].offset == offset else None
+    return records[at] if at < len(records) and records[at].offset == offset else None
 
 
 def _judged(verdicts: Verdicts, applied: NDArray[np.bool_], now_ms: int) -> Judged:

@@ -24,7 +24,7 @@ from ebbtide.stream.outputs.message import Delivery
 from ebbtide.stream.outputs.pre_commit import Outputs
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.scoring.batcher import Batcher
-from ebbtide.stream.telemetry import Telemetry
+from ebbtide.stream.telemetry import Telemetry, Tracer
 from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.turn.work import Piece
 from ebbtide.stream.worker import Worker
@@ -34,10 +34,14 @@ from tests.support.workers.worlds import Arithmetic
 DRAIN_S = 10.0
 
 
-def tools_of(topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Delivery) -> Tools:
+def tools_of(
+    topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Delivery,
+    telemetry: Telemetry | None = None, tracer: Tracer | None = None,
+) -> Tools:  # fmt: skip
     """What production's pipelines work with, at its defaults, but for the model; compiled. Its batcher is not running
     yet."""
-    clock, telemetry, batching, folder = SystemClock(), Telemetry(), BatchingSettings(), Folder(layout)
+    telemetry = telemetry or Telemetry()
+    clock, batching, folder = SystemClock(), BatchingSettings(), Folder(layout)
     folder.fold(layout.empty(0), EventBatch.empty())
     folder.due(layout.empty(1))
     batcher = Batcher(
@@ -46,7 +50,7 @@ def tools_of(topic: str, layout: Layout, model: Arithmetic, store: Store, sink: 
     return Tools(
         topic, Outputs(f"{topic}-alerts", f"{topic}-dead-letters", None), layout, folder,
         Parser(layout.spec), store, Cache(layout.dtype, RedisSettings().cache_bytes_max), sink, batcher,
-        clock, telemetry,
+        clock, telemetry, tracer,
     )  # fmt: skip
 
 
@@ -54,9 +58,10 @@ class Pipelines:
     """Partitions 0 to `partitions` - 1 of `topic`, each at its beginning."""
 
     def __init__(
-        self, topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Delivery, partitions: int
-    ) -> None:
-        self._tools = tools_of(topic, layout, model, store, sink)
+        self, topic: str, layout: Layout, model: Arithmetic, store: Store, sink: Delivery, partitions: int,
+        telemetry: Telemetry | None = None, tracer: Tracer | None = None,
+    ) -> None:  # fmt: skip
+        self._tools = tools_of(topic, layout, model, store, sink, telemetry, tracer)
         self._pipeline = Pipeline(self._tools)
         self._opened = [from_the_beginning(layout.id, number, partitions) for number in range(partitions)]
 

@@ -20,17 +20,19 @@ def valkey_url() -> Iterator[str]:
     params=[
         "memory",
         pytest.param("valkey", marks=pytest.mark.redis),
+        pytest.param("valkey-hidden", marks=pytest.mark.redis),
         pytest.param("debian-redis", marks=pytest.mark.redis),
     ]
 )
 async def backend(request: pytest.FixtureRequest, unique_name: str) -> AsyncIterator[Backend]:
-    """The same empty state to hold against the contract, three times over."""
+    """The same empty state to hold against the contract, four times over."""
     if request.param == "memory":
         async with memory_backend() as backend:
             yield backend
     else:
-        url = request.getfixturevalue("valkey_url" if request.param == "valkey" else "debian_redis_url")
-        async with redis_backend(url, f"{unique_name}:") as backend:
+        url = request.getfixturevalue("debian_redis_url" if request.param == "debian-redis" else "valkey_url")
+        secret = "k" * 32 if request.param == "valkey-hidden" else None
+        async with redis_backend(url, f"{unique_name}:", secret) as backend:
             yield backend
 
 

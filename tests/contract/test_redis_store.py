@@ -6,6 +6,7 @@ Faults here are settings of a real server (memory, users, policy, a paused clien
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.checkpoint import RESETTING, Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
 from ebbtide.featurestore.store.redis.credentials import Credentials
+from ebbtide.featurestore.store.redis.names import HiddenNames
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
 from tests.support.seams.stores import DTYPE, PARTITIONS, State, random_step, state_of, step_of
@@ -77,6 +79,65 @@ async def test_keys_are_those_documented_in_one_slot_and_without_ttl(store: Redi
     assert await admin.keys() == [b"t:clicks:{p2}:checkpoint"]
     await store.reset(2)
     assert await admin.keys() == []
+
+
+async def test_with_a_key_nothing_on_the_server_names_anybody(server: LocalValkey, admin: Any) -> None:
+    """Keys, due times, outbox and the timer cursor; and what they are of comes back."""
+    store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", names=HiddenNames("k" * 32))
+    who = ["annabel-lee", "customer-7"]
+    begun = step_of(None, who, RNG, messages=[(b"an-id", b"alert of annabel-lee")])
+    at = begun.checkpoint._replace(timer_ms=5, timer_cursor=(5, "annabel-lee"))
+    await store.apply(replace(begun, checkpoint=at))
+    whole = b"".join([key + await admin.dump(key) for key in await admin.keys()])
+    assert not [name for name in (b"annabel", b"customer-7", b"an-id") if name in whole]
+    assert await store.checkpoint(0) == at
+    found = await state_of(store)
+    assert found.records.keys() == set(who)
+    assert [(entry.id, entry.value) for entry in found.outbox] == [(b"an-id", b"alert of annabel-lee")]
+    await store.apply(step_of(at, [], RNG, forgotten=who, acked=[b"an-id"]))
+    assert await admin.keys() == [b"t:clicks:{p0}:checkpoint"]
+    await store.close()
+
+
+async def test_state_of_another_key_is_refused(server: LocalValkey, admin: Any) -> None:
+    del admin
+    keys = [None, HiddenNames("k" * 32), HiddenNames("l" * 32)]
+    stores = [RedisStore(server.url, DTYPE, "clicks", 3, prefix="t:", names=names) for names in keys]
+    for partition, store in enumerate(stores):
+        await store.apply(step_of(None, ["a"], RNG, partition=partition))
+    for partition in range(3):
+        for mine, store in enumerate(stores):
+            if mine == partition:
+                assert await store.checkpoint(partition) is not None
+                continue
+            with pytest.raises(LayoutError, match="hidden") as refused:
+                await store.checkpoint(partition)
+            assert "redis.customer_key" in refused.value.hint
+            (same,) = await asyncio.gather(*store.checkpoint_each([partition]), return_exceptions=True)
+            assert isinstance(same, LayoutError)
+            with pytest.raises(Fenced):
+                await store.apply(step_of(None, ["a"], RNG, partition=partition))
+    for store in stores:
+        await store.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_who_is_due_at_once_comes_in_the_order_of_names(
+    server: LocalValkey, admin: Any, seed: int
+) -> None:
+    """Under a key, too, where Redis sorts by something else: many at the same few times, in pages of any size."""
+    del admin
+    rng = np.random.default_rng(seed)
+    store = RedisStore(server.url, DTYPE, "clicks", 1, prefix="t:", names=HiddenNames("k" * 32))
+    who = [f"customer-{n}" for n in range(300)]
+    due = rng.integers(0, 4, len(who))
+    await store.apply(step_of(None, who, rng, due=due))
+    order = sorted(zip(due.tolist(), who, strict=True))
+    for page in (1, 7, 64, 299, 300, 1_000):
+        names, times = await store.due(0, 4, page)
+        assert list(zip(times.tolist(), names, strict=True)) == order[:page]
+    assert (await store.due(0, 0, 10))[0] == []
+    await store.close()
 
 
 async def test_a_server_that_forgot_the_script_is_told_again(store: RedisStore, admin: Any) -> None:

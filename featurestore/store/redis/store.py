@@ -6,6 +6,9 @@
     {prefix}{topic}:{p7}:out            hash    id → entry of the outbox, until Kafka has acknowledged it: sequence,
                                                 place in it, length of the key; then key and value
 
+What stands for a customer, also as the checkpoint's timer cursor, is their id, or hidden by a key (`names.py`), as are
+the outbox's ids and entries then. The checkpoint says by which key.
+
 The braces are a hash tag: all keys of a partition live in one slot, so one script may change them together on a
 Cluster, too. `apply.lua` holds the atomicity argument, `redis_client` says what the server's refusals mean. This module
 knows keys and commands; it refuses to know what the bytes mean, and which server holds a key.
@@ -17,6 +20,7 @@ Sentinel's user `+sentinel|get-master-addr-by-name`. `-@dangerous`: `+@write` al
 """
 
 import asyncio
+import re
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -44,6 +48,7 @@ from ebbtide.featurestore.store.redis.client import Question, RedisClient, Scrip
 from ebbtide.featurestore.store.redis.codec import RecordCodec
 from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.errors import CLUSTER_HINT
+from ebbtide.featurestore.store.redis.names import OTHER_KEY, Names
 from ebbtide.featurestore.store.redis.url import SETTING
 
 VERSION_MIN = (7, 0)  # the first whose scripts declare flags and are refused as a whole
@@ -71,9 +76,9 @@ def _unpacked(identity: bytes, packed: bytes) -> tuple[int, OutboxEntry]:
     return at, OutboxEntry(identity, sequence, packed[_ENTRY.size : value_at], packed[value_at:])
 
 
-def _due(reply: list[bytes]) -> DueCustomers:
-    times = np.fromiter(map(float, reply[1::2]), np.float64, len(reply) // 2)
-    return [name.decode() for name in reply[::2]], times.astype(np.int64)
+def _unnamed(text: str) -> str:
+    """A checkpoint's text for a log, where nobody is named."""
+    return re.sub(r" timer_cursor=\S+", "", text)
 
 
 class MemoryUsage(NamedTuple):
@@ -102,11 +107,13 @@ class RedisStore:
         timeout_s: float = TIMEOUT_S,
         connections_max: int = CONNECTIONS_MAX,
         policy_version: int = POLICY_VERSION,
+        names: Names | None = None,
     ) -> None:
         if {"{", "}"} & {*prefix, *topic}:
             raise StoreMisconfigured(f"prefix {prefix!r} and topic {topic!r} must not contain braces")
         self.dtype = dtype
         self.partitions = partitions
+        self._names = names or Names()
         self._codec = RecordCodec(dtype, policy_version)
         self._client = RedisClient(url, credentials, timeout_s=timeout_s, connections_max=connections_max)
         self.where = self._client.where
@@ -148,7 +155,16 @@ class RedisStore:
         if text is None:
             return None
         try:
-            return Checkpoint.parse(text.decode(errors="replace"))
+            stored = Checkpoint.parse(text.decode(errors="replace"))
+            if stored.names != self._names.id:
+                here, there = (f"by key {key}" if key else "not" for key in (self._names.id, stored.names))
+                raise LayoutError(f"customers' ids are hidden {there}, and here {here}", hint=OTHER_KEY)
+            cursor = stored.timer_cursor
+            if cursor is None or not stored.names:
+                return stored._replace(names="")
+            return stored._replace(
+                names="", timer_cursor=(cursor[0], self._names.customer(cursor[1].encode()))
+            )
         except LayoutError as error:
             said = f"partition {partition} at {self.where}: {error.args[0]}"
             raise LayoutError(said, hint=error.hint) from error
@@ -206,8 +222,19 @@ class RedisStore:
         return [failed(refused[i]) if i in refused else next(answers) for i in range(len(items))]
 
     def _record_keys(self, partition: int, customers: Sequence[str]) -> list[str]:
-        record = self._tags[partition] + "c:"
-        return [record + customer for customer in customers]
+        record, stored = self._tags[partition] + "c:", self._names.stored
+        return [record + stored(customer) for customer in customers]
+
+    def _text_of(self, checkpoint: Checkpoint | None) -> str:
+        """A checkpoint as it is stored; "" for none."""
+        if checkpoint is None:
+            return ""
+        if self._names.id:
+            if checkpoint.timer_cursor is not None:
+                due_ms, customer = checkpoint.timer_cursor
+                checkpoint = checkpoint._replace(timer_cursor=(due_ms, self._names.stored(customer)))
+            checkpoint = checkpoint._replace(names=self._names.id)
+        return checkpoint.text()
 
     def _fixed_keys(self, partition: int) -> tuple[str, str, str]:
         tag = self._tags[partition]
@@ -215,47 +242,73 @@ class RedisStore:
 
     def _call(self, commit: Commit) -> tuple[list[str], list[Any]]:
         """Keys and arguments of the script, as `apply.lua` lists them."""
-        record = self._tags[commit.partition] + "c:"
+        record, sealed = self._tags[commit.partition] + "c:", self._names.sealed
         keys = [
             *self._fixed_keys(commit.partition),
             *self._record_keys(commit.partition, commit.customers),
             *self._record_keys(commit.partition, commit.forgotten),
         ]
         args = [
-            commit.expected.text() if commit.expected else "",
-            commit.checkpoint.text(),
+            self._text_of(commit.expected),
+            self._text_of(commit.checkpoint),
             len(record.encode()) + 1,  # Lua counts bytes, from 1
             len(commit.customers),
             len(commit.outbox),
             len(commit.acked),
             *commit.due.tolist(),
             *self._codec.pack(commit.rows),
-            *(part for at, entry in enumerate(commit.outbox) for part in (entry.id, _packed(at, entry))),
-            *commit.acked,
+            *(
+                sealed(part)
+                for at, entry in enumerate(commit.outbox)
+                for part in (entry.id, _packed(at, entry))
+            ),
+            *map(sealed, commit.acked),
         ]
         return keys, args
 
     def _check_reply(self, commit: Commit, found: list[bytes]) -> None:
         if found:
-            expected = commit.expected.text() if commit.expected else "not begun"
-            at = found[0].decode(errors="replace") or "not begun"
+            expected = _unnamed(self._text_of(commit.expected)) or "not begun"
+            at = _unnamed(found[0].decode(errors="replace")) or "not begun"
             raise Fenced(f"partition {commit.partition} is at [{at}], this owner expected [{expected}]")
 
     async def outbox(self, partition: int) -> list[OutboxEntry]:
         packed: dict[bytes, bytes] = await self._client.ask("HGETALL", self._tags[partition] + "out")
         try:
-            placed = [_unpacked(identity, value) for identity, value in packed.items()]
+            opened = self._names.opened
+            placed = [_unpacked(opened(identity), opened(value)) for identity, value in packed.items()]
         except struct.error:
             said = f"the outbox of partition {partition} at {self.where} was written by another release"
             raise LayoutError(said, hint=REBUILD) from None
         return [entry for _, entry in sorted(placed, key=lambda each: (each[1].sequence, each[0]))]
 
     async def due(self, partition: int, until_ms: int, customers_max: int) -> DueCustomers:
-        return _due(await self._client.ask(*self._due_command((partition, until_ms, customers_max))))
+        return await self.due_each([(partition, until_ms, customers_max)])[0]
 
     def due_each(self, requests: Sequence[DueRequest]) -> list[asyncio.Future[DueCustomers]]:
+        if not self._names.keep_order:
+            return [asyncio.ensure_future(self._due_in_order(request)) for request in requests]
         commands = [self._due_command(request) for request in requests]
-        return self._client.ask_each([Question(command[1], command, _due) for command in commands])
+        return self._client.ask_each([Question(command[1], command, self._due) for command in commands])
+
+    def _due(self, reply: list[bytes]) -> DueCustomers:
+        times = np.fromiter(map(float, reply[1::2]), np.float64, len(reply) // 2)
+        return list(map(self._names.customer, reply[::2])), times.astype(np.int64)
+
+    async def _due_in_order(self, request: DueRequest) -> DueCustomers:
+        """Where Redis sorts those who are due at once by what stands for them: all who are due with the last one are
+        needed to know who comes first."""
+        partition, _, customers_max = request
+        names, times = self._due(await self._client.ask(*self._due_command(request)))
+        if len(names) == customers_max > 0:
+            last_ms = int(times[-1])
+            at_once = ("ZRANGE", self._tags[partition] + "due", last_ms, last_ms, "BYSCORE", "WITHSCORES")
+            others, same = self._due(await self._client.ask(*at_once))
+            before = times < last_ms
+            names = [name for name, keep in zip(names, before.tolist(), strict=True) if keep] + others
+            times = np.concatenate([times[before], same])
+        order = sorted(range(len(names)), key=lambda i: (times[i], names[i]))[:customers_max]
+        return [names[i] for i in order], times[order]
 
     def _due_command(self, request: DueRequest) -> tuple[Any, ...]:
         partition, until_ms, customers_max = request
@@ -263,7 +316,8 @@ class RedisStore:
         return ("ZRANGE", self._tags[partition] + "due", "-inf", f"({until_ms}", *order)
 
     async def find(self, customer: str) -> list[tuple[int, np.void]]:
-        values = await self._client.ask_all([("GET", f"{tag}c:{customer}") for tag in self._tags])
+        stored = self._names.stored(customer)
+        values = await self._client.ask_all([("GET", f"{tag}c:{stored}") for tag in self._tags])
         return [
             (partition, self._codec.unpack([value], partition)[0][0])
             for partition, value in enumerate(values) if value is not None
@@ -276,7 +330,7 @@ class RedisStore:
         while cursor:
             due = self._tags[partition] + "due"
             cursor, entries = await self._client.ask("ZSCAN", due, max(cursor, 0), "COUNT", CUSTOMERS_MAX)
-            names = {name.decode() for name, _ in entries} - seen
+            names = {self._names.customer(name) for name, _ in entries} - seen
             seen |= names
             for page in pages(names):
                 rows, found = await self.load(partition, page)
@@ -298,7 +352,7 @@ class RedisStore:
         """What these customers (at most CUSTOMERS_MAX) cost the server, for reports. Not part of `Store`."""
         check_count(customers)
         tag = self._tags[partition]
-        of_records = [("MEMORY USAGE", f"{tag}c:{customer}") for customer in customers]
+        of_records = [("MEMORY USAGE", key) for key in self._record_keys(partition, customers)]
         of_due = [("MEMORY USAGE", tag + "due", "SAMPLES", DUE_SAMPLES), ("ZCARD", tag + "due")]
         *records, due, entries = await self._client.ask_all([*of_records, *of_due])
         return MemoryUsage(np.array([used or 0 for used in records], np.int64), (due or 0) / max(entries, 1))
@@ -310,7 +364,7 @@ class RedisStore:
     async def sample(self, partition: int, customers_max: int) -> list[str]:
         """Some of its customers by chance, at most so many, each once, for reports. Not part of `Store`."""
         names = await self._client.ask("ZRANDMEMBER", self._tags[partition] + "due", customers_max)
-        return [name.decode() for name in names]
+        return list(map(self._names.customer, names))
 
     async def customers(self, partition: int) -> int:
         """How many customers it holds, for reports. Not part of `Store`."""

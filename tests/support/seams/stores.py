@@ -16,6 +16,7 @@ from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit, OutboxEntry
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.protocol import Store
+from ebbtide.featurestore.store.redis.names import names_of
 from ebbtide.featurestore.store.redis.store import RedisStore
 
 # Not the layout of any spec: a store must not care. 49 bytes, so that nothing is aligned by luck.
@@ -48,11 +49,11 @@ async def memory_backend() -> AsyncIterator[Backend]:
 
 
 @asynccontextmanager
-async def redis_backend(url: str, prefix: str) -> AsyncIterator[Backend]:
+async def redis_backend(url: str, prefix: str, secret: str | None = None) -> AsyncIterator[Backend]:
     opened: list[RedisStore] = []
 
     def owner() -> Store:
-        opened.append(RedisStore(url, DTYPE, "clicks", PARTITIONS, prefix=prefix))
+        opened.append(RedisStore(url, DTYPE, "clicks", PARTITIONS, prefix=prefix, names=names_of(secret)))
         return opened[-1]
 
     @asynccontextmanager

@@ -97,6 +97,8 @@ def test_every_problem_is_named_at_once() -> None:
         ({"EBBTIDE_KAFKA__HEARTBEAT_INTERVAL_S": "9"}, ("session_timeout_s", "heartbeat_interval_s")),
         ({"EBBTIDE_KAFKA__FETCH_RECORDS_MAX": "5000"}, ("kafka.fetch_records_max",)),
         ({"EBBTIDE_KAFKA_URL": "a:1", "EBBTIDE_KAFKA__URL__HOST": "a"}, ("kafka.url",)),
+        ({"EBBTIDE_TRACES__URL": "http://me:pw1234@collector:4318"}, ("traces.url", "without user")),
+        ({"EBBTIDE_TRACES__URL": "collector:4317"}, ("traces.url", "http://collector:4318")),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(
