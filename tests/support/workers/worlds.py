@@ -167,6 +167,7 @@ class World:
         return Tools(
             self.settings.kafka.topic, Outputs(topics.alerts, topics.dead_letters, topics.scores), kind.layout,
             Folder(kind.layout), Parser(kind.layout.spec), store, cache, sink, batcher, self.clock, said,
+            at_risk_from=0.0,  # everybody is listed, so that there is a place more where somebody may be left
         )  # fmt: skip
 
     @asynccontextmanager
