@@ -46,12 +46,22 @@ async def served(token: str | None = None) -> AsyncIterator[tuple[str, Live]]:
     clock, model, store = SystemClock(), ArithmeticModel(), MemoryStore(LAYOUT.dtype, 1)
     now_ms = clock.now_ms()
     events = EventBatch(
-        ["ann"], np.zeros(20, np.int32), np.zeros(20, np.uint8), now_ms - np.arange(20, 0, -1) * DAY_MS,
-        np.full(20, np.nan), np.zeros(20, np.uint64), np.arange(20),
+        ["ann", ODD], np.append(np.zeros(20, np.int32), 1).astype(np.int32), np.zeros(21, np.uint8),
+        now_ms - np.append(np.arange(20, 0, -1), 1) * DAY_MS, np.full(21, np.nan), np.zeros(21, np.uint64),
+        np.arange(21),
     )  # fmt: skip
-    rows, _ = Folder(LAYOUT).fold(LAYOUT.empty(1), events)
+    rows, _ = Folder(LAYOUT).fold(LAYOUT.empty(2), events)
+    rows["score"], rows["scored_at"] = [0.81, 0.7], now_ms
     await store.apply(
-        Commit(0, None, Checkpoint(20, 1, 0, LAYOUT.id, 1), ["ann"], rows, Folder(LAYOUT).due(rows))
+        Commit(
+            0,
+            None,
+            Checkpoint(21, 1, 0, LAYOUT.id, 1),
+            ["ann", ODD],
+            rows,
+            Folder(LAYOUT).due(rows),
+            at_risk=rows["score"],
+        )
     )
 
     live = Live("alerts", clock, about)
