@@ -15,8 +15,10 @@ from ebbtide.featurestore.events.contract import TIME_MS_MAX
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
+from ebbtide.featurestore.record.reasons import Reasons
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.times.timestamps import instant
+from ebbtide.model.explaining.explained import Explained
 from ebbtide.ops.asking.words import describe, number, timeline, when
 from ebbtide.stream.kafka.topics import partition_for
 
@@ -25,12 +27,10 @@ CURVE_MAX = 31
 
 
 class Asked(NamedTuple):
-    """A version's answer: p float32[n], all by one dispatch; of the first row its features and contributions,
-    float32[F] each."""
+    """A version's answer: p float32[n], all by one dispatch, and why, of the first row alone."""
 
     p: NDArray[np.float32]
-    values: NDArray[np.float32]
-    contributions: NDArray[np.float32]
+    why: Explained
     version: int
 
 
@@ -86,11 +86,33 @@ async def view(customer: str, found: Found, layout: Layout, ask: Ask, as_of: int
             {"as_of": when(t), "days": (t - as_of) / 86_400_000, "probability": p}
             for t, p in zip(times.tolist(), p, strict=True)
         ],
+        **_why(asked.why, Reasons(layout.spec), layout),
+    }  # fmt: skip
+
+
+def _why(why: Explained, reasons: Reasons, layout: Layout) -> dict[str, Any]:
+    """The reasons of one row in both directions, loudest first, and every feature. What does not add up, or is not
+    there, is not said."""
+    holds = bool(why.holds[0])
+    values, parts = why.values[0], why.contributions[0]
+    said = [
+        each
+        for towards in (1, -1)
+        for each in reasons.top(values, parts, float(why.sequence[0]), towards, len(reasons.groups))
+        if holds
+    ]
+    return {
+        "logit": number(why.logit[0]),
+        # Of a customer with every feature at its mean and an empty sequence; the reasons sum to the difference.
+        "reference_logit": number(why.reference[0]),
+        "explained": holds,
+        "reasons": [each._asdict() for each in sorted(said, key=lambda each: -abs(each.contribution))],
         "features": {
             f.name: {
-                "value": number(v), "unit": f.unit, "contribution": number(c), "words": f.describe(float(v)),
+                "value": number(v), "unit": f.unit, "contribution": number(c) if holds else None, "group": f.group,
+                "words": reasons.sentence(i, values) if np.isfinite(v) else None,
             }
-            for f, v, c in zip(features(layout.spec), asked.values, asked.contributions, strict=True)
+            for i, (f, v, c) in enumerate(zip(features(layout.spec), values, parts, strict=True))
         },
     }  # fmt: skip
 

@@ -15,10 +15,6 @@ def customer_table(data: dict[str, Any]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     episode = state["episode"]
-    speaking = [
-        (name, each) for name, each in data["features"].items() if each["contribution"] not in (None, 0.0)
-    ]
-    speaking.sort(key=lambda named: -abs(named[1]["contribution"]))
     last = data["last_score"]
     rows = {
         "customer": data["customer"],
@@ -44,7 +40,7 @@ def customer_table(data: dict[str, Any]) -> Table:
             for each in data["timeline"]["recent"][-RECENT_MAX:]
         ),
         "speaks most": "\n".join(
-            f"{each['contribution']:+.2f}  {each['words']}" for _, each in speaking[:SAID_MAX]
+            f"{each['contribution']:+.2f}  {each['words']}" for each in data["reasons"][:SAID_MAX]
         ),
         "model": f"version {data['model_version']}",
     }

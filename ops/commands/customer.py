@@ -70,7 +70,8 @@ def _ask(settings: Settings, layout: Layout) -> Ask:
     serving = load_slot(settings, layout, whole=False).current
 
     async def ask(rows: Rows, as_of: NDArray[np.int64]) -> Asked:
-        values, contributions = serving.model.explain(rows[:1], as_of[:1])
-        return Asked(serving.model.score(rows, as_of), values[0], contributions[0], serving.version)
+        return Asked(
+            serving.model.score(rows, as_of), serving.model.explain(rows[:1], as_of[:1]), serving.version
+        )
 
     return ask

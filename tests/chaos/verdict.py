@@ -157,11 +157,8 @@ async def _check_keys(verdict: Verdict, settings: Settings, expected: Expected, 
     should |= {f"{prefix}{{p{p}}}:c:{customer}" for p, customer in expected.records}
     async with Redis.from_url(settings.redis.url) as redis:
         found = {key.decode() async for key in redis.scan_iter(match=f"{prefix}*", count=5_000)}
-        listed = {
-            (p, name.decode())
-            for p in range(partitions)
-            for name in await redis.zrange(f"{prefix}{{p{p}}}:risk", 0, -1) if name != TURNED_AWAY
-        }  # fmt: skip
+        lists: list[Any] = [await redis.zrange(f"{prefix}{{p{p}}}:risk", 0, -1) for p in range(partitions)]
+    listed = {(p, name.decode()) for p, names in enumerate(lists) for name in names if name != TURNED_AWAY}
     verdict.count("keys_unexpected", sorted(found - should))
     verdict.count("risks_of_nobody", sorted(listed - expected.records.keys()))
 

@@ -53,11 +53,8 @@ async def filled(store: Store, at_day: float = 14) -> None:
     )  # fmt: skip
     rows, _ = Folder(LAYOUT).fold(LAYOUT.empty(len(names)), batch)
     as_of = np.full(len(names), T0 + round(at_day * DAY_MS), np.int64)
-    rows["score"], rows["scored_at"], rows["row_watermark"] = (
-        ArithmeticModel().score(rows, as_of),
-        as_of,
-        as_of,
-    )
+    rows["score"] = ArithmeticModel().score(rows, as_of)[:, None]
+    rows["scored_at"] = rows["row_watermark"] = as_of
     head = Checkpoint(len(events), 1, 0, LAYOUT.id, PARTITIONS)
     due = Folder(LAYOUT).due(rows)
     await store.apply(Commit(1, None, head, names, rows, due, at_risk=listed_by(rows, 0.45)))

@@ -51,7 +51,7 @@ async def served(token: str | None = None) -> AsyncIterator[tuple[str, Live]]:
         np.arange(21),
     )  # fmt: skip
     rows, _ = Folder(LAYOUT).fold(LAYOUT.empty(2), events)
-    rows["score"], rows["scored_at"] = [0.81, 0.7], now_ms
+    rows["score"], rows["scored_at"] = [[0.81], [0.7]], now_ms
     await store.apply(
         Commit(
             0,
@@ -60,7 +60,7 @@ async def served(token: str | None = None) -> AsyncIterator[tuple[str, Live]]:
             ["ann", ODD],
             rows,
             Folder(LAYOUT).due(rows),
-            at_risk=rows["score"],
+            at_risk=rows["score"][:, 0],
         )
     )
 

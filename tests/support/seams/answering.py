@@ -10,7 +10,6 @@ from ebbtide.stream.scoring.model import Model
 
 def answering(model: Model) -> Ask:
     async def ask(rows: Rows, as_of: NDArray[np.int64]) -> Asked:
-        values, contributions = model.explain(rows[:1], as_of[:1])
-        return Asked(model.score(rows, as_of), values[0], contributions[0], model.version)
+        return Asked(model.score(rows, as_of), model.explain(rows[:1], as_of[:1]), model.version)
 
     return ask
