@@ -175,6 +175,8 @@ class Spec(Frozen):
     past_max_ms: PositiveDurationMs | None = Field(default=None, alias="past_max")
     """And so is one that is older by more than this; by default than `memory` and a week."""
     mapping: Mapping = Mapping()
+    words: dict[str, str] = Field(default_factory=dict)
+    """Templates of reasons in your own words or language, by feature or group: see `record/reasons.py`."""
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     @model_validator(mode="before")

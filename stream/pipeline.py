@@ -38,6 +38,7 @@ from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.decision.policy import Asked, Transition
 from ebbtide.stream.errors import DeadLetterFlood, PartitionRevoked
+from ebbtide.stream.outputs.at_risk import at_risk
 from ebbtide.stream.outputs.compose import Composer
 from ebbtide.stream.outputs.message import Delivery, Headers, Message, Parcel
 from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages
@@ -59,7 +60,8 @@ MISPLACED = (
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What all turns share."""
+    """What all turns share. at_risk_from: the p from which on customers are listed as at risk; None: the policy's
+    `exit`."""
 
     topic: str
     outputs: Outputs
@@ -73,6 +75,7 @@ class Tools:
     clock: Clock
     telemetry: Telemetry
     tracer: Tracer | None = None
+    at_risk_from: float | None = None
 
 
 class _Stopwatch:
@@ -360,18 +363,24 @@ class Pipeline:
         known = after["event_time"] != 0
         all_known = bool(known.all())
         due = verdicts.due
+        floor = (
+            verdicts.scored.serving.policy.targets[0].exit
+            if self._tools.at_risk_from is None
+            else self._tools.at_risk_from
+        )
+        risks = at_risk(after, floor)
         customers, bounds = work.events.customers, work.bounds.tolist()
         commits: dict[int, Commit] = {}
         for j in work.alive:
             opened, piece = work.pieces[j].opened, work.pieces[j]
             low, high = bounds[j], bounds[j + 1]
-            names, rows, dues = customers[low:high], after[low:high], due[low:high]
+            names, rows, dues, p = customers[low:high], after[low:high], due[low:high], risks[low:high]
             forgotten: list[str] = []
             if not all_known:
                 here = known[low:high]
                 forgotten = [names[i] for i in np.flatnonzero(~here).tolist()]
                 names = [names[i] for i in np.flatnonzero(here).tolist()]
-                rows, dues = rows[here], dues[here]
+                rows, dues, p = rows[here], dues[here], p[here]
             checkpoint = opened.checkpoint
             epoch = -1 if piece.batch is None else piece.batch.leader_epoch
             checkpoint = checkpoint._replace(
@@ -382,7 +391,7 @@ class Pipeline:
             ).at_timers(piece.timers)
             commits[j] = Commit(
                 opened.partition, opened.stored, checkpoint, names, rows, dues, forgotten,
-                verdicts.alerts.get(j, []), opened.acked,
+                verdicts.alerts.get(j, []), opened.acked, p,
             )  # fmt: skip
         return commits
 

@@ -156,6 +156,10 @@ class Telemetry:
         """Several times a second. `hold`: nobody's silence is taken, since the whole topic has been quiet too long;
         `late_s`: for how long somebody has been due by the timer clock, and was not taken; 0 when nobody is."""
 
+    def explained(self, rows: int, inexact: int, failed: int) -> None:
+        """So many rows were to be explained; of `inexact` the parts did not add up, of `failed` there are none: neither
+        are sent."""
+
     def queued(self, rows: int) -> None:
         """Rows wait for the scorer."""
 

@@ -18,12 +18,14 @@ DAY_WORDS = "days"
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One column. `transform`: how the network squeezes it (sign(x)·log1p|x| for heavy tails). `sentence`: a
-    `str.format` template that says a value in plain words, as the reasons of an alert do."""
+    `str.format` template that says a value in plain words. group: features of one group are one reason, since ten
+    windows of a kind say one thing (`record/reasons.py`): a kind's name, or "silence", "rhythm", "history"."""
 
     name: str
     unit: str
     transform: Transform
     sentence: str
+    group: str
 
     def describe(self, value: float) -> str:
         """The value in plain words, e.g. 'no activity for 12.3 days'."""
@@ -73,7 +75,11 @@ def features_by_part(spec: Spec) -> dict[str, list[Feature]]:
         "week": _week(spec),
         "active_days": [
             Feature(
-                f"active_days_{days}d", DAY_WORDS, "log", f"active on {{value:.0f}} of the last {days} days"
+                f"active_days_{days}d",
+                DAY_WORDS,
+                "log",
+                f"active on {{value:.0f}} of the last {days} days",
+                "history",
             )
             for days in spec.days_active
         ],
@@ -83,17 +89,22 @@ def features_by_part(spec: Spec) -> dict[str, list[Feature]]:
                 "events",
                 "log",
                 f"{{value:.0f}} {kind.noun} in the last {w.words}",
+                kind.name,
             )
             for kind in counted
             for w in spec.windows
         ],
         "trends": [_trend(kind, *map(format_duration, pair)) for kind in counted for pair in spec.trends],
         "since": [
-            Feature(f"{kind.name}_since", DAY_WORDS, "log", f"no {kind.noun} for {{value:.1f}} days")
+            Feature(
+                f"{kind.name}_since", DAY_WORDS, "log", f"no {kind.noun} for {{value:.1f}} days", kind.name
+            )
             for kind in counted
         ],
         "never": [
-            Feature(f"{kind.name}_never", "flag", "linear", f"never any {kind.noun}: {{value:.0f}}")
+            Feature(
+                f"{kind.name}_never", "flag", "linear", f"never any {kind.noun}: {{value:.0f}}", kind.name
+            )
             for kind in counted
         ],
         "decays": [
@@ -107,13 +118,15 @@ def features_by_part(spec: Spec) -> dict[str, list[Feature]]:
 
 def _rhythm() -> list[Feature]:
     return [
-        Feature("silence", DAY_WORDS, "log", "no activity for {value:.1f} days"),
-        Feature("tenure", DAY_WORDS, "log", "customer for {value:.0f} days"),
-        Feature("activity_total", "events", "log", "{value:.0f} activities so far"),
-        Feature("gap_usual", DAY_WORDS, "log", "usually active every {value:.1f} days"),
-        Feature("gap_spread", "log units", "linear", "rhythm varies by a factor of e^{value:.1f}"),
-        Feature("gap_missing", "flag", "linear", "no second visit yet: {value:.0f}"),
-        Feature("silence_ratio", "usual gaps", "log", "silent for {value:.1f} times the usual gap"),
+        Feature("silence", DAY_WORDS, "log", "no activity for {value:.1f} days", "silence"),
+        Feature("tenure", DAY_WORDS, "log", "customer for {value:.0f} days", "history"),
+        Feature("activity_total", "events", "log", "{value:.0f} activities so far", "history"),
+        Feature("gap_usual", DAY_WORDS, "log", "usually active every {value:.1f} days", "rhythm"),
+        Feature("gap_spread", "log units", "linear", "rhythm varies by a factor of e^{value:.1f}", "rhythm"),
+        Feature("gap_missing", "flag", "linear", "no second visit yet: {value:.0f}", "rhythm"),
+        Feature(
+            "silence_ratio", "usual gaps", "log", "silent for {value:.1f} times the usual gap", "silence"
+        ),
     ]
 
 
@@ -123,7 +136,7 @@ def _target(spec: Spec) -> list[Feature]:
         return []
     name = spec.target.name
     words = name.replace("_", " ")
-    return [Feature(f"{name}_silence", DAY_WORDS, "log", f"no {words} for {{value:.1f}} days")]
+    return [Feature(f"{name}_silence", DAY_WORDS, "log", f"no {words} for {{value:.1f}} days", "silence")]
 
 
 def _week(spec: Spec) -> list[Feature]:
@@ -135,14 +148,17 @@ def _week(spec: Spec) -> list[Feature]:
             "times the mean",
             "log",
             "usually {value:.1f} times as active at this time of the week",
+            "rhythm",
         ),
-        Feature("week_passed", "weeks", "log", "{value:.2f} weeks of usual activity passed in silence"),
+        Feature(
+            "week_passed", "weeks", "log", "{value:.2f} weeks of usual activity passed in silence", "silence"
+        ),
     ]
 
 
 def _trend(kind: Kind, short: str, long: str) -> Feature:
     sentence = f"{kind.noun} in the last {short} at {{value:.2f}} times the pace of the last {long}"
-    return Feature(f"{kind.name}_trend_{short}_{long}", "ratio", "log", sentence)
+    return Feature(f"{kind.name}_trend_{short}_{long}", "ratio", "log", sentence, kind.name)
 
 
 def _aggregated(spec: Spec, aggregation: Aggregation) -> list[Feature]:
@@ -160,27 +176,33 @@ def _aggregated(spec: Spec, aggregation: Aggregation) -> list[Feature]:
                 # A category is the user's own text, and braces in it are no figures.
                 sentence = f"{said.replace('{', '{{').replace('}', '}}')}: {figure}"
                 name = "_".join([*names, *([length] if length else [])])
-                found.append(Feature(name, aggregation.unit, aggregation.transform, sentence))
+                found.append(Feature(name, aggregation.unit, aggregation.transform, sentence, kind.name))
     return found
 
 
 def _decay(kind: Kind, half_life_ms: int) -> Feature:
     half_life = format_duration(half_life_ms)
     sentence = f"{kind.noun} lately (half-life {half_life}): {{value:.2f}}"
-    return Feature(f"{kind.name}_decay_{half_life}", "events", "log", sentence)
+    return Feature(f"{kind.name}_decay_{half_life}", "events", "log", sentence, kind.name)
 
 
 def _attribute(kind: Kind) -> list[Feature]:
-    missing = Feature(f"{kind.name}_missing", "flag", "linear", f"{kind.name} unknown: {{value:.0f}}")
+    missing = Feature(
+        f"{kind.name}_missing", "flag", "linear", f"{kind.name} unknown: {{value:.0f}}", kind.name
+    )
     if kind.attribute == "category":
         flags = [
-            Feature(f"{kind.name}_is_{each}", "flag", "linear", f"{kind.name} is {each}: {{value:.0f}}")
+            Feature(
+                f"{kind.name}_is_{each}", "flag", "linear", f"{kind.name} is {each}: {{value:.0f}}", kind.name
+            )
             for each in kind.categories
         ]
         return [*flags, missing]
     if kind.attribute == "date":
         return [
-            Feature(f"{kind.name}_until", DAY_WORDS, "log", f"{{value:.0f}} days until {kind.name}"),
+            Feature(
+                f"{kind.name}_until", DAY_WORDS, "log", f"{{value:.0f}} days until {kind.name}", kind.name
+            ),
             missing,
         ]
-    return [Feature(kind.name, "value", "log", f"{kind.name}: {{value:.2f}}"), missing]
+    return [Feature(kind.name, "value", "log", f"{kind.name}: {{value:.2f}}", kind.name), missing]

@@ -20,6 +20,8 @@ COMMIT_BYTES_MAX = 32 * 1024 * 1024
 DUE_MS_MAX = 2**53
 DUE_AT_ALL_MS = 2 * DUE_MS_MAX
 """Before this everybody is due; the next exact one."""
+AT_RISK_MAX = 10_000
+"""Customers at risk that a partition lists: about 1.5 MB of Redis. Who asks reads from the top."""
 
 
 LoadRequest = tuple[int, Sequence[str]]
@@ -31,6 +33,19 @@ DueRequest = tuple[int, int, int]
 """A partition, ms UTC before which somebody is due, and how many customers at most."""
 DueCustomers = tuple[list[str], NDArray[np.int64]]
 """Customers, and when each is due, int64[n], ms UTC."""
+
+
+class AtRisk(NamedTuple):
+    """Customers at risk, highest p first (ties in no order), of all partitions.
+
+    entries: (p float64 in [0, 1], partition, customer). listed: how many there are with such a p at all.
+    floor: where a partition's list was full, the highest p that it turned away, else 0: with a p from there on
+    everybody is listed.
+    """
+
+    entries: list[tuple[float, int, str]]
+    listed: int
+    floor: float
 
 
 class OutboxEntry(NamedTuple):
@@ -58,7 +73,8 @@ class Commit:
     `rows`: structured[n], whole records of the store's dtype. `due`: int64[n], ms UTC, 0 ≤ due ≤ DUE_MS_MAX, when
     each customer is next looked at; every record has one. `forgotten`: customers of whom nothing may remain.
     `outbox`: entries to put into the outbox, in the order in which they are to be sent, all of this commit's sequence.
-    `acked`: ids to take out of it, after these entries went in.
+    `acked`: ids to take out of it, after these entries went in. `at_risk`: float32[n], p in [0, 1] of who is to be
+    listed as at risk from now on, NaN of who is not; None: nobody of them is.
     """
 
     partition: int
@@ -70,6 +86,18 @@ class Commit:
     forgotten: list[str] = field(default_factory=list)
     outbox: list[OutboxEntry] = field(default_factory=list)
     acked: list[bytes] = field(default_factory=list)
+    at_risk: NDArray[np.float32] | None = None
+
+    @property
+    def risks(self) -> list[tuple[float, str]]:
+        """(p, customer) of who is to be listed."""
+        if self.at_risk is None:
+            return []
+        chosen = np.flatnonzero(~np.isnan(self.at_risk))
+        return [
+            (p, self.customers[i])
+            for p, i in zip(self.at_risk[chosen].tolist(), chosen.tolist(), strict=True)
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +130,10 @@ class Commit:
             yield f"{self.nbytes} bytes, at most {COMMIT_BYTES_MAX}"
         if n and (self.due.min() < 0 or self.due.max() > DUE_MS_MAX):
             yield "a due time is out of range"
+        if self.at_risk is not None and self.at_risk.shape != (n,):
+            yield f"risks of shape {self.at_risk.shape} for {n} customers"
+        elif self.at_risk is not None and bool(((self.at_risk < 0) | (self.at_risk > 1)).any()):
+            yield "a risk is no probability"
         if self.expected and self.checkpoint.sequence <= self.expected.sequence:
             yield "the sequence must grow"
         if any(entry.sequence != self.checkpoint.sequence for entry in self.outbox):

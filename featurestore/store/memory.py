@@ -17,6 +17,8 @@ from ebbtide.featurestore.errors import Fenced, StoreUnavailable
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import (
+    AT_RISK_MAX,
+    AtRisk,
     Commit,
     DueCustomers,
     DueRequest,
@@ -37,6 +39,9 @@ class _Partition:
     due: dict[str, int] = field(default_factory=dict)
     out: dict[bytes, tuple[int, OutboxEntry]] = field(default_factory=dict)
     """By id: the entry, and its place within its commit."""
+    risk: dict[str, float] = field(default_factory=dict)
+    turned_away: float = 0.0
+    """The highest p that found no room among those at risk; 0 when none did."""
 
 
 class MemoryStore:
@@ -46,9 +51,12 @@ class MemoryStore:
     changes nothing, as a full server does.
     """
 
-    def __init__(self, dtype: np.dtype[Any], partitions: int, *, bytes_max: int = 2**30) -> None:
+    def __init__(
+        self, dtype: np.dtype[Any], partitions: int, *, bytes_max: int = 2**30, at_risk_max: int = AT_RISK_MAX
+    ) -> None:
         self.dtype = dtype
         self.bytes_max = bytes_max
+        self._at_risk_max = at_risk_max
         self._partitions = [_Partition() for _ in range(partitions)]
 
     async def start(self) -> None:
@@ -94,7 +102,18 @@ class MemoryStore:
         state.out.update((entry.id, (at, entry)) for at, entry in enumerate(commit.outbox))
         for identity in commit.acked:
             state.out.pop(identity, None)
+        self._list_risks(state, commit)
         state.checkpoint = commit.checkpoint
+
+    def _list_risks(self, state: _Partition, commit: Commit) -> None:
+        for customer in (*commit.customers, *commit.forgotten):
+            state.risk.pop(customer, None)
+        state.risk.update((name, p) for p, name in commit.risks if p >= state.turned_away)
+        if (many := len(state.risk) - self._at_risk_max) > 0:
+            for name in sorted(state.risk, key=lambda name: (state.risk[name], name.encode()))[:many]:
+                state.turned_away = state.risk.pop(name)
+        elif len(state.risk) <= self._at_risk_max / 2:
+            state.turned_away = 0.0
 
     def apply_each(self, commits: Sequence[Commit]) -> list[asyncio.Future[None]]:
         return [begun(self.apply(commit)) for commit in commits]
@@ -118,6 +137,14 @@ class MemoryStore:
     async def find(self, customer: str) -> list[tuple[int, np.void]]:
         loaded = [await self.load(partition, [customer]) for partition in range(len(self._partitions))]
         return [(partition, rows[0]) for partition, (rows, found) in enumerate(loaded) if found[0]]
+
+    async def at_risk(self, p_min: float, customers_max: int) -> AtRisk:
+        states = [await self._at(partition) for partition in range(len(self._partitions))]
+        found = [
+            (p, n, name) for n, state in enumerate(states) for name, p in state.risk.items() if p >= p_min
+        ]
+        found.sort(key=lambda entry: -entry[0])
+        return AtRisk(found[:customers_max], len(found), max(state.turned_away for state in states))
 
     async def scan(self, partition: int) -> AsyncIterator[tuple[list[str], Rows]]:
         # The names as of the first page: a dictionary may not change while it is walked.

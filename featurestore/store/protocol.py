@@ -1,9 +1,9 @@
 """What the store promises: a partition moves from one offset to the next in one atomic step.
 
-This module knows what a partition's state consists of (checkpoint, records, due times, outbox) and the one way in which
-it changes (`Store.apply`). It refuses to know what a record holds (its dtype is an argument), what a message of the
-outbox says and where the state lives: `redis_store` is for production, `memory_store` for trials and tests, and one
-contract suite runs over both.
+This module knows what a partition's state consists of (checkpoint, records, due times, who is at risk, outbox) and the
+one way in which it changes (`Store.apply`). It refuses to know what a record holds (its dtype is an argument), what a
+message of the outbox says and where the state lives: `redis_store` is for production, `memory_store` for trials and
+tests, and one contract suite runs over both.
 
 The invariant: what is stored for a partition is always exactly the state at its checkpoint. Whoever writes says which
 checkpoint it last saw. When that is no longer the checkpoint, somebody else has moved the partition: `Fenced`, and
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import (
+    AtRisk,
     Commit,
     DueCustomers,
     DueRequest,
@@ -102,6 +103,15 @@ class Store(Protocol):
         """Every partition that holds this customer, ascending, with the record there; empty when unknown everywhere.
 
         More than one where producers do not agree on the partitioner: then the customer is several people here."""
+
+    async def at_risk(self, p_min: float, customers_max: int) -> AtRisk:
+        """The `customers_max` customers of all partitions with the highest p ≥ p_min among those that commits listed.
+
+        A partition lists at most AT_RISK_MAX. When it is full, those with the lowest p leave, and none below what left
+        is taken until half of the list is empty; `AtRisk.floor` says so meanwhile. Who was turned away comes back with
+        the next decision about them.
+        """
+        ...
 
     def scan(self, partition: int) -> AsyncIterator[tuple[list[str], Rows]]:
         """All customers with their records, in bounded pages, in no order.

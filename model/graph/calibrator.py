@@ -80,6 +80,14 @@ class Calibrator(BaseModel):
             return numbers[0] * logit + numbers[2]
         return numbers[1] * tf.math.softplus(logit) - numbers[0] * tf.math.softplus(-logit) + numbers[2]
 
+    def slope_in_graph(self, logit: Any, numbers: Any) -> Any:
+        """The derivative of `beta_in_graph`, > 0."""
+        import tensorflow as tf  # noqa: PLC0415 - as above
+
+        if self.a == self.b:
+            return tf.zeros_like(logit) + numbers[0]
+        return numbers[1] * tf.sigmoid(logit) + numbers[0] * tf.sigmoid(-logit)
+
     def shift_in_graph(self, silence_s: Any, numbers: Any) -> Any:
         """d on tensors: seconds float32[n] -> float32[n], nats."""
         import tensorflow as tf  # noqa: PLC0415 - as above

@@ -17,12 +17,13 @@ It knows numbers; how trees are grown is the trainer's affair (`model/fitting/tr
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+
+from ebbtide.model.explaining.shapley import shapley
 
 DEPTH = 5
 """Questions to a leaf. Depth 5 costs a quarter of what the recurrent part costs; depth 12 as much as all of it."""
@@ -75,39 +76,26 @@ class ForestGraph(tf.Module):
 
     def logit(self, values: Any) -> Any:
         """features float32[n, F] in natural units -> float32[n], nats."""
-        return self._sum(self._value(self._walk(values)[-1])) + self.base
+        return self._sum(self._value(self._walk(values))) + self.base
 
-    def contributions(self, values: Any) -> Any:
-        """float32[n, F], nats: what each question on a row's way changed, put to the feature that it asked for (Saabas
-        2014). A row's sum to its `logit` less `root`; they are no Shapley values, and favour questions near the
-        leaves. A later, dearer way takes this one's place here."""
-        way = self._walk(values)
-        total = tf.zeros_like(values)
-        for here, there in pairwise(way):
-            asked = tf.one_hot(
-                tf.gather(tf.convert_to_tensor(self.feature), here + self._inner),
-                values.shape[1],
-                dtype=tf.float32,
-            )
-            changed = self._value(there) - self._value(here)
-            total += tf.reduce_sum(asked * changed[:, :, None], axis=1)
-        return total
+    def contributions(self, values: Any, baseline: Any) -> Any:
+        """float32[n, F], nats: Shapley values of float32[n, F] against the baseline float32[F]; a row's sum to its
+        `logit` less the baseline's."""
+        feature, threshold, value = (
+            tf.reshape(tf.convert_to_tensor(weights), (TREES, -1))
+            for weights in (self.feature, self.threshold, self.value)
+        )
+        return shapley(feature, threshold, value, values, baseline, DEPTH)
 
-    def root(self) -> Any:
-        """float32[]: what the forest says of a row before any question."""
-        return self._sum(tf.gather(tf.convert_to_tensor(self.value), self._nodes)[None, :])[0] + self.base
-
-    def _walk(self, values: Any) -> list[Any]:
-        """The node of each tree at each depth, int32[n, TREES], DEPTH + 1 of them."""
+    def _walk(self, values: Any) -> Any:
+        """The leaf of each tree, int32[n, TREES]."""
         here = tf.zeros((tf.shape(values)[0], TREES), tf.int32)
-        way = [here]
         for _ in range(DEPTH):
             place = here + self._inner
             x = tf.gather(values, tf.gather(tf.convert_to_tensor(self.feature), place), axis=1, batch_dims=1)
             above = tf.cast(x > tf.gather(tf.convert_to_tensor(self.threshold), place), tf.int32)
             here = 2 * here + 1 + above
-            way.append(here)
-        return way
+        return here
 
     def _value(self, node: Any) -> Any:
         return tf.gather(tf.convert_to_tensor(self.value), node + self._nodes)

@@ -17,22 +17,22 @@ import numpy as np
 import tensorflow as tf
 
 from ebbtide.featurestore.record.layout import Layout
+from ebbtide.model.explaining.gradients import integrated
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.features import DAY_S, FeatureLayer, Tensor
 from ebbtide.model.graph.forest import Forest, ForestGraph
 from ebbtide.model.graph.network import has_sequence
 
-EXPLAIN_STEPS = 8
-"""Gauss-Legendre nodes: exact for polynomials of degree 15, where a Riemann sum needs hundreds of steps."""
 SILENCE = 0
 """The first feature of every spec: days since the last activity."""
-STRETCH_MIN = 1e-6
-"""Raw logits nearer than this differ by rounding."""
+STRETCH_MIN = 0.01
+"""Between raw logits nearer than this the calibrator is straight to within 1e-5 of their distance, and a quotient of
+float32 differences is not."""
 
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "features": ("features",),
     "score": ("probability", "logit"),
-    "explain": ("features", "contributions", "logit", "reference"),
+    "explain": ("features", "contributions", "sequence", "logit", "reference"),
 }
 """Signature -> its outputs. All are float32: [n, F] for features and contributions, [n] for the rest."""
 
@@ -78,9 +78,6 @@ class Served(tf.Module):
         self._forest = None if forest is None else ForestGraph(forest)
         mixed = [1.0, 0.0] if forest is None else [1.0 - share, share]
         self._shares = tf.Variable(mixed, trainable=False, dtype=tf.float32, name="shares")
-        nodes, weights = np.polynomial.legendre.leggauss(EXPLAIN_STEPS)
-        self._steps = ((nodes + 1.0) / 2.0).astype(np.float32)
-        self._step_weights = (weights / 2.0).astype(np.float32)
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """features: float32[n, F], natural units, in the order of `featurestore.record.features.features(spec)`."""
@@ -98,56 +95,66 @@ class Served(tf.Module):
         return {"probability": tf.sigmoid(logit), "logit": logit}
 
     def explain(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Why a row's logit is what it is: for the few rows that become alerts, some EXPLAIN_STEPS times as dear as
-        `score`.
+        """Why a row's logit is what it is, beside the baseline's: for the few rows that become alerts.
+
+        The baseline is one row: every feature at its training mean (of the squeezed figure, so a flag may be a share),
+        the sequence empty. Each learner is taken apart against it, and each part is mixed as the logits are.
 
         features       float32[n, F]  as `features` gives them
-        contributions  float32[n, F]  nats, > 0 towards churn. The network's part: integrated gradients (Sundararajan,
-                                      Taly & Yan 2017) along the straight line from the training mean to the row in
-                                      the space of standardised features, the sequence's part held fixed. The
-                                      forest's: what each question on the row's way changed, see
-                                      `ForestGraph.contributions`. The calibrator stretches both alike; its shift by
-                                      silence is the silence's
+        contributions  float32[n, F]  nats, > 0 towards churn. The network's part: integrated gradients along the
+                                      straight line in the space of standardised features and the recurrent part's
+                                      state. The forest's: Shapley values. The calibrator stretches all parts alike;
+                                      its shift by silence is the silence's
+        sequence       float32[n]     nats: what the recurrent part's state brought, on the same line, from the empty
+                                      sequence's; 0 where the network has none
         logit          float32[n]     as `score` gives it
-        reference      float32[n]     the calibrated logit of this sequence with mean features, in the trees of a row
-                                      of which nothing was asked; a row's contributions sum to `logit - reference`, to
-                                      within what EXPLAIN_STEPS nodes can integrate
+        reference      float32[n]     the baseline's calibrated logit, the same for every row: contributions and
+                                      sequence sum to `logit - reference`, but for what quadrature and float32 lose
         """
         parts = self._parts(inputs)
         values = parts["features"]
         state, x = self._encode(parts)
+        baseline = self._baseline()
+        nowhere = self._standardise(baseline)
+        # The state passes over padding, so that of an empty sequence is what it begins as.
+        nothing = None if state is None else tf.zeros_like(state[:1])
         row = self._mixed(self._head_of(state, x), self._trees(values))
-        mean = self._mixed(self._head_of(state, tf.zeros_like(x)), self._roots(values))
-        raw = self._by_feature(x * self._mean_slope(state, x))
+        usual = self._mixed(self._head_of(nothing, nowhere), self._trees(baseline))
+        if state is None:
+            (of_features,) = integrated(lambda each: self._head_of(None, each), [nowhere], [x])
+            of_state = tf.zeros_like(row)
+        else:
+            of_state, of_features = integrated(self._head_of, [nothing, nowhere], [state, x])
+            of_state = self._shares[0] * tf.reduce_sum(of_state, axis=1)
+        raw = self._shares[0] * self._by_feature(of_features)
         if self._forest is not None:
-            raw = self._shares[0] * raw + self._shares[1] * self._forest.contributions(values)
-        beta = self._calibrator.beta_in_graph
-        apart = row - mean
-        stretched = beta(row, self._numbers) - beta(mean, self._numbers)
-        near = tf.abs(apart) < STRETCH_MIN  # both are next to nothing: what the map does there is all one
-        stretch = tf.where(near, 1.0, stretched / tf.where(near, 1.0, apart))
-        usual_s = tf.fill(tf.shape(row), self._usual_silence_s())
-        shifted = self._shift(_silence_s(values)) - self._shift(usual_s)
+            raw += self._shares[1] * self._forest.contributions(values, baseline[0])
+        stretch = self._stretch(row, usual)
+        shifted = self._shift(_silence_s(values)) - self._shift(_silence_s(baseline))
         contributions = raw * stretch[:, None]
         return {
             "features": values,
             "contributions": tf.concat(
                 [(contributions[:, SILENCE] + shifted)[:, None], contributions[:, SILENCE + 1 :]], axis=1
             ),
+            "sequence": of_state * stretch,
             "logit": self._calibrated(row, _silence_s(values)),
-            "reference": self._calibrated(mean, usual_s),
+            "reference": tf.zeros_like(row) + self._calibrated(usual, _silence_s(baseline)),
         }
 
-    def _mean_slope(self, state: Tensor, x: Tensor) -> Tensor:
-        """[n, F + T]: the head's gradient, averaged along the way from mean features to x."""
-        width = x.shape[1]
-        path = tf.reshape(self._steps[:, None, None] * x[None], (-1, width))
-        states = None if state is None else tf.tile(state, (EXPLAIN_STEPS, 1))
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(path)
-            logits = self._head_of(states, path)
-        slopes = tf.reshape(tape.gradient(logits, path), (EXPLAIN_STEPS, -1, width))
-        return tf.reduce_sum(slopes * self._step_weights[:, None, None], axis=0)
+    def _baseline(self) -> Tensor:
+        """float32[1, F]: the training mean of each squeezed feature, back in natural units."""
+        mean = self._standardise.mean[: self._layer.feature_count]
+        log = np.array(self._standardise.log[: self._layer.feature_count])
+        return tf.where(log, tf.sign(mean) * tf.math.expm1(tf.abs(mean)), mean)[None, :]
+
+    def _stretch(self, row: Tensor, usual: Tensor) -> Tensor:
+        """By how much the calibrator stretches the way from the baseline's raw logit to the row's, float32[n]."""
+        beta, apart = self._calibrator.beta_in_graph, row - usual
+        near = tf.abs(apart) < STRETCH_MIN
+        slope = self._calibrator.slope_in_graph((row + usual) / 2.0, self._numbers)
+        stretched = beta(row, self._numbers) - beta(usual, self._numbers)
+        return tf.where(near, slope, stretched / tf.where(near, 1.0, apart))
 
     def _by_feature(self, contributions: Tensor) -> Tensor:
         """[n, F + T] -> [n, F]: what a time says in seconds belongs to the feature that says it in days."""
@@ -177,9 +184,6 @@ class Served(tf.Module):
     def _trees(self, values: Tensor) -> Tensor:
         return None if self._forest is None else self._forest.logit(values)
 
-    def _roots(self, values: Tensor) -> Tensor:
-        return None if self._forest is None else tf.fill(tf.shape(values)[:1], self._forest.root())
-
     def _mixed(self, network: Tensor, trees: Tensor) -> Tensor:
         return network if trees is None else self._shares[0] * network + self._shares[1] * trees
 
@@ -188,10 +192,6 @@ class Served(tf.Module):
 
     def _shift(self, silence_s: Tensor) -> Tensor:
         return self._calibrator.shift_in_graph(silence_s, self._numbers)
-
-    def _usual_silence_s(self) -> Tensor:
-        """The training mean of the standardised silence, back in seconds."""
-        return tf.math.expm1(self._standardise.mean[SILENCE]) * DAY_S
 
 
 def _silence_s(values: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.model.errors import ModelDamaged
+from ebbtide.model.explaining.explained import Explained
 from ebbtide.model.serving import runtime, warmup
 from ebbtide.model.serving.folder import locate
 from ebbtide.model.serving.graph import check_graph
@@ -169,16 +170,15 @@ class Scorer:
         """Probability of churn within the horizon, float32[n] in [0, 1], of rows[n] as of as_of[n] (ms UTC)."""
         return self._run("score", rows, as_of, self.sizes)["probability"]
 
-    def explain(
-        self, rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Features float32[n, F] in natural units and their contributions float32[n, F] in logit units.
+    def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
+        """Why rows[n] as of as_of[n] (ms UTC) are scored as they are; `holds` says of which that may be believed.
 
-        A row's contributions add up to its calibrated logit less that of the same sequence with mean features.
         For the few rows that become alerts: it has one program, of the smallest size.
         """
         out = self._run("explain", rows, as_of, (self._explained,))
-        return out["features"], out["contributions"]
+        # A version of an earlier release holds the sequence fixed: its reference is of the row's own.
+        sequence = out.get("sequence", np.zeros(len(rows), np.float32))
+        return Explained(out["features"], out["contributions"], sequence, out["logit"], out["reference"])
 
     def _run(
         self, name: str, rows: Rows, as_of: NDArray[np.int64], sizes: Sequence[int]

@@ -102,7 +102,8 @@ def command(
                 draw_plots(plots, found.examples, found.scores)
             if rows_path is not None:
                 progress("explaining")
-                reasons = scorer.explain(found.points.rows, found.points.as_of)
+                why = scorer.explain(found.points.rows, found.points.as_of)
+                reasons = (why.values, why.contributions)
                 write_scored(rows_path, found.examples, log.events.customers, found.scores, reasons, spec)
     data: dict[str, Any] = crossed.as_json() if folds is not None else found.as_json()
     if folds is not None:

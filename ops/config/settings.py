@@ -184,7 +184,8 @@ class Settings(_Frozen):
     """What a worker needs to know. See `ebbtide config show` for what is in force.
 
     `model`: a model's folder, or a version's, which is then served whatever else appears. `model_key`: signs manifests;
-    when set, an unsigned version is refused. `compiled`: a folder of our own (0700) where compiled programs are kept.
+    when set, an unsigned version is refused. `at_risk_from`: the p from which on customers are listed as at risk, by
+    default the policy's `exit`. `compiled`: a folder of our own (0700) where compiled programs are kept.
     """
 
     spec: Path = DEFAULT_SPEC
@@ -201,6 +202,7 @@ class Settings(_Frozen):
     logs: LogSettings = LogSettings()
     traces: TraceSettings = TraceSettings()
     alerts_from: Literal["now", "start"] = "now"
+    at_risk_from: float | None = Field(default=None, ge=0, le=1)
     dead_letter_share_max: float = Field(default=0.5, gt=0, le=1)
     record_bytes_max: int = Field(default=64 << 10, ge=1024)
     drain_grace_s: float = Field(default=15.0, gt=0)

@@ -176,6 +176,14 @@ class Metrics(Telemetry):
         self._turns = Counter("ebbtide_turns_total", "Turns that were applied and sent.", registry=r)
         self._redis = _Calls("redis", "Redis", REDIS_OPERATIONS, r)
         self._kafka = _Calls("kafka", "Kafka", KAFKA_OPERATIONS, r)
+        self._explanations = Counter(
+            "ebbtide_explanations_total",
+            "Rows that were to be explained: the parts add up, do not (not sent), or there are none.",
+            ["outcome"],
+            registry=r,
+        )
+        for outcome in ("holds", "inexact", "failed"):
+            self._explanations.labels(outcome)
         self._messages = Counter("ebbtide_kafka_messages_total", "Messages given to Kafka.", registry=r)
         self._stages = Histogram(
             "ebbtide_stage_seconds",
@@ -307,6 +315,10 @@ class Metrics(Telemetry):
 
     def stopped(self, partition: int, reason: str) -> None:  # noqa: ARG002  # the log has it, and /readyz
         self._stopped.labels(reason).inc()
+
+    def explained(self, rows: int, inexact: int, failed: int) -> None:
+        for outcome, n in (("holds", rows - inexact - failed), ("inexact", inexact), ("failed", failed)):
+            self._explanations.labels(outcome).inc(n)
 
     def queued(self, rows: int) -> None:
         self._queue.set(rows)

@@ -111,6 +111,7 @@ async def tools_of(
         clock=clock,
         telemetry=telemetry,
         tracer=tracer,
+        at_risk_from=settings.at_risk_from,
     )
     await asyncio.to_thread(_warm, tools.folder, layout)
     # TensorFlow's half a million objects are here to stay. A collection that looks at them stops everything for 0.2 s,

@@ -8,16 +8,20 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.store.checkpoint import check_checkpoint
+from ebbtide.featurestore.store.checkpoint import Checkpoint, check_checkpoint
+from ebbtide.featurestore.store.outcomes import outcomes
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.names import names_of
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.errors import OpsError, SettingsError
 from ebbtide.stream.kafka.client import check_connection
 from ebbtide.stream.kafka.producer import PRODUCE_BATCH_BYTES, KafkaSink
 from ebbtide.stream.kafka.topics import TopicSpec
 from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
 
+PARTITIONS_SOUGHT = 1_024
+"""Where nobody says how many a state has; the first one that has begun does."""
 MESSAGE_BYTES_MIN = 2 * PRODUCE_BATCH_BYTES
 """What an output topic has to take: a batch of ours. An alert, a score, a dead letter without its body are far less."""
 
@@ -104,6 +108,31 @@ async def open_store(
         yield store
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def open_state(settings: Settings, layout: Layout) -> AsyncIterator[RedisStore]:
+    """The store of a state that is there, by Redis alone: its checkpoints say how many partitions it has. Raises
+    SettingsError where no Redis is configured, OpsError where no state is, LayoutError for one of another layout."""
+    if settings.redis.url is None:
+        raise SettingsError(
+            "there is no Redis to ask: none is configured, and one started now would be empty",
+            hint="set EBBTIDE_REDIS_URL",
+        )
+    async with open_store(settings, layout, PARTITIONS_SOUGHT) as store:
+        found = await outcomes(store.checkpoint_each(range(store.partitions)))
+    begun = next((each for each in found if isinstance(each, Checkpoint)), None)
+    if begun is None:
+        for error in found:
+            if isinstance(error, Exception):
+                raise error
+        raise OpsError(
+            f"there is no state of {settings.kafka.topic!r} under {settings.redis.prefix!r}",
+            hint="set kafka.topic and redis.prefix to a worker's",
+        )
+    async with open_store(settings, layout, begun.partitions) as store:
+        check_checkpoint(begun, layout.id, store.partitions)
+        yield store
 
 
 async def check_servers(settings: Settings, layout: Layout) -> None:

@@ -27,6 +27,7 @@ from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.model.serving.runtime import configure as configure_tensorflow
 from ebbtide.model.serving.slot import ScorerSlot
+from ebbtide.ops.asking.customer import Asked
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.http.customers import Customers
 from ebbtide.ops.http.probes import probes
@@ -121,12 +122,10 @@ async def _serve(
     app = build_app(settings.kafka, worker.deliver, worker.assigned, worker.revoked)
     worker.attach(app.source)
 
-    async def ask(
-        rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
+    async def ask(rows: Rows, as_of: NDArray[np.int64]) -> Asked:
         scored = await tools.batcher.score(rows, as_of, events=0, oldest_ms=tools.clock.now_ms())
-        values, contributions = await tools.batcher.explain(rows, as_of, scored.serving)
-        return float(scored.p[0]), values[0], contributions[0], scored.serving.version
+        why = await tools.batcher.explain(rows[:1], as_of[:1], scored.serving)
+        return Asked(scored.p, why, scored.serving.version)
 
     customers = Customers(tools.layout, tools.store, ask, tools.clock)
     face = HttpServer(

@@ -22,15 +22,14 @@ retains, and a rolling upgrade writes both.
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from ebbtide.featurestore.record.reasons import Said
 from ebbtide.stream.decision.policy import Cause, State
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -46,11 +45,14 @@ class _Part(BaseModel):
 
 
 class Reason(_Part):
-    """One feature's part in the decision: its value in natural units, its signed contribution in logit units
-    (positive speaks for churn), and the same in plain words."""
+    """A group of features' part in the decision: its signed contribution in logit units (positive speaks for churn),
+    the loudest of its features with its value in natural units (null of the sequence), and the group in plain words."""
 
     feature: str
-    value: float
+    group: str | None = Field(
+        default=None, description="what speaks as one: a kind, silence, rhythm, history, sequence"
+    )
+    value: float | None
     contribution: float
     words: str
 
@@ -145,28 +147,17 @@ def customer_key(value: bytes) -> bytes:
     return str(orjson.loads(value)["customer"]).encode()
 
 
-def top_reasons(
-    names: Sequence[str],
-    say: Sequence[Callable[[float], str]],
-    values: NDArray[np.float32],
-    contributions: NDArray[np.float32],
-    towards: int,
-) -> tuple[Reason, ...]:
-    """The features that spoke loudest in one direction (`towards` +1: for churn, -1: against it), loudest first.
-
-    values, contributions: float32[F], in the order of `names`; `say[i](value)` puts feature i in words. Figures have
-    four significant digits: enough to read, and no noise in the bytes.
-    """
-    order = np.argsort(contributions * -towards, kind="stable")[:REASONS_MAX]
+def reasons_of(said: Sequence[Said]) -> tuple[Reason, ...]:
+    """As an alert carries them. Figures have four significant digits: enough to read, and no noise in the bytes."""
     return tuple(
         Reason(
-            feature=names[i],
-            value=_short(values[i]),
-            contribution=_short(contributions[i]),
-            words=say[i](float(values[i])),
+            feature=each.feature,
+            group=each.group,
+            value=None if each.value is None else _short(each.value),
+            contribution=_short(each.contribution),
+            words=each.words,
         )
-        for i in order
-        if contributions[i] * towards > 0
+        for each in said
     )
 
 

@@ -2,21 +2,23 @@
 
 Only rows that became alerts are explained, few of many; the explanation is a function of the row alone, so a replay
 composes the same bytes. Who left, returned or expired was not scored, so there is nothing to explain. An alert whose
-row the model cannot explain goes out all the same, without reasons: that it happened matters more than why.
+row the model cannot explain, or whose parts do not add up to what they explain, goes out all the same, without reasons:
+that it happened matters more than why.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.contract import TIME_MS_MAX
-from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import CAUSES, Folder, Points
 from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.record.reasons import Reasons
 from ebbtide.featurestore.store.commit import OutboxEntry
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.stream.decision.policy import Transition
 from ebbtide.stream.outputs.alert import (
+    REASONS_MAX,
     SCHEMA_VERSION,
     Alert,
     Decision,
@@ -24,7 +26,7 @@ from ebbtide.stream.outputs.alert import (
     alert_id,
     encode,
     logit_of,
-    top_reasons,
+    reasons_of,
 )
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
@@ -40,8 +42,7 @@ class Composer:
     def __init__(self, topic: str, layout: Layout, batcher: Batcher) -> None:
         self._topic, self._layout, self._batcher = topic, layout, batcher
         self._folder, self._targets = Folder(layout), layout.spec.target_names
-        listed = features(layout.spec)
-        self._names, self._describe = [f.name for f in listed], [f.describe for f in listed]
+        self._reasons_of = Reasons(layout.spec)
 
     async def compose(
         self, work: Work, transitions: list[Transition], points: Points, origin: Origin, scored: Scored
@@ -105,16 +106,18 @@ class Composer:
     async def _reasons(
         self, transitions: list[Transition], points: Points, scored: Scored
     ) -> dict[tuple[int, int], tuple[Reason, ...]]:
-        """By point and target; empty for one that cannot be explained: its contributions are NaN, and say nothing."""
+        """By point and target; none of one that cannot be explained, or whose explanation does not add up."""
         if not transitions:
             return {}
         chosen = [t.point for t in transitions]
-        values, contributions = await self._batcher.explain(
-            points.rows[chosen], points.as_of[chosen], scored.serving
-        )
+        why = await self._batcher.explain(points.rows[chosen], points.as_of[chosen], scored.serving)
+        holds = why.holds
         return {
-            (t.point, t.target): top_reasons(
-                self._names, self._describe, values[n], contributions[n], 1 if t.state in RISES else -1
+            (t.point, t.target): reasons_of(
+                self._reasons_of.top(
+                    why.values[n], why.contributions[n], float(why.sequence[n]),
+                    1 if t.state in RISES else -1, REASONS_MAX,
+                )
             )
-            for n, t in enumerate(transitions)
-        }
+            for n, t in enumerate(transitions) if holds[n]
+        }  # fmt: skip

@@ -5,6 +5,7 @@ a busy one batches by itself, because rows gather while the last dispatch is on 
 wait, for a GPU whose fixed cost rewards it; 0 by default.) How many go is decided in `stream/scoring/dispatch.py`.
 
     turn ──score──▶ [request · request · …] ──▶ dispatch ──▶ scoring thread ──▶ answers by request
+         ──explain─────────────────────────────────────────▶ explaining thread
 
 First come, first served: a request is a turn's, and turns are fair between partitions. A request is scored by the
 version that served when it came, all of it; so a dispatch holds requests of one version.
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Rows
+from ebbtide.model.explaining.explained import Explained
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.errors import ScorerUnavailable
 from ebbtide.stream.scoring.dispatch import CostModel, Dispatch, Wait, Waiting, decide
@@ -81,8 +83,11 @@ class Batcher:
         self._waiting: deque[_Request] = deque()
         self._arrived = asyncio.Event()
         self._thread = OwnThread("scorer")
+        # Apart, so that no dispatch waits for an explanation.
+        self._explainer = OwnThread("explainer")
         self._scorers: list[_Scorer] = []
         self._called_s: float | None = None
+        self._explaining_s: dict[object, float] = {}
 
     @property
     def current(self) -> Serving:
@@ -91,8 +96,10 @@ class Batcher:
 
     @property
     def call_age_s(self) -> float:
-        """Seconds since the call of the model under way began, 0 when there is none: a hung scorer shows here."""
-        return 0.0 if self._called_s is None else self._clock.monotonic_s() - self._called_s
+        """Seconds since the oldest call of the model under way was made, 0 when there is none: a hung model shows
+        here."""
+        began_s = [*self._explaining_s.values(), *(() if self._called_s is None else (self._called_s,))]
+        return self._clock.monotonic_s() - min(began_s) if began_s else 0.0
 
     async def score(self, rows: Rows, as_of: NDArray[np.int64], *, events: int, oldest_ms: int) -> Scored:
         """Score n rows as of int64[n] ms, all by the version that serves now.
@@ -117,12 +124,18 @@ class Batcher:
             if request in self._waiting:  # cancelled: the worker ends
                 self._waiting.remove(request)
 
-    async def explain(
-        self, rows: Rows, as_of: NDArray[np.int64], serving: Serving
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Features and contributions, float32[n, F] each, of the few rows that became alerts, by the version that
-        scored them. NaN for a row that it cannot explain. Raises ScorerUnavailable when it cannot explain any."""
-        return await self._thread.run(self._scorer(serving).guarded.explain, rows, as_of)
+    async def explain(self, rows: Rows, as_of: NDArray[np.int64], serving: Serving) -> Explained:
+        """Why, of the few rows that became alerts, by the version that scored them. NaN for a row that it cannot
+        explain. Raises ScorerUnavailable when it cannot explain any. No dispatch waits for it."""
+        call = object()
+        self._explaining_s[call] = self._clock.monotonic_s()
+        try:
+            found = await self._explainer.run(self._scorer(serving).guarded.explain, rows, as_of)
+        finally:
+            del self._explaining_s[call]
+        failed = int(np.isnan(found.logit).sum())
+        self._telemetry.explained(len(rows), int((~found.holds).sum()) - failed, failed)
+        return found
 
     async def run(self) -> None:
         """Serve for ever. Cancel it to stop; what waits is then never answered."""
@@ -210,4 +223,5 @@ class Batcher:
 
     def close(self, timeout_s: float = 0.0) -> None:
         """Let the scoring thread end when its dispatch is done; wait for that for `timeout_s` at most."""
+        self._explainer.close(timeout_s)
         self._thread.close(timeout_s)

@@ -9,7 +9,7 @@
 A call fails for a row when it raises, or answers it with something that is no answer (a p outside [0, 1], a reason
 that is not finite). Only a call that raises has to be cut in half: one that answers has said itself which rows are bad.
 
-It knows rows and a function of them, and refuses to know whose they are; it runs on the scoring thread. The invariant:
+It knows rows and a function of them, and refuses to know whose they are; it starts no thread. The invariant:
 a row is given up only when the model is known to work, for this dispatch and for most of the last ones, and the number
 of calls is bounded (`calls_max`) however the model behaves.
 """
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Rows
+from ebbtide.model.explaining.explained import Explained
 from ebbtide.stream.errors import ScorerUnavailable
 from ebbtide.stream.scoring.model import Model
 from ebbtide.stream.sliding_share import SlidingShare
@@ -41,6 +42,9 @@ customers would give them up a few at a time. A backlog and live traffic are jud
 
 ROLL_BACK = "if it stays so, go back to the last good version: `ebbtide model pin DIR/VERSION`"
 
+
+SINGLE = 3
+"""Columns of an explanation with one figure a row: sequence, logit, reference."""
 
 Call = Callable[[Rows, NDArray[np.int64]], NDArray[np.float32]]
 """rows[n], as_of int64[n] to float32[n, …], an answer a row."""
@@ -64,7 +68,7 @@ class Apart:
 
 
 class Guarded:
-    """A model, and the last row that it answered well. For one thread."""
+    """A model, and the last rows that it answered well. `score` is for one thread, and `explain` for one."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -84,16 +88,16 @@ class Guarded:
         self._scored = _last_good(rows, as_of, found.bad) or self._scored
         return found
 
-    def explain(
-        self, rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Features and contributions, float32[n, F] each. Raises ScorerUnavailable.
+    def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
+        """Why; NaN throughout for rows that were given up. Raises ScorerUnavailable.
 
         Alerts are rare, so here the stand-in is proof enough: what is lost is a reason, not a decision.
         """
         found = apart(self._why, _is_finite, rows, as_of, self._explained or stand_in(rows))
         self._explained = _last_good(rows, as_of, found.bad) or self._explained
-        return found.answer[:, 0], found.answer[:, 1]
+        parts = (found.answer.shape[1] - SINGLE) // 2
+        values, contributions, rest = np.split(found.answer, [parts, 2 * parts], axis=1)
+        return Explained(values, contributions, *rest.T)
 
     def _judge(self, n: int, bad: int) -> None:
         """Count a dispatch among the last ones; one that is an outage is not answered, so it does not count."""
@@ -103,8 +107,8 @@ class Guarded:
         self._recent.add(n, bad)
 
     def _why(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]:
-        values, contributions = self.model.explain(rows, as_of)
-        return np.stack([values, contributions], axis=1)
+        values, contributions, *single = self.model.explain(rows, as_of)
+        return np.concatenate([values, contributions, np.stack(single, axis=1)], axis=1)
 
 
 def stand_in(rows: Rows) -> Sample:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Rows
+from ebbtide.model.explaining.explained import Explained
 from ebbtide.stream.decision.policy import Policy
 
 
 class Model(Protocol):
-    """One loaded version of a model. Called on the scoring thread alone, one call at a time.
+    """One loaded version of a model. `score` is called on the scoring thread alone, one call at a time.
 
     A row's answer depends on the row and on `as_of` alone: not on its company, its position or the padded size, to the
     bit. Whatever a call raises is answered by asking for fewer rows (`stream/scoring/guard.py`); nothing is assumed of
@@ -36,10 +37,9 @@ class Model(Protocol):
         """p float32[n] in [0, 1] of n >= 1 records[n] as of int64[n] ms UTC; NaN for a row it cannot score."""
         ...
 
-    def explain(
-        self, rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Features in natural units and their contributions in logit units, float32[n, F] each."""
+    def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
+        """Why it scores n >= 1 records[n] as of int64[n] ms UTC so; NaN for a row it cannot explain. Called on a thread
+        of its own, beside `score`, one call at a time."""
         ...
 
 

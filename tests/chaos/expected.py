@@ -23,6 +23,7 @@ decided; one alert follows from one version, its p, its thresholds and its reaso
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,9 @@ from ebbtide.featurestore.events.parse import ParseLimits, Parser
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS, Layout, Rows
+from ebbtide.featurestore.record.reasons import Reasons
 from ebbtide.featurestore.spec import load_spec
+from ebbtide.model.explaining.explained import GAP_MAX
 from ebbtide.model.serving.folder import versions
 from ebbtide.model.serving.runtime import configure
 from ebbtide.model.serving.scorer import Programs, Scorer
@@ -134,7 +137,8 @@ class Replay:
         self._parser = Parser(self._layout.spec, ParseLimits(value_bytes_max=settings.record_bytes_max))
         self._versions = load_versions(settings, self._layout)
         listed = features(self._layout.spec)
-        self._names, self._words = [f.name for f in listed], [f.describe for f in listed]
+        self._names, self._groups = [f.name for f in listed], [f.group for f in listed]
+        self._words = Reasons(self._layout.spec).words
         self._rows: dict[int, dict[str, np.void]] = defaultdict(dict)
         self.paths: dict[tuple[int, str], set[Path]] = {}
         self.end = Expected()
@@ -311,7 +315,7 @@ class _Decisions:
             before = self._end.alerts.get(identity)
             by = before.by if before else {}
             for each in self._versions if left else (number,):
-                explained = None if left else why[number][m]
+                explained = None if left else why[number].get(m)
                 facts = self._versions[each].facts
                 alert = alert_of(decided, customer, self._cause[m], p, origin, facts, explained, last)
                 by.setdefault(each, []).append(alert)
@@ -325,11 +329,15 @@ class _Decisions:
         return int(row["target_last"][0] if spec.arms_apart else row["last_seen"])
 
     def _explained(self, number: int, chosen: list[int]) -> dict[int, Explained]:
-        points, names, words = self._points, self._replay._names, self._replay._words
-        values, parts = self._versions[number].scorer.explain(points.rows[chosen], points.as_of[chosen])
+        points, replay = self._points, self._replay
+        why = self._versions[number].scorer.explain(points.rows[chosen], points.as_of[chosen])
         return {
-            m: Explained(names, words, values[n].tolist(), parts[n].tolist()) for n, m in enumerate(chosen)
-        }
+            m: Explained(
+                replay._names, replay._groups, partial(replay._words, values=why.values[n]), why.values[n].tolist(),
+                why.contributions[n].tolist(), float(why.sequence[n]),
+            )
+            for n, m in enumerate(chosen) if abs(why.gap[n]) <= GAP_MAX
+        }  # fmt: skip
 
 
 def _ways(by: int, said: frozenset[int], again: frozenset[int]) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS, Layout
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.protocol import Store
+from ebbtide.featurestore.store.redis.store import TURNED_AWAY
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.kafka.reader import log_ranges
@@ -152,11 +153,14 @@ async def _check_keys(verdict: Verdict, settings: Settings, expected: Expected, 
     prefix = f"{settings.redis.prefix}{settings.kafka.topic}:"
     with_state = {partition for partition, _ in expected.records}
     should = {f"{prefix}{{p{p}}}:checkpoint" for p in range(partitions)}
-    should |= {f"{prefix}{{p{p}}}:due" for p in with_state}
+    should |= {f"{prefix}{{p{p}}}:{key}" for p in with_state for key in ("due", "risk")}
     should |= {f"{prefix}{{p{p}}}:c:{customer}" for p, customer in expected.records}
     async with Redis.from_url(settings.redis.url) as redis:
         found = {key.decode() async for key in redis.scan_iter(match=f"{prefix}*", count=5_000)}
+        lists: list[Any] = [await redis.zrange(f"{prefix}{{p{p}}}:risk", 0, -1) for p in range(partitions)]
+    listed = {(p, name.decode()) for p, names in enumerate(lists) for name in names if name != TURNED_AWAY}
     verdict.count("keys_unexpected", sorted(found - should))
+    verdict.count("risks_of_nobody", sorted(listed - expected.records.keys()))
 
 
 def joined(verdicts: dict[str, Verdict]) -> Verdict:

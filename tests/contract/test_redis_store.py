@@ -67,9 +67,20 @@ async def store(server: LocalValkey, admin: Any) -> AsyncIterator[RedisStore]:
 
 
 async def test_keys_are_those_documented_in_one_slot_and_without_ttl(store: RedisStore, admin: Any) -> None:
-    await store.apply(step_of(None, ["a", "{b}"], RNG, partition=2, messages=[(b"1", b"one")]))
+    await store.apply(
+        step_of(
+            None,
+            ["a", "{b}"],
+            RNG,
+            partition=2,
+            messages=[(b"1", b"one")],
+            at_risk=np.array([0.5, np.nan], np.float32),
+        )
+    )
     keys = set(await admin.keys())
-    assert keys == {b"t:clicks:{p2}:" + end for end in (b"checkpoint", b"due", b"out", b"c:a", b"c:{b}")}
+    assert keys == {
+        b"t:clicks:{p2}:" + end for end in (b"checkpoint", b"due", b"out", b"risk", b"c:a", b"c:{b}")
+    }
     assert len({key_slot(key) for key in keys}) == 1
     assert [await admin.ttl(key) for key in keys] == [-1] * len(keys)
     assert Checkpoint.parse((await admin.get("t:clicks:{p2}:checkpoint")).decode()).sequence == 1
@@ -230,7 +241,7 @@ async def test_however_little_memory_a_commit_is_whole(store: RedisStore, admin:
 
 
 async def test_foreign_keys_are_seen_before_anything_is_written(store: RedisStore, admin: Any) -> None:
-    for key in ("due", "out", "checkpoint"):
+    for key in ("due", "out", "risk", "checkpoint"):
         await admin.flushall()
         await admin.rpush(f"t:clicks:{{p0}}:{key}", "theirs")
         with pytest.raises(StoreMisconfigured, match=r"FOREIGN|WRONGTYPE"):
@@ -635,7 +646,7 @@ async def test_a_cluster_node_behind_a_plain_url_is_told_apart(tmp_path: Path, s
         assert (await state_of(store)).records.keys() == {"a", "}x{"}
         assert await store.find("}x{")
         await store.reset(0)
-        assert await state_of(store) == (None, {}, [], [])
+        assert await state_of(store) == (None, {}, [], [], {})
         await store.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ebbtide.model.explaining.explained import Explained
 from ebbtide.model.serving.artifact import SIZES
 from ebbtide.model.serving.program import BLOCK, Program
 from ebbtide.model.serving.scorer import Programs, Scorer
@@ -85,8 +86,9 @@ def test_nothing_is_traced_in_service(scorer: Scorer, data: Sample) -> None:
     assert before == len(scorer.sizes) + 1  # each size, and the explanation
     for n in (0, 1, 2, 3, 7, 8, 9, 31, 33, 100, 129, 511, 512, 513, 777, 1_024):
         assert len(scorer.score(data.rows[:n], data.as_of[:n])) == n
-        values, contributions = scorer.explain(data.rows[: n // 20], data.as_of[: n // 20])
-        assert len(values) == len(contributions) == n // 20
+        assert {len(column) for column in scorer.explain(data.rows[: n // 20], data.as_of[: n // 20])} == {
+            n // 20
+        }
     assert scorer.traces() == before
 
 
@@ -95,16 +97,33 @@ def test_padded_is_the_smallest_size_that_holds_them(scorer: Scorer) -> None:
 
 
 def test_reasons_add_up_to_the_logit(scorer: Scorer, folder: Path, data: Sample) -> None:
-    """Completeness (Sundararajan 2017): contributions sum to the logit less the reference's, here within 0.1 %."""
-    some = data.of(slice(0, 200))
+    """Completeness: contributions and the sequence's part sum to the logit less the baseline's, of every row, long
+    silences and customers of whom nothing is known among them; and TensorFlow's own answer is the same."""
+    later = Sample(data.rows, data.as_of + 40 * 86_400_000)
+    empty = Sample(LAYOUT.empty(1), data.as_of[:1])
+    for some in (data, later, empty):
+        why = scorer.explain(some.rows, some.as_of)
+        print("largest gap", why.gap.max())
+        assert why.holds.all() and len(set(why.reference.tolist())) == 1
+        np.testing.assert_allclose(
+            tf.sigmoid(why.logit).numpy(), scorer.score(some.rows, some.as_of), atol=1e-6
+        )
+    assert why.sequence[0] == 0.0, "nothing was done: the sequence says nothing"
+    why = scorer.explain(data.rows, data.as_of)
+    assert np.abs(why.logit - why.reference).max() > 0.5 and np.abs(why.sequence).max() > 0.05
     signature = tf.saved_model.load(str(folder)).signatures["explain"]
-    plain = {name: value.numpy() for name, value in signature(**by_field(some)).items()}
-    values, contributions = scorer.explain(some.rows, some.as_of)
-    apart = plain["logit"] - plain["reference"]
-    assert np.abs(apart).max() > 0.5
-    np.testing.assert_allclose(contributions.sum(axis=1), apart, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(values, plain["features"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(contributions, plain["contributions"], rtol=1e-2, atol=1e-4)
+    plain = {name: value.numpy() for name, value in signature(**by_field(data.of(slice(0, 200)))).items()}
+    for name, column in zip(
+        ("features", "contributions", "sequence", "logit", "reference"), why, strict=True
+    ):
+        np.testing.assert_allclose(column[:200], plain[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_what_does_not_add_up_is_not_believed() -> None:
+    good = Explained.by(np.ones((3, 2), np.float32), np.array([[1, 2], [3, 4], [np.nan, 0]], np.float32))
+    assert good.holds.tolist() == [True, True, False]
+    off = good._replace(reference=good.reference + np.array([0, 2e-4, 0], np.float32))
+    assert off.holds.tolist() == [True, False, False]
 
 
 def test_anyone_may_call_the_signatures_by_field(

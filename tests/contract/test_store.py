@@ -18,6 +18,7 @@ from ebbtide.featurestore.store.commit import (
 )
 from ebbtide.featurestore.store.memory import MemoryStore
 from tests.support.seams.stores import (
+    AT_RISK_MAX,
     DTYPE,
     LAYOUT,
     PARTITIONS,
@@ -58,7 +59,7 @@ async def test_a_partition_that_never_began_is_empty(backend: Backend) -> None:
     assert rows.dtype == DTYPE
     assert rows.tobytes() == bytes(2 * DTYPE.itemsize)
     assert found.tolist() == [False, False]
-    assert await state_of(store, 1) == (None, {}, [], [])
+    assert await state_of(store, 1) == (None, {}, [], [], {})
     assert await store.find("a") == []
     assert len((await store.load(1, []))[0]) == 0
 
@@ -94,7 +95,7 @@ async def test_the_fence_holds(backend: Backend) -> None:
     store = backend.owner()
     with pytest.raises(Fenced):
         await store.apply(step_of(next_head(None), ["a"], RNG))
-    assert await state_of(store) == (None, {}, [], [])
+    assert await state_of(store) == (None, {}, [], [], {})
 
     first = step_of(None, ["a"], RNG, messages=[(b"1", b"one")])
     await store.apply(first)
@@ -397,7 +398,7 @@ async def test_reset_leaves_an_empty_partition_and_fences_its_owner(backend: Bac
     other = step_of(None, ["elsewhere"], RNG, partition=1)
     await store.apply(other)
     await backend.owner().reset(0)
-    assert await state_of(store) == (None, {}, [], [])
+    assert await state_of(store) == (None, {}, [], [], {})
     assert (await state_of(store, 1)).records.keys() == {"elsewhere"}
     with pytest.raises(Fenced):
         await store.apply(step_of(checkpoint, ["c1"], RNG))
@@ -501,7 +502,7 @@ async def test_a_full_store_refuses_each_of_many_commits(backend: Backend) -> No
     commits = [step_of(None, ["a"], RNG, partition=p) for p in range(PARTITIONS)]
     async with backend.full():
         assert [type(each) for each in await store.apply_many(commits)] == [StoreUnavailable] * PARTITIONS
-    assert await bare_state_of(store) == [(None, {}, [], [])] * PARTITIONS
+    assert await bare_state_of(store) == [(None, {}, [], [], {})] * PARTITIONS
     assert await store.apply_many(commits) == [None] * PARTITIONS
 
 
@@ -509,7 +510,7 @@ async def test_random_steps_leave_the_same_state_everywhere(
     backend: Backend, rng: np.random.Generator
 ) -> None:
     """Beside the memory store, step by step; now and then an owner expects the wrong checkpoint, or resets."""
-    store, reference = backend.owner(), MemoryStore(DTYPE, PARTITIONS)
+    store, reference = backend.owner(), MemoryStore(DTYPE, PARTITIONS, at_risk_max=AT_RISK_MAX)
     customers = [*ODD_CUSTOMERS, *(f"c{i}" for i in range(100))]
     checkpoints: list[Checkpoint | None] = [None] * PARTITIONS
     for turn in range(120):
@@ -534,6 +535,7 @@ async def test_random_steps_leave_the_same_state_everywhere(
             await asyncio.gather(store.apply(commit), reference.apply(commit))
             checkpoints[partition] = commit.checkpoint
         if turn % 10 == 0:
+            assert await store.at_risk(0.3, 7) == await reference.at_risk(0.3, 7)
             assert await bare_state_of(store) == await bare_state_of(reference)
         asked = [customers[i] for i in rng.integers(0, len(customers), 20)]
         for (rows, found), (rows_there, found_there) in [
@@ -542,6 +544,66 @@ async def test_random_steps_leave_the_same_state_everywhere(
             assert rows.tobytes() == rows_there.tobytes()
             assert found.tolist() == found_there.tolist()
     assert await bare_state_of(store) == await bare_state_of(reference)
+
+
+async def test_who_is_at_risk_is_listed_by_p_until_decided_otherwise(backend: Backend) -> None:
+    store = backend.owner()
+    p = np.array([0.5, np.nan, 0.9], np.float32)
+    first = step_of(None, ["a", "b", "c"], RNG, at_risk=p)
+    await store.apply(first)
+    other = step_of(None, ["d", "e"], RNG, partition=2, at_risk=np.array([0.75, 1.0], np.float32))
+    await store.apply(other)
+    found = await store.at_risk(0.0, 10)
+    assert [(partition, name) for _, partition, name in found.entries] == [
+        (2, "e"),
+        (0, "c"),
+        (2, "d"),
+        (0, "a"),
+    ]
+    assert found.entries[1][0] == float(p[2]) and (found.listed, found.floor) == (4, 0.0)
+    top = await store.at_risk(0.6, 2)
+    assert [name for _, _, name in top.entries] == ["e", "c"] and top.listed == 3
+    second = step_of(
+        first.checkpoint, ["a", "c"], RNG, forgotten=["b"], at_risk=np.array([np.nan, 0.25], np.float32)
+    )
+    await store.apply(second)
+    assert (await state_of(store)).risk == {"c": 0.25}
+    await store.apply(step_of(second.checkpoint, ["a"], RNG, forgotten=["c"]))
+    assert (await state_of(store)).risk == {}
+    await store.reset(2)
+    assert await store.at_risk(0.0, 10) == ([], 0, 0.0)
+
+
+async def test_a_full_list_of_risks_turns_away_the_lowest_and_says_so(backend: Backend) -> None:
+    """
+    room for 20   p  .00 .01 … .24    5 find no room: from .04 on all are there, and below nobody is taken,
+                                      until only half of the list is left
+    """
+    store = backend.owner()
+    names = [f"c{i:02}" for i in range(25)]
+    commit = step_of(None, names, RNG, at_risk=np.arange(25, dtype=np.float32) / 100)
+    await store.apply(commit)
+    found = await store.at_risk(0.0, 100)
+    assert [name for _, _, name in found.entries] == names[:4:-1]
+    assert (found.listed, found.floor) == (20, float(np.float32(0.04)))
+    commit = step_of(commit.checkpoint, ["low", "c24"], RNG, at_risk=np.array([0.03, np.nan], np.float32))
+    await store.apply(commit)
+    assert (
+        len((await store.at_risk(0.0, 100)).entries) == 19
+        and found.floor == (await store.at_risk(0, 1)).floor
+    )
+    commit = step_of(commit.checkpoint, [], RNG, forgotten=names[15:24])
+    await store.apply(commit)
+    assert (await store.at_risk(0.0, 100)).floor == 0.0
+    await store.apply(step_of(commit.checkpoint, ["low"], RNG, at_risk=np.array([0.03], np.float32)))
+    found = await store.at_risk(0.0, 100)
+    assert found.entries[-1] == (float(np.float32(0.03)), 0, "low") and found.listed == 11
+
+
+async def test_a_risk_that_is_no_probability_is_refused(backend: Backend) -> None:
+    for wrong in (np.array([1.5], np.float32), np.zeros(2, np.float32)):
+        with pytest.raises(ValueError, match="risk"):
+            await backend.owner().apply(step_of(None, ["a"], RNG, at_risk=wrong))
 
 
 def test_a_head_reads_back_as_it_was_written() -> None:

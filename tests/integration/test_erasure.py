@@ -1,6 +1,6 @@
 """The right to erasure on real servers: after a tombstone nothing of the customer is left, and nothing brings it back.
 
-    ann ──▶ events, bad records ──▶ tombstone ──▶ nothing: record, due time, outbox, memory, /v1, logs
+    ann ──▶ events, bad records ──▶ tombstone ──▶ nothing: record, due time, outbox, list of risks, memory, /v1, logs
                                         └──▶ the last word under her key in every output topic
     and still nothing after: dlq replay · an older state restored · no state at all · a rebuild
 
@@ -15,13 +15,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
-from numpy.typing import NDArray
 from redis.asyncio import Redis
 
-from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.config.settings import HttpSettings
 from ebbtide.ops.http.customers import Customers
@@ -33,6 +30,7 @@ from ebbtide.stream.dlq.replay import replay
 from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.outputs.message import Message
+from tests.support.seams.answering import answering
 from tests.support.servers.services import Services
 from tests.support.workers.worlds import NEW, OLD, PARTITIONS, T0, WAIT_S, Clicks, World, commit
 
@@ -146,13 +144,9 @@ async def world_of(stack: Services, name: str) -> AsyncIterator[tuple[World, Ser
 async def status_of(store: Store, customer: str) -> int:
     """What /v1 answers about a customer."""
 
-    async def ask(
-        rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
-        values, contributions = OLD.model.explain(rows, as_of)
-        return 0.5, values[0], contributions[0], 1
-
-    face = HttpServer(HttpSettings(port=0), Customers(OLD.layout, store, ask, World.clock).routes())
+    face = HttpServer(
+        HttpSettings(port=0), Customers(OLD.layout, store, answering(OLD.model), World.clock).routes()
+    )
     address = await face.start()
 
     def get() -> int:
@@ -176,7 +170,7 @@ async def test_nothing_of_a_forgotten_customer_is_left(stack: Services, unique_n
             async with world.working("old", OLD) as worker, world.store("old", OLD) as store:
                 await world.until_done()
                 kinds = {place.rsplit(":", 1)[-1] for place in await server.places()}
-                assert {ANN, "due"} <= kinds  # the search finds what is there
+                assert {ANN, "due", "risk"} <= kinds  # the search finds what is there
                 cache = worker._tools.cache
                 assert any(ANN in known.slots for known in cache._partitions.values())
                 assert await status_of(store, ANN) == 200

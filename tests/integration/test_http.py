@@ -23,6 +23,7 @@ from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
+from ebbtide.ops.asking.customer import Asked
 from ebbtide.ops.config.settings import HttpSettings
 from ebbtide.ops.http.customers import Customers
 from ebbtide.ops.http.limits import Bounds
@@ -34,6 +35,7 @@ from ebbtide.stream.clock import ManualClock, SystemClock
 from ebbtide.stream.errors import ScorerUnavailable
 from ebbtide.stream.kafka.topics import partition_for
 from ebbtide.stream.telemetry import AlertSent, Dispatched, PieceDone, TurnDone
+from tests.support.seams.answering import answering
 from tests.support.seams.scoring import LAYOUT, ArithmeticModel
 
 DAY_MS = 86_400_000
@@ -75,15 +77,12 @@ async def face(
     model = ArithmeticModel()
     bounds = more.pop("bounds", None)
 
-    async def ask(
-        rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
+    async def ask(rows: Rows, as_of: NDArray[np.int64]) -> Asked:
         if trouble is not None:
             raise trouble
         if hangs:
             await asyncio.Event().wait()
-        values, contributions = model.explain(rows, as_of)
-        return float(model.score(rows, as_of)[0]), values[0], contributions[0], model.version
+        return await answering(model)(rows, as_of)
 
     settings = HttpSettings(port=0, token=SecretStr(token) if token else None, **more)
     customers = Customers(LAYOUT, store, ask, ManualClock(T0 + 10 * DAY_MS))
@@ -170,16 +169,13 @@ async def test_of_all_who_ask_one_is_at_the_model() -> None:
     await filled(store)
     now = most = 0
 
-    async def ask(
-        rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
+    async def ask(rows: Rows, as_of: NDArray[np.int64]) -> Asked:
         nonlocal now, most
         now += 1
         most = max(most, now)
         await asyncio.sleep(0.005)
         now -= 1
-        values, contributions = model.explain(rows, as_of)
-        return float(model.score(rows, as_of)[0]), values[0], contributions[0], model.version
+        return await answering(model)(rows, as_of)
 
     customers = Customers(LAYOUT, store, ask, ManualClock(T0 + 10 * DAY_MS))
     served = HttpServer(HttpSettings(port=0), customers.routes())

@@ -35,8 +35,9 @@ def asked(*arguments: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--help",), ("spec", "--help"), ("spec", "layout", "--spec", SPEC), ("dlq", "--help"), ("dlq", "list",
-        "--help"), ("config", "show"), ("model", "--help"), ("worker", "--help"), ("schema", "event"),
+        ("--help",), ("spec", "--help"), ("spec", "layout", "--spec", SPEC), ("at-risk", "--help"),
+        ("customers", "--help"), ("customer", "--help"), ("dlq", "--help"), ("dlq", "list", "--help"),
+        ("config", "show"), ("model", "--help"), ("worker", "--help"), ("schema", "event"),
     ],
     ids=" ".join,
 )  # fmt: skip

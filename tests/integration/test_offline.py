@@ -91,7 +91,7 @@ def test_rows_hold_probability_reasons_and_sequence(
     log = simulated(spec)
     some = np.arange(0, len(found.examples), max(1, len(found.examples) // 50))
     rows, points = found.examples.take(some), found.points.take(some)
-    values, contributions = scorer.explain(points.rows, points.as_of)
+    values, contributions, *_ = scorer.explain(points.rows, points.as_of)
     scores = {name: p[some] for name, p in found.scores.items()}
     path = tmp_path / "rows.parquet"
     write_scored(path, rows, log.customers, scores, (values, contributions), spec)

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from playwright.async_api import Browser, Page, async_playwright, expect
 from pydantic import SecretStr
 
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Folder
-from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
@@ -29,6 +27,7 @@ from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.page.live import Live
 from ebbtide.ops.page.routes import PAGE, page_routes
 from ebbtide.stream.clock import SystemClock
+from tests.support.seams.answering import answering
 from tests.support.seams.scoring import LAYOUT, ArithmeticModel
 from tests.unit.ops.test_live import alert, turn
 
@@ -47,23 +46,30 @@ async def served(token: str | None = None) -> AsyncIterator[tuple[str, Live]]:
     clock, model, store = SystemClock(), ArithmeticModel(), MemoryStore(LAYOUT.dtype, 1)
     now_ms = clock.now_ms()
     events = EventBatch(
-        ["ann"], np.zeros(20, np.int32), np.zeros(20, np.uint8), now_ms - np.arange(20, 0, -1) * DAY_MS,
-        np.full(20, np.nan), np.zeros(20, np.uint64), np.arange(20),
+        ["ann", ODD], np.append(np.zeros(20, np.int32), 1).astype(np.int32), np.zeros(21, np.uint8),
+        now_ms - np.append(np.arange(20, 0, -1), 1) * DAY_MS, np.full(21, np.nan), np.zeros(21, np.uint64),
+        np.arange(21),
     )  # fmt: skip
-    rows, _ = Folder(LAYOUT).fold(LAYOUT.empty(1), events)
+    rows, _ = Folder(LAYOUT).fold(LAYOUT.empty(2), events)
+    rows["score"], rows["scored_at"] = [[0.81], [0.7]], now_ms
     await store.apply(
-        Commit(0, None, Checkpoint(20, 1, 0, LAYOUT.id, 1), ["ann"], rows, Folder(LAYOUT).due(rows))
+        Commit(
+            0,
+            None,
+            Checkpoint(21, 1, 0, LAYOUT.id, 1),
+            ["ann", ODD],
+            rows,
+            Folder(LAYOUT).due(rows),
+            at_risk=rows["score"][:, 0],
+        )
     )
-
-    async def ask(
-        rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[float, NDArray[np.float32], NDArray[np.float32], int]:
-        values, contributions = model.explain(rows, as_of)
-        return float(model.score(rows, as_of)[0]), values[0], contributions[0], model.version
 
     live = Live("alerts", clock, about)
     settings = HttpSettings(port=0, token=SecretStr(token) if token else None)
-    routes = [*Customers(LAYOUT, store, ask, clock).routes(), *page_routes(live, settings, clock)]
+    routes = [
+        *Customers(LAYOUT, store, answering(model), clock).routes(),
+        *page_routes(live, settings, clock),
+    ]
     server = HttpServer(settings, routes)
     try:
         yield await server.start(), live

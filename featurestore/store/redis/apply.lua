@@ -8,16 +8,20 @@
 --   * Wrong types of the three fixed keys and missing ACL rights are found below, before anything is written.
 --   * The caller has checked counts and numbers; record keys are overwritten whatever they hold.
 --
--- KEYS   1 checkpoint   2 due   3 out   4.. records to write, then records to forget
+-- KEYS   1 checkpoint   2 due   3 out   4 risk   5.. records to write, then records to forget
 -- ARGV   1 expected checkpoint ('' = none yet)   2 new checkpoint   3 where the customer begins in a record key
---        4 records to write   5 outbox entries   6 acknowledged
---        then a due time a record, the records, id and bytes of each outbox entry, the acknowledged ids
+--        4 records to write   5 outbox entries   6 acknowledged   7 at risk   8 at most that are listed
+--        then a due time a record, the records, id and bytes of each outbox entry, the acknowledged ids,
+--        p and name of who is at risk: of the customers written, who is not leaves the list
 -- Reply  {} when it was done; {checkpoint found, '' = none} when the fence held
 
 local CHUNK = 2000 -- arguments a call: even, for pairs, and well below the 8,000 that Lua can unpack
-local checkpoint, due, out = KEYS[1], KEYS[2], KEYS[3]
+local FIXED, HEADER = 4, 8 -- keys and arguments of one meaning each
+local TURNED_AWAY = '\255' -- a member of `risk` that is nobody's name, being no UTF-8: the highest p that found no room
+local checkpoint, due, out, risk = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local expected, moved, name_at = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local written, entries, acked = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local risky, risky_max = tonumber(ARGV[7]), tonumber(ARGV[8])
 local call = redis.call
 
 local found = call('GET', checkpoint) or ''
@@ -25,27 +29,30 @@ if found ~= expected then
   return {found}
 end
 
-for key, kind in pairs({[due] = 'zset', [out] = 'hash'}) do
+for key, kind in pairs({[due] = 'zset', [out] = 'hash', [risk] = 'zset'}) do
   local stored = call('TYPE', key).ok
   if stored ~= 'none' and stored ~= kind then
     return redis.error_reply('FOREIGN ' .. key .. ' holds a ' .. stored .. ', not a ' .. kind)
   end
 end
 for _, write in ipairs({{'SET', checkpoint, ''}, {'MSET', checkpoint, ''}, {'UNLINK', checkpoint}, {'ZADD', due, '0', ''},
-                        {'ZREM', due, ''}, {'HSET', out, '', ''}, {'HDEL', out, ''}}) do
+                        {'ZREM', due, ''}, {'HSET', out, '', ''}, {'HDEL', out, ''}, {'ZADD', risk, '0', ''},
+                        {'ZREM', risk, ''}, {'ZPOPMIN', risk}}) do
   if not redis.acl_check_cmd(unpack(write)) then
     return redis.error_reply('NOPERM this user may not run ' .. write[1] .. ' on ' .. write[2])
   end
 end
 
 -- From here on nothing fails.
-local records, times, forgotten, names = {}, {}, {}, {}
+local records, times, forgotten, names, present = {}, {}, {}, {}, {}
 for i = 1, written do
-  local key = KEYS[3 + i]
-  records[2 * i - 1], records[2 * i] = key, ARGV[6 + written + i]
-  times[2 * i - 1], times[2 * i] = ARGV[6 + i], string.sub(key, name_at)
+  local key = KEYS[FIXED + i]
+  local name = string.sub(key, name_at)
+  records[2 * i - 1], records[2 * i] = key, ARGV[HEADER + written + i]
+  times[2 * i - 1], times[2 * i] = ARGV[HEADER + i], name
+  present[i] = name
 end
-for i = 4 + written, #KEYS do
+for i = FIXED + 1 + written, #KEYS do
   forgotten[#forgotten + 1] = KEYS[i]
   names[#names + 1] = string.sub(KEYS[i], name_at)
 end
@@ -56,7 +63,7 @@ local function each(command, key, list, first, last)
     if key then call(command, key, unpack(list, i, till)) else call(command, unpack(list, i, till)) end
   end
 end
-local entries_at = 7 + 2 * written
+local entries_at = HEADER + 1 + 2 * written
 local acked_at = entries_at + 2 * entries
 each('MSET', nil, records, 1, #records)
 each('ZADD', due, times, 1, #times)
@@ -64,5 +71,26 @@ each('UNLINK', nil, forgotten, 1, #forgotten)
 each('ZREM', due, names, 1, #names)
 each('HSET', out, ARGV, entries_at, acked_at - 1)
 each('HDEL', out, ARGV, acked_at, acked_at + acked - 1)
+
+-- Who is at risk: everybody with a p from the turned-away one on is listed, and nobody below it.
+if risky > 0 or call('EXISTS', risk) == 1 then
+  local floor, listed = call('ZSCORE', risk, TURNED_AWAY), {}
+  each('ZREM', risk, names, 1, #names)
+  each('ZREM', risk, present, 1, #present)
+  for i = acked_at + acked, acked_at + acked + 2 * risky - 1, 2 do
+    if not floor or tonumber(ARGV[i]) >= tonumber(floor) then
+      listed[#listed + 1], listed[#listed + 2] = ARGV[i], ARGV[i + 1]
+    end
+  end
+  each('ZADD', risk, listed, 1, #listed)
+  local many = call('ZCARD', risk) - (floor and 1 or 0)
+  if many > risky_max then
+    call('ZREM', risk, TURNED_AWAY)
+    local gone = call('ZPOPMIN', risk, many - risky_max)
+    call('ZADD', risk, gone[#gone], TURNED_AWAY)
+  elseif floor and many <= risky_max / 2 then
+    call('ZREM', risk, TURNED_AWAY)
+  end
+end
 call('SET', checkpoint, moved)
 return {}

@@ -1,10 +1,12 @@
-"""The store in Redis or Valkey: four kinds of keys a partition, and one script that moves them together.
+"""The store in Redis or Valkey: five kinds of keys a partition, and one script that moves them together.
 
     {prefix}{topic}:{p7}:checkpoint     string  where the partition is, in words (`Checkpoint.text`)
     {prefix}{topic}:{p7}:c:<customer>   string  the record, packed (`codec.py`)
     {prefix}{topic}:{p7}:due            zset    customer → ms UTC, one entry for each record
     {prefix}{topic}:{p7}:out            hash    id → entry of the outbox, until Kafka has acknowledged it: sequence,
                                                 place in it, length of the key; then key and value
+    {prefix}{topic}:{p7}:risk           zset    customer → p as of the last decision, of those at risk, AT_RISK_MAX at
+                                                most; and b"\\xff" → the highest p that found no room, if any did
 
 What stands for a customer, also as the checkpoint's timer cursor, is their id, or hidden by a key (`names.py`), as are
 the outbox's ids and entries then. The checkpoint says by which key.
@@ -33,7 +35,9 @@ from ebbtide.featurestore.errors import Fenced, LayoutError, StoreMisconfigured
 from ebbtide.featurestore.record.layout import POLICY_VERSION, Rows
 from ebbtide.featurestore.store.checkpoint import REBUILD, RESETTING, Checkpoint
 from ebbtide.featurestore.store.commit import (
+    AT_RISK_MAX,
     CUSTOMERS_MAX,
+    AtRisk,
     Commit,
     DueCustomers,
     DueRequest,
@@ -81,6 +85,10 @@ def _unnamed(text: str) -> str:
     return re.sub(r" timer_cursor=\S+", "", text)
 
 
+TURNED_AWAY = b"\xff"
+"""As in `apply.lua`."""
+
+
 class MemoryUsage(NamedTuple):
     """Bytes that the server spends. `records`: int64[n], key, value and table entry of each customer asked for (0 when
     absent). `due`: an estimated entry of the sorted set, the same for everyone."""
@@ -108,12 +116,14 @@ class RedisStore:
         connections_max: int = CONNECTIONS_MAX,
         policy_version: int = POLICY_VERSION,
         names: Names | None = None,
+        at_risk_max: int = AT_RISK_MAX,
     ) -> None:
         if {"{", "}"} & {*prefix, *topic}:
             raise StoreMisconfigured(f"prefix {prefix!r} and topic {topic!r} must not contain braces")
         self.dtype = dtype
         self.partitions = partitions
         self._names = names or Names()
+        self._at_risk_max = at_risk_max
         self._codec = RecordCodec(dtype, policy_version)
         self._client = RedisClient(url, credentials, timeout_s=timeout_s, connections_max=connections_max)
         self.where = self._client.where
@@ -236,9 +246,9 @@ class RedisStore:
             checkpoint = checkpoint._replace(names=self._names.id)
         return checkpoint.text()
 
-    def _fixed_keys(self, partition: int) -> tuple[str, str, str]:
+    def _fixed_keys(self, partition: int) -> tuple[str, str, str, str]:
         tag = self._tags[partition]
-        return tag + "checkpoint", tag + "due", tag + "out"
+        return tag + "checkpoint", tag + "due", tag + "out", tag + "risk"
 
     def _call(self, commit: Commit) -> tuple[list[str], list[Any]]:
         """Keys and arguments of the script, as `apply.lua` lists them."""
@@ -248,6 +258,7 @@ class RedisStore:
             *self._record_keys(commit.partition, commit.customers),
             *self._record_keys(commit.partition, commit.forgotten),
         ]
+        risks = commit.risks
         args = [
             self._text_of(commit.expected),
             self._text_of(commit.checkpoint),
@@ -255,6 +266,8 @@ class RedisStore:
             len(commit.customers),
             len(commit.outbox),
             len(commit.acked),
+            len(risks),
+            self._at_risk_max,
             *commit.due.tolist(),
             *self._codec.pack(commit.rows),
             *(
@@ -263,6 +276,7 @@ class RedisStore:
                 for part in (entry.id, _packed(at, entry))
             ),
             *map(sealed, commit.acked),
+            *(part for p, customer in risks for part in (p, self._names.stored(customer))),
         ]
         return keys, args
 
@@ -322,6 +336,26 @@ class RedisStore:
             (partition, self._codec.unpack([value], partition)[0][0])
             for partition, value in enumerate(values) if value is not None
         ]  # fmt: skip
+
+    async def at_risk(self, p_min: float, customers_max: int) -> AtRisk:
+        keys = [tag + "risk" for tag in self._tags]
+        # One more than asked for: the mark of those turned away may be among them.
+        order = ("BYSCORE", "REV", "LIMIT", 0, customers_max + 1, "WITHSCORES")
+        n = len(keys)
+        replies = await self._client.ask_all(
+            [("ZRANGE", key, "+inf", p_min, *order) for key in keys]
+            + [("ZCOUNT", key, p_min, "+inf") for key in keys]
+            + [("ZSCORE", key, TURNED_AWAY) for key in keys]
+        )
+        found = [
+            (float(p), partition, self._names.customer(name))
+            for partition, reply in enumerate(replies[:n])
+            for name, p in zip(reply[::2], reply[1::2], strict=True) if name != TURNED_AWAY
+        ]  # fmt: skip
+        floors = [float(floor) for floor in replies[2 * n :] if floor is not None]
+        listed = sum(map(int, replies[n : 2 * n])) - sum(floor >= p_min for floor in floors)
+        found.sort(key=lambda entry: -entry[0])
+        return AtRisk(found[:customers_max], listed, max(floors, default=0.0))
 
     async def scan(self, partition: int) -> AsyncIterator[tuple[list[str], Rows]]:
         # ZSCAN returns at least once whoever stays; `seen` makes it exactly once.

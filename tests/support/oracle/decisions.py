@@ -235,12 +235,15 @@ class ModelFacts(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """Of every feature: its name, how it is put in words, its value and its contribution in logits."""
+    """Of every feature: its name, its group, its value and its contribution in logits; how a group is put in words,
+    whose loudest is of this index; and the sequence's contribution."""
 
     names: Sequence[str]
-    words: Sequence[Callable[[float], str]]
+    groups: Sequence[str]
+    words: Callable[[str, int], str]
     values: Sequence[float]
     contributions: Sequence[float]
+    sequence: float
 
 
 def alert_of(
@@ -297,19 +300,33 @@ def id_of(topic: str, customer: str, decided: Decided, target: str = "activity")
 
 
 def _reasons(explained: Explained, for_churn: bool) -> list[dict[str, Any]]:
-    """The loudest that speak for what was said, loudest first; of equals the one that the spec lists first."""
+    """The groups that speak loudest for what was said, loudest first; of equals the one that the spec lists first."""
     sign = 1 if for_churn else -1
-    speaking = [(c * sign, -n) for n, c in enumerate(explained.contributions) if c * sign > 0]
-    loudest = [-n for _, n in sorted(speaking, reverse=True)[:REASONS]]
-    return [
-        {
-            "feature": explained.names[n],
-            "value": _short(explained.values[n]),
-            "contribution": _short(explained.contributions[n]),
-            "words": explained.words[n](explained.values[n]),
-        }
-        for n in loudest
-    ]
+    members: dict[str, list[int]] = {}
+    for n, group in enumerate(explained.groups):
+        members.setdefault(group, []).append(n)
+    totals = dict.fromkeys(members, 0.0)
+    for group, own in members.items():
+        for n in own:
+            totals[group] += explained.contributions[n]
+    totals["sequence"] = explained.sequence
+    order = list(totals)
+    speaking = [group for group in order if totals[group] * sign > 0]
+    loudest = sorted(speaking, key=lambda group: (-totals[group] * sign, order.index(group)))[:REASONS]
+    reasons = []
+    for group in loudest:
+        own = members.get(group, [])
+        top = max(own, key=lambda n: (explained.contributions[n] * sign, -n), default=-1)
+        reasons.append(
+            {
+                "feature": explained.names[top] if own else "sequence",
+                "group": group,
+                "value": _short(explained.values[top]) if own else None,
+                "contribution": _short(totals[group]),
+                "words": explained.words(group, top),
+            }
+        )
+    return reasons
 
 
 def _short(value: float) -> float:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.spec import parse_spec
+from ebbtide.model.explaining.explained import Explained
 from ebbtide.stream.decision.episodes import EpisodePolicy
 
 SPEC = parse_spec(
@@ -76,13 +77,11 @@ class ArithmeticModel:
         time.sleep(self._seconds)
         return self.expected(rows, as_of)
 
-    def explain(
-        self, rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
         """Silence in days speaks for churn with its own length; nothing else speaks."""
         values = np.zeros((len(rows), len(features(SPEC))), np.float32)
         values[:, 0] = (as_of - rows["last_seen"]) / 86_400_000
-        return values, values.copy()
+        return Explained.by(values, values.copy())
 
 
 class FussyModel(ArithmeticModel):
@@ -112,15 +111,13 @@ class FussyModel(ArithmeticModel):
         p[lost] = np.nan
         return np.full_like(p, 2.0) if self.wrong else p
 
-    def explain(
-        self, rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
         lost = self._lost(rows)
         if np.isin(rows["activity_count"], self.unexplained).any():
             raise RuntimeError("no words on purpose")
-        values, contributions = super().explain(rows, as_of)
+        values, contributions, *_ = super().explain(rows, as_of)
         contributions[lost] = np.nan
-        return values, contributions
+        return Explained.by(values, contributions)
 
     def _lost(self, rows: Rows) -> NDArray[np.bool_]:
         self.calls.append(len(rows))

@@ -22,6 +22,8 @@ from ebbtide.featurestore.store.redis.store import RedisStore
 # Not the layout of any spec: a store must not care. 49 bytes, so that nothing is aligned by luck.
 DTYPE = np.dtype([("count", "<i8"), ("sums", "<f8", (3,)), ("raw", "u1", (17,))])
 PARTITIONS = 3
+AT_RISK_MAX = 20
+"""So few that random steps fill the list."""
 LAYOUT = "0123456789abcdef"
 
 
@@ -35,7 +37,7 @@ class Backend:
 
 @asynccontextmanager
 async def memory_backend() -> AsyncIterator[Backend]:
-    store = MemoryStore(DTYPE, PARTITIONS)
+    store = MemoryStore(DTYPE, PARTITIONS, at_risk_max=AT_RISK_MAX)
 
     @asynccontextmanager
     async def full() -> AsyncIterator[None]:
@@ -53,7 +55,17 @@ async def redis_backend(url: str, prefix: str, secret: str | None = None) -> Asy
     opened: list[RedisStore] = []
 
     def owner() -> Store:
-        opened.append(RedisStore(url, DTYPE, "clicks", PARTITIONS, prefix=prefix, names=names_of(secret)))
+        opened.append(
+            RedisStore(
+                url,
+                DTYPE,
+                "clicks",
+                PARTITIONS,
+                prefix=prefix,
+                names=names_of(secret),
+                at_risk_max=AT_RISK_MAX,
+            )
+        )
         return opened[-1]
 
     @asynccontextmanager
@@ -79,6 +91,7 @@ class State(NamedTuple):
     records: dict[str, bytes]
     due: list[tuple[str, int]]
     outbox: list[OutboxEntry]
+    risk: dict[str, float]
 
 
 async def state_of(store: Store, partition: int = 0) -> State:
@@ -90,8 +103,14 @@ async def state_of(store: Store, partition: int = 0) -> State:
     names, times = await store.due(partition, 2**53, 10**6)
     due = list(zip(names, times.tolist(), strict=True))
     assert {name for name, _ in due} == set(records), "every record has a due time, and nobody else has"
+    risk = {name: p for p, home, name in (await store.at_risk(0.0, 10**6)).entries if home == partition}
+    assert set(risk) <= set(records), "who is at risk has a record"
     return State(
-        await store.checkpoint(partition), dict(sorted(records.items())), due, await store.outbox(partition)
+        await store.checkpoint(partition),
+        dict(sorted(records.items())),
+        due,
+        await store.outbox(partition),
+        risk,
     )
 
 
@@ -153,4 +172,5 @@ def random_step(
             for i in rng.integers(0, 12, int(rng.integers(0, 5)))
         ],
         acked=[ids[i] for i in rng.integers(0, 12, int(rng.integers(0, 5)))],
+        at_risk=np.where(rng.random(split) < 0.5, rng.random(split), np.nan).astype(np.float32),
     )

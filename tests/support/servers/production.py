@@ -63,7 +63,7 @@ async def exercise(store: RedisStore, steps: int = 60) -> None:
         assert [(p, row.tobytes()) for p, row in answer] == [(p, row.tobytes()) for p, row in wanted]
     for partition in range(N):
         await store.reset(partition)
-        assert await state_of(store, partition) == (None, {}, [], [])
+        assert await state_of(store, partition) == (None, {}, [], [], {})
 
 
 async def patiently(ask: Callable[[], Any], timeout_s: float = 15.0) -> Any:

@@ -27,6 +27,7 @@ from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.model.explaining.explained import Explained
 from ebbtide.ops.config.settings import RedisSettings, Settings, TopicSettings
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.stream.batch import FetchedBatch
@@ -64,12 +65,10 @@ class Arithmetic(ArithmeticModel):
         super().__init__(sizes=(8, 64), policy=policy)
         self.version, self._features = version, len(features(spec))
 
-    def explain(
-        self, rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
         values = np.zeros((len(rows), self._features), np.float32)
         values[:, 0] = (as_of - rows["last_seen"]) / 86_400_000
-        return values, values.copy()
+        return Explained.by(values, values.copy())
 
 
 @dataclass(frozen=True)
@@ -167,6 +166,7 @@ class World:
         return Tools(
             self.settings.kafka.topic, Outputs(topics.alerts, topics.dead_letters, topics.scores), kind.layout,
             Folder(kind.layout), Parser(kind.layout.spec), store, cache, sink, batcher, self.clock, said,
+            at_risk_from=0.0,  # everybody is listed, so that there is a place more where somebody may be left
         )  # fmt: skip
 
     @asynccontextmanager

@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
+from ebbtide.featurestore.record.reasons import Said
 from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.stream.outputs.alert import (
     Alert,
@@ -16,11 +16,9 @@ from ebbtide.stream.outputs.alert import (
     alert_schema,
     customer_key,
     encode,
-    top_reasons,
+    reasons_of,
 )
 from ebbtide.stream.outputs.versions import read_alert
-
-NINE = np.array([9.0], np.float32)
 
 
 def an_alert(**changes: Any) -> Alert:
@@ -37,7 +35,7 @@ def an_alert(**changes: Any) -> Alert:
         "probability": 0.8125,
         "threshold": 0.8,
         "horizon_days": 14.0,
-        "reasons": top_reasons(["silence"], ["{:.0f} days".format], NINE, NINE, 1),
+        "reasons": reasons_of([Said("silence", "silence", 9.123456, 0.123456, "9 days")]),
         "model": "shop",
         "model_version": 3,
         "layout": "0123456789abcdef",
@@ -139,13 +137,8 @@ def test_alerts_of_the_first_version_are_read() -> None:
             read_alert(none)
 
 
-def test_reasons_are_the_loudest_in_one_direction_and_rounded() -> None:
-    names = ["a", "b", "c", "d", "e"]
-    say = ["{:.1f}".format] * 5
-    values = np.array([1, 2, 3, 4, 5.123456], np.float32)
-    contributions = np.array([0.5, -2.0, 1.0, 0.0, 0.123456], np.float32)
-    towards_churn = top_reasons(names, say, values, contributions, 1)
-    assert [reason.feature for reason in towards_churn] == ["c", "a", "e"]
-    assert (towards_churn[2].value, towards_churn[2].contribution) == (5.123, 0.1235)
-    assert towards_churn[2].words == "5.1"
-    assert [reason.feature for reason in top_reasons(names, say, values, contributions, -1)] == ["b"]
+def test_figures_of_reasons_are_rounded() -> None:
+    (reason,) = an_alert().reasons
+    assert (reason.value, reason.contribution, reason.group) == (9.123, 0.1235, "silence")
+    (sequence,) = reasons_of([Said("sequence", "sequence", None, -2.0, "lately")])
+    assert sequence.value is None

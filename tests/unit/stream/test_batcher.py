@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Rows
+from ebbtide.model.explaining.explained import Explained
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.errors import ScorerUnavailable
 from ebbtide.stream.scoring.batcher import Batcher
@@ -102,11 +103,9 @@ class Doubled(ArithmeticModel):
 
     version = 2
 
-    def explain(
-        self, rows: Rows, as_of: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        values, contributions = super().explain(rows, as_of)
-        return values * 2, contributions * 2
+    def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
+        values, contributions, *_ = super().explain(rows, as_of)
+        return Explained.by(values * 2, contributions * 2)
 
 
 def batcher_of(model: ArithmeticModel, heard: Listener) -> Batcher:
@@ -256,7 +255,7 @@ async def test_reasons_come_from_the_version_that_scored() -> None:
         serving[0] = model
         scored.append(await batcher.score(rows_of(3), as_of, events=3, oldest_ms=0))
     for each, silence in zip(scored, (1.0, 2.0), strict=True):
-        values, _ = await batcher.explain(rows_of(3), as_of, each.serving)
+        values, *_ = await batcher.explain(rows_of(3), as_of, each.serving)
         assert values[:, 0].tolist() == [silence] * 3
     loop.cancel()
     batcher.close()

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -15,6 +16,8 @@ from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import EVENT, EXPIRED, RESET, RETURNED, SILENCE, TERMINAL, Points
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS
+from ebbtide.featurestore.record.reasons import Reasons
+from ebbtide.model.explaining import explained as explaining
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.decision.budget import Spent
 from ebbtide.stream.decision.episodes import EpisodePolicy
@@ -50,13 +53,14 @@ Walk = list[tuple[int, int, int, float, int]]
 class Loud(ArithmeticModel):
     """Explains by a formula of the record that has ties, zeros and both signs."""
 
-    def explain(
-        self, rows: NDArray[np.void], as_of: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def explain(self, rows: NDArray[np.void], as_of: NDArray[np.int64]) -> explaining.Explained:
         n = np.arange(len(features(SPEC)))
         seeds = (rows["activity_count"].astype(np.int64) * 7919 + as_of)[:, None]
         contributions = ((seeds * (n + 3)) % 11 - 5).astype(np.float32) / 7
-        return ((seeds % 1000 + n) / 3).astype(np.float32), contributions.astype(np.float32)
+        values = ((seeds % 1000 + n) / 3).astype(np.float32)
+        sequence = ((seeds[:, 0] % 13 - 6) / 7).astype(np.float32)
+        parts = explaining.Explained.by(values, contributions.astype(np.float32))
+        return parts._replace(sequence=sequence, logit=parts.logit + sequence)
 
 
 def random_rules(draw: random.Random) -> EpisodePolicy:
@@ -168,7 +172,7 @@ def foretold(walk: Walk, policy: EpisodePolicy) -> tuple[list[dict[str, Any]], l
     (ours,) = policy.targets
     bands = (("high", ours.enter), *((band.name, band.enter) for band in ours.bands))
     rules = Told(ours.enter, ours.exit, ours.dwell_ms, ours.cooldown_ms, bands)
-    listed, model = features(SPEC), Loud(policy=policy)
+    listed, words, model = features(SPEC), Reasons(SPEC), Loud(policy=policy)
     facts = ModelFacts(model.name, model.version, rules, LAYOUT.id, SPEC.horizon_ms)
     stories, alerts, held = [Story()] * 4, [], Counter[str]()
     limit = policy.alerts_per_minute
@@ -185,12 +189,14 @@ def foretold(walk: Walk, policy: EpisodePolicy) -> tuple[list[dict[str, Any]], l
             continue
         row = LAYOUT.empty(1)
         row["activity_count"] = n
-        values, contributions = model.explain(row, np.array([as_of]))
+        why = model.explain(row, np.array([as_of]))
         explained = Explained(
             [f.name for f in listed],
-            [f.describe for f in listed],
-            values[0].tolist(),
-            contributions[0].tolist(),
+            [f.group for f in listed],
+            partial(words.words, values=why.values[0]),
+            why.values[0].tolist(),
+            why.contributions[0].tolist(),
+            float(why.sequence[0]),
         )
         origin = Origin(TOPIC, PARTITION, 100 + n)
         seen = last_seen(walk[n])

@@ -260,11 +260,11 @@ def test_answers_of_the_wrong_number_are_failures() -> None:
 def test_reasons_are_missing_for_the_row_alone(kind: Callable[[int], FussyModel]) -> None:
     """Also the first time and by itself: an alert without reasons is better than one that waits."""
     rows, as_of = asked(9, np.random.default_rng(0))
-    values, contributions = RIGHT.explain(rows, as_of)
+    values, contributions, *_ = RIGHT.explain(rows, as_of)
     for known in (Guarded(kind(4)), guarded(kind(4))):
-        alone, _ = known.explain(rows[4:5], as_of[4:5])
+        alone, *_ = known.explain(rows[4:5], as_of[4:5])
         assert np.isnan(alone).all()
-        found_values, found_contributions = known.explain(rows, as_of)
+        found_values, found_contributions, *_ = known.explain(rows, as_of)
         others = np.arange(9) != 4
         assert found_values[others].tobytes() == values[others].tobytes()
         assert found_contributions[others].tobytes() == contributions[others].tobytes()

@@ -1,0 +1,42 @@
+"""`ebbtide at-risk`: what `/v1/at-risk` answers, from Redis alone; no worker and no model is needed."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
+from ebbtide.ops.asking.at_risk import LIMIT, Order, at_risk
+from ebbtide.ops.asking.show import at_risk_table, at_risk_words
+from ebbtide.ops.commands.options import config_option, json_option
+from ebbtide.ops.config.load import load_settings
+from ebbtide.ops.config.settings import Settings
+from ebbtide.ops.console import console, table_and_json
+from ebbtide.ops.errors import SettingsError
+from ebbtide.ops.worker.connect import open_state
+
+
+@click.command()
+@config_option
+@click.option("--limit", type=click.IntRange(1, 10_000), default=LIMIT, show_default=True)
+@click.option("--min-p", "p_min", type=click.FloatRange(0, 1), default=0.0, show_default=True, metavar="P")
+@click.option("--sort", "order", type=click.Choice(["p", "value"]), default="p", show_default=True,
+              help="By p, or by p times what the customer is worth.")  # fmt: skip
+@json_option
+def command(config: Path | None, limit: int, p_min: float, order: Order, json_path: Path | None) -> None:
+    """Who is most at risk, as of the last decision about each."""
+    settings = load_settings(config)
+    layout = Layout(load_spec(settings.spec))
+    try:
+        data: dict[str, Any] = asyncio.run(_run(settings, layout, limit, p_min, order))
+    except ValueError as error:  # the spec has no value
+        raise SettingsError(str(error), hint="--sort p") from None
+    table_and_json(at_risk_table(data), data, json_path)
+    console().print(at_risk_words(data), soft_wrap=True)
+
+
+async def _run(settings: Settings, layout: Layout, limit: int, p_min: float, order: Order) -> dict[str, Any]:
+    async with open_state(settings, layout) as store:
+        return await at_risk(store, layout, limit=limit, p_min=p_min, order=order)
