@@ -79,6 +79,7 @@ class Run:
         self._fallen: list[FellBack] = []
         self._outcome = Outcome({"seed": shape.seed, "seconds": shape.seconds})
         self._began_s = time.monotonic()
+        self._ended_ms = 0
 
     async def all(self) -> Outcome:
         shape, folder = self._shape, self._folder
@@ -161,6 +162,7 @@ class Run:
                         f"nothing lags, and these say they are not ready: {unready}"
                     )
                 await readiness.stop()
+                self._ended_ms = time.time_ns() // 1_000_000
                 codes = await crew.disband()
                 faults.note(f"all workers have gone, with {codes}")
             finally:
@@ -286,16 +288,19 @@ class Run:
             await asyncio.to_thread(load_tensorflow)
             from tests.chaos.expected import Replay
             from tests.chaos.outputs import compare_outputs
-            from tests.chaos.verdict import compare, joined
+            from tests.chaos.verdict import check_timers, compare, joined, timers_of
 
             verdicts, memories = {}, 0
             for name, (settings, acknowledged) in topics.items():
                 scores = await read_scores(settings)
                 remade = self._fallen if name == "chaos" else []
-                expected = await Replay(settings, scores, remade).run()
+                timers = await timers_of(settings)
+                expected = await Replay(settings, scores, remade, timers).run()
                 if name == "chaos":
                     memories = len(expected.memories)
                 verdict = await compare(settings, expected, acknowledged, compacted=name == "compacted")
+                if name == "chaos":
+                    check_timers(verdict, settings, expected, self._ended_ms)
                 await compare_outputs(verdict, settings, expected, scores, acknowledged)
                 verdicts[name] = verdict
         whole = joined(verdicts)
