@@ -46,9 +46,10 @@ def write_spec(file: Path, scale: float) -> None:
 
 
 def direct(
-    scene: Scene, spec: Path, models: Path, topic: str, shape: Shape, *, exactly_once: bool
+    scene: Scene, spec: Path, models: Path, topic: str, shape: Shape, *, exactly_once: bool, timers: bool
 ) -> Settings:
     """Settings with the servers' own addresses."""
+    lateness_ms = round((LATE_S_MAX * shape.scale + OUTAGE_S_MAX) * 1000)
     settings = Settings(
         spec=spec,
         model=models / "chaos",
@@ -58,7 +59,7 @@ def direct(
             fetch_partition_bytes_max=FETCH_BYTES,
         ),
         alerts_from="start",
-        timers=TimerSettings(lateness_max_ms=round((LATE_S_MAX * shape.scale + OUTAGE_S_MAX) * 1000)),
+        timers=TimerSettings(lateness_max=lateness_ms, clock="wall" if timers else "off"),
         record_bytes_max=4_096,
         drain_grace_s=GRACE_S,
         model_watch_s=1.0,
