@@ -20,6 +20,7 @@ from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec
 from tests.chaos.scene import Scene
 from tests.chaos.shape import Shape
+from tests.chaos.traffic import LATE_S_MAX
 
 SPEC = Path(__file__).with_name("spec.yaml")
 DURATION = re.compile(r"\b(\d+)(ms|s)\b")
@@ -30,6 +31,9 @@ RUN_RECORDS = 1_600
 """An aborted run of so many records is longer than two fetches, at 100 bytes a record, if its batches are small: a
 consumer passes over one aborted batch at a time, and Kafka gives out a batch larger than a fetch as a whole."""
 GRACE_S = 8.0
+OUTAGE_S_MAX = 20.0
+"""How long an event may wait for a broker, or be held back. Later than timers wait, its customer's silence would be
+told before it, and what is right would no more follow from the log."""
 
 
 def write_spec(file: Path, scale: float) -> None:
@@ -42,9 +46,10 @@ def write_spec(file: Path, scale: float) -> None:
 
 
 def direct(
-    scene: Scene, spec: Path, models: Path, topic: str, shape: Shape, *, exactly_once: bool
+    scene: Scene, spec: Path, models: Path, topic: str, shape: Shape, *, exactly_once: bool, timers: bool
 ) -> Settings:
     """Settings with the servers' own addresses."""
+    lateness_ms = round((LATE_S_MAX * shape.scale + OUTAGE_S_MAX) * 1000)
     settings = Settings(
         spec=spec,
         model=models / "chaos",
@@ -54,7 +59,7 @@ def direct(
             fetch_partition_bytes_max=FETCH_BYTES,
         ),
         alerts_from="start",
-        timers=TimerSettings(clock="off"),  # when they fire is no function of the log, which is all the verdict has
+        timers=TimerSettings(lateness_max=lateness_ms, clock="wall" if timers else "off"),
         record_bytes_max=4_096,
         drain_grace_s=GRACE_S,
         model_watch_s=1.0,

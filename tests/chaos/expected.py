@@ -16,25 +16,31 @@ lost it is made again without a word, by whoever serves then; so from some point
     said    ──v1──────────v1──────────v2────v2──────     by those that said they scored it
                      ╰──v2──────────v2──────╯            … or made again, from anywhere on, to the end of the piece
 
-So a customer has several stories there, nearly always one. Invariants: the end depends on the log and on who may have
-decided; one alert follows from one version, its p, its thresholds and its reasons.
+So a customer has several stories there, nearly always one.
+
+Silences are taken by timers, or by the next event where that was first: the same points, so the log tells them. Two
+things it does not tell. How far timers came in the end is read from the checkpoints, and held against the time. And a
+tombstone forgets who was silent: what was taken before it is what the score topic says; whether that was told, or the
+worker died before, nobody knows, so such alerts may be there and need not. Invariants: the end depends on the log and
+on who may have decided; one alert follows from one version, its p, its thresholds and its reasons.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
+from ebbtide.featurestore.events.event import TOMBSTONE
 from ebbtide.featurestore.events.parse import ParseLimits, Parser
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS, Layout, Rows
 from ebbtide.featurestore.record.reasons import Reasons
 from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.store.checkpoint import TimerCursor
 from ebbtide.model.explaining.explained import GAP_MAX
 from ebbtide.model.serving.folder import versions
 from ebbtide.model.serving.runtime import configure
@@ -63,6 +69,7 @@ from tests.support.oracle.oracle import EVENT, EXPIRED, RESET, SILENCE
 CHUNK = 2_000
 STORIES_MAX = 256
 """More stories of one customer at a time, and nothing is proven of their episode: they are counted, and let go."""
+NEVER = 2**62
 AS_SAID, MADE_AGAIN = 0, -1
 """Of a path that follows whoever said that they scored a point: not made again yet, or as far as it had been."""
 
@@ -92,15 +99,24 @@ class Foreseen(NamedTuple):
     certain: bool
 
 
+class Shown(NamedTuple):
+    """The event that brought a point about or, of a silence, showed it at the latest: its offset, its time (ms UTC),
+    whether it is a null."""
+
+    offset: int
+    time: int = 0
+    tombstone: bool = False
+
+
 @dataclass
 class Expected:
     """records: (partition, customer) -> bytes without the episode; stories: the same -> what the episode may be; due:
     the same -> ms; alerts: id -> what it says; letters: (partition, offset) -> reason and checksum; tombstones:
     customer -> how often forgotten; sums: offset -> checksum of each record by partition; memories: the log's time in
     pieces as long as the spec's memory, those of them in which a record came; beliefs: what who obeys the contract
-    knows of each customer in the end; latest: each customer's last score; scores_*: what is wrong with the scores;
-    ambiguous: customers of whom two versions decided otherwise, since their last tombstone and ever; lost_track: those
-    of whom there were too many stories."""
+    knows of each customer in the end; latest: each customer's last score; timed: points that no event showed; scores_*:
+    what is wrong with the scores; ambiguous: customers of whom two versions decided otherwise, since their last
+    tombstone and ever; lost_track: those of whom there were too many stories."""
 
     records: dict[tuple[int, str], bytes] = field(default_factory=dict)
     stories: dict[tuple[int, str], set[Story]] = field(default_factory=dict)
@@ -116,6 +132,7 @@ class Expected:
     scores_wrong: list[tuple[PointKey, int, float]] = field(default_factory=list)
     scores_extra: list[PointKey] = field(default_factory=list)
     points: int = 0
+    timed: int = 0
     lost_track: set[str] = field(default_factory=set)
     ambiguous: set[str] = field(default_factory=set)
     ever_ambiguous: set[str] = field(default_factory=set)
@@ -127,11 +144,18 @@ class Expected:
 
 class Replay:
     """Reads a topic from end to end. `settings` are the workers', but for the way to Kafka; `scores` is what their
-    score topic says, `remade` what may have been decided again."""
+    score topic says, `remade` what may have been decided again, `timers` how far each partition's came."""
 
-    def __init__(self, settings: Settings, scores: ScoresRead, remade: Iterable[FellBack]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        scores: ScoresRead,
+        remade: Iterable[FellBack],
+        timers: Mapping[int, TimerCursor],
+    ) -> None:
         configure()
         self._settings, self._scores, self._remade = settings, scores, list(remade)
+        self._timers = timers
         self._layout = Layout(load_spec(settings.spec))
         self._folder = Folder(self._layout)
         self._parser = Parser(self._layout.spec, ParseLimits(value_bytes_max=settings.record_bytes_max))
@@ -154,6 +178,10 @@ class Replay:
         for partition, records in waiting.items():
             self._take(partition, records)
         for partition, rows in self._rows.items():
+            ms, last = self._timers.get(partition, (0, ""))
+            customers = list(rows)
+            until = [ms + 1 if last and customer <= last else ms for customer in customers]
+            self._elapse(partition, customers, until, NEVER)
             for customer, row in rows.items():
                 self.end.records[partition, customer] = row.tobytes()
                 due = self._folder.due(np.array([row], self._layout.dtype))
@@ -167,20 +195,65 @@ class Replay:
         for record in records:
             sums[record.offset] = checksum(record.key, record.value, record.headers)
         self.end.memories |= {record.timestamp // self._layout.spec.memory_ms for record in records}
+        nulls = [i for i, record in enumerate(records) if record.value is None and i]
+        for low, high in zip([0, *nulls], [*nulls, len(records)], strict=True):
+            if records[low].value is None:
+                self._silences_before(partition, records[low])
+            self._fold(partition, records[low:high])
+
+    def _fold(self, partition: int, records: list[Record]) -> None:
+        """Records of which the first one alone may be a null."""
         parsed = self._parser.parse(records)
         for bad in parsed.rejected:
             record = records[bad.index]
-            self.end.letters[partition, record.offset] = (str(bad.reason), sums[record.offset])
-        events, rows = parsed.events, self._rows[partition]
-        before = self._layout.empty(len(events.customers))
-        for i, customer in enumerate(events.customers):
-            if customer in rows:
-                before[i] = rows[customer]
-        after, points = self._folder.fold(before, events)
+            said = self.end.sums[partition][record.offset]
+            self.end.letters[partition, record.offset] = (str(bad.reason), said)
+        events = parsed.events
+        after, points = self._folder.fold(self._before(partition, events.customers), events)
         for e in np.flatnonzero(events.kind == TOMBSTONE):
             self.end.tombstones[events.customers[events.customer[e]].encode()] += 1
-        _Decisions(self, partition, events, points).run()
-        for i, customer in enumerate(events.customers):
+        columns = (events.position, events.time, events.kind == TOMBSTONE)
+        shown = map(Shown, *(column[points.event].tolist() for column in columns))
+        _Decisions(self, partition, events.customers, points, list(shown)).run()
+        self._keep(partition, events.customers, after)
+
+    def _silences_before(self, partition: int, null: Record) -> None:
+        """Those that the score topic says were taken of a customer before a null of theirs."""
+        customer = (null.key or b"").decode(errors="replace")
+        if customer not in self._rows[partition]:
+            return
+        row = self._before(partition, [customer])
+        silences = self._folder.elapse(row, NEVER)[1]
+        offset = int(row["last_seen_offset"][0])
+        taken = [
+            as_of
+            for as_of, cause in zip(silences.as_of.tolist(), silences.cause.tolist(), strict=True)
+            if PointKey(partition, offset, as_of, CAUSE_NAMES[cause]) in self._scores.said
+        ]
+        if taken:
+            self._elapse(partition, [customer], [max(taken) + 1], null.offset, told=False)
+
+    def _elapse(
+        self, partition: int, customers: Sequence[str], until: list[int], at: int, *, told: bool = True
+    ) -> None:
+        """Let time pass for customers, each until then. `at`: the offset that was not folded yet. `told`: whoever took
+        these points lived to tell of them."""
+        rows = self._before(partition, customers)
+        after, points = self._folder.elapse(rows, np.array(until, np.int64))
+        self.end.timed += len(points)
+        _Decisions(self, partition, customers, points, [Shown(at)] * len(points), told=told).run()
+        self._keep(partition, customers, after)
+
+    def _before(self, partition: int, customers: Sequence[str]) -> Rows:
+        rows, before = self._rows[partition], self._layout.empty(len(customers))
+        for i, customer in enumerate(customers):
+            if customer in rows:
+                before[i] = rows[customer]
+        return before
+
+    def _keep(self, partition: int, customers: Sequence[str], after: Rows) -> None:
+        rows = self._rows[partition]
+        for i, customer in enumerate(customers):
             if after["event_time"][i] != 0:
                 rows[customer] = after[i].copy()
             else:
@@ -188,13 +261,23 @@ class Replay:
 
 
 class _Decisions:
-    """The points of one chunk."""
+    """The points of one chunk, each with what has `shown` it. `told`: whoever took them lived to tell of them."""
 
-    def __init__(self, replay: Replay, partition: int, events: EventBatch, points: Points) -> None:
-        self._replay, self._partition, self._events, self._points = replay, partition, events, points
+    def __init__(
+        self,
+        replay: Replay,
+        partition: int,
+        customers: Sequence[str],
+        points: Points,
+        shown: list[Shown],
+        *,
+        told: bool = True,
+    ) -> None:
+        self._replay, self._partition, self._points, self._told = replay, partition, points, told
+        self._customers, self._shown = customers, shown
         self._end, self._versions = replay.end, replay._versions
-        self._at = events.position[points.event].tolist()
-        of = np.where(points.of_time, points.rows["last_seen_offset"], self._at)
+        self._of_time = points.of_time.tolist()
+        of = np.where(points.of_time, points.rows["last_seen_offset"], [each.offset for each in shown])
         self._offsets = of.tolist()
         self._as_of, self._cause = points.as_of.tolist(), points.cause.tolist()
         self._said: list[tuple[int, str, Decided, int, float, bool]] = []
@@ -202,7 +285,7 @@ class _Decisions:
     def run(self) -> None:
         m_points = range(len(self._points))
         said = [self._said_by(m) if self._cause[m] <= SILENCE else frozenset() for m in m_points]
-        again = [self._made_again_by(self._at[m]) for m in m_points]
+        again = [self._made_again_by(m) for m in m_points]
         p = self._scores_of(
             [those | more if those else those for those, more in zip(said, again, strict=True)]
         )
@@ -219,11 +302,15 @@ class _Decisions:
             self._end.scores_missing.append(point)
         return frozenset(said & self._versions.keys() or self._versions.keys())
 
-    def _made_again_by(self, offset: int) -> frozenset[int]:
+    def _made_again_by(self, m: int) -> frozenset[int]:
+        """Whoever may have decided it again. A silence was taken anywhere between the customer's last activity and what
+        showed it."""
+        last = self._shown[m].offset
+        first = self._offsets[m] if self._of_time[m] else last
         pieces = [
             piece.versions
             for piece in self._replay._remade
-            if piece.partition == self._partition and piece.low <= offset < piece.high
+            if piece.partition == self._partition and piece.low <= last and first < piece.high
         ]
         return frozenset[int]().union(*pieces) & self._versions.keys()
 
@@ -242,7 +329,7 @@ class _Decisions:
             if not those:
                 continue
             point = self._point(m)
-            customer = self._events.customers[self._points.customer[m]]
+            customer = self._customers[self._points.customer[m]]
             for score in self._replay._scores.said.pop(point, []):
                 if p.get((m, score.version)) != score.p or score.customer != customer:
                     self._end.scores_wrong.append((point, score.version, score.p))
@@ -252,19 +339,18 @@ class _Decisions:
         self, m: int, said: frozenset[int], again: frozenset[int], p: dict[tuple[int, int], float]
     ) -> None:
         end, cause, as_of = self._end, self._cause[m], self._as_of[m]
-        customer = self._events.customers[self._points.customer[m]]
+        customer = self._customers[self._points.customer[m]]
         place = self._partition, customer
         if cause == RESET:
             self._replay.paths.pop(place, None)
-            if self._events.kind[self._points.event[m]] == TOMBSTONE:
+            if self._shown[m].tombstone:
                 end.beliefs.pop(customer, None)
                 end.latest.pop(customer, None)
                 end.ambiguous.discard(customer)
             return
         if said:
             end.latest[customer] = self._point(m)
-        brought = int(self._points.event[m])
-        happened = int(self._events.time[brought]) if cause == EVENT else None
+        happened = self._shown[m].time if cause == EVENT else None
         # Who left, returned or expired was not scored: any version says the same of it.
         said = said or frozenset(sorted(self._versions)[:1])
         outcomes = [
@@ -293,7 +379,7 @@ class _Decisions:
         if len({(replace(story, score=0.0, scored_at=0), decided) for story, decided, _, _ in outcomes}) > 1:
             end.ambiguous.add(customer)
             end.ever_ambiguous.add(customer)
-        certain = len({decided for _, decided, _, _ in outcomes}) == 1
+        certain = self._told and len({decided for _, decided, _, _ in outcomes}) == 1
         for decided, number in dict.fromkeys((decided, number) for _, decided, _, number in outcomes):
             if decided is not None:
                 self._said.append((m, customer, decided, number, p.get((m, number), 0.0), certain))

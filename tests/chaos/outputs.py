@@ -63,7 +63,8 @@ class _Alerts:
         said = orjson.loads(record.value)
         identity, version, place = said["alert_id"].encode(), said["model_version"], said["decision"]
         self.times[identity] += 1
-        self.first_at.setdefault((place["partition"], place["offset"]), record.timestamp)
+        if place["cause"] != "silence":  # which is told long after the activity where it lies
+            self.first_at.setdefault((place["partition"], place["offset"]), record.timestamp)
         self.times_at[identity, place["partition"], place["offset"]] += 1
         self.bytes_by[identity, version, place["partition"], place["offset"]].add(record.value)
         self.watch.value(key, place["topic"], place["partition"], place["offset"])
@@ -191,6 +192,7 @@ def _check_scores(verdict: Verdict, expected: Expected, scores: ScoresRead) -> N
     """Each scored point was said, with what the version named gives it, and nothing else was; and the last score of
     everybody is the last."""
     verdict.figures["scores"] = expected.points
+    verdict.figures["points_by_timers"] = expected.timed
     _check_nulls(verdict, expected, scores.forgotten)
     verdict.figures["scores_duplicated"] = scores.duplicated
     verdict.count("scores_missing", expected.scores_missing)

@@ -19,11 +19,12 @@ MUST_BE_ZERO = (
     "alerts_mixed_versions", "alerts_other_key", "alerts_out_of_order", "beliefs_wrong", "alerts_behind_tombstone",
     "dead_letters_missing", "dead_letters_wrong", "dead_letters_behind_tombstone", "scores_missing", "scores_wrong",
     "scores_extra", "scores_stale", "scores_behind_tombstone", "poison_misjudged", "tombstones_missing",
-    "acknowledged_missing", "workers_ended_by_themselves", "not_ready_when_quiet",
+    "acknowledged_missing", "timers_late", "workers_ended_by_themselves", "not_ready_when_quiet",
 )  # fmt: skip
 ROWS = {
     "what happened": (
-        "events", "alerts", "dead_letters", "scores", "customers", "worker_kills", "rebalances", "zombies",
+        "events", "alerts", "dead_letters", "scores", "points_by_timers", "customers", "worker_kills", "rebalances",
+        "zombies",
         "broker_kills", "redis_kills", "redis_losses", "redis_flushes", "network_faults", "model_swaps",
         "model_versions_seen",
         "states_made_again", "states_fallen_back", "workers_started", "aborted_runs", "compacted_gaps",

@@ -79,6 +79,7 @@ class Run:
         self._fallen: list[FellBack] = []
         self._outcome = Outcome({"seed": shape.seed, "seconds": shape.seconds})
         self._began_s = time.monotonic()
+        self._ended_ms = 0
 
     async def all(self) -> Outcome:
         shape, folder = self._shape, self._folder
@@ -95,10 +96,13 @@ class Run:
             staged = await publishing
             (models / "chaos").mkdir(parents=True)
             publish_next(models / "chaos", staged[0])
-            settings = direct(scene, spec, models, "chaos", shape, exactly_once=not shape.at_least_once)
-            # So that each run has one topic at least of either promise, unless it is told otherwise.
+            settings = direct(
+                scene, spec, models, "chaos", shape, exactly_once=not shape.at_least_once, timers=True
+            )
+            # So that each run has one topic at least of either promise, unless it is told otherwise. What is written
+            # here waits for nobody, so how late an event is follows from the machine: timers are off.
             few = replace(shape, partitions=min(shape.partitions, COMPACTED_PARTITIONS_MAX))
-            holed = direct(scene, spec, models, "chaos-compacted", few, exactly_once=False)
+            holed = direct(scene, spec, models, "chaos-compacted", few, exactly_once=False, timers=False)
             holes = Holes(few, scene, holed, self._forks, folder)
             writing = asyncio.create_task(holes.produce())
             acknowledged = await self._under_faults(scene, settings, staged)
@@ -161,6 +165,7 @@ class Run:
                         f"nothing lags, and these say they are not ready: {unready}"
                     )
                 await readiness.stop()
+                self._ended_ms = time.time_ns() // 1_000_000
                 codes = await crew.disband()
                 faults.note(f"all workers have gone, with {codes}")
             finally:
@@ -286,16 +291,19 @@ class Run:
             await asyncio.to_thread(load_tensorflow)
             from tests.chaos.expected import Replay
             from tests.chaos.outputs import compare_outputs
-            from tests.chaos.verdict import compare, joined
+            from tests.chaos.verdict import check_timers, compare, joined, timers_of
 
             verdicts, memories = {}, 0
             for name, (settings, acknowledged) in topics.items():
                 scores = await read_scores(settings)
                 remade = self._fallen if name == "chaos" else []
-                expected = await Replay(settings, scores, remade).run()
+                timers = await timers_of(settings)
+                expected = await Replay(settings, scores, remade, timers).run()
                 if name == "chaos":
                     memories = len(expected.memories)
                 verdict = await compare(settings, expected, acknowledged, compacted=name == "compacted")
+                if name == "chaos":
+                    check_timers(verdict, settings, expected, self._ended_ms)
                 await compare_outputs(verdict, settings, expected, scores, acknowledged)
                 verdicts[name] = verdict
         whole = joined(verdicts)

@@ -35,6 +35,8 @@ HEADERS: tuple[tuple[tuple[str, bytes | None], ...], ...] = (
 )
 HEADED = 0.3
 """Share of records that have headers."""
+AWAY = 0.1
+"""Share of customers who stay away for minutes."""
 TOMBSTONES, POISON, TWICE, LATE, HELD = 0.002, 0.01, 0.03, 0.04, 0.02
 """Shares of all that is sent; the shares of kinds are of what remains."""
 
@@ -75,9 +77,12 @@ class Traffic:
         self._keyed = keyed
         self._keys = [name.encode() for name in customers]
         self._json = [_quoted(name) for name in customers]
-        # From bursts with pauses of seconds to customers who stay away for longer than `memory`.
-        self._period_s = np.exp(draw.uniform(np.log(3.0), np.log(60.0), n)) * scale
-        self._phase_s = draw.uniform(0.0, 60.0, n) * scale
+        # From bursts with pauses of seconds to customers who stay away for longer than `memory`, and some whom timers
+        # tell to be silent before they come back, if they do.
+        period_s = np.exp(draw.uniform(np.log(3.0), np.log(60.0), n))
+        away = draw.random(n) < AWAY
+        self._period_s = np.where(away, draw.uniform(150.0, 400.0, n), period_s) * scale
+        self._phase_s = draw.uniform(0.0, 1.0, n) * np.where(away, self._period_s, 60.0 * scale)
         self._weight = draw.pareto(1.5, n) + 0.2
         self._draw = random.Random(seed)
         self._n = 0

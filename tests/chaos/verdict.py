@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS, Layout
 from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.store.checkpoint import TimerCursor
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import TURNED_AWAY
 from ebbtide.ops.config.settings import Settings
@@ -25,6 +26,8 @@ from tests.chaos.monitor import marks_of
 from tests.support.oracle.decisions import Story
 
 SHOWN = 5
+TIMERS_LATE_MS = 15_000
+"""Beyond the lateness that is waited for: some looks at the clock, and a thousand customers who are due at once."""
 DUE_PAGE = 1_000_000
 
 
@@ -145,6 +148,21 @@ def _other_episodes(
             other = {n: (fields[n], stories[0][n]) for n in fields if fields[n] != stories[0][n]}
             wrong.append((partition, customer, other))
     return wrong
+
+
+async def timers_of(settings: Settings) -> dict[int, TimerCursor]:
+    """How far the timers of each partition came."""
+    layout, partitions = Layout(load_spec(settings.spec)), settings.topics.partitions
+    async with open_store(settings, layout, partitions) as store:
+        checkpoints = {p: await store.checkpoint(p) for p in range(partitions)}
+    return {p: checkpoint.timers for p, checkpoint in checkpoints.items() if checkpoint}
+
+
+def check_timers(verdict: Verdict, settings: Settings, expected: Expected, ended_ms: int) -> None:
+    """Nobody was left waiting who had been due for long when the workers were told to go: `ended_ms`, UTC."""
+    until_ms = ended_ms - settings.timers.lateness_max_ms - TIMERS_LATE_MS
+    late = [(*place, until_ms - due) for place, due in expected.due.items() if due < until_ms]
+    verdict.count("timers_late", late)
 
 
 async def _check_keys(verdict: Verdict, settings: Settings, expected: Expected, partitions: int) -> None:
