@@ -1,8 +1,7 @@
 """The graph that is published: record fields in, features, probability or reasons out.
 
-    record fields, as_of ──▶ FeatureLayer ─┬─▶ network ─┬──▶ Calibrator ──▶ probability
-                                           ├─▶ forest ──┘
-                                           │     └── both taken apart ──▶ contributions
+    record fields, as_of ──▶ FeatureLayer ─┬─▶ trunk ──┬──▶ head of each target ──▶ probability, survival
+                                           │           └──▶ the first one's parts taken apart ──▶ contributions
                                            └────────────────────────────▶ features
 
 It ties the parts together as three functions of the same inputs, the record's fields by name and `as_of`, and is what
@@ -10,16 +9,15 @@ It ties the parts together as three functions of the same inputs, the record's f
 (the worker, TF Serving, a notebook) needs no code of ours.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.features import DAY_S, FeatureLayer, Tensor
-from ebbtide.model.graph.forest import Forest, ForestGraph
+from ebbtide.model.graph.head import Head, HeadGraph
 from ebbtide.model.graph.network import has_sequence
 
 EXPLAIN_STEPS = 8
@@ -31,10 +29,11 @@ STRETCH_MIN = 1e-6
 
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "features": ("features",),
-    "score": ("probability", "logit"),
+    "score": ("probability", "logit", "survival"),
     "explain": ("features", "contributions", "logit", "reference"),
 }
-"""Signature -> its outputs. All are float32: [n, F] for features and contributions, [n] for the rest."""
+"""Signature -> its outputs. All are float32: [n, F] for features and contributions, [n] for the rest; of `score` [n,
+targets] where there are several, and [n, horizons] or [n, targets, horizons] for survival, if the model has it."""
 
 
 def input_specs(layout: Layout, size: int | None = None) -> dict[str, Any]:
@@ -49,9 +48,8 @@ def input_specs(layout: Layout, size: int | None = None) -> dict[str, Any]:
 
 
 class Served(tf.Module):
-    """`Served(layout, network, calibrator, forest, share)`: the functions of a model. `network` is in float32
-    (`network.in_float32`). Its logit and the forest's are mixed, `share` of it the forest's, 0 to 1; without a forest
-    nothing of one is in the graph.
+    """`Served(layout, heads)`: the functions of a model, with a head for each target of the spec, the primary one
+    first. The trunk is that of the first one's network.
 
     Each takes the record's fields by name, `layout.model_fields` in their dtypes and shapes [n, …], and `as_of`
     int64[n], ms UTC; n is any number of rows. Row i of an answer depends on row i alone, and every figure is finite.
@@ -61,23 +59,17 @@ class Served(tf.Module):
     def __init__(
         self,
         layout: Layout,
-        network: keras.Model,
-        calibrator: Calibrator,
-        forest: Forest | None = None,
-        share: float = 0.5,
+        heads: Sequence[Head],
     ) -> None:
         super().__init__(name="ebbtide")
         self.layout = layout
-        self._calibrator = calibrator
-        self._numbers = tf.Variable(calibrator.numbers, trainable=False, dtype=tf.float32, name="calibrator")
         self._layer = FeatureLayer(layout)
-        self._network = network
+        self._networks = [head.network for head in heads]
+        network = heads[0].network
         self._standardise = network.get_layer("standardise")
         self._recurrent = network.get_layer("recurrent") if has_sequence(network) else None
-        self._head = network.get_layer("head")
-        self._forest = None if forest is None else ForestGraph(forest)
-        mixed = [1.0, 0.0] if forest is None else [1.0 - share, share]
-        self._shares = tf.Variable(mixed, trainable=False, dtype=tf.float32, name="shares")
+        self._heads = [HeadGraph(head) for head in heads]
+        self._own = self._heads[0]
         nodes, weights = np.polynomial.legendre.leggauss(EXPLAIN_STEPS)
         self._steps = ((nodes + 1.0) / 2.0).astype(np.float32)
         self._step_weights = (weights / 2.0).astype(np.float32)
@@ -87,15 +79,17 @@ class Served(tf.Module):
         return {"features": self._parts(inputs)["features"]}
 
     def score(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """probability: float32[n] in [0, 1], calibrated: no activity within the horizon after `as_of`, given that no
-        leave is stated in it. logit: float32[n], `probability` before the sigmoid, in nats."""
+        """probability: float32[n] in [0, 1], calibrated: churn within the horizon after `as_of`, by default that no
+        activity comes, given that no leave is stated in it. logit: float32[n], `probability` before the sigmoid, in
+        nats. survival: float32[n, K] in [0, 1], falling: that nothing of the target has come by each of
+        `spec.horizons_ms`. Of several targets each figure has an axis of targets behind the rows'."""
         parts = self._parts(inputs)
         values = parts["features"]
         state, x = self._encode(parts)
-        logit = self._calibrated(
-            self._mixed(self._head_of(state, x), self._trees(values)), _silence_s(values)
-        )
-        return {"probability": tf.sigmoid(logit), "logit": logit}
+        found = [head.score(state, x, values, _silence_s(values)) for head in self._heads]
+        if len(found) == 1:
+            return found[0]
+        return {name: tf.stack([each[name] for each in found], axis=1) for name in found[0]}
 
     def explain(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Why a row's logit is what it is: for the few rows that become alerts, some EXPLAIN_STEPS times as dear as
@@ -116,26 +110,25 @@ class Served(tf.Module):
         parts = self._parts(inputs)
         values = parts["features"]
         state, x = self._encode(parts)
-        row = self._mixed(self._head_of(state, x), self._trees(values))
-        mean = self._mixed(self._head_of(state, tf.zeros_like(x)), self._roots(values))
+        row = self._own.mixed(self._own.of(state, x), self._own.trees(values))
+        mean = self._own.mixed(self._own.of(state, tf.zeros_like(x)), self._own.roots(values))
         raw = self._by_feature(x * self._mean_slope(state, x))
-        if self._forest is not None:
-            raw = self._shares[0] * raw + self._shares[1] * self._forest.contributions(values)
-        beta = self._calibrator.beta_in_graph
+        if self._own.forest is not None:
+            raw = self._own.shares[0] * raw + self._own.shares[1] * self._own.forest.contributions(values)
         apart = row - mean
-        stretched = beta(row, self._numbers) - beta(mean, self._numbers)
+        stretched = self._own.beta(row) - self._own.beta(mean)
         near = tf.abs(apart) < STRETCH_MIN  # both are next to nothing: what the map does there is all one
         stretch = tf.where(near, 1.0, stretched / tf.where(near, 1.0, apart))
         usual_s = tf.fill(tf.shape(row), self._usual_silence_s())
-        shifted = self._shift(_silence_s(values)) - self._shift(usual_s)
+        shifted = self._own.shift(_silence_s(values)) - self._own.shift(usual_s)
         contributions = raw * stretch[:, None]
         return {
             "features": values,
             "contributions": tf.concat(
                 [(contributions[:, SILENCE] + shifted)[:, None], contributions[:, SILENCE + 1 :]], axis=1
             ),
-            "logit": self._calibrated(row, _silence_s(values)),
-            "reference": self._calibrated(mean, usual_s),
+            "logit": self._own.calibrated(row, _silence_s(values)),
+            "reference": self._own.calibrated(mean, usual_s),
         }
 
     def _mean_slope(self, state: Tensor, x: Tensor) -> Tensor:
@@ -145,7 +138,7 @@ class Served(tf.Module):
         states = None if state is None else tf.tile(state, (EXPLAIN_STEPS, 1))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(path)
-            logits = self._head_of(states, path)
+            logits = self._own.of(states, path)
         slopes = tf.reshape(tape.gradient(logits, path), (EXPLAIN_STEPS, -1, width))
         return tf.reduce_sum(slopes * self._step_weights[:, None, None], axis=0)
 
@@ -170,24 +163,6 @@ class Served(tf.Module):
         ring = {name: column for name, column in parts.items() if name != "features"}
         state = None if self._recurrent is None else self._recurrent(ring, training=False)
         return state, self._standardise(parts["features"])
-
-    def _head_of(self, state: Tensor | None, x: Tensor) -> Tensor:
-        return self._head(x if state is None else [state, x], training=False)
-
-    def _trees(self, values: Tensor) -> Tensor:
-        return None if self._forest is None else self._forest.logit(values)
-
-    def _roots(self, values: Tensor) -> Tensor:
-        return None if self._forest is None else tf.fill(tf.shape(values)[:1], self._forest.root())
-
-    def _mixed(self, network: Tensor, trees: Tensor) -> Tensor:
-        return network if trees is None else self._shares[0] * network + self._shares[1] * trees
-
-    def _calibrated(self, raw: Tensor, silence_s: Tensor) -> Tensor:
-        return self._calibrator.beta_in_graph(raw, self._numbers) + self._shift(silence_s)
-
-    def _shift(self, silence_s: Tensor) -> Tensor:
-        return self._calibrator.shift_in_graph(silence_s, self._numbers)
 
     def _usual_silence_s(self) -> Tensor:
         """The training mean of the standardised silence, back in seconds."""
