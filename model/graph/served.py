@@ -1,8 +1,7 @@
 """The graph that is published: record fields in, features, probability or reasons out.
 
-    record fields, as_of ──▶ FeatureLayer ─┬─▶ network ─┬──▶ Calibrator ──▶ probability
-                                           ├─▶ forest ──┘
-                                           │     └── both taken apart ──▶ contributions
+    record fields, as_of ──▶ FeatureLayer ─┬─▶ trunk ──┬──▶ head of each target ──▶ probability, survival
+                                           │           └──▶ the first one's parts taken apart ──▶ contributions
                                            └────────────────────────────▶ features
 
 It ties the parts together as three functions of the same inputs, the record's fields by name and `as_of`, and is what
@@ -10,17 +9,16 @@ It ties the parts together as three functions of the same inputs, the record's f
 (the worker, TF Serving, a notebook) needs no code of ours.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.explaining.gradients import integrated
-from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.features import DAY_S, FeatureLayer, Tensor
-from ebbtide.model.graph.forest import Forest, ForestGraph
+from ebbtide.model.graph.head import Head, HeadGraph
 from ebbtide.model.graph.network import has_sequence
 
 SILENCE = 0
@@ -31,10 +29,11 @@ float32 differences is not."""
 
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "features": ("features",),
-    "score": ("probability", "logit"),
+    "score": ("probability", "logit", "survival"),
     "explain": ("features", "contributions", "sequence", "logit", "reference"),
 }
-"""Signature -> its outputs. All are float32: [n, F] for features and contributions, [n] for the rest."""
+"""Signature -> its outputs. All are float32: [n, F] for features and contributions, [n] for the rest; of `score` [n,
+targets] where there are several, and [n, horizons] or [n, targets, horizons] for survival, if the model has it."""
 
 
 def input_specs(layout: Layout, size: int | None = None) -> dict[str, Any]:
@@ -49,9 +48,8 @@ def input_specs(layout: Layout, size: int | None = None) -> dict[str, Any]:
 
 
 class Served(tf.Module):
-    """`Served(layout, network, calibrator, forest, share)`: the functions of a model. `network` is in float32
-    (`network.in_float32`). Its logit and the forest's are mixed, `share` of it the forest's, 0 to 1; without a forest
-    nothing of one is in the graph.
+    """`Served(layout, heads)`: the functions of a model, with a head for each target of the spec, the primary one
+    first. The trunk is that of the first one's network.
 
     Each takes the record's fields by name, `layout.model_fields` in their dtypes and shapes [n, …], and `as_of`
     int64[n], ms UTC; n is any number of rows. Row i of an answer depends on row i alone, and every figure is finite.
@@ -61,38 +59,34 @@ class Served(tf.Module):
     def __init__(
         self,
         layout: Layout,
-        network: keras.Model,
-        calibrator: Calibrator,
-        forest: Forest | None = None,
-        share: float = 0.5,
+        heads: Sequence[Head],
     ) -> None:
         super().__init__(name="ebbtide")
         self.layout = layout
-        self._calibrator = calibrator
-        self._numbers = tf.Variable(calibrator.numbers, trainable=False, dtype=tf.float32, name="calibrator")
         self._layer = FeatureLayer(layout)
-        self._network = network
+        self._networks = [head.network for head in heads]
+        network = heads[0].network
         self._standardise = network.get_layer("standardise")
         self._recurrent = network.get_layer("recurrent") if has_sequence(network) else None
-        self._head = network.get_layer("head")
-        self._forest = None if forest is None else ForestGraph(forest)
-        mixed = [1.0, 0.0] if forest is None else [1.0 - share, share]
-        self._shares = tf.Variable(mixed, trainable=False, dtype=tf.float32, name="shares")
+        self._heads = [HeadGraph(head) for head in heads]
+        self._own = self._heads[0]
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """features: float32[n, F], natural units, in the order of `featurestore.record.features.features(spec)`."""
         return {"features": self._parts(inputs)["features"]}
 
     def score(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """probability: float32[n] in [0, 1], calibrated: no activity within the horizon after `as_of`, given that no
-        leave is stated in it. logit: float32[n], `probability` before the sigmoid, in nats."""
+        """probability: float32[n] in [0, 1], calibrated: churn within the horizon after `as_of`, by default that no
+        activity comes, given that no leave is stated in it. logit: float32[n], `probability` before the sigmoid, in
+        nats. survival: float32[n, K] in [0, 1], falling: that nothing of the target has come by each of
+        `spec.horizons_ms`. Of several targets each figure has an axis of targets behind the rows'."""
         parts = self._parts(inputs)
         values = parts["features"]
         state, x = self._encode(parts)
-        logit = self._calibrated(
-            self._mixed(self._head_of(state, x), self._trees(values)), _silence_s(values)
-        )
-        return {"probability": tf.sigmoid(logit), "logit": logit}
+        found = [head.score(state, x, values, _silence_s(values)) for head in self._heads]
+        if len(found) == 1:
+            return found[0]
+        return {name: tf.stack([each[name] for each in found], axis=1) for name in found[0]}
 
     def explain(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Why a row's logit is what it is, beside the baseline's: for the few rows that become alerts.
@@ -114,23 +108,23 @@ class Served(tf.Module):
         parts = self._parts(inputs)
         values = parts["features"]
         state, x = self._encode(parts)
-        baseline = self._baseline()
+        own, baseline = self._own, self._baseline()
         nowhere = self._standardise(baseline)
         # The state passes over padding, so that of an empty sequence is what it begins as.
         nothing = None if state is None else tf.zeros_like(state[:1])
-        row = self._mixed(self._head_of(state, x), self._trees(values))
-        usual = self._mixed(self._head_of(nothing, nowhere), self._trees(baseline))
+        row = own.mixed(own.of(state, x), own.trees(values))
+        usual = own.mixed(own.of(nothing, nowhere), own.trees(baseline))
         if state is None:
-            (of_features,) = integrated(lambda each: self._head_of(None, each), [nowhere], [x])
+            (of_features,) = integrated(lambda each: own.of(None, each), [nowhere], [x])
             of_state = tf.zeros_like(row)
         else:
-            of_state, of_features = integrated(self._head_of, [nothing, nowhere], [state, x])
-            of_state = self._shares[0] * tf.reduce_sum(of_state, axis=1)
-        raw = self._shares[0] * self._by_feature(of_features)
-        if self._forest is not None:
-            raw += self._shares[1] * self._forest.contributions(values, baseline[0])
+            of_state, of_features = integrated(own.of, [nothing, nowhere], [state, x])
+            of_state = own.shares[0] * tf.reduce_sum(of_state, axis=1)
+        raw = own.shares[0] * self._by_feature(of_features)
+        if own.forest is not None:
+            raw += own.shares[1] * own.forest.contributions(values, baseline[0])
         stretch = self._stretch(row, usual)
-        shifted = self._shift(_silence_s(values)) - self._shift(_silence_s(baseline))
+        shifted = own.shift(_silence_s(values)) - own.shift(_silence_s(baseline))
         contributions = raw * stretch[:, None]
         return {
             "features": values,
@@ -138,8 +132,8 @@ class Served(tf.Module):
                 [(contributions[:, SILENCE] + shifted)[:, None], contributions[:, SILENCE + 1 :]], axis=1
             ),
             "sequence": of_state * stretch,
-            "logit": self._calibrated(row, _silence_s(values)),
-            "reference": tf.zeros_like(row) + self._calibrated(usual, _silence_s(baseline)),
+            "logit": own.calibrated(row, _silence_s(values)),
+            "reference": tf.zeros_like(row) + own.calibrated(usual, _silence_s(baseline)),
         }
 
     def _baseline(self) -> Tensor:
@@ -150,11 +144,10 @@ class Served(tf.Module):
 
     def _stretch(self, row: Tensor, usual: Tensor) -> Tensor:
         """By how much the calibrator stretches the way from the baseline's raw logit to the row's, float32[n]."""
-        beta, apart = self._calibrator.beta_in_graph, row - usual
+        own, apart = self._own, row - usual
         near = tf.abs(apart) < STRETCH_MIN
-        slope = self._calibrator.slope_in_graph((row + usual) / 2.0, self._numbers)
-        stretched = beta(row, self._numbers) - beta(usual, self._numbers)
-        return tf.where(near, slope, stretched / tf.where(near, 1.0, apart))
+        stretched = own.beta(row) - own.beta(usual)
+        return tf.where(near, own.slope((row + usual) / 2.0), stretched / tf.where(near, 1.0, apart))
 
     def _by_feature(self, contributions: Tensor) -> Tensor:
         """[n, F + T] -> [n, F]: what a time says in seconds belongs to the feature that says it in days."""
@@ -177,21 +170,6 @@ class Served(tf.Module):
         ring = {name: column for name, column in parts.items() if name != "features"}
         state = None if self._recurrent is None else self._recurrent(ring, training=False)
         return state, self._standardise(parts["features"])
-
-    def _head_of(self, state: Tensor | None, x: Tensor) -> Tensor:
-        return self._head(x if state is None else [state, x], training=False)
-
-    def _trees(self, values: Tensor) -> Tensor:
-        return None if self._forest is None else self._forest.logit(values)
-
-    def _mixed(self, network: Tensor, trees: Tensor) -> Tensor:
-        return network if trees is None else self._shares[0] * network + self._shares[1] * trees
-
-    def _calibrated(self, raw: Tensor, silence_s: Tensor) -> Tensor:
-        return self._calibrator.beta_in_graph(raw, self._numbers) + self._shift(silence_s)
-
-    def _shift(self, silence_s: Tensor) -> Tensor:
-        return self._calibrator.shift_in_graph(silence_s, self._numbers)
 
 
 def _silence_s(values: Tensor) -> Tensor:

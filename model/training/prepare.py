@@ -7,26 +7,25 @@ through one feature layer and one labeller.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
-from ebbtide.featurestore.events.known import known_until
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.record.replay import before, remembered
-from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.featurestore.times.timestamps import format_time
+from ebbtide.featurestore.spec import Spec
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, wanted_of
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.jobs import gather_by
+from ebbtide.model.examples.known import Known
 from ebbtide.model.examples.labels import CANCELLED
-from ebbtide.model.examples.sample import SNAPSHOTS_A_HORIZON, Panel
+from ebbtide.model.examples.sample import Panel
 from ebbtide.model.examples.slices import Slices, held_out, plan_slices
 
 ROWS_MIN = 50
@@ -38,21 +37,19 @@ POINTS_AN_EVENT = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """The log as it may be learned from, `until_ms` (not included) the end of what is known; `beyond`: events left out,
-    dated far ahead of all others."""
-
-    log: EventBatch
-    until_ms: int
-    beyond: int
-
-
-@dataclass(frozen=True, slots=True)
 class Decisions:
     """Every decision of a panel of customers in a span: `start_ms` is where its horizons are counted from."""
 
     start_ms: int
     rows: Examples
+
+
+class FoldRows(NamedTuple):
+    """What a fold fits, of which labels are known until `until_ms`, and what it validates."""
+
+    until_ms: int
+    fit: Examples
+    later: Examples
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,34 @@ class Prepared:
     recent: Decisions
 
     @cached_property
+    def by_target(self) -> list["Prepared"]:
+        """The same as each target of the spec sees it, the primary one first: with its labels."""
+        targets = range(len(self.layout.spec.target_names))
+        return [self if target == self.target else self._of(target) for target in targets]
+
+    @property
+    def target(self) -> int:
+        """Index of the target whose labels these are."""
+        return self.drawn.target
+
+    @property
+    def target_spec(self) -> Spec:
+        """The spec as if that target were its only one: for labels and words."""
+        return self.layout.spec.only_target(self.target)
+
+    def _of(self, target: int) -> "Prepared":
+        def seen(decisions: Decisions) -> Decisions:
+            return Decisions(decisions.start_ms, decisions.rows.of_target(target))
+
+        return replace(
+            self,
+            drawn=self.drawn.of_target(target),
+            before_test=seen(self.before_test),
+            in_test=seen(self.in_test),
+            recent=seen(self.recent),
+        )
+
+    @cached_property
     def usable(self) -> Examples:
         """The examples without those whose customer left in so many words."""
         return self.drawn.usable()
@@ -91,15 +116,16 @@ class Prepared:
         return self.usable.take(self.usable.as_of + horizon <= self.slices.test[0])
 
     @cached_property
-    def folds(self) -> list[tuple[Examples, Examples]]:
+    def folds(self) -> list[FoldRows]:
         """What is fitted and what is validated before the test slice, see `slices.py`; at least one fold."""
         horizon, early = self.layout.spec.horizon_ms, self.early
         found = [
-            (early.take(early.as_of + horizon <= until), early.within(*span))
+            FoldRows(until, early.take(early.as_of + horizon <= until), early.within(*span))
             for until, span in self.slices.folds(horizon)
         ]
-        good = [fold for fold in found if all(_tells(part) for part in fold)]
-        return good or [(self.train, self.calibration)]
+        good = [fold for fold in found if _tells(fold.fit) and _tells(fold.later)]
+        until = self.slices.calibration[0] if self.slices.calibration else self.slices.train[1]
+        return good or [FoldRows(until, self.train, self.calibration)]
 
     @cached_property
     def calibration(self) -> Examples:
@@ -111,26 +137,6 @@ class Prepared:
 
     def _slice(self, name: str) -> Examples:
         return self.drawn.take((self.slice_of == name) & (self.drawn.label != CANCELLED))
-
-
-def known_log(layout: Layout, log: EventBatch, labels_until_ms: int | None) -> Known:
-    """The log without what its customers had forgotten and without events dated far ahead of all others, known up to
-    `labels_until_ms` or, by default, to just after its last event. Raises SpecError: no event, or labels asked for from
-    beyond the log's end, which would take everybody's silence there for churn."""
-    log = remembered(log)
-    if not len(log):
-        raise SpecError("the log has no event", hint="check --events and the mapping of the spec")
-    end = known_until(log.time)
-    within = before(log, end)
-    # A little beyond is how an export is dated: to the midnight after its last event.
-    slack = min(DAY_MS, layout.spec.horizon_ms // SNAPSHOTS_A_HORIZON)
-    if labels_until_ms is not None and labels_until_ms > end + slack:
-        raise SpecError(
-            f"labels are asked for until {format_time(labels_until_ms)}, but the log is known until "
-            f"{format_time(end)} only: whoever is silent in between would be taken for gone",
-            hint="leave --labels-until out, or give a date within the log",
-        )
-    return Known(within, end if labels_until_ms is None else labels_until_ms, len(log) - len(within))
 
 
 def prepare(
@@ -166,15 +172,18 @@ def _tells(rows: Examples) -> bool:
 
 
 def check_slices(prepared: Prepared) -> None:
-    """Raises SpecError when a slice cannot carry its task."""
-    for name in ("train", "calibration", "test"):
-        rows: Examples = getattr(prepared, name)
-        churned = int(rows.churned.sum())
-        if not _tells(rows):
-            raise SpecError(
-                f"the {name} slice has {len(rows)} labelled rows, {churned} of them churned: too few to learn from",
-                hint="use a longer log, another --horizon, or an eligibility that leaves more customers",
-            )
+    """Raises SpecError when a slice cannot carry its task, for any of the targets."""
+    for target, each in enumerate(prepared.by_target):
+        whose = f" for target {prepared.layout.spec.target_names[target]}" if target else ""
+        for name in ("train", "calibration", "test"):
+            rows: Examples = getattr(each, name)
+            churned = int(rows.churned.sum())
+            if not _tells(rows):
+                raise SpecError(
+                    f"the {name} slice has {len(rows)} labelled rows{whose}, {churned} of them churned: too few to "
+                    "learn from",
+                    hint="use a longer log, another --horizon, or an eligibility that leaves more customers",
+                )
     if not prepared.test.snapshot.any():
         raise SpecError(
             "the test slice has no snapshot", hint="set snapshot_every_ms below the length of the slice"
