@@ -9,7 +9,7 @@ customers are counted, and only their records are judged. Invariant: the topics 
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -35,6 +35,16 @@ async def compare_outputs(
     _check_scores(verdict, expected, scores)
 
 
+class Heard(NamedTuple):
+    """An alert as it lies in its topic."""
+
+    cause: str
+    as_of: str
+    partition: int
+    offset: int
+    timestamp: int
+
+
 @dataclass
 class _Alerts:
     """What is found in the alert topic."""
@@ -45,7 +55,7 @@ class _Alerts:
     times: Counter[bytes] = field(default_factory=Counter)
     forgotten: Counter[bytes] = field(default_factory=Counter)
     # By position, too: forgotten in between, a customer may cross a threshold twice in a millisecond.
-    times_at: Counter[tuple[bytes, int, int]] = field(default_factory=Counter)
+    times_at: dict[tuple[bytes, int, int], list[Heard]] = field(default_factory=lambda: defaultdict(list))
     bytes_by: dict[tuple[bytes, int, int, int], set[bytes]] = field(default_factory=lambda: defaultdict(set))
     example: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     first_at: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -65,7 +75,8 @@ class _Alerts:
         self.times[identity] += 1
         if place["cause"] != "silence":  # which is told long after the activity where it lies
             self.first_at.setdefault((place["partition"], place["offset"]), record.timestamp)
-        self.times_at[identity, place["partition"], place["offset"]] += 1
+        heard = Heard(place["cause"], place["as_of"], record.partition, record.offset, record.timestamp)
+        self.times_at[identity, place["partition"], place["offset"]].append(heard)
         self.bytes_by[identity, version, place["partition"], place["offset"]].add(record.value)
         self.watch.value(key, place["topic"], place["partition"], place["offset"])
         if key != said["customer"].encode():
@@ -110,8 +121,8 @@ async def _check_alerts(
     verdict.count("alerts_changed", sorted(key for key, values in found.bytes_by.items() if len(values) > 1))
     verdict.count("alerts_mixed_versions", sorted(found.mixed))
     verdict.count("alerts_other_key", sorted(found.other_key))
-    twice = sorted(place for place, n in found.times_at.items() if n > 1)
-    verdict.figures["alerts_duplicated"] = sum(n - 1 for n in found.times_at.values())
+    twice = sorted((place, heard) for place, heard in found.times_at.items() if len(heard) > 1)
+    verdict.figures["alerts_duplicated"] = sum(len(heard) - 1 for _, heard in twice)
     verdict.count("alerts_not_once", twice if settings.alerts.exactly_once else [])
     verdict.figures["model_versions_seen"] = len({version for _, version, _, _ in found.bytes_by})
     _check_nulls(verdict, expected, found.forgotten)
