@@ -40,7 +40,6 @@ class Heard(NamedTuple):
 
     cause: str
     as_of: str
-    partition: int
     offset: int
     timestamp: int
 
@@ -75,7 +74,7 @@ class _Alerts:
         self.times[identity] += 1
         if place["cause"] != "silence":  # which is told long after the activity where it lies
             self.first_at.setdefault((place["partition"], place["offset"]), record.timestamp)
-        heard = Heard(place["cause"], place["as_of"], record.partition, record.offset, record.timestamp)
+        heard = Heard(place["cause"], place["as_of"], record.offset, record.timestamp)
         self.times_at[identity, place["partition"], place["offset"]].append(heard)
         self.bytes_by[identity, version, place["partition"], place["offset"]].add(record.value)
         self.watch.value(key, place["topic"], place["partition"], place["offset"])
