@@ -8,10 +8,12 @@
 #
 # Nothing in it is written at run time but /tmp, so a read-only root works; the model is mounted, never baked. It listens
 # on all interfaces of its container, so /v1 needs the token: without one it answers 403. ops/image/build.sh builds it
-# without Docker. A release names its base by digest: PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:….
+# without Docker. A tag can be another image tomorrow, so a release names its base's digest, too, which only a registry
+# can tell:     docker build --build-arg BASE_DIGEST=@sha256:… .
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG BASE_DIGEST=
 
-FROM ${PYTHON_IMAGE} AS base
+FROM ${PYTHON_IMAGE}${BASE_DIGEST} AS base
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore
 RUN python3 -m venv /opt/ebbtide
 WORKDIR /src
@@ -40,7 +42,7 @@ FROM needs-gpu AS whole-gpu
 COPY --from=wheel /wheel /wheel
 RUN /opt/ebbtide/bin/pip install --no-deps /wheel/*.whl && python3 slim.py /opt/ebbtide
 
-FROM ${PYTHON_IMAGE} AS runtime
+FROM ${PYTHON_IMAGE}${BASE_DIGEST} AS runtime
 RUN useradd --system --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin ebbtide
 # NUMBA_CACHE_DIR: the compiled fold depends on the machine's CPU, so it is compiled there, once a container.
 ENV PATH=/opt/ebbtide/bin:$PATH \

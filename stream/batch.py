@@ -20,7 +20,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Se
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from ebbtide.stream.errors import BrokerUnavailable, PartitionFault
+from ebbtide.featurestore.store.checkpoint import REBUILD
+from ebbtide.stream.errors import AnotherLog, BrokerUnavailable, PartitionFault
+
+ADOPT = f"if it holds the same events on purpose (a restore, a mirror), `ebbtide adopt`; else {REBUILD}"
 
 
 class Record(Protocol):
@@ -134,6 +137,18 @@ class LogPosition(NamedTuple):
     high_watermark: int  # where the log ends, open transactions included
     last_stable: int  # where what may be read ends: below the high watermark while a transaction is open
     seen_ms: int = 0  # wall time of the last answer to a fetch of it, ms UTC; 0 is none
+
+
+def lost_tail(partition: int, read: int, leader_epoch: int, epoch_end: int | None) -> AnotherLog | None:
+    """What is wrong if a log no longer has what was read of it up to `read` from the leader of `leader_epoch` (an
+    unclean election, a power cut); None if nothing is. epoch_end: as `Source.epoch_end` has it."""
+    if epoch_end is None or epoch_end >= read:
+        return None
+    return AnotherLog(
+        f"partition {partition} was read up to offset {read} from leader epoch {leader_epoch}, but the log of that"
+        f" epoch ends at {max(epoch_end, 0)}: its tail was lost",
+        hint=ADOPT,
+    )
 
 
 class Source(Protocol):

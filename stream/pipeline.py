@@ -33,6 +33,7 @@ from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.store.cache import Cache
+from ebbtide.featurestore.store.checkpoint import Stretch
 from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.clock import Clock
@@ -389,6 +390,10 @@ class Pipeline:
                 leader_epoch=checkpoint.leader_epoch if epoch < 0 else epoch,
                 budget=verdicts.spent[j],
             ).at_timers(piece.timers)
+            if piece.batch is not None and not piece.sends_outputs:
+                start, end = piece.batch.start, piece.batch.end
+                silent = checkpoint.silent or Stretch(start, start)
+                checkpoint = checkpoint._replace(silent=silent.grown(start, end))
             commits[j] = Commit(
                 opened.partition, opened.stored, checkpoint, names, rows, dues, forgotten,
                 verdicts.alerts.get(j, []), opened.acked, p,

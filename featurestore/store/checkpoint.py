@@ -44,6 +44,20 @@ class History(NamedTuple):
     until_offset: int
 
 
+class Stretch(NamedTuple):
+    """Offsets [start, end) of a partition."""
+
+    start: int
+    end: int
+
+    def __contains__(self, offset: object) -> bool:
+        return isinstance(offset, int) and self.start <= offset < self.end
+
+    def grown(self, start: int, end: int) -> "Stretch":
+        """With [start, end) at its end; as it is when that does not follow."""
+        return self._replace(end=end) if start == self.end else self
+
+
 class Checkpoint(NamedTuple):
     """Where a partition is. The fence compares it whole.
 
@@ -60,6 +74,9 @@ class Checkpoint(NamedTuple):
                   nonces
     history:      what was in it before its first record was folded, None = nothing: it was made from the log alone
     budget:       what of the policy's budget of alerts is used (`stream/decision/budget.py`), () = nothing
+    silent:       what of the log was folded without a word, having been decided by an earlier state: a rebuild, a store
+                  that was lost; None = nothing. Of a dead letter from there the earlier state had not folded the
+                  record, and this one may have
     names:        the key by which the store hides customers' ids, "" = none; the store's own affair, and "" outside
     extra:        (key, value) pairs of a later release, kept and written back as they are
     """
@@ -75,6 +92,7 @@ class Checkpoint(NamedTuple):
     nonce: str = ""
     history: History | None = None
     budget: BudgetSpent = ()
+    silent: Stretch | None = None
     names: str = ""
     extra: tuple[tuple[str, str], ...] = ()
 
@@ -102,6 +120,7 @@ class Checkpoint(NamedTuple):
             nonce,
             history,
             budget,
+            silent,
             names,
             extra,
         ) = self
@@ -120,6 +139,8 @@ class Checkpoint(NamedTuple):
             text += f" history={history.until_ms}:{history.until_offset}"
         if budget:
             text += f" budget={','.join(f'{stretch}:{used}' for stretch, used in budget)}"
+        if silent is not None:
+            text += f" silent={silent.start}:{silent.end}"
         if names:
             text += f" names={names}"
         if extra:
@@ -145,6 +166,7 @@ class Checkpoint(NamedTuple):
             nonce,
             history,
             budget,
+            silent,
             names,
             extra,
         ) = self
@@ -156,6 +178,7 @@ class Checkpoint(NamedTuple):
             and (cursor is None or _is_cursor(cursor))
             and (history is None or min(history) >= 0)
             and all(stretch >= 0 and used > 0 for stretch, used in budget)
+            and (silent is None or 0 <= silent.start <= silent.end)
             and (not names or _is_word(names))
             and (not extra or _are_foreign(extra))
         )
@@ -221,6 +244,11 @@ def _budget_of(text: str) -> BudgetSpent:
     return tuple((int(stretch), int(used)) for stretch, used in pairs)
 
 
+def _stretch_of(text: str) -> Stretch:
+    start, _, end = text.partition(":")
+    return Stretch(int(start), int(end))
+
+
 _READ: dict[str, Callable[[str], Any]] = {
     "offset": int,
     "sequence": int,
@@ -233,6 +261,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     "nonce": str,
     "history": _history_of,
     "budget": _budget_of,
+    "silent": _stretch_of,
     "names": str,
 }
 """How the value of each known key is read; what cannot be read so raises ValueError."""

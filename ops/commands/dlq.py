@@ -11,14 +11,19 @@ import click
 from rich.table import Table
 
 from ebbtide.featurestore.events.contract import TIME_MS_MAX
+from ebbtide.featurestore.events.parse import ParseLimits, Parser
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.ops.commands.options import config_option, json_option
 from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
-from ebbtide.stream.dlq.replay import Letter, Replayed, letters, replay
+from ebbtide.ops.worker.connect import check_state, open_store
+from ebbtide.stream.dlq.replay import Folded, Letter, Replayed, letters, replay
 from ebbtide.stream.kafka.producer import KafkaSink
+from ebbtide.stream.kafka.reader import log_ranges
 
 reason_option = click.option(
     "--reason", "reasons", multiple=True, metavar="NAME", help="Only of this reason; repeatable."
@@ -81,7 +86,8 @@ def replay_letters(
 
     What was sent is remembered by reason in Kafka, as the consumer group GROUP-dlq-replay, so that a second replay
     sends only what came since. Passed over are dead letters of customers who were forgotten since, also where the
-    workers have not come to the tombstone yet, and dead letters `unscored`: their events are folded already.
+    workers have not come to the tombstone yet, and those whose events are folded already: `unscored`, and what the
+    state, made again from the log under another spec, took where the one before had not.
     """
     settings = _connected(config)
     with steps() as progress:
@@ -91,7 +97,8 @@ def replay_letters(
     data = {
         "sent": sent, "dry_run": dry_run, "reasons": dict(result.sent), "replayed_before": result.done_before,
         "forgotten": result.forgotten, "of_another_topic": result.of_another_topic,
-        "empty": result.empty, "folded_already": result.folded_already, "gone": result.gone,
+        "empty": result.empty, "folded_already": result.folded_already,
+        "folded_since": result.folded_since, "gone": result.gone,
         "too_large": result.too_large,
     }  # fmt: skip
     table_and_json(None, data, json_path)
@@ -103,6 +110,7 @@ def replay_letters(
     passed += (
         f", {result.folded_already:,} unscored, whose events are folded" if result.folded_already else ""
     )
+    passed += f", {result.folded_since:,} that a state made since has folded" if result.folded_since else ""
     passed += f", {result.gone:,} whose record is no longer in the input" if result.gone else ""
     passed += f", {result.too_large:,} that are too large to be sent" if result.too_large else ""
     console().print(
@@ -152,7 +160,22 @@ def _row(letter: Letter, secret: bytes) -> dict[str, Any]:
 
 
 async def _replay(settings: Settings, reasons: tuple[str, ...], dry_run: bool) -> Replayed:
+    folded = await _folded(settings)
     async with KafkaSink(settings.kafka) as sink:
         return await replay(
-            settings.kafka, settings.topics.dead_letters, sink, reasons=reasons, dry_run=dry_run
+            settings.kafka, settings.topics.dead_letters, sink, folded, reasons=reasons, dry_run=dry_run
         )
+
+
+async def _folded(settings: Settings) -> Folded | None:
+    """What the state in service has folded that lies in dead letters; None without a Redis to ask. A state that is not
+    of this spec is refused: what it has folded cannot be known."""
+    if settings.local_redis:
+        return None
+    spec = load_spec(settings.spec)
+    layout, begin_end = Layout(spec), await log_ranges(settings.kafka, settings.kafka.topic)
+    async with open_store(settings, layout, len(begin_end)) as store:
+        await check_state(store, layout)
+        found = await asyncio.gather(*store.checkpoint_each(range(store.partitions)))
+    silent = {n: each.silent for n, each in enumerate(found) if each is not None and each.silent is not None}
+    return Folded(silent, Parser(spec, ParseLimits(value_bytes_max=settings.record_bytes_max)))

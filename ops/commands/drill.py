@@ -16,7 +16,16 @@ from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.drill.verdict import Second, Verdict
 from ebbtide.stream.clock import SystemClock
 
-NAMES = ("kill-worker", "hang-redis", "kill-redis", "kill-broker", "bad-model", "roll", "roll-static")
+NAMES = (
+    "kill-worker",
+    "hang-redis",
+    "kill-redis",
+    "kill-broker",
+    "bad-model",
+    "roll",
+    "roll-static",
+    "hand-over",
+)
 
 
 @click.command()

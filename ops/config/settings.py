@@ -86,12 +86,14 @@ class TopicSettings(_Frozen):
     `alerts_retention`, `dead_letters_retention`: after so long at the latest nothing of a record is left in the topic;
     of the scores' topic, nothing of a score that was superseded or forgotten (as for alerts). It is how long an erasure
     takes: a tombstone cannot reach what lies in a topic. What `dlq replay` remembers of a topic Kafka keeps for 7 days.
+    `create_input`: an input topic that is not there is made; false refuses that: no mistyped name becomes one.
     """
 
     alerts: str = "churn-alerts"
     dead_letters: str = "clickstream-dead-letters"
     scores: str | None = None
     partitions: int = Field(default=4, ge=1)
+    create_input: bool = True
     alerts_retention_ms: DurationMs = Field(
         default=28 * DAY_MS, ge=RETENTION_MS_MIN, alias="alerts_retention"
     )

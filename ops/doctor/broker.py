@@ -62,6 +62,11 @@ async def _topics(settings: Settings, spec: Spec) -> list[Finding]:
 def _input(settings: Settings, spec: Spec, topic: Examined, brokers: int) -> Iterator[Finding]:
     name, config = settings.kafka.topic, topic.config
     check = f"topic {name}"
+    if not (topic.described.there or topic.described.forbidden or settings.topics.create_input):
+        yield error(
+            check, "it does not exist", "is the name right? topics.create_input is off: make it yourself"
+        )
+        return
     problems = list(_common(check, topic, Operation.READ, settings.topics.partitions, brokers))
     if "compact" in config.get(CLEANUP, ""):
         problems.append(

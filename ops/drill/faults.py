@@ -88,4 +88,9 @@ FAULTS = {
         "no partition moves: each waits for its own worker, as long as that takes to start",
         Scene.roll, lambda _: None, during_s=60.0, workers=3, static=True,
     ),
+    "hand-over": Fault(
+        "three static members are replaced, each by a successor of its name that starts beside it",
+        "no partition moves, and none waits for a start: the successor takes the place when it can score",
+        Scene.hand_over, lambda _: None, during_s=60.0, workers=3, static=True,
+    ),
 }  # fmt: skip

@@ -84,11 +84,20 @@ class Scene(ExitStack):
         return self.workers[-1]
 
     def roll(self) -> None:
-        """One worker after the other: SIGTERM, and its successor, of the same name, until that one is ready."""
+        """One worker after the other: SIGTERM, and its successor until that one is ready."""
         for number, worker in enumerate(self.workers):
             worker.stop()
             self.workers[number] = self._start(number)
             self.workers[number].wait_ready()
+
+    def hand_over(self) -> None:
+        """One static member after the other: a successor of the same name starts beside it, and takes its place in the
+        group when it can score. The one before it hears so from Kafka, and ends."""
+        for number, worker in enumerate(self.workers):
+            successor = self._start(number)
+            successor.wait_ready()
+            self.workers[number] = successor
+            worker.stop()
 
     def _start(self, number: int) -> WorkerProcess:
         folder = self._folder / f"worker-{self._started}"

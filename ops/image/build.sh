@@ -3,12 +3,18 @@
 #
 #   ops/image/build.sh [cpu|gpu] [TAG]        needs buildah and debootstrap (apt-get install --no-install-recommends)
 #
-# Debian's own Python 3.11 is the base; with BASE=python:3.11-slim-bookworm@sha256:… it is that image instead.
+# Debian's own Python 3.11 is the base; with BASE=python:3.11-slim-bookworm and BASE_DIGEST=@sha256:… it is that image.
+# RELEASE=1 builds what is to be published, and refuses a base that is not named by its digest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 target=${1:-cpu}
 tag=${2:-ebbtide:$target}
 base=${BASE:-localhost/debian-python:3.11}
+digest=${BASE_DIGEST:-}
+if [[ -n ${RELEASE:-} && ! $base$digest =~ @sha256:[0-9a-f]{64}$ ]]; then
+    echo "a release names its base by digest: BASE=python:3.11-slim-bookworm BASE_DIGEST=@sha256:…" >&2
+    exit 2
+fi
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
 
 if [[ -z ${BASE:-} ]] && ! buildah inspect --type image "$base" >/dev/null 2>&1; then
@@ -26,7 +32,8 @@ mounts=()
 for file in /etc/pip.conf "${PIP_CERT:-}"; do
     [[ -f $file ]] && mounts+=(--volume "$file:$file:ro")
 done
-buildah build "${mounts[@]}" --network host --build-arg "PYTHON_IMAGE=$base" --target "$target" \
+buildah build "${mounts[@]}" --network host --build-arg "PYTHON_IMAGE=$base" \
+    --build-arg "BASE_DIGEST=$digest" --target "$target" \
     --file Dockerfile --tag "$tag" .
 
 # What is inside, and how much: runs/sbom-TARGET.json.

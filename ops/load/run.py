@@ -31,6 +31,8 @@ IN_FLIGHT_MAX = 64
 SETTLE_S = 5.0
 PAST_EVENTS, PAST_BEGINS_MS, PAST_EVERY_MS = 6, 9 * DAY_MS, HOUR_MS
 PAST_S_MAX = 120.0
+FOLLOWING_S_MAX = 60.0
+"""To find a topic's end takes a few questions; without a bound, a broker that leaves one unanswered hangs the run."""
 RETRY_S, RETRIED_S_MAX = 0.5, 60.0
 
 Progress = Callable[[int, int, float], None]
@@ -78,7 +80,14 @@ class LoadRun:
             following.append(asyncio.create_task(self._follow_scores(), name="scores"))
         waiting = asyncio.create_task(ready.wait(), name="ready")
         try:
-            await asyncio.wait({waiting, *following}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                {waiting, *following}, timeout=FOLLOWING_S_MAX, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                raise BrokerUnavailable(
+                    f"the end of {self._settings.topics.alerts!r} is not known within {FOLLOWING_S_MAX:.0f} s",
+                    hint="look at the broker's log: does every partition of it have a leader?",
+                )
             for follower in following:
                 if follower.done():
                     follower.result()

@@ -31,7 +31,7 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     topics = settings.topics
     alerts_gone, letters_gone = gone_by(topics.alerts_retention_ms), gone_by(topics.dead_letters_retention_ms)
     specs = [
-        TopicSpec(settings.kafka.topic, topics.partitions, "topics.partitions"),
+        TopicSpec(settings.kafka.topic, topics.partitions, "topics.partitions", create=topics.create_input),
         TopicSpec(
             topics.alerts,
             topics.partitions,

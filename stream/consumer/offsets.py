@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
-from ebbtide.stream.batch import CommittedOffset
+from ebbtide.stream.batch import CommittedOffset, lost_tail
 from ebbtide.stream.errors import AnotherLog, BrokerMisconfigured, BrokerUnavailable
 from ebbtide.stream.kafka import protocol
 from ebbtide.stream.kafka.errors import failure
@@ -81,22 +81,16 @@ async def epoch_end(
     return end
 
 
-async def lost_tail(
+async def ask_tail(
     settings: KafkaSettings, consumer: AIOKafkaConsumer, tp: TopicPartition, leader_epoch: int, read: int
 ) -> AnotherLog | BrokerUnavailable | None:
-    """What is wrong if the log no longer has what was `read` of it from the leader of `leader_epoch`; None if nothing
-    is. That it cannot be asked is wrong, too: whoever hears of it opens the partition again, and asks then."""
+    """As `lost_tail`, asked. That it cannot be asked is wrong, too: whoever hears of it opens the partition again, and
+    asks then."""
     try:
         end = await epoch_end(settings, consumer, tp, leader_epoch)
     except BrokerUnavailable as error:
         return error
-    if end is None or end >= read:
-        return None
-    return AnotherLog(
-        f"{tp.topic}[{tp.partition}] was read up to {read} from leader epoch {leader_epoch}, and the log of that epoch"
-        f" ends at {max(end, 0)}: its tail was lost",
-        hint="rebuild the state",
-    )
+    return lost_tail(tp.partition, read, leader_epoch, end)
 
 
 async def topic_id(settings: KafkaSettings, consumer: AIOKafkaConsumer) -> str:

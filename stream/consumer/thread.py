@@ -240,7 +240,7 @@ class BatchThread(AIOKafkaConsumerThread):
         last = self._new_leaders.pop(tp, None)
         if last is None or isinstance(fetched, FetchFault):
             return fetched
-        error = await offsets.lost_tail(self._settings, self._ensure_consumer(), tp, last, fetched.start)
+        error = await offsets.ask_tail(self._settings, self._ensure_consumer(), tp, last, fetched.start)
         if error is None:
             return fetched
         self._places.pop(tp, None)

@@ -7,8 +7,9 @@ A dead letter goes back with its own bytes, key, headers and timestamp. What has
 (`stream/kafka/bookmarks.py`), after it was acknowledged: a second replay sends only what came since. One that died
 half-way, or two at once, send a few dead letters twice (a chunk at most), which their event ids make harmless. One
 whose body was omitted is read at its position in the input, and passed over when it is no longer there. A dead letter
-`unscored` stays where it is: its event has been folded, and without an event id would be counted twice. It refuses to
-mend a dead letter, and to send one to a topic that is not the configured input, whatever its header says.
+`unscored` stays where it is: its event has been folded, and without an event id would be counted twice. So does one
+whose record an earlier state had refused, and the one in service, made again from the log, has folded (`Folded`). It
+refuses to mend a dead letter, and to send one to a topic that is not the configured input, whatever its header says.
 
 A dead letter of somebody forgotten since must not go back: it would lie in the input after the word that forgets them.
 
@@ -24,10 +25,13 @@ while a replay runs produces it once more when that has ended.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ebbtide.featurestore.events.contract import Reason
+from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.store.checkpoint import Stretch
 from ebbtide.stream.batch import Record
 from ebbtide.stream.kafka.bookmarks import Bookmarks, Progress
 from ebbtide.stream.kafka.committed_log import CommittedLog, open_committed_log
@@ -68,6 +72,7 @@ class Replayed:
 
     forgotten: dead letters older than a tombstone of their customer, which the workers have obeyed or will obey.
     folded_already: dead letters `unscored`, whose events are in the state; only their decisions are missing.
+    folded_since: dead letters of an earlier state, whose records the state in service, made from the log, has folded.
     gone: dead letters without their body, whose record is no longer in the input (or is another one by now).
     too_large: records that fit the input when they came, compressed, and that we cannot send.
     """
@@ -78,6 +83,7 @@ class Replayed:
     of_another_topic: int = 0
     empty: int = 0
     folded_already: int = 0
+    folded_since: int = 0
     gone: int = 0
     too_large: int = 0
 
@@ -90,6 +96,38 @@ async def letters(
         said = parse_headers(record.headers)
         if said is not None and (not reasons or said[0] in reasons):
             yield Letter(record, *said)
+
+
+class _Found(NamedTuple):
+    """A record where it lay in the input."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Which records the state in service has folded though they are dead letters: it was made again from the log by a
+    spec, or limits, that take them, and said nothing of what an earlier state had decided.
+
+    silent: by partition, what of the log it folded so (`Checkpoint.silent`). parser: of the spec and limits in service.
+    """
+
+    silent: Mapping[int, Stretch]
+    parser: Parser
+
+    def has(self, letter: Letter, original: Record) -> bool:
+        """`original`: the letter's record, as it lay in the input."""
+        if letter.source.offset not in self.silent.get(letter.source.partition, ()):
+            return False
+        if letter.reason == Reason.MISPLACED:
+            return False  # it is in the log where it is somebody else's
+        value = original.value if letter.has_value else None
+        record = _Found(letter.source.offset, letter.timestamp, original.key, value, original.headers)
+        return not self.parser.parse([record]).rejected
 
 
 class Forgotten:
@@ -161,11 +199,13 @@ async def replay(
     settings: KafkaSettings,
     topic: str,
     sink: Sink,
+    folded: "Folded | None" = None,
     *,
     reasons: Collection[str] = (),
     dry_run: bool = False,
 ) -> Replayed:
-    """Send the dead letters of `topic` that are due back to `settings.topic`. Raises StreamError."""
+    """Send the dead letters of `topic` that are due back to `settings.topic`. `folded`: what the state in service has
+    folded, None where nobody can say. Raises StreamError."""
     result = Replayed()
     async with (
         open_committed_log(settings.model_copy(update={"topic": topic})) as dead,
@@ -192,6 +232,8 @@ async def replay(
                     result.gone += 1
                 elif forgotten.since(letter.source, original.key):  # its key was omitted, too
                     result.forgotten += 1
+                elif folded is not None and folded.has(letter, original):
+                    result.folded_since += 1
                 elif size_bytes(message := _message(letter, original)) > bytes_max:
                     result.too_large += 1
                 else:

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -24,6 +25,8 @@ from ebbtide.stream.kafka.protocol import Described, Operation, describe
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
 
 MESSAGE_BYTES = "max.message.bytes"
+NEAR = 0.75
+"""Of 1: a letter or two of a name are wrong."""
 log = logging.getLogger(__name__)
 
 
@@ -31,7 +34,7 @@ log = logging.getLogger(__name__)
 class TopicSpec:
     """A topic as it should be. `setting` is what a person would change if it is not; `message_bytes_min`: what it has
     to take at least in one message (its `max.message.bytes`), if that is known; `at_most`: of its configuration, what
-    should not be above this."""
+    should not be above this; `create`: make it when it is missing."""
 
     name: str
     partitions: int
@@ -39,6 +42,7 @@ class TopicSpec:
     config: Mapping[str, str] = field(default_factory=dict)
     message_bytes_min: int = 0
     at_most: Mapping[str, str] = field(default_factory=dict)
+    create: bool = True
 
 
 async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) -> dict[str, int]:
@@ -54,6 +58,7 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) ->
             found = await _described(settings, client, list(wanted))
             missing = [wanted[name] for name in wanted if name not in found]
             if missing:
+                await _check_names(settings, client, missing)
                 await _create(settings, client, missing)
                 for _ in range(100):  # the controller has made them; the brokers hear of it a moment later
                     found = await _described(settings, client, list(wanted))
@@ -82,6 +87,29 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[TopicSpec]) ->
     for name, config in configs.items():
         _warn_of_longer(wanted[name], config)
     return counts
+
+
+async def _check_names(
+    settings: KafkaSettings, client: AIOKafkaAdminClient, missing: Sequence[TopicSpec]
+) -> None:
+    """A mistyped name of the input is an empty topic, which stays, and a worker that waits for ever. Raises
+    BrokerMisconfigured for what is not to be made."""
+    if not any(topic.name == settings.topic or not topic.create for topic in missing):
+        return
+    there = [name for name in await client.list_topics() if not name.startswith("__")]
+    for topic in missing:
+        near = get_close_matches(topic.name, there, cutoff=NEAR)
+        like = f"; there is {', '.join(map(repr, near))}" if near else ""
+        if not topic.create:
+            raise BrokerMisconfigured(
+                f"topic {topic.name!r} is not there{like}",
+                hint="correct the setting that names it, make the topic, or allow it by topics.create_input",
+            )
+        if topic.name == settings.topic:
+            log.warning(
+                "the input topic was not there and is made: is its name right?",
+                extra={"topic": topic.name, "partitions": topic.partitions, "alike": near},
+            )
 
 
 def _warn_of_longer(topic: TopicSpec, config: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from ebbtide.featurestore.store.checkpoint import (
     draw_nonce,
 )
 from ebbtide.featurestore.store.protocol import Store
-from ebbtide.stream.batch import CommittedOffset, FetchedBatch, Source
+from ebbtide.stream.batch import ADOPT, CommittedOffset, FetchedBatch, Source, lost_tail
 from ebbtide.stream.errors import AnotherLog, BrokerUnavailable, CheckpointOutsideLog
 from ebbtide.stream.suppression import Suppression
 from ebbtide.stream.turn.due import DuePage
@@ -28,7 +28,6 @@ from ebbtide.stream.turn.flood import FloodGuard
 
 COMMITTED_POLL_S = 0.05
 COMMITTED_POLL_S_MAX = 30.0
-ADOPT = f"if it holds the same events on purpose (a restore, a mirror), `ebbtide adopt`; else {REBUILD}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +141,10 @@ async def commit_first(source: Source, partition: int, asked: CommittedOffset) -
 
 
 def check_tail(opened: Opened, epoch_end: int | None) -> None:
-    """Raises AnotherLog when the log lost what the state was folded from: an unclean election, a power cut.
-
-    epoch_end: where the log of the checkpoint's leader epoch ends, -1 when it never had such an epoch, None when Kafka
-    cannot say (KIP-320).
-    """
-    checkpoint = opened.checkpoint
-    if epoch_end is not None and epoch_end < checkpoint.offset:
-        raise AnotherLog(
-            f"partition {opened.partition} is at offset {checkpoint.offset}, folded from leader epoch"
-            f" {checkpoint.leader_epoch}, but the log of that epoch ends at {max(epoch_end, 0)}: its tail was lost",
-            hint=ADOPT,
-        )
+    """Raises AnotherLog when the log lost what the state was folded from; `epoch_end` is of the checkpoint's epoch."""
+    at = opened.checkpoint
+    if lost := lost_tail(opened.partition, at.offset, at.leader_epoch, epoch_end):
+        raise lost
 
 
 def check_log(partition: int, stored: Checkpoint | None, log: LogState) -> None:

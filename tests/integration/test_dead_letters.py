@@ -8,23 +8,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
 import pytest
+import yaml
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 from click.testing import CliRunner
 
+from ebbtide.featurestore.events.parse import ParseLimits, Parser
+from ebbtide.featurestore.spec import dump_spec
+from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.commands.dlq import command
+from ebbtide.ops.state.plan import plan
+from ebbtide.ops.state.rebuild import Counts, ForbiddenSink, Rebuild
 from ebbtide.stream.batch import Record
 from ebbtide.stream.dlq.replay import CHUNK_LETTERS, replay
 from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.client import admin
+from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import LogRecord, read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, message_bytes_max
 from ebbtide.stream.outputs.dead_letter import Position, dead_letter_of, propagated_tombstone
-from ebbtide.stream.outputs.message import Message
+from ebbtide.stream.outputs.message import Delivery, Message
+from ebbtide.stream.pipeline import Tools
+from ebbtide.stream.telemetry import Telemetry
 from tests.support.servers.services import Services
+from tests.support.workers.worlds import OLD, T0, Kind, World
 
 pytestmark = pytest.mark.kafka
 
@@ -175,7 +186,7 @@ async def test_somebody_forgotten_stays_forgotten(stack: Services, unique_name: 
     _, result = await in_thread(dlq, stack, settings, tmp_path, "replay")
     assert result == {
         "sent": 2, "dry_run": False, "reasons": {"future": 2}, "replayed_before": 0, "forgotten": 1,
-        "of_another_topic": 1, "empty": 0, "folded_already": 0, "gone": 0, "too_large": 0,
+        "of_another_topic": 1, "empty": 0, "folded_already": 0, "folded_since": 0, "gone": 0, "too_large": 0,
     }  # fmt: skip
     assert sorted(r.value or b"" for r in await everything_in(settings)) == [b"{2", b"{3"]
 
@@ -326,3 +337,72 @@ async def test_what_is_folded_already_is_not_sent_again(
     _, result = await in_thread(dlq, stack, settings, tmp_path, "replay")
     assert (result["reasons"], result["folded_already"]) == ({"not_json": 1}, 2)
     assert [r.value for r in await everything_in(settings)] == [b"{2"]
+
+
+class Narrow(World):
+    """A world whose workers refuse records of more than `limit` bytes."""
+
+    limit = 150
+
+    def tools(self, kind: Kind, store: Store, sink: Delivery, telemetry: Telemetry | None = None) -> Tools:
+        limits = ParseLimits(value_bytes_max=self.limit)
+        return replace(super().tools(kind, store, sink, telemetry), parser=Parser(kind.layout.spec, limits))
+
+
+@pytest.mark.redis
+async def test_what_a_rebuild_has_folded_is_not_sent_again(
+    stack: Services, unique_name: str, tmp_path: Path
+) -> None:
+    """Records too large for the old worker, and not for the rebuild: they count once. What neither can read goes back,
+    and so does what a worker that did not rebuild had refused."""
+    world = Narrow(stack, unique_name)
+    await world.create()
+    visits: list[dict[str, Any]] = [
+        {
+            "user_id": f"customer-{n % 5}",
+            "type": "visit",
+            "ts": T0 + n * 3_600_000,
+            "page": "x" * (n % 2) * 300,
+        }
+        for n in range(40)
+    ]
+    good = [Message(world.name, v["user_id"].encode(), orjson.dumps(v), (), v["ts"]) for v in visits]
+    bad = [Message(world.name, b"customer-1", b"nonsense", (), T0) for _ in range(3)]
+    await world.produce([*good, *bad])
+    async with world.working("old", OLD):
+        await world.until_done()
+
+    def replayed(prefix: str) -> dict[str, Any]:
+        settings = world.under(prefix)
+        (tmp_path / "spec.yaml").write_text(yaml.safe_dump(dump_spec(OLD.layout.spec)))
+        environment = {
+            "EBBTIDE_KAFKA_URL": stack.kafka_url, "EBBTIDE_REDIS_URL": stack.redis_url,
+            "EBBTIDE_REDIS__PREFIX": settings.redis.prefix, "EBBTIDE_SPEC": str(tmp_path / "spec.yaml"),
+            "EBBTIDE_KAFKA__TOPIC": world.name, "EBBTIDE_KAFKA__GROUP": world.name,
+            "EBBTIDE_TOPICS__DEAD_LETTERS": str(settings.topics.dead_letters),
+        }  # fmt: skip
+        out = tmp_path / "out.json"
+        ran = CliRunner(env=environment).invoke(
+            command, ["replay", "--dry-run", "--json", str(out)], catch_exceptions=False
+        )
+        assert ran.exit_code == 0, ran.output
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+
+    before = await in_thread(replayed, "old")
+    assert (before["sent"], before["folded_since"]) == (23, 0)
+    world.limit = 65_536
+    async with open_committed_log(world.settings.kafka) as settled, world.store("new", OLD) as store:
+        tools = world.tools(OLD, store, ForbiddenSink(), Counts())
+        begun = await plan(settled, store, world.name, OLD.layout.id)
+        await Rebuild(settled, tools, Counts(), begun, dead_letter_share_max=1.0).run()
+        tools.batcher.close()
+    after = await in_thread(replayed, "new")
+    assert (after["sent"], after["reasons"], after["folded_since"]) == (3, {"not_json": 3}, 20)
+    # What the new worker refuses itself, behind what was folded silently, goes back as ever.
+    world.limit = 150
+    async with world.working("new", OLD):
+        await world.produce(good[:4])
+        await world.until_done()
+    assert (await in_thread(replayed, "new"))["sent"] == 3 + 2
+    assert (await in_thread(replayed, "old"))["sent"] == 23 + 2

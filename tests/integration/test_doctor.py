@@ -120,6 +120,11 @@ async def test_topics_that_are_missing_are_named(stack: Services, unique_name: s
     found = wrong(await examine(settings))
     for name in (unique_name, f"{unique_name}-alerts", f"{unique_name}-dead"):
         assert "does not exist" in found[f"topic {name}"].found
+        assert found[f"topic {name}"].level is Level.WARNING
+    topics = settings.topics.model_copy(update={"create_input": False})
+    found = wrong(await examine(settings.model_copy(update={"topics": topics})))
+    assert found[f"topic {unique_name}"].level is Level.ERROR
+    assert found[f"topic {unique_name}-alerts"].level is Level.WARNING
     async with admin(settings.kafka) as client:  # and none was made
         assert unique_name not in await client.list_topics()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,28 @@ async def test_topics_are_made_or_checked(stack: Services, unique_name: str) -> 
         await ensure_topics(settings, [TopicSpec(unique_name, 4, "topics.partitions")])
     async with KafkaSink(settings) as sink:
         await sink.send_all([Message(f"{unique_name}-letters", b"k", b"v" * 2_500_000)])
+
+
+async def test_a_mistyped_input_is_warned_of_or_refused(stack: Services, unique_name: str) -> None:
+    """And what is there under a name like it is said."""
+    await ensure_topics(settings_for(stack, unique_name), [TopicSpec(unique_name, 1, "topics.partitions")])
+    mistyped = settings_for(stack, unique_name + "s")
+    spec = TopicSpec(mistyped.topic, 1, "topics.partitions", create=False)
+    with pytest.raises(
+        BrokerMisconfigured, match=f"'{mistyped.topic}' is not there; .*'{unique_name}'"
+    ) as refused:
+        await ensure_topics(mistyped, [spec, TopicSpec(f"{unique_name}-alerts", 1, "topics.partitions")])
+    assert "topics.create_input" in refused.value.hint
+    with pytest.raises(BrokerMisconfigured):  # still not there, nor is any other
+        await ensure_topics(mistyped, [spec])
+    with capture_logs() as logs:
+        counts = await ensure_topics(mistyped, [replace(spec, create=True)])
+    assert counts == {mistyped.topic: 1}
+    (warned,) = [vars(line) for line in logs if "is its name right" in line.getMessage()]
+    assert (warned["topic"], unique_name in warned["alike"]) == (mistyped.topic, True)
+    with capture_logs() as logs:
+        assert await ensure_topics(mistyped, [spec]) == counts
+    assert not [line for line in logs if line.levelno >= logging.WARNING]
 
 
 async def test_two_workers_make_the_topics_at_once(stack: Services, unique_name: str) -> None:

@@ -9,6 +9,7 @@ from ebbtide.featurestore.store.checkpoint import (
     RESETTING,
     Checkpoint,
     History,
+    Stretch,
     TimerCursor,
     check_checkpoint,
     draw_nonce,
@@ -18,7 +19,7 @@ LEAST = Checkpoint(3, 2, 0, "layout", 4)
 LEAST_TEXT = "offset=3 sequence=2 timer_ms=0 layout=layout partitions=4"
 FULL = Checkpoint(
     1_200, 37, 1_700_000_000_000, "fold:0f/policy:1e", 4, (1_700_000_000_001, "jane doe/=%\n客"), "Zx9-_w", 3,
-    "00112233aabbccdd", History(1_699_000_000_000, 1_100), ((28, 3), (29, 1)), "9f",
+    "00112233aabbccdd", History(1_699_000_000_000, 1_100), ((28, 3), (29, 1)), Stretch(900, 1_000), "9f",
     (("later", "1=2"), ("empty", "")),
 )  # fmt: skip
 
@@ -32,8 +33,7 @@ def test_every_field_is_read_back() -> None:
     assert FULL.text() == (
         "offset=1200 sequence=37 timer_ms=1700000000000 layout=fold:0f/policy:1e partitions=4"
         " timer_cursor=1700000000001:jane%20doe%2F%3D%25%0A%E5%AE%A2 topic_id=Zx9-_w leader_epoch=3"
-        " nonce=00112233aabbccdd history=1699000000000:1100 budget=28:3,29:1 names=9f later=1=2"
-        " empty="
+        " nonce=00112233aabbccdd history=1699000000000:1100 budget=28:3,29:1 silent=900:1000 names=9f later=1=2 empty="
     )
     assert Checkpoint.parse(FULL.text()) == FULL
 
@@ -52,7 +52,7 @@ def test_equal_text_is_an_equal_checkpoint(seed: int) -> None:
         "timer_cursor": [None, (0, ""), (0, "a"), (5, "é b")], "topic_id": ["", "t"], "leader_epoch": [-1, 0, 4],
         "nonce": ["", draw_nonce()], "history": [None, History(0, 0), History(5, 7)],
         "budget": [(), ((0, 1),), ((5, 2), (7, 3))],
-        "names": ["", "9f"],
+        "silent": [None, Stretch(0, 0), Stretch(3, 9)], "names": ["", "9f"],
         "extra": [(), (("x", ""),), (("x", "1"), ("y", "2"))],
     }  # fmt: skip
     seen: dict[str, Checkpoint] = {}

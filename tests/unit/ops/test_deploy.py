@@ -217,3 +217,13 @@ def test_slimming_takes_headers_and_tests_and_keeps_licences(tmp_path: Path) -> 
     slim(tmp_path)
     assert [name for name in goes if (site / name).exists()] == []
     assert all((site / name).exists() for name in stays)
+
+
+@pytest.mark.parametrize("base", ["", "python:3.11-slim-bookworm", "python@sha256:12"])
+def test_a_release_without_its_bases_digest_is_refused(base: str) -> None:
+    """A tag can be another image tomorrow."""
+    ran = subprocess.run(
+        [str(OPS / "image/build.sh")], env={"PATH": os.environ["PATH"], "RELEASE": "1", "BASE": base},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, "by digest" in ran.stderr) == (2, True)
