@@ -103,7 +103,7 @@ class Pipeline:
         self.misplaced = 0
         """Events so far that lay in another partition than Kafka's default partitioner gives their customer."""
         self._composer = Composer(
-            tools.topic, tools.layout, tools.batcher, tools.outputs.audit, tools.platform
+            tools.topic, tools.layout, tools.batcher, tools.outputs.audit is not None, tools.platform
         )
 
     async def turn(self, pieces: Sequence[Piece]) -> dict[int, Exception | None]:

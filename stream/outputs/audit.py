@@ -16,7 +16,6 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from ebbtide.featurestore.record.layout import Layout, Rows
-from ebbtide.stream.outputs.message import Message
 
 SCHEMA_ID = "urn:ebbtide:schema:audit:1"
 
@@ -59,8 +58,7 @@ def row_sha256(raw: bytes, as_of: int) -> str:
     return hashlib.sha256(raw + as_of.to_bytes(8, "little")).hexdigest()
 
 
-def audit_message(
-    topic: str,
+def audit_entry(
     alert_id: str,
     customer: str,
     as_of: int,
@@ -70,13 +68,13 @@ def audit_message(
     layout: str,
     platform: str,
     raw: bytes,
-) -> Message:
-    """The record as a message, the same bytes for the same decision."""
+) -> tuple[bytes, bytes]:
+    """Key and value of the record, the same bytes for the same decision."""
     record = {
         "alert_id": alert_id, "customer": customer, "as_of": as_of, "p": float(p), "model": model,
         "model_version": version, "layout": layout, "platform": platform, "row": base64.b64encode(raw).decode(),
     }  # fmt: skip
-    return Message(topic, customer.encode(), orjson.dumps(record))
+    return customer.encode(), orjson.dumps(record)
 
 
 def read_audit(value: bytes) -> AuditRecord:

@@ -30,8 +30,7 @@ from ebbtide.stream.outputs.alert import (
     logit_of,
     reasons_of,
 )
-from ebbtide.stream.outputs.audit import audit_message, row_bytes, row_sha256
-from ebbtide.stream.outputs.message import Message
+from ebbtide.stream.outputs.audit import audit_entry, row_bytes, row_sha256
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.turn.work import Origin, Work
@@ -44,18 +43,18 @@ class Composed(NamedTuple):
     """By piece: the alerts as outbox entries, in the order of decision, and what they were decided on."""
 
     alerts: dict[int, list[OutboxEntry]]
-    audits: dict[int, list[Message]]
+    audits: dict[int, list[tuple[bytes, bytes]]]
 
 
 class Composer:
-    """Makes the alerts of a topic's partitions, and their audit records where there is a topic for them. `platform`:
-    what an audit record says of this process."""
+    """Makes the alerts of a topic's partitions, and, if `audited`, their audit records. `platform`: what these say of
+    this process."""
 
     def __init__(
-        self, topic: str, layout: Layout, batcher: Batcher, audit: str | None = None, platform: str = ""
+        self, topic: str, layout: Layout, batcher: Batcher, audited: bool = False, platform: str = ""
     ) -> None:
         self._topic, self._layout, self._batcher = topic, layout, batcher
-        self._audit, self._platform = audit, platform
+        self._audited, self._platform = audited, platform
         self._folder, self._targets = Folder(layout), layout.spec.target_names
         self._reasons_of = Reasons(layout.spec)
 
@@ -68,7 +67,7 @@ class Composer:
         reasons = await self._reasons([t for t in transitions if points.scored[t.point]], points, scored)
         lost_ms = self._lost_ms(transitions, points)
         entries: dict[int, list[OutboxEntry]] = {}
-        audits: dict[int, list[Message]] = {}
+        audits: dict[int, list[tuple[bytes, bytes]]] = {}
         for n, t in enumerate(transitions):
             piece, offset = int(origin.piece[t.point]), int(origin.offset[t.point])
             opened = work.pieces[piece].opened
@@ -112,10 +111,10 @@ class Composer:
                     encode(alert),
                 )
             )
-            if raw is not None and self._audit is not None:
+            if raw is not None and self._audited:
                 audits.setdefault(piece, []).append(
-                    audit_message(
-                        self._audit, alert.alert_id, customer, as_of, scored.of(t.point, t.target), alert.model,
+                    audit_entry(
+                        alert.alert_id, customer, as_of, scored.of(t.point, t.target), alert.model,
                         alert.model_version, alert.layout, self._platform, raw,
                     )
                 )  # fmt: skip

@@ -91,9 +91,10 @@ def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dic
                     bytes_max=outputs.dead_letter_bytes_max,
                 )
             )
-    for j, audits in verdicts.audits.items():
-        if j in work.alive:
-            messages.setdefault(j, []).extend(audits)
+    if outputs.audit is not None:
+        for j in work.alive:
+            for key, value in verdicts.audits.get(j, []):
+                messages.setdefault(j, []).append(Message(outputs.audit, key, value))
     if outputs.scores is not None:
         _scores(outputs.scores, verdicts, speaks, messages)
     return messages

@@ -24,7 +24,6 @@ from ebbtide.featurestore.store.commit import OutboxEntry
 from ebbtide.stream.batch import FetchedBatch, Record
 from ebbtide.stream.decision.budget import Spent
 from ebbtide.stream.decision.policy import Transition
-from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.turn.due import Due, elapsed_until
 from ebbtide.stream.turn.opened import Opened
@@ -232,7 +231,8 @@ class Verdicts:
     known: bool[m], of whom there was a record before. after: records[m], as folded and decided. due: int64[m], when
     each is due next. counts: events that are late or twice. transitions: those to alert about. alerts: by piece, the
     outbox entries in the order of decision. spent: by piece, what of the budget is used. held: transitions that
-    would be alerts, were it not for the budget or the holdout. audits: by piece, what the alerts were decided on.
+    would be alerts, were it not for the budget or the holdout. audits: by piece, what the alerts were decided on,
+    as keys and values of the audit topic's records.
     """
 
     work: Work
@@ -247,4 +247,4 @@ class Verdicts:
     alerts: dict[int, list[OutboxEntry]]
     spent: list[Spent]
     held: list[Transition]
-    audits: dict[int, list[Message]]
+    audits: dict[int, list[tuple[bytes, bytes]]]
