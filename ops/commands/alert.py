@@ -125,12 +125,15 @@ async def _case(settings: Settings, what: str, refold: bool) -> Case:
 
 
 async def _found(settings: Settings, topic: str, identity: str, read: Callable[[bytes], Found]) -> Found:
-    """The record of a topic that is of this alert. Raises OpsError where there is none."""
+    """The record of a topic that is of this alert. Raises OpsError where there is none, or a tombstone behind it."""
     found: Found | None = None
     records: AsyncGenerator[LogRecord, None] = read_topic(settings.kafka, topic)
     async with aclosing(records):
         async for record in records:
-            if record.value is not None and identity.encode() in record.value:
+            if record.value is None:
+                if found is not None and record.key == found.customer.encode():
+                    found = None
+            elif identity.encode() in record.value:
                 with suppress(ValueError):
                     each = read(record.value)
                     found = each if each.alert_id == identity else found

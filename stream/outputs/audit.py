@@ -38,13 +38,12 @@ class AuditRecord(BaseModel):
         """The record, structured[1]; what the model does not read is zero. Raises ValueError for bytes of another
         layout."""
         rows, at, raw = layout.empty(1), 0, base64.b64decode(self.row, validate=True)
+        if len(raw) != (size := sum(layout.dtype[name].itemsize for name in layout.model_fields)):
+            raise ValueError(f"a row of {len(raw)} bytes, where the layout has {size}")
         for name in layout.model_fields:
             kind = layout.dtype[name]
-            part = raw[at : at + kind.itemsize]
-            rows[name] = np.frombuffer(part, kind.base).reshape(kind.shape)
+            rows[name] = np.frombuffer(raw[at : at + kind.itemsize], kind.base).reshape(kind.shape)
             at += kind.itemsize
-        if at != len(raw):
-            raise ValueError(f"{len(raw)} bytes, where the layout has {at}")
         return rows
 
 
