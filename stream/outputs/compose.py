@@ -64,7 +64,9 @@ class Composer:
         """Alerts of the transitions. Raises ScorerUnavailable."""
         if not transitions:
             return Composed({}, {})
-        reasons = await self._reasons([t for t in transitions if points.scored[t.point]], points, scored)
+        # The model explains its first target: what it says of that is no reason of another's.
+        asked = [t for t in transitions if points.scored[t.point] and t.target == 0]
+        reasons = await self._reasons(asked, points, scored)
         lost_ms = self._lost_ms(transitions, points)
         entries: dict[int, list[OutboxEntry]] = {}
         audits: dict[int, list[tuple[bytes, bytes]]] = {}

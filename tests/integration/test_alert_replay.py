@@ -18,7 +18,7 @@ import yaml
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import dump_spec
 from ebbtide.model.serving.scorer import Scorer
-from ebbtide.ops.config.settings import PolicySettings
+from ebbtide.ops.config.policy import PolicySettings
 from ebbtide.ops.worker.compose import serving
 from ebbtide.stream.outputs.audit import AuditRecord, read_audit, row_bytes, row_sha256
 from ebbtide.stream.outputs.message import Message
@@ -46,7 +46,9 @@ def settings_of(world: World, models: Path, folder: Path) -> Path:
         "spec": str(spec), "model": str(models),
         "kafka": {"url": found.kafka.url, "topic": world.name, "group": world.name},
         "redis": {"url": found.redis.url, "prefix": found.redis.prefix},
-        "topics": {"alerts": found.topics.alerts, "dead_letters": found.topics.dead_letters, "audit": found.topics.audit},
+        "topics": {
+            name: getattr(found.topics, name) for name in ("alerts", "dead_letters", "audit")
+        },
     }  # fmt: skip
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     return path

@@ -17,6 +17,7 @@ from ebbtide.featurestore.record.reasons import SEQUENCE, Reasons
 from ebbtide.featurestore.record.replay import replay
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.known import known_log
 from ebbtide.model.examples.made_up import made_up
 from ebbtide.model.explaining.explained import Explained
 from ebbtide.model.fitting.fit import Trainer
@@ -27,7 +28,7 @@ from ebbtide.model.graph.network import in_float32
 from ebbtide.model.graph.standard import logs
 from ebbtide.model.serving.artifact import export
 from ebbtide.model.serving.scorer import Scorer
-from ebbtide.model.training.prepare import known_log, prepare
+from ebbtide.model.training.prepare import prepare
 from ebbtide.model.training.trained import Trained, fitted_by
 from tests.integration.test_train import CONFIG, KNOWN_UNTIL, demo_spec, simulated
 from tests.support.seams.models import FACTS
