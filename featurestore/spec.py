@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.kinds import Frozen, Kind, Name
@@ -182,8 +182,13 @@ class Spec(Frozen):
     past_max_ms: PositiveDurationMs | None = Field(default=None, alias="past_max")
     """And so is one that is older by more than this; by default than `memory` and a week."""
     mapping: Mapping = Mapping()
-    words: dict[str, str] = Field(default_factory=dict)
-    """Templates of reasons in your own words or language, by feature or group: see `record/reasons.py`."""
+    words: Annotated[
+        tuple[tuple[str, str], ...],
+        BeforeValidator(lambda said: tuple(said.items()) if isinstance(said, dict) else said),
+        PlainSerializer(dict, return_type=dict[str, str]),
+    ] = ()
+    """Templates of reasons in your own words or language, by feature or group, written as a mapping: see
+    `record/reasons.py`."""
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     @model_validator(mode="before")

@@ -43,6 +43,7 @@ COMMANDS = {
     "customer": ("ebbtide.ops.commands.customer", "What is known of a customer, and what p will be."),
     "customers": ("ebbtide.ops.commands.customers", "How many customers there are."),
     "at-risk": ("ebbtide.ops.commands.at_risk", "Who is most at risk."),
+    "alert": ("ebbtide.ops.commands.alert", "Score and explain an alert again, and compare."),
     "forget": ("ebbtide.ops.commands.forget", "Erase a customer, in every partition that holds them."),
     "drop": ("ebbtide.ops.commands.drop", "Delete the state under a prefix that nobody uses."),
     "spec": ("ebbtide.ops.commands.spec", "Check a feature spec against a log, draw its record."),

@@ -62,7 +62,7 @@ MISPLACED = (
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What all turns share. at_risk_from: the p from which on customers are listed as at risk; None: the policy's
-    `exit`."""
+    `exit`. platform: what decides the last bits of a score besides the model."""
 
     topic: str
     outputs: Outputs
@@ -77,6 +77,7 @@ class Tools:
     telemetry: Telemetry
     tracer: Tracer | None = None
     at_risk_from: float | None = None
+    platform: str = ""
 
 
 class _Stopwatch:
@@ -102,7 +103,9 @@ class Pipeline:
         self._tools = tools
         self.misplaced = 0
         """Events so far that lay in another partition than Kafka's default partitioner gives their customer."""
-        self._composer = Composer(tools.topic, tools.layout, tools.batcher)
+        self._composer = Composer(
+            tools.topic, tools.layout, tools.batcher, tools.outputs.audit is not None, tools.platform
+        )
 
     async def turn(self, pieces: Sequence[Piece]) -> dict[int, Exception | None]:
         """Take the pieces' partitions over their batches. By partition: why it left the turn, or None when all of its
@@ -182,11 +185,12 @@ class Pipeline:
         news = _not_suppressed(work, decided.transitions, points, origin)
         transitions = [t for t in news if not t.held]
         held = [t for t in news if t.held]
-        alerts = await self._composer.compose(work, transitions, points, origin, scored)
+        composed = await self._composer.compose(work, transitions, points, origin, scored)
         watch.lap("decide")
         return Verdicts(
-            work, known, after, due, points, counts, origin, scored, transitions, alerts, decided.spent, held
-        )
+            work, known, after, due, points, counts, origin, scored, transitions, composed.alerts, decided.spent,
+            held, composed.audits,
+        )  # fmt: skip
 
     async def commit(self, verdicts: Verdicts, watch: _Stopwatch) -> None:
         """Steps 5 to 7: `work.failed` says of which pieces they did not succeed."""

@@ -184,7 +184,9 @@ class Folder:
             [
                 armed[:, None] + self._plan.silence,
                 rows["first_seen"][:, None] + self._plan.after_first,
-                (further[:, :, None] + self._plan.silence).reshape(len(rows), -1),
+                (further[:, :, None] + self._plan.silence).reshape(
+                    len(rows), further.shape[1] * len(self._plan.silence)
+                ),
             ],
             axis=1,
         )

@@ -47,7 +47,7 @@ class Reasons:
 
     def __init__(self, spec: Spec) -> None:
         self._features = features(spec)
-        self._own = spec.words
+        self._own = dict(spec.words)
         self._apart = spec.arms_apart  # the usual gap is one between activities
         self._at = {feature.name: i for i, feature in enumerate(self._features)}
         self.groups: tuple[str, ...] = (*dict.fromkeys(each.group for each in self._features), SEQUENCE)

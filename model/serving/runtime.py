@@ -9,12 +9,16 @@ the event loop, which parses, folds and stores while TensorFlow computes (it rel
 """
 
 import logging
+from pathlib import Path
+from platform import machine
 
 import tensorflow as tf
 
 from ebbtide.model.errors import ModelError
 
 SERVING_THREADS = 1
+VECTORS = ("avx", "fma", "amx", "sse4", "f16c")
+"""Processor features that XLA and oneDNN choose their kernels by, as Linux names them, by how they begin."""
 
 # At each load it warns that nobody may take a gradient of what we serve. Nobody does (`artifact.py`).
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -42,6 +46,23 @@ def configure(threads: int = SERVING_THREADS) -> str:
 def device() -> str:
     """Where models live: "/GPU:0" when there is one, else "/CPU:0"."""
     return "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
+
+
+def platform() -> str:
+    """What decides the last bits of a score besides the model: TensorFlow's version, and the device that runs it, a
+    processor by its vector instructions."""
+    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    if gpus:
+        return f"tensorflow {tf.__version__}, {gpus[0].get('device_name', 'GPU')}"
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:  # not Linux: the architecture has to do
+        info = ""
+    flags = next(
+        (line.partition(":")[2].split() for line in info.splitlines() if line.startswith("flags")), []
+    )
+    known = " ".join(sorted(flag for flag in flags if flag.startswith(VECTORS)))
+    return f"tensorflow {tf.__version__}, {machine()} {known}".strip()
 
 
 def device_memory_bytes() -> int | None:

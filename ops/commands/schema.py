@@ -14,6 +14,7 @@ import orjson
 from ebbtide.featurestore.events.contract import event_schema
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.stream.outputs.alert import alert_schema
+from ebbtide.stream.outputs.audit import audit_schema
 from ebbtide.stream.outputs.dead_letter import dead_letter_schema
 from ebbtide.stream.outputs.scores import score_schema
 
@@ -22,12 +23,13 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "alert": alert_schema,
     "dead-letter": dead_letter_schema,
     "score": score_schema,
+    "audit": audit_schema,
 }
 
 
 @click.group()
 def command() -> None:
-    """Print the JSON Schema of events, alerts, dead letters or scores."""
+    """Print the JSON Schema of events, alerts, dead letters, scores or audit records."""
 
 
 @command.command()
@@ -55,6 +57,12 @@ def dead_letter() -> None:
 def score() -> None:
     """What a consumer of scores gets."""
     click.echo(text(score_schema()), nl=False)
+
+
+@command.command()
+def audit() -> None:
+    """What an alert was decided on."""
+    click.echo(text(audit_schema()), nl=False)
 
 
 @command.command()

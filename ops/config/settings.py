@@ -92,6 +92,7 @@ class TopicSettings(_Frozen):
     alerts: str = "churn-alerts"
     dead_letters: str = "clickstream-dead-letters"
     scores: str | None = None
+    audit: str | None = None
     partitions: int = Field(default=4, ge=1)
     create_input: bool = True
     alerts_retention_ms: DurationMs = Field(
@@ -101,11 +102,13 @@ class TopicSettings(_Frozen):
         default=7 * DAY_MS, ge=RETENTION_MS_MIN, alias="dead_letters_retention"
     )
 
+    audit_retention_ms: DurationMs = Field(default=7 * DAY_MS, ge=RETENTION_MS_MIN, alias="audit_retention")
+
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        names = [name for name in (self.alerts, self.dead_letters, self.scores) if name]
+        names = [name for name in (self.alerts, self.dead_letters, self.scores, self.audit) if name]
         if len(set(names)) != len(names):
-            raise ValueError("alerts, dead_letters and scores must be different topics")
+            raise ValueError("alerts, dead_letters, scores and audit must be different topics")
         return self
 
 
@@ -220,7 +223,12 @@ class Settings(_Frozen):
             )
         if "@" in self.kafka.url:
             wrong.append("kafka.url names hosts only: user and password have settings of their own")
-        if self.kafka.topic in (self.topics.alerts, self.topics.dead_letters, self.topics.scores):
+        if self.kafka.topic in (
+            self.topics.alerts,
+            self.topics.dead_letters,
+            self.topics.scores,
+            self.topics.audit,
+        ):
             wrong.append("kafka.topic is also an output topic: the worker would read its own alerts")
         if wrong:
             raise ValueError("; ".join(wrong))

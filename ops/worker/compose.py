@@ -23,7 +23,7 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.cache import Cache
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.target import ALL_ACTIVITY
-from ebbtide.model.serving import xla_cache
+from ebbtide.model.serving import runtime, xla_cache
 from ebbtide.model.serving.manifest import Manifest
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.model.serving.slot import ScorerSlot, ServedVersion
@@ -100,6 +100,7 @@ async def tools_of(
             settings.topics.alerts,
             settings.topics.dead_letters,
             settings.topics.scores,
+            settings.topics.audit,
             dead_letter_bytes_max,
         ),
         layout=layout,
@@ -113,6 +114,7 @@ async def tools_of(
         telemetry=telemetry,
         tracer=tracer,
         at_risk_from=settings.at_risk_from,
+        platform=runtime.platform(),
     )
     await asyncio.to_thread(_warm, tools.folder, layout)
     # TensorFlow's half a million objects are here to stay. A collection that looks at them stops everything for 0.2 s,

@@ -66,6 +66,18 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
                 at_most=superseded_gone,
             )
         )
+    if topics.audit is not None:
+        audits_gone = gone_by(topics.audit_retention_ms)
+        specs.append(
+            TopicSpec(
+                topics.audit,
+                topics.partitions,
+                "topics.partitions",
+                {"cleanup.policy": "delete", **audits_gone},
+                message_bytes_min=MESSAGE_BYTES_MIN,
+                at_most=audits_gone,
+            )
+        )
     return specs
 
 

@@ -6,6 +6,8 @@ row the model cannot explain, or whose parts do not add up to what they explain,
 that it happened matters more than why.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,7 @@ from ebbtide.stream.outputs.alert import (
     logit_of,
     reasons_of,
 )
+from ebbtide.stream.outputs.audit import audit_entry, row_bytes, row_sha256
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.turn.work import Origin, Work
@@ -36,28 +39,44 @@ RISES = ("opened", "escalated")
 """States of an alert whose reasons speak for churn."""
 
 
-class Composer:
-    """Makes the alerts of a topic's partitions."""
+class Composed(NamedTuple):
+    """By piece: the alerts as outbox entries, in the order of decision, and what they were decided on."""
 
-    def __init__(self, topic: str, layout: Layout, batcher: Batcher) -> None:
+    alerts: dict[int, list[OutboxEntry]]
+    audits: dict[int, list[tuple[bytes, bytes]]]
+
+
+class Composer:
+    """Makes the alerts of a topic's partitions, and, if `audited`, their audit records. `platform`: what these say of
+    this process."""
+
+    def __init__(
+        self, topic: str, layout: Layout, batcher: Batcher, audited: bool = False, platform: str = ""
+    ) -> None:
         self._topic, self._layout, self._batcher = topic, layout, batcher
+        self._audited, self._platform = audited, platform
         self._folder, self._targets = Folder(layout), layout.spec.target_names
         self._reasons_of = Reasons(layout.spec)
 
     async def compose(
         self, work: Work, transitions: list[Transition], points: Points, origin: Origin, scored: Scored
-    ) -> dict[int, list[OutboxEntry]]:
-        """Outbox entries of the transitions, by piece, in the order of decision. Raises ScorerUnavailable."""
+    ) -> Composed:
+        """Alerts of the transitions. Raises ScorerUnavailable."""
         if not transitions:
-            return {}
-        reasons = await self._reasons([t for t in transitions if points.scored[t.point]], points, scored)
+            return Composed({}, {})
+        # The model explains its first target: what it says of that is no reason of another's.
+        asked = [t for t in transitions if points.scored[t.point] and t.target == 0]
+        reasons = await self._reasons(asked, points, scored)
         lost_ms = self._lost_ms(transitions, points)
         entries: dict[int, list[OutboxEntry]] = {}
+        audits: dict[int, list[tuple[bytes, bytes]]] = {}
         for n, t in enumerate(transitions):
             piece, offset = int(origin.piece[t.point]), int(origin.offset[t.point])
             opened = work.pieces[piece].opened
             customer, target = work.events.customers[points.customer[t.point]], self._targets[t.target]
             p = float(scored.of(t.point, t.target)) if points.scored[t.point] else None
+            as_of = int(points.as_of[t.point])
+            raw = None if p is None else row_bytes(points.rows[t.point], self._layout)
             band = scored.serving.policy.targets[t.target].band(t.band)
             alert = Alert(
                 schema_version=SCHEMA_VERSION,
@@ -77,8 +96,9 @@ class Composer:
                 model=scored.serving.name,
                 model_version=scored.serving.version,
                 layout=self._layout.id,
+                row_sha256=None if raw is None else row_sha256(raw, as_of),
                 decision=Decision(
-                    as_of=instant(int(points.as_of[t.point])),
+                    as_of=instant(as_of),
                     cause=CAUSES[int(points.cause[t.point])],  # type: ignore[arg-type]  # RESET makes no transition
                     topic=self._topic,
                     partition=opened.partition,
@@ -93,7 +113,14 @@ class Composer:
                     encode(alert),
                 )
             )
-        return entries
+            if raw is not None and self._audited:
+                audits.setdefault(piece, []).append(
+                    audit_entry(
+                        alert.alert_id, customer, as_of, scored.of(t.point, t.target), alert.model,
+                        alert.model_version, alert.layout, self._platform, raw,
+                    )
+                )  # fmt: skip
+        return Composed(entries, audits)
 
     def _lost_ms(self, transitions: list[Transition], points: Points) -> NDArray[np.int64]:
         """int64[transitions], ms UTC: when each customer is lost by the target's definition; 0 where no silence makes

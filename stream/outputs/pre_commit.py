@@ -1,4 +1,4 @@
-"""What a turn says ahead of its commits: dead letters, tombstones passed on, scores.
+"""What a turn says ahead of its commits: dead letters, tombstones passed on, scores, rows for the audit.
 
     sent and acknowledged before a partition moves past the records they come from, so nothing is lost by being bad
     alerts go the other way, through the outbox (`stream/pipeline.py`): they follow from the commit
@@ -31,16 +31,17 @@ UNSCORED_DETAIL = "the model fails for this customer's record; the event is fold
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Topic names. `scores` None: not written. `dead_letter_bytes_max`: what the dead-letter topic takes."""
+    """Topic names. `scores`, `audit` None: not written. `dead_letter_bytes_max`: what the dead-letter topic takes."""
 
     alerts: str
     dead_letters: str
     scores: str | None = None
+    audit: str | None = None
     dead_letter_bytes_max: int = BYTES_MAX
 
     @property
     def all(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.alerts, self.dead_letters, self.scores) if name)
+        return tuple(name for name in (self.alerts, self.dead_letters, self.scores, self.audit) if name)
 
 
 def unscored(verdicts: Verdicts) -> NDArray[np.int64]:
@@ -90,6 +91,10 @@ def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dic
                     bytes_max=outputs.dead_letter_bytes_max,
                 )
             )
+    if outputs.audit is not None:
+        for j in work.alive:
+            for key, value in verdicts.audits.get(j, []):
+                messages.setdefault(j, []).append(Message(outputs.audit, key, value))
     if outputs.scores is not None:
         _scores(outputs.scores, verdicts, speaks, messages)
     return messages

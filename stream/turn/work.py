@@ -231,7 +231,8 @@ class Verdicts:
     known: bool[m], of whom there was a record before. after: records[m], as folded and decided. due: int64[m], when
     each is due next. counts: events that are late or twice. transitions: those to alert about. alerts: by piece, the
     outbox entries in the order of decision. spent: by piece, what of the budget is used. held: transitions that
-    would be alerts, were it not for the budget or the holdout.
+    would be alerts, were it not for the budget or the holdout. audits: by piece, what the alerts were decided on,
+    as keys and values of the audit topic's records.
     """
 
     work: Work
@@ -246,3 +247,4 @@ class Verdicts:
     alerts: dict[int, list[OutboxEntry]]
     spent: list[Spent]
     held: list[Transition]
+    audits: dict[int, list[tuple[bytes, bytes]]]

@@ -400,10 +400,12 @@ class _Decisions:
             last = self._last_event(m)
             before = self._end.alerts.get(identity)
             by = before.by if before else {}
+            row = self._points.rows[m]
+            given = b"".join(row[name].tobytes() for name in self._replay._layout.model_fields)
             for each in self._versions if left else (number,):
                 explained = None if left else why[number].get(m)
                 facts = self._versions[each].facts
-                alert = alert_of(decided, customer, self._cause[m], p, origin, facts, explained, last)
+                alert = alert_of(decided, customer, self._cause[m], p, origin, facts, explained, last, given)
                 by.setdefault(each, []).append(alert)
             self._end.alerts[identity] = Foreseen(customer, by, certain)
 

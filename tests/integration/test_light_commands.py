@@ -36,7 +36,8 @@ def asked(*arguments: str) -> tuple[str, str]:
     "arguments",
     [
         ("--help",), ("spec", "--help"), ("spec", "layout", "--spec", SPEC), ("at-risk", "--help"),
-        ("customers", "--help"), ("customer", "--help"), ("dlq", "--help"), ("dlq", "list", "--help"),
+        ("customers", "--help"), ("customer", "--help"),
+        ("alert", "replay", "--help"), ("dlq", "--help"), ("dlq", "list", "--help"),
         ("config", "show"), ("model", "--help"), ("worker", "--help"), ("schema", "event"),
     ],
     ids=" ".join,

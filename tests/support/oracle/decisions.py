@@ -255,9 +255,10 @@ def alert_of(
     model: ModelFacts,
     explained: Explained | None,
     last_event: int,
+    row: bytes = b"",
 ) -> dict[str, Any]:
     """The alert as JSON has it, read back. `explained` None: nothing could be, or nothing had to be. `last_event`: time
-    of the target's last one, 0 for none, or where churn is no absence."""
+    of the target's last one, 0 for none, or where churn is no absence. `row`: the bytes that the model was given."""
     left = cause not in (EVENT, SILENCE)
     band, threshold = model.rules.named()[decided.band]
     return {
@@ -282,7 +283,7 @@ def alert_of(
         "model": model.name,
         "model_version": model.version,
         "layout": model.layout,
-        "row_sha256": None,
+        "row_sha256": None if left else hashlib.sha256(row + struct.pack("<q", decided.as_of)).hexdigest(),
         "decision": {
             "as_of": _instant(decided.as_of),
             "cause": CAUSE_NAMES[cause],

@@ -131,7 +131,7 @@ class World:
 
     clock = SystemClock()
 
-    def __init__(self, stack: Services, name: str, *, scores: bool = False) -> None:
+    def __init__(self, stack: Services, name: str, *, scores: bool = False, audit: bool = False) -> None:
         self.name = name
         self.settings = Settings(
             kafka=KafkaSettings(
@@ -141,7 +141,7 @@ class World:
             redis=RedisSettings(url=stack.redis_url, prefix=f"{name}:old:"),
             topics=TopicSettings(
                 alerts=f"{name}-alerts", dead_letters=f"{name}-dead", scores=f"{name}-scores" if scores else None,
-                partitions=PARTITIONS,
+                audit=f"{name}-audit" if audit else None, partitions=PARTITIONS,
             ),
         )  # fmt: skip
 
@@ -164,8 +164,8 @@ class World:
         batcher = Batcher(lambda: kind.model, self.clock, said, deadline_s=0.05, linger_s=0.0)
         cache = Cache(kind.layout.dtype, 4096 * kind.layout.itemsize)
         return Tools(
-            self.settings.kafka.topic, Outputs(topics.alerts, topics.dead_letters, topics.scores), kind.layout,
-            Folder(kind.layout), Parser(kind.layout.spec), store, cache, sink, batcher, self.clock, said,
+            self.settings.kafka.topic, Outputs(topics.alerts, topics.dead_letters, topics.scores, topics.audit),
+            kind.layout, Folder(kind.layout), Parser(kind.layout.spec), store, cache, sink, batcher, self.clock, said,
             at_risk_from=0.0,  # everybody is listed, so that there is a place more where somebody may be left
         )  # fmt: skip
 

@@ -591,3 +591,10 @@ def test_a_kind_that_is_no_feature_leaves_no_trace_but_life() -> None:
     assert facts["last_seen"] == START + 2 * HOUR_MS
     assert [entry.kind for entry in facts["sequence"]] == [BUY]
     assert {k for k, _ in facts["counts"]} == {BUY}
+
+
+def test_nobody_is_due_among_no_rows() -> None:
+    """As in a turn whose records are all bad."""
+    layout = Layout(parse_spec({"name": "shop", "horizon": "7d", "memory": "30d", "windows": {"7d": 7},
+                                "kinds": [{"name": "visit"}]}))  # fmt: skip
+    assert len(Folder(layout).due(layout.empty(0))) == 0

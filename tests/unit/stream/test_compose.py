@@ -59,7 +59,7 @@ class Desk:
         transitions = self.model.policy.decide(asked, before, after).transitions
         origin = Origin.of(work, points)
         composer = Composer("clicks", LAYOUT, self.batcher)
-        entries = (await composer.compose(work, transitions, points, origin, scored)).get(0, [])
+        entries = (await composer.compose(work, transitions, points, origin, scored)).alerts.get(0, [])
         self._rows = {name: after[i : i + 1] for i, name in enumerate(events.customers)}
         return [Alert.model_validate_json(entry.value) for entry in entries]
 

@@ -156,7 +156,7 @@ async def spoken(
             work = Work.of([Piece(opened, None)], parser)
             work.events = events_of(len(part), 100 + at)
             origin = stream_work.Origin(np.zeros(len(part), np.int32), work.events.position)
-            composed = await composer.compose(work, transitions, points, origin, Scored(p, model))
+            composed = (await composer.compose(work, transitions, points, origin, Scored(p, model))).alerts
             for entry in composed.get(0, []):
                 alerts.append(orjson.loads(entry.value))
                 assert entry.id.decode() == alerts[-1]["alert_id"]
@@ -200,7 +200,9 @@ def foretold(walk: Walk, policy: EpisodePolicy) -> tuple[list[dict[str, Any]], l
         )
         origin = Origin(TOPIC, PARTITION, 100 + n)
         seen = last_seen(walk[n])
-        alerts.append(alert_of(decided, CUSTOMERS[customer], cause, p, origin, facts, explained, seen))
+        row["last_seen"] = seen
+        given = b"".join(row[name].tobytes() for name in LAYOUT.model_fields)
+        alerts.append(alert_of(decided, CUSTOMERS[customer], cause, p, origin, facts, explained, seen, given))
     return alerts, stories, held
 
 
