@@ -41,6 +41,9 @@ KINDS_MAX = 32
 WEEK_HOURS = 168
 WEEK_BUCKETS_MAX = 16
 AFTER_FIRST_MAX = 8
+HORIZONS_MAX = 8
+HORIZON_PARTS = (0.125, 0.25, 0.5, 1.5, 2.0)
+"""Of the horizon: where nothing else is asked for, survival is told there, too."""
 SILENCES_MAX = 64
 """A schedule longer than this is a mistake in the ratio (1.5 from 6 h reaches a year in 18 steps)."""
 
@@ -151,6 +154,10 @@ class Spec(Frozen):
     name: Name
     horizon_ms: PositiveDurationMs = Field(alias="horizon")
     memory_ms: PositiveDurationMs = Field(alias="memory")
+    further_horizons_ms: Annotated[
+        tuple[PositiveDurationMs, ...], Field(max_length=HORIZONS_MAX - 1, alias="further_horizons")
+    ] = ()
+    """At which it is also told how likely it is that nothing came; by default so many parts of the horizon."""
     kinds: Annotated[tuple[Kind, ...], Field(min_length=1, max_length=KINDS_MAX)]
     windows: tuple[Window, ...]
     half_lives_ms: tuple[PositiveDurationMs, ...] = Field(default=(), alias="half_lives")
@@ -159,7 +166,7 @@ class Spec(Frozen):
     week: Week | None = None
     days_active: tuple[Annotated[int, Field(ge=1, le=256)], ...] = ()
     targets: Annotated[tuple[Target, ...], Field(max_length=TARGETS_MAX)] = ()
-    """What churn is; by default that no activity follows within the horizon."""
+    """What churn is, the primary target first; by default that no activity follows within the horizon."""
     sequence: Sequence = Sequence()
     silence: Silence = Silence()
     eligibility: Eligibility = Eligibility()
@@ -223,6 +230,10 @@ class Spec(Frozen):
                 problems.append(f"trends: [{words}] are not a window and a longer one of this spec")
         for target in self.targets:
             problems += problems_of(self.kinds, target)
+        called = [target.name for target in self.targets]
+        problems += [
+            f"target {name} is named twice" for name in sorted({n for n in called if called.count(n) > 1})
+        ]
         if self.past_max_ms is not None and self.past_max_ms < longest:
             problems.append("past_max must reach the longest window: what it refuses would be counted there")
         if self.eligibility.max_silence_ms and self.eligibility.max_silence_ms > self.memory_ms:
@@ -240,6 +251,14 @@ class Spec(Frozen):
             gaps.append(round(gap))
             gap *= self.silence.ratio
         return (*gaps, self.horizon_ms)
+
+    @property
+    def horizons_ms(self) -> tuple[int, ...]:
+        """At which it is told how likely it is that nothing came, ascending; the horizon is one of them. In whole days
+        where that is no great matter."""
+        grain = DAY_MS if self.horizon_ms >= 8 * DAY_MS else 1
+        parts = (max(round(part * self.horizon_ms / grain), 1) * grain for part in HORIZON_PARTS)
+        return tuple(sorted({self.horizon_ms, *(self.further_horizons_ms or parts)}))
 
     @property
     def oldest_ms(self) -> int:
@@ -264,6 +283,16 @@ class Spec(Frozen):
     def target_events(self) -> TargetEvents:
         """Which events decide the label."""
         return target_events(self.kinds, self.target)
+
+    @property
+    def further(self) -> tuple[Target, ...]:
+        """The targets beside the primary one."""
+        return self.targets[1:]
+
+    def only_target(self, index: int) -> "Spec":
+        """The same spec as if this target were the only one, by its index in `target_names`: what its labels and words
+        are. Its records and features are others."""
+        return self.model_copy(update={"targets": self.targets[index : index + 1]})
 
     @property
     def churn_words(self) -> str:

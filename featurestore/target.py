@@ -5,6 +5,8 @@
     … churn_when: present            the events themselves are churn: a leave in so many words, a downgrade
 
 Where churn is absence, silence is counted from the target's last event: other activity only adds points of its own.
+The first of several targets is the *primary* one: it says who is eligible and how silent a customer is. Each further
+one that is churn by absence arms a schedule of silences of its own beside it; every point is scored for all of them.
 """
 
 from collections.abc import Sequence
@@ -16,8 +18,11 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ebbtide.featurestore.kinds import Frozen, Kind, Name
 
-TARGETS_MAX = 1
-"""One for now: a second one needs a second head, alerts of its own and an evaluation of its own."""
+TARGETS_MAX = 4
+"""Each has a head, alerts and an evaluation of its own, and a time and a place in the record."""
+
+ALL_ACTIVITY = "activity"
+"""The name of the target of a spec that names none."""
 
 ALL_ACTIVITY = "activity"
 """The name of the target of a spec that names none."""

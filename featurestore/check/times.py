@@ -151,9 +151,13 @@ def _rhythm(log: EventLog, spec: Spec) -> Iterator[Finding]:
     customer, time = events.customer[active], events.time[active]
     yield from _gaps(customer, time, spec)
     if len(time):
-        ours = spec.target_events.of(events.kind, events.values) & (events.time < log.known_until)
-        before = ours if spec.churn_is_absence else active
-        yield from _base_rate(log, before, ours, spec)
+        before = active
+        for index in range(len(spec.target_names)):
+            each = spec.only_target(index)
+            ours = each.target_events.of(events.kind, events.values) & (events.time < log.known_until)
+            if index == 0 and spec.churn_is_absence:
+                before = ours  # the primary target says who is scored
+            yield from _base_rate(log, before, ours, each)
 
 
 def _gaps(customer: NDArray[np.int32], time: NDArray[np.int64], spec: Spec) -> Iterator[Finding]:

@@ -1,13 +1,15 @@
 """The arguments of the compiled fold: what each array holds, its shape, dtype and unit.
 
-n rows, m places for points, e events; K kinds, C values an event, W windows, T tiles of all windows, D kinds with
-decays, H half-lives, A attributes, B 64-day words, L sequence entries, R remembered ids, S silences, F points after the
+n rows, m places for points, e events; K kinds, C values an event, G further targets, W windows, T tiles of all windows,
+D kinds with decays, H half-lives, A attributes, B 64-day words, L sequence entries, R remembered ids, S silences, F points after the
 first activity, Z changes of a zone's offset, X stores of values (`featurestore/aggregations.py`). Times are int64
 milliseconds UTC, durations int64 milliseconds. `arrays.py` makes them; the loop is compiled once for these types.
 """
 
 from collections import namedtuple
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ebbtide.featurestore.aggregations import STORES
 
@@ -35,6 +37,9 @@ class Plan(NamedTuple):
     target:         uint8[K], 1 for kinds whose events arm silence
     target_column:  int64[K], the value that is compared, or -1     target_low, target_high: float64[K], its bounds
     target_apart:   whether the target's last event is kept apart from the last activity
+    further:        uint8[G, K], 1 for kinds whose events are a further target's; further_column, further_low,
+                    further_high: [G, K], as those of the primary one above
+    further_arms:   uint8[G], whether its absence is churn, so that it arms a schedule of silences of its own
     week_since, week_offset: int64[Z], the zone's offsets and since when      week_buckets: of a week, or 0
     memory, longest_window, coalesce, score_every: durations
     min_events:     activities, and min_tenure, max_tenure, max_silence: durations, of who is scored at all
@@ -74,6 +79,11 @@ class Plan(NamedTuple):
     min_tenure: int
     max_tenure: int
     max_silence: int
+    further: Any = np.zeros((0, 0), np.uint8)
+    further_column: Any = np.zeros((0, 0), np.int64)
+    further_low: Any = np.zeros((0, 0), np.float64)
+    further_high: Any = np.zeros((0, 0), np.float64)
+    further_arms: Any = np.zeros(0, np.uint8)
 
 
 _OWN_FIELDS = (
@@ -82,6 +92,7 @@ _OWN_FIELDS = (
     "kind_last", "tile_head", "day_bits", "target_last", "attribute_at", "recent_id", "kind_count", "decay",
     "attribute_value", "ring_value", "ring_gap", "activity_count", "gap_count", "late_count", "day_head", "tile_count",
     "ring_count", "ring_head", "ring_kind", "week_count", "recent_head", "silence_index",
+    "further_last", "further_index",
 )  # fmt: skip
 FIRST_STORE = len(_OWN_FIELDS)
 """Index into `Fields` of the first store; the others follow it."""

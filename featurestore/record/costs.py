@@ -27,7 +27,7 @@ def costs(layout: Layout) -> list[tuple[str, int]]:
         f"windows ({layout.tiles} tiles)": ["tile_head"],
         "days_active": ["day_bits"],
         "week": ["week_count"],
-        "targets": ["target_last"],
+        "targets": ["target_last", "further_last", "further_index"],
         f"sequence ({spec.sequence.length})": [
             "ring_value",
             "ring_gap",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ebbtide.featurestore.aggregations import AGGREGATIONS, Aggregation, Transform
 from ebbtide.featurestore.kinds import Kind
 from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.target import Target
 from ebbtide.featurestore.times.durations import format_duration
 
 DAY_WORDS = "days"
@@ -34,7 +35,7 @@ class Feature:
 
 PARTS = (
     "target", "rhythm", "week", "active_days", "counts", "trends", *(a.name for a in AGGREGATIONS), "since", "never",
-    "decays", "attributes",
+    "decays", "attributes", "targets",
 )  # fmt: skip
 """The groups of features, in their order; the graph has a method for each, or the aggregation's own functions. The
 first feature of every spec is the silence that its label is about."""
@@ -111,6 +112,7 @@ def features_by_part(spec: Spec) -> dict[str, list[Feature]]:
             _decay(kinds[k], half_life) for k in decayed_kinds(spec) for half_life in spec.half_lives_ms
         ],
         "attributes": [each for kind in kinds if kind.role == "attribute" for each in _attribute(kind)],
+        "targets": _targets(spec),
     }
     parts |= {aggregation.name: _aggregated(spec, aggregation) for aggregation in AGGREGATIONS}
     return {part: parts[part] for part in PARTS}
@@ -134,9 +136,30 @@ def _target(spec: Spec) -> list[Feature]:
     """Of a target of its own: then this, not the silence since any activity, is the first of all."""
     if spec.target is None or not spec.arms_apart:
         return []
-    name = spec.target.name
-    words = name.replace("_", " ")
-    return [Feature(f"{name}_silence", DAY_WORDS, "log", f"no {words} for {{value:.1f}} days", "silence")]
+    return [_target_silence(spec.target, "silence")]
+
+
+def _targets(spec: Spec) -> list[Feature]:
+    """Of the targets beside the primary one: since when none came, and whether one ever did."""
+    return [
+        feature
+        for target in spec.further
+        for feature in (
+            _target_silence(target, target.name),
+            Feature(
+                f"{target.name}_unseen",
+                "flag",
+                "linear",
+                f"never any {target.name.replace('_', ' ')}: {{value:.0f}}",
+                target.name,
+            ),
+        )
+    ]
+
+
+def _target_silence(target: Target, group: str) -> Feature:
+    words = target.name.replace("_", " ")
+    return Feature(f"{target.name}_silence", DAY_WORDS, "log", f"no {words} for {{value:.1f}} days", group)
 
 
 def _week(spec: Spec) -> list[Feature]:

@@ -139,7 +139,8 @@ class Folder:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._plan = layout.plan
-        self._by_time = len(self._plan.silence) + len(self._plan.after_first)
+        schedules = 1 + int(self._plan.further_arms.sum())
+        self._by_time = schedules * len(self._plan.silence) + len(self._plan.after_first)
 
     def fold(self, rows: Rows, events: EventBatch) -> tuple[Rows, Points]:
         """Fold n events into the m rows of `events.customers`. `rows` is left as it was; a new array is returned."""
@@ -178,8 +179,13 @@ class Folder:
         anchor = np.where(renewed != 0, renewed, rows["event_time"])
         expiry = np.maximum(anchor + self._plan.memory + EXPIRY_GRACE_MS, rows["row_watermark"])
         # A time of 0 is never: what would count from it lies behind every watermark.
+        further = rows["further_last"][:, self._plan.further_arms != 0]
         points = np.concatenate(
-            [armed[:, None] + self._plan.silence, rows["first_seen"][:, None] + self._plan.after_first],
+            [
+                armed[:, None] + self._plan.silence,
+                rows["first_seen"][:, None] + self._plan.after_first,
+                (further[:, :, None] + self._plan.silence).reshape(len(rows), -1),
+            ],
             axis=1,
         )
         here = (last_seen != 0) & (rows["terminated_at"] == 0)

@@ -14,7 +14,8 @@ bytes, so that a record is never read unaligned. The default spec, drawn:
     │   windows    │ tile_head i8[W]  tile_count u2[C,T]                                       │
     │   values     │ a row of cells a value and store: tile_sum f4[V,T]  value_last f4[V] …    │
     │   rhythm     │ gap_mean f8  gap_m2 f8  gap_count u4  day_bits i8[B]  day_head i4         │
-    │   decays     │ decay f4[D,H]      week  week_count u1[Q]      target  target_last i8[G]  │
+    │   decays     │ decay f4[D,H]      week  week_count u1[Q]      target  target_last i8[P]  │
+    │   targets    │ further_last i8[G]  further_index u1[G], of those beside the primary one  │
     │   attributes │ attribute_at i8[A]  attribute_value f4[A]                                 │
     │   sequence   │ ring_value f4[L]  ring_gap f4[L]  ring_count u2[L]  ring_kind u1[L]       │
     │   duplicates │ recent_id u8[R]                                                           │
@@ -28,8 +29,8 @@ bytes, so that a record is never read unaligned. The default spec, drawn:
     └──────────────┴───────────────────────────────────────────────────────────────────────────┘
     K kinds · C counted kinds · W windows · T tiles of all windows · V rows of a store · D kinds with decays
     H half-lives · L sequence entries · B 64-day words · A attributes · R remembered event ids · Q parts of the week
-    G targets apart from activity; of the policy's section T is the targets. The stores of values are those of
-    `featurestore/aggregations.py`.
+    P 1 where the primary target is apart from activity · G further targets; of the policy's section T is the targets.
+    The stores of values are those of `featurestore/aggregations.py`.
 
 A new customer is all zero bytes: time 0 means never, which is why event times start at 1.
 """
@@ -49,6 +50,7 @@ from ebbtide.featurestore.events.contract import TIME_MS_MAX
 from ebbtide.featurestore.kinds import Kind
 from ebbtide.featurestore.record.arguments import NOT_IN_RING, ROLES, SCORES, Plan
 from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.target import target_events
 from ebbtide.featurestore.times.zones import offsets
 
 FOLD_VERSION = 3
@@ -81,6 +83,7 @@ BOOKKEEPING_FIELDS = (
     "recent_id",
     "recent_head",
     "silence_index",
+    "further_index",
     "last_seen_offset",
     "decided_at",
     "row_watermark",
@@ -191,6 +194,7 @@ class Layout:
             min_tenure=spec.eligibility.min_tenure_ms,
             max_tenure=spec.eligibility.max_tenure_ms or TIME_MS_MAX,
             max_silence=spec.eligibility.max_silence_ms or spec.memory_ms,
+            **_further(spec),
         )
 
     @cached_property
@@ -212,7 +216,7 @@ class Layout:
         numbers = {
             name: np.asarray(value).tolist()
             for name, value in self.plan._asdict().items()
-            if name not in defaults or value != defaults[name]
+            if name not in defaults or not np.array_equal(value, defaults[name])
         }
         return {"plan": numbers, "kinds": [_names(kind) for kind in self.spec.kinds]}
 
@@ -236,7 +240,7 @@ class Layout:
             ("terminated_at", "<i8", ()),
             ("gap_mean", "<f8", ()), ("gap_m2", "<f8", ()),
             ("kind_last", "<i8", (k,)), ("tile_head", "<i8", (windows,)), ("day_bits", "<i8", (day_words,)),
-            ("target_last", "<i8", (int(spec.arms_apart),)),
+            ("target_last", "<i8", (int(spec.arms_apart),)), ("further_last", "<i8", (len(spec.further),)),
             ("attribute_at", "<i8", (attributes,)), ("recent_id", "<u8", (spec.dedupe,)), *stores("i8"),
             ("kind_count", "<u4", (k,)), ("decay", "<f4", (decays, half_lives)), *stores("f4"),
             ("attribute_value", "<f4", (attributes,)),
@@ -247,6 +251,7 @@ class Layout:
             ("ring_head", "<u2", ()), ("ring_kind", "u1", (length,)),
             ("week_count", "u1", (spec.week.buckets if spec.week else 0,)),
             ("recent_head", "u1", ()), ("silence_index", "u1", ()),
+            ("further_index", "u1", (len(spec.further),)),
         ]  # fmt: skip
 
 
@@ -298,6 +303,20 @@ def _rows(spec: Spec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
                     row[x, k, c] = rows[x]
                     rows[x] += value.rows(store)
     return row, rows
+
+
+def _further(spec: Spec) -> dict[str, NDArray[Any]]:
+    """What the plan says of the targets beside the primary one: a row each, none without any."""
+    if not spec.further:
+        return {}
+    found = [target_events(spec.kinds, target) for target in spec.further]
+    return {
+        "further": np.stack([each.kinds for each in found]),
+        "further_column": np.stack([each.column for each in found]),
+        "further_low": np.stack([each.low for each in found]),
+        "further_high": np.stack([each.high for each in found]),
+        "further_arms": np.array([target.churn_when == "absent" for target in spec.further], np.uint8),
+    }
 
 
 def _ring_slot(kind: Kind) -> int:

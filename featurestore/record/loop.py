@@ -163,8 +163,8 @@ def _pass_time(f, plan, as_u64, out, i, until, event):
 
 @inlined
 def _take_silences(f, plan, as_u64, out, i, until, event):
-    """Take the points of row i that time alone brings before `until`, in order: the silences, and those so long after
-    the first activity. One behind the row's watermark was disproved, or taken: skipped."""
+    """Take the points of row i that time alone brings before `until`, in order: the silences of each target, and those
+    so long after the first activity. One behind the row's watermark was disproved, or taken: skipped."""
     if f.last_seen[i] == 0 or f.terminated_at[i] != 0:
         return
     armed = _armed(f, plan, i)
@@ -173,6 +173,8 @@ def _take_silences(f, plan, as_u64, out, i, until, event):
         if armed != 0 and f.silence_index[i] < len(plan.silence):
             due = armed + plan.silence[f.silence_index[i]]
         at = due
+        for g in range(len(plan.further_arms)):
+            at = min(at, _further_due(f, plan, i, g, at))
         for a in range(len(plan.after_first)):
             stated = f.first_seen[i] + plan.after_first[a]
             if f.row_watermark[i] < stated < at:
@@ -181,9 +183,20 @@ def _take_silences(f, plan, as_u64, out, i, until, event):
             return
         if at == due:
             f.silence_index[i] += 1
+        for g in range(len(plan.further_arms)):
+            if _further_due(f, plan, i, g, until) == at:
+                f.further_index[i, g] += 1
         if at > f.row_watermark[i]:
             f.row_watermark[i] = at
             _decide(f, plan, as_u64, out, i, at, SILENCE, event)
+
+
+@inlined
+def _further_due(f, plan, i, g, otherwise):
+    """When the next silence of a further target is due; `otherwise` where it has none."""
+    if plan.further_arms[g] == 0 or f.further_last[i, g] == 0 or f.further_index[i, g] >= len(plan.silence):
+        return otherwise
+    return f.further_last[i, g] + plan.silence[f.further_index[i, g]]
 
 
 @inlined
@@ -215,6 +228,10 @@ def _count(f, plan, out, i, k, t, value, position, e):
     if plan.target_apart != 0 and _is_target(plan, k, value, e) and t >= f.target_last[i, 0]:
         f.target_last[i, 0] = t
         f.silence_index[i] = 0
+    for g in range(len(plan.further_arms)):
+        if _is_further(plan, g, k, value, e) and t >= f.further_last[i, g]:
+            f.further_last[i, g] = t
+            f.further_index[i, g] = 0
     if f.kind_count[i, k] < _U4_MAX:
         f.kind_count[i, k] += 1
     if t >= f.kind_last[i, k]:
@@ -243,6 +260,15 @@ def _is_target(plan, k, value, e):
     if plan.target[k] == 0 or c < 0:
         return plan.target[k] != 0
     return plan.target_low[k] < value[e, c] < plan.target_high[k]
+
+
+@inlined
+def _is_further(plan, g, k, value, e):
+    """Is the event one of a further target's?"""
+    c = plan.further_column[g, k]
+    if plan.further[g, k] == 0 or c < 0:
+        return plan.further[g, k] != 0
+    return plan.further_low[g, k] < value[e, c] < plan.further_high[g, k]
 
 
 @inlined

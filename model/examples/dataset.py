@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout, Rows
-from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.examples import Examples, Outcomes
 from ebbtide.model.examples.labels import Labeller
 from ebbtide.model.examples.sample import Panel, Part, Wanted, gather, snapshot_dates
 from ebbtide.model.graph.features import FeatureLayer
@@ -63,10 +63,11 @@ class History:
         self.inputs = inputs or Inputs(layout)
 
     def examples(self, points: Points) -> Examples:
-        """Points of the log as examples, in the same order; `label` is UNKNOWN where the horizon is not over."""
-        labels = self.labeller.label(points.customer, points.as_of)
+        """Points of the log as examples of the primary target, in the same order; `label` is UNKNOWN where the horizon is not over."""
+        at = points.customer, points.as_of
+        outcomes = Outcomes(self.labeller.labels(*at), self.labeller.wait_ms(*at), self.labeller.seen_ms(*at))
         inputs = self.inputs(points.rows, points.as_of)
-        return Examples(points.customer, points.as_of, points.cause, labels, inputs)
+        return Examples(*at, points.cause, outcomes.labels[:, 0], inputs, outcomes)
 
 
 def wanted_of(

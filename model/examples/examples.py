@@ -4,7 +4,7 @@ It knows how rows are held and weighed; where they come from is `dataset.py`'s, 
 they are handed to somebody else's tools `rows_file.py`'s. Features are in natural units, as the graph computes them.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,31 @@ DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What became of n rows, by target of the spec.
+
+    labels: int8[n, targets], as `model.examples.labels`
+    wait_ms: int64[n, targets], to the target's next event, NEVER without one
+    seen_ms: int64[n, targets], for how long after `as_of` that is known
+    """
+
+    labels: NDArray[np.int8]
+    wait_ms: NDArray[np.int64]
+    seen_ms: NDArray[np.int64]
+
+    def take(self, rows: NDArray[Any]) -> "Outcomes":
+        """Those of a mask or of indices."""
+        return Outcomes(self.labels[rows], self.wait_ms[rows], self.seen_ms[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Examples:
-    """n examples.
+    """n examples, seen by one target of the spec: `target` is its index, `of_target` gives them as seen by another.
 
     customer: int32[n], index into the log's customers     as_of: int64[n], ms UTC
-    cause:    uint8[n], EVENT, SILENCE or SNAPSHOT         label: int8[n], as `model.examples.labels`
+    cause:    uint8[n], EVENT, SILENCE or SNAPSHOT         label: int8[n], of the target, as `model.examples.labels`
     inputs:   the feature layer's outputs by name, [n, ...]
+    outcomes: of all targets; None where nobody asks for more than the label
     """
 
     customer: NDArray[np.int32]
@@ -30,6 +49,8 @@ class Examples:
     cause: NDArray[np.uint8]
     label: NDArray[np.int8]
     inputs: dict[str, NDArray[Any]]
+    outcomes: Outcomes | None = None
+    target: int = 0
 
     def __len__(self) -> int:
         return len(self.as_of)
@@ -64,10 +85,30 @@ class Examples:
         target: NDArray[np.float32] = (self.label == CHURNED).astype(np.float32)
         return target
 
+    @property
+    def wait_ms(self) -> NDArray[np.int64]:
+        """int64[n], ms: to the next event of the target, `labels.NEVER` without one. Only with `outcomes`."""
+        assert self.outcomes is not None
+        return self.outcomes.wait_ms[:, self.target]
+
+    @property
+    def seen_ms(self) -> NDArray[np.int64]:
+        """int64[n], ms: for how long after `as_of` it is known whether that event came. Only with `outcomes`."""
+        assert self.outcomes is not None
+        return self.outcomes.seen_ms[:, self.target]
+
+    def of_target(self, target: int) -> "Examples":
+        """The same rows with the labels of another target, by its index."""
+        if target == self.target:
+            return self
+        assert self.outcomes is not None
+        return replace(self, label=self.outcomes.labels[:, target], target=target)
+
     def take(self, rows: NDArray[Any]) -> "Examples":
         """The examples of a mask or of indices."""
-        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "inputs"}
-        return Examples(**columns, inputs={name: column[rows] for name, column in self.inputs.items()})
+        columns = (column[rows] for column in (self.customer, self.as_of, self.cause, self.label))
+        inputs = {name: column[rows] for name, column in self.inputs.items()}
+        return Examples(*columns, inputs, self.outcomes and self.outcomes.take(rows), self.target)
 
     def usable(self) -> "Examples":
         """Without the rows whose customer left in so many words (see `labels.py`)."""

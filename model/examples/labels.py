@@ -10,9 +10,14 @@ therefore reads "falls silent, given that no leave is stated", and the leaves st
 Where a target is churn by *coming* (`churn_when: present`: the leave itself, a downgrade) a row is churn when such an
 event follows within the horizon; a leave that is none of the target's and comes first cancels it likewise.
 
+Of several targets each has labels of its own, by the same rules. A target's label is one figure of the *wait* for its
+next event: what the time to churn is learned from, at horizons other than the spec's.
+
 A row is labelled only when its whole horizon lies before the end of what is known, whatever was seen by then: to
 keep an early return and drop the silence beside it would teach that recent customers always return.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,27 +61,65 @@ class Following:
         return customer.astype(np.int64) * self._step + rank
 
 
+class OfTarget(NamedTuple):
+    """A target's events, the leaves that are none of them, and whether their absence is churn."""
+
+    events: Following
+    leaves: Following
+    absence: bool
+
+
 class Labeller:
-    """Labels of a log whose events are known up to, not including, `known_until_ms`."""
+    """Labels of a log whose events are known up to, not including, `known_until_ms`: of each target of the spec, by its
+    index, the primary one first."""
 
     def __init__(self, spec: Spec, log: EventBatch, known_until_ms: int) -> None:
         self.horizon_ms, self.known_until_ms = spec.horizon_ms, known_until_ms
-        self._absence = spec.churn_is_absence
-        ours = spec.target_events.of(log.kind, log.values)
         terminal = np.array([*(kind.role == "terminal" for kind in spec.kinds), False])
         leaves = terminal[np.minimum(log.kind, len(spec.kinds))]
-        self.target = Following(log, ours)
-        self._leave = Following(log, leaves & ~ours)
+        self._targets = []
+        for index in range(len(spec.target_names)):
+            each = spec.only_target(index)
+            ours = each.target_events.of(log.kind, log.values)
+            found = OfTarget(Following(log, ours), Following(log, leaves & ~ours), each.churn_is_absence)
+            self._targets.append(found)
+
+    @property
+    def target(self) -> Following:
+        """The events of the primary target."""
+        return self._targets[0].events
 
     def known(self, as_of: NDArray[np.int64]) -> NDArray[np.bool_]:
         """bool[n]: does the whole horizon of the row lie in what is known?"""
         return as_of + self.horizon_ms < self.known_until_ms
 
-    def label(self, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int8]:
+    def label(
+        self, customer: NDArray[np.int32], as_of: NDArray[np.int64], target: int = 0
+    ) -> NDArray[np.int8]:
         """int8[n]: CHURNED 1, STAYED 0, UNKNOWN -1 (horizon not over), CANCELLED 2 (an explicit leave came first)."""
         end = as_of + self.horizon_ms
-        event = self.target.after(customer, as_of)
-        leave = self._leave.after(customer, as_of)
-        label = np.where((event <= end) != self._absence, CHURNED, STAYED)
+        event = self._targets[target].events.after(customer, as_of)
+        leave = self._targets[target].leaves.after(customer, as_of)
+        label = np.where((event <= end) != self._targets[target].absence, CHURNED, STAYED)
         label = np.where((leave <= end) & (leave < event), CANCELLED, label)
         return np.where(self.known(as_of), label, UNKNOWN).astype(np.int8)
+
+    def labels(self, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int8]:
+        """int8[n, targets]: the same of every target."""
+        return np.stack([self.label(customer, as_of, t) for t in range(len(self._targets))], axis=1)
+
+    def wait_ms(self, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[n, targets], ms: from `as_of` to the target's next event in the log; NEVER where none comes, or an
+        explicit leave comes first."""
+        waits = []
+        for events, leaves, _ in self._targets:
+            event = events.after(customer, as_of)
+            wanted = (event != NEVER) & (leaves.after(customer, as_of) >= event)
+            waits.append(np.where(wanted, event - as_of, NEVER))
+        return np.stack(waits, axis=1)
+
+    def seen_ms(self, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[n, targets], ms: for how long after `as_of` it is known whether the target came: to the end of what is
+        known, or to an explicit leave."""
+        ends = [leaves.after(customer, as_of) for _, leaves, _ in self._targets]
+        return np.stack([np.minimum(end, self.known_until_ms) - as_of for end in ends], axis=1)

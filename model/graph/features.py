@@ -73,7 +73,7 @@ class FeatureLayer(keras.layers.Layer):
         own = {
             "rhythm": self._rhythm, "target": self._target, "week": self._week, "active_days": self._active_days,
             "counts": windows.counted, "trends": windows.trends, "since": self._since, "never": self._never,
-            "decays": self._decays, "attributes": self._attributes,
+            "decays": self._decays, "attributes": self._attributes, "targets": self._targets,
         }  # fmt: skip
         columns = []
         for part in PARTS:
@@ -120,6 +120,13 @@ class FeatureLayer(keras.layers.Layer):
 
     def _target(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
         return [_days_since(as_of, record["target_last"][:, 0])]
+
+    def _targets(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
+        """Of each further target the days since its last event, and whether there was none."""
+        latest = tf.unstack(record["further_last"], axis=1)
+        return [
+            column for last in latest for column in (_days_since(as_of, last), tf.cast(last == 0, tf.float32))
+        ]
 
     def _week(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
         """How busy the customer usually is now, and how much of a usual week's activity their silence has lasted."""

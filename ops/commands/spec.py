@@ -82,7 +82,8 @@ AXES = {
     "attribute_at": ("attribute",), "attribute_value": ("attribute",), "recent_id": ("remembered event id",),
     "decay": ("kind with decay", "half-life"), "tile_count": ("counted kind", "tile"),
     **{store.field: (store.words, *(("tile",) if store.tiled else ())) for store in STORES},
-    "week_count": ("part of the week",), "target_last": ("target",),
+    "week_count": ("part of the week",), "target_last": ("target",), "further_last": ("further target",),
+    "further_index": ("further target",),
     "ring_value": ("sequence entry",), "ring_gap": ("sequence entry",), "ring_count": ("sequence entry",),
     "ring_kind": ("sequence entry",),
 }  # fmt: skip

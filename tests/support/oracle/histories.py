@@ -69,7 +69,7 @@ def random_spec(seed: int) -> Spec:
             "windows": {str(length): int(rng.choice(every[str(length)])) for length in lengths},
             "trends": [ordered[:2]] if len(ordered) > 1 and rng.random() < 0.7 else [],
             "week": _week(rng),
-            "targets": _targets(kinds, rng),
+            "targets": _targets(kinds, rng, np.random.default_rng([seed, 1])),
             "score_after_first": [
                 str(after) for after in rng.choice(["1h", "5d", "33d"], int(rng.integers(0, 3)))
             ],
@@ -116,19 +116,28 @@ def _week(rng: np.random.Generator) -> dict[str, object] | None:
     )
 
 
-def _targets(kinds: list[dict[str, object]], rng: np.random.Generator) -> list[dict[str, object]]:
-    """None, or some kinds; with a condition where it can be said of one."""
+def _targets(
+    kinds: list[dict[str, object]], rng: np.random.Generator, more: np.random.Generator
+) -> list[dict[str, object]]:
+    """None, or some kinds; with a condition where it can be said of one. `more` draws those beside the first."""
     if rng.random() < 0.5:
         return []
+    return [
+        _target("goal", kinds, rng),
+        *(_target(f"also_{n}", kinds, more) for n in range(more.integers(4))),
+    ]
+
+
+def _target(name: str, kinds: list[dict[str, object]], rng: np.random.Generator) -> dict[str, object]:
     chosen = [str(kind["name"]) for kind in kinds if rng.random() < 0.5] or ["visit"]
-    target: dict[str, object] = {"name": "goal", "kinds": chosen}
+    target: dict[str, object] = {"name": name, "kinds": chosen}
     plain = [str(k["name"]) for k in kinds if k.get("aggregate") or k.get("attribute") == "number"]
     if plain and rng.random() < 0.6:
         where = {"above": 15.0} if rng.random() < 0.5 else {"above": 0.0, "below": 40.0}
         target |= {"kinds": plain[:1], "where": where}
     if rng.random() < 0.2:
         target["churn_when"] = "present"
-    return [target]
+    return target
 
 
 def random_history(spec: Spec, seed: int, n: int, customers: int = 3, *, resent: float = 0.1) -> History:

@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 
 from ebbtide.featurestore.kinds import Kind
 from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.target import Target
 
 EVENT, SILENCE, TERMINAL, RESET, RETURNED, EXPIRED = range(6)
 TOMBSTONE = 255
@@ -106,6 +107,10 @@ class Life:
         if not self.spec.targets or self.spec.targets[0].churn_when == "present":
             return self.role(event) == "activity"
         return is_target(self.spec, event)
+
+    def last_of(self, target: Target) -> int:
+        """When the last event of a further target came, 0 for never."""
+        return max((event.time for event in self.events if is_one_of(self.spec, target, event)), default=0)
 
     @property
     def anchor(self) -> int:
@@ -264,6 +269,8 @@ class Life:
             return None
         dues = [self.armed_at + gap for gap in self.spec.silences_ms if self.armed_at]
         dues += [self.first_seen + gap for gap in self.spec.score_after_first_ms]
+        armed = [self.last_of(each) for each in self.spec.targets[1:] if each.churn_when == "absent"]
+        dues += [last + gap for last in armed if last for gap in self.spec.silences_ms]
         return min((due for due in dues if due > self.clock), default=None)
 
 
@@ -283,7 +290,14 @@ def is_target(spec: Spec, event: Event) -> bool:
     kind = spec.kinds[event.kind]
     if not spec.targets:
         return kind.role == "activity"
-    target = spec.targets[0]
+    return is_one_of(spec, spec.targets[0], event)
+
+
+def is_one_of(spec: Spec, target: Target, event: Event) -> bool:
+    """Is the event one of those that this target names?"""
+    if event.kind == TOMBSTONE:
+        return False
+    kind = spec.kinds[event.kind]
     if kind.name not in target.kinds or target.where is None:
         return kind.name in target.kinds
     names = [reading.name for reading in kind.readings]
@@ -410,6 +424,10 @@ def features(life: Life, as_of: int) -> dict[str, float]:
     out["silence_ratio"] = silence / usual if gaps else 0.0
     if spec.targets and spec.targets[0].churn_when == "absent":
         out[f"{spec.targets[0].name}_silence"] = (as_of - life.armed_at) / DAY if life.armed_at else 0.0
+    for target in spec.targets[1:]:
+        last = life.last_of(target)
+        out[f"{target.name}_silence"] = (as_of - last) / DAY if last else 0.0
+        out[f"{target.name}_unseen"] = float(not last)
     if spec.week is not None:
         out |= _week(life, as_of)
     for days in spec.days_active:

@@ -16,6 +16,7 @@ Facts = dict[str, Any]
 EXACT = (
     "first_seen", "last_seen", "last_offset", "clock", "decided_at", "terminated", "activity_count", "late_count",
     "gap_count", "kind_last", "kind_count", "counts", "days", "armed_at", "week", "bits", "shares",
+    "further_last",
 )  # fmt: skip
 
 
@@ -32,6 +33,7 @@ def recorded(layout: Layout, row: np.void, as_of: int) -> Facts:
     facts["gap_mean"] = float(row["gap_mean"])
     facts["gap_sd"] = math.sqrt(max(0.0, row["gap_m2"]) / max(1, facts["gap_count"]))
     facts["armed_at"] = int(row["target_last"][0] if layout.spec.arms_apart else row["last_seen"])
+    facts["further_last"] = row["further_last"].tolist()
     facts["week"] = row["week_count"].tolist()
     facts["counts"], facts["sums"], facts["largest"] = {}, {}, {}
     facts["bits"], facts["shares"], facts["values"] = {}, {}, {}
@@ -116,6 +118,7 @@ def expected(life: Life, as_of: int) -> Facts:
         "gap_mean": mean,
         "gap_sd": math.sqrt(math.fsum((gap - mean) ** 2 for gap in gaps) / len(gaps)) if gaps else 0.0,
         "armed_at": life.armed_at,
+        "further_last": [life.last_of(target) for target in spec.targets[1:]],
         "week": life.week if spec.week else [],
         "counts": {(k, w): life.count(k, w, as_of) for w in windows for k in counted},
         "sums": {(k, c, w): life.sum(k, w, as_of, c) for w in windows for k, c in asking("sum", "mean")},

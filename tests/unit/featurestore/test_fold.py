@@ -243,7 +243,7 @@ def test_due_is_the_next_silence_and_at_last_expiry(seed: int) -> None:
     batch, rows, _ = fold_all(spec, history)
     folder, rng = Folder(Layout(spec)), np.random.default_rng(seed)
     until = np.zeros(len(rows), np.int64)
-    for _ in range(20):
+    for _ in range(80):
         dues = folder.due(rows)
         for i, customer in enumerate(batch.customers):
             _, life = walk(spec, of(history, customer), int(until[i]))

@@ -521,6 +521,30 @@ def test_nobody_is_scored_before_the_targets_first_event() -> None:
     assert points_of(spec, at(VISIT, 0), at(BUY, 1, 5), at(BUY, 20, 11)) == [("event", 20)]
 
 
+def test_a_further_target_has_silences_of_its_own() -> None:
+    """Visits arm the second schedule, purchases the first; a point of both at one time is one point.
+
+    hour   0    1 2  3  4 5       8 9
+    buy    ●                                        primary: 2, 4, 8 hours after it
+    visit       ●                                   further: 2, 4, 8 hours after it
+    points e    e s  f  s f       s f
+    """
+    spec = spec_of(targets=[*SALE["targets"], {"name": "look", "kinds": ["visit"]}])
+    events = at(BUY, 0, 20), at(VISIT, 1)
+    points = points_of(spec, *events, at(VISIT, 10))
+    assert [hour for _, hour in points] == [0, 1, 2, 3, 4, 5, 8, 9, 10]
+    both = points_of(spec, at(BUY, 0, 20), at(VISIT, 0), at(VISIT, 10))
+    assert [hour for _, hour in both] == [0, 0, 2, 4, 8, 10]
+    assert known(spec, *events)["further_last"] == [START + HOUR_MS]
+
+
+def test_a_further_target_that_is_churn_by_coming_arms_nothing() -> None:
+    spec = spec_of(targets=[*SALE["targets"], {"name": "look", "kinds": ["visit"], "churn_when": "present"}])
+    points = points_of(spec, at(BUY, 0, 20), at(VISIT, 1), at(VISIT, 10))
+    assert [hour for _, hour in points] == [0, 1, 2, 4, 8, 10]
+    assert known(spec, at(BUY, 0, 20), at(VISIT, 1))["further_last"] == [START + HOUR_MS]
+
+
 def test_max_silence_is_the_targets() -> None:
     spec = spec_of(**SALE, eligibility={"max_silence": "4h"})
     points = points_of(spec, at(BUY, 0, 20), at(VISIT, 3.5), at(VISIT, 5), at(VISIT, 9))

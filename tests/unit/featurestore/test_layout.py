@@ -128,6 +128,8 @@ def test_the_id_says_what_decides_the_bytes_and_their_meaning() -> None:
         {**PLAIN, "eligibility": {"max_tenure": "50d"}},
         {**PLAIN, "targets": [{"name": "sale", "kinds": ["buy"]}]},
         {**PLAIN, "targets": [{"name": "sale", "kinds": ["buy"], "where": {"above": 3}}]},
+        {**PLAIN, "targets": [{"name": "sale", "kinds": ["buy"]}, {"name": "look", "kinds": ["visit"]}]},
+        {**PLAIN, "targets": [{"name": "look", "kinds": ["visit"]}, {"name": "sale", "kinds": ["buy"]}]},
         {**PLAIN, "kinds": [VISIT, {**BUY, "aggregate": ["max"]}, TIER]},
         {**PLAIN, "kinds": [VISIT, {**BUY, "features": False, "aggregate": []}, TIER]},
         {**PLAIN, "windows": {"7d": 14}},
