@@ -1,9 +1,10 @@
 """The arguments of the compiled fold: what each array holds, its shape, dtype and unit.
 
 n rows, m places for points, e events; K kinds, C values an event, G further targets, W windows, T tiles of all windows,
-D kinds with decays, H half-lives, A attributes, B 64-day words, L sequence entries, R remembered ids, S silences, F points after the
-first activity, Z changes of a zone's offset, X stores of values (`featurestore/aggregations.py`). Times are int64
-milliseconds UTC, durations int64 milliseconds. `arrays.py` makes them; the loop is compiled once for these types.
+D kinds with decays, H half-lives, A attributes, B 64-day words, L sequence entries, R remembered ids, S silences, F
+points after the first activity, Z changes of a zone's offset, X stores of values (`featurestore/aggregations.py`).
+Times are int64 milliseconds UTC, durations int64 milliseconds.
+`arrays.py` makes them; the loop is compiled once for these types.
 """
 
 from collections import namedtuple

@@ -63,7 +63,8 @@ class History:
         self.inputs = inputs or Inputs(layout)
 
     def examples(self, points: Points) -> Examples:
-        """Points of the log as examples of the primary target, in the same order; `label` is UNKNOWN where the horizon is not over."""
+        """Points of the log as examples of the primary target, in the same order; `label` is UNKNOWN where the horizon
+        is not over."""
         at = points.customer, points.as_of
         outcomes = Outcomes(self.labeller.labels(*at), self.labeller.wait_ms(*at), self.labeller.seen_ms(*at))
         inputs = self.inputs(points.rows, points.as_of)
