@@ -24,9 +24,6 @@ TARGETS_MAX = 4
 ALL_ACTIVITY = "activity"
 """The name of the target of a spec that names none."""
 
-ALL_ACTIVITY = "activity"
-"""The name of the target of a spec that names none."""
-
 
 class Condition(Frozen):
     """Which events of a kind count, by one of its values: above and below some numbers (strictly), or a category.

@@ -32,7 +32,7 @@ from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.fitting.curves import Curves
 from ebbtide.model.fitting.linear import fit_logistic
-from ebbtide.model.graph.network import adapt, build_network, in_float32
+from ebbtide.model.graph.network import adapt, build_network, copy_trunk, has_sequence, in_float32
 from ebbtide.model.judging.metrics import log_loss
 
 PREDICT_ROWS = 4_096
@@ -57,16 +57,19 @@ class Fit:
 class Trainer:
     """One network, compiled once, trained as often as asked, each time from the same beginning.
 
-    rows: about how many rows each training has, to choose the batch and whether XLA pays.
+    rows: about how many rows each training has, to choose the batch and whether XLA pays. head_only: for a further
+    target: the trunk is one that `fit` is given, and only the head learns.
     """
 
-    def __init__(self, spec: Spec, config: TrainConfig, rows: int) -> None:
+    def __init__(self, spec: Spec, config: TrainConfig, rows: int, *, head_only: bool = False) -> None:
         keras.utils.set_random_seed(config.seed)
         self.spec, self.config = spec, config
         self._sizes = config.network.model_copy(update={"seed": config.seed})
         self._batch = max(1, min(config.batch, rows))
         with strategy().scope():
             self._network = build_network(spec, self._sizes)
+            if head_only and has_sequence(self._network):
+                self._network.get_layer("recurrent").trainable = False
             self._optimizer = keras.optimizers.AdamW(
                 config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0
             )
@@ -90,11 +93,12 @@ class Trainer:
         watched: Examples | None = None,
         run: str = "training",
         progress: Callable[[float], None] = lambda _: None,
+        trunk: keras.Model | None = None,
     ) -> Fit:
         """Train on usable rows for `epochs`, at most `epochs_max`. With `watched`, their logits are kept after each
         epoch, and training stops once `patience` epochs have not made the best one better. `run` names the curves;
-        `progress`: share done, 0 to 1."""
-        self._begin(train)
+        `progress`: share done, 0 to 1. `trunk`: a trained network whose trunk this one has."""
+        self._begin(train, trunk)
         linear = [np.asarray(weights) for weights in self._last_layer()]
         batch = min(self._batch, len(train))  # only whole batches are taken
         watch = _Watch(watched, self.config, epochs, len(train) // batch, run, progress)
@@ -110,12 +114,15 @@ class Trainer:
         head = self._network.get_layer("head")
         return [*head.get_layer("wide").trainable_variables, *head.get_layer("deep").trainable_variables]
 
-    def _begin(self, train: Examples) -> None:
-        """The same first state each time, then: scales from these rows, the wide path their logistic regression, the
-        deep path's last layer zero."""
+    def _begin(self, train: Examples, trunk: keras.Model | None) -> None:
+        """The same first state each time, then: scales from these rows, or the trunk that was given; the wide path
+        their logistic regression, the deep path's last layer zero."""
         for variable, value in zip(self._variables, self._first, strict=True):
             variable.assign(value)
-        adapt(self._network, train.inputs)
+        if trunk is None:
+            adapt(self._network, train.inputs)
+        else:
+            copy_trunk(trunk, self._network)
         x = np.asarray(self._network.get_layer("standardise")(train.features))
         linear = fit_logistic(x, train.churned, train.weights())
         wide, deep, bias = self._last_layer()

@@ -164,6 +164,13 @@ def adapt(network: keras.Model, inputs: Mapping[str, Any]) -> None:
             layer.scale.assign(scale)
 
 
+def copy_trunk(source: keras.Model, target: keras.Model) -> None:
+    """Give `target` the trunk of a network of the same spec and sizes: what reads the ring and scales the features."""
+    for name in ("standardise", "recurrent"):
+        if any(layer.name == name for layer in target.layers):
+            target.get_layer(name).set_weights(source.get_layer(name).get_weights())
+
+
 def in_float32(network: keras.Model, spec: Spec, config: NetworkConfig) -> keras.Model:
     """The network to be served: the same weights, float32 throughout, no dropout left to chance."""
     served = build_network(spec, config.model_copy(update={"mixed_precision": False, "dropout": 0.0}))

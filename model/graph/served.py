@@ -1,40 +1,36 @@
 """The graph that is published: record fields in, features, probability or reasons out.
 
-    record fields, as_of ──▶ FeatureLayer ─┬─▶ network ─┬──▶ Calibrator ──▶ probability
-                                           ├─▶ forest ──┘
-                                           │     └── both taken apart ──▶ contributions
-                                           └────────────────────────────▶ features
+    record fields, as_of ──▶ FeatureLayer ─┬─▶ trunk ──▶ head of each target ─┬──▶ probability, survival
+                                           │                                  └── taken apart ──▶ contributions
+                                           └──▶ features
 
 It ties the parts together as three functions of the same inputs, the record's fields by name and `as_of`, and is what
 `model/serving/artifact.py` writes as a SavedModel. It knows no files, no batches and no compilation; whoever loads it
 (the worker, TF Serving, a notebook) needs no code of ours.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.explaining.gradients import integrated
-from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.features import DAY_S, FeatureLayer, Tensor
-from ebbtide.model.graph.forest import Forest, ForestGraph
+from ebbtide.model.graph.head import Head, HeadGraph
 from ebbtide.model.graph.network import has_sequence
 
 SILENCE = 0
 """The first feature of every spec: days since the last activity."""
-STRETCH_MIN = 0.01
-"""Between raw logits nearer than this the calibrator is straight to within 1e-5 of their distance, and a quotient of
-float32 differences is not."""
-
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "features": ("features",),
-    "score": ("probability", "logit"),
-    "explain": ("features", "contributions", "sequence", "logit", "reference"),
+    "score": ("probability", "logit", "survival"),
+    "explain": ("features", "contributions", "sequence", "logit", "reference", "survival"),
 }
-"""Signature -> its outputs. All are float32: [n, F] for features and contributions, [n] for the rest."""
+"""Signature -> its outputs. All are float32: [n, F] for features and contributions, [n, K] for survival at K horizons,
+where the model knows more than one, and [n] for the rest. Of several targets all but the features have an axis of them
+behind the rows'."""
 
 
 def input_specs(layout: Layout, size: int | None = None) -> dict[str, Any]:
@@ -49,9 +45,8 @@ def input_specs(layout: Layout, size: int | None = None) -> dict[str, Any]:
 
 
 class Served(tf.Module):
-    """`Served(layout, network, calibrator, forest, share)`: the functions of a model. `network` is in float32
-    (`network.in_float32`). Its logit and the forest's are mixed, `share` of it the forest's, 0 to 1; without a forest
-    nothing of one is in the graph.
+    """`Served(layout, heads)`: the functions of a model, with a head for each target of the spec, the primary one
+    first. The trunk is that of the first one's network.
 
     Each takes the record's fields by name, `layout.model_fields` in their dtypes and shapes [n, …], and `as_of`
     int64[n], ms UTC; n is any number of rows. Row i of an answer depends on row i alone, and every figure is finite.
@@ -61,38 +56,30 @@ class Served(tf.Module):
     def __init__(
         self,
         layout: Layout,
-        network: keras.Model,
-        calibrator: Calibrator,
-        forest: Forest | None = None,
-        share: float = 0.5,
+        heads: Sequence[Head],
     ) -> None:
         super().__init__(name="ebbtide")
         self.layout = layout
-        self._calibrator = calibrator
-        self._numbers = tf.Variable(calibrator.numbers, trainable=False, dtype=tf.float32, name="calibrator")
         self._layer = FeatureLayer(layout)
-        self._network = network
+        self._networks = [head.network for head in heads]
+        network = heads[0].network
         self._standardise = network.get_layer("standardise")
         self._recurrent = network.get_layer("recurrent") if has_sequence(network) else None
-        self._head = network.get_layer("head")
-        self._forest = None if forest is None else ForestGraph(forest)
-        mixed = [1.0, 0.0] if forest is None else [1.0 - share, share]
-        self._shares = tf.Variable(mixed, trainable=False, dtype=tf.float32, name="shares")
+        self._heads = [HeadGraph(head) for head in heads]
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """features: float32[n, F], natural units, in the order of `featurestore.record.features.features(spec)`."""
         return {"features": self._parts(inputs)["features"]}
 
     def score(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """probability: float32[n] in [0, 1], calibrated: no activity within the horizon after `as_of`, given that no
-        leave is stated in it. logit: float32[n], `probability` before the sigmoid, in nats."""
+        """probability: float32[n] in [0, 1], calibrated: churn within the horizon after `as_of`, by default that no
+        activity comes, given that no leave is stated in it. logit: float32[n], `probability` before the sigmoid, in
+        nats. survival: float32[n, K] in [0, 1], falling: that nothing of the target has come by each of
+        `spec.horizons_ms`."""
         parts = self._parts(inputs)
         values = parts["features"]
         state, x = self._encode(parts)
-        logit = self._calibrated(
-            self._mixed(self._head_of(state, x), self._trees(values)), _silence_s(values)
-        )
-        return {"probability": tf.sigmoid(logit), "logit": logit}
+        return _by_target([head.score(state, x, values, _silence_s(values)) for head in self._heads])
 
     def explain(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Why a row's logit is what it is, beside the baseline's: for the few rows that become alerts.
@@ -110,6 +97,7 @@ class Served(tf.Module):
         logit          float32[n]     as `score` gives it
         reference      float32[n]     the baseline's calibrated logit, the same for every row: contributions and
                                       sequence sum to `logit - reference`, but for what quadrature and float32 lose
+        survival       float32[n, K]  as `score` gives it
         """
         parts = self._parts(inputs)
         values = parts["features"]
@@ -118,43 +106,54 @@ class Served(tf.Module):
         nowhere = self._standardise(baseline)
         # The state passes over padding, so that of an empty sequence is what it begins as.
         nothing = None if state is None else tf.zeros_like(state[:1])
-        row = self._mixed(self._head_of(state, x), self._trees(values))
-        usual = self._mixed(self._head_of(nothing, nowhere), self._trees(baseline))
+        found = [
+            self._explained(head, values, state, x, baseline, nothing, nowhere) for head in self._heads
+        ]
+        return {"features": values, **_by_target(found)}
+
+    def _explained(
+        self,
+        head: HeadGraph,
+        values: Tensor,
+        state: Tensor | None,
+        x: Tensor,
+        baseline: Tensor,
+        nothing: Tensor | None,
+        nowhere: Tensor,
+    ) -> dict[str, Tensor]:
+        """One head's, of rows with a state and standardised features, against the baseline's."""
+        row = head.mixed(head.of(state, x), head.trees(values))
+        usual = head.mixed(head.of(nothing, nowhere), head.trees(baseline))
         if state is None:
-            (of_features,) = integrated(lambda each: self._head_of(None, each), [nowhere], [x])
+            (of_features,) = integrated(lambda each: head.of(None, each), [nowhere], [x])
             of_state = tf.zeros_like(row)
         else:
-            of_state, of_features = integrated(self._head_of, [nothing, nowhere], [state, x])
-            of_state = self._shares[0] * tf.reduce_sum(of_state, axis=1)
-        raw = self._shares[0] * self._by_feature(of_features)
-        if self._forest is not None:
-            raw += self._shares[1] * self._forest.contributions(values, baseline[0])
-        stretch = self._stretch(row, usual)
-        shifted = self._shift(_silence_s(values)) - self._shift(_silence_s(baseline))
+            of_state, of_features = integrated(head.of, [nothing, nowhere], [state, x])
+            of_state = head.shares[0] * tf.reduce_sum(of_state, axis=1)
+        raw = head.shares[0] * self._by_feature(of_features)
+        if head.forest is not None:
+            raw += head.shares[1] * head.forest.contributions(values, baseline[0])
+        stretch = head.stretch(row, usual)
+        shifted = head.shift(_silence_s(values)) - head.shift(_silence_s(baseline))
         contributions = raw * stretch[:, None]
-        return {
-            "features": values,
+        logit = head.calibrated(row, _silence_s(values))
+        explained = {
             "contributions": tf.concat(
                 [(contributions[:, SILENCE] + shifted)[:, None], contributions[:, SILENCE + 1 :]], axis=1
             ),
             "sequence": of_state * stretch,
-            "logit": self._calibrated(row, _silence_s(values)),
-            "reference": tf.zeros_like(row) + self._calibrated(usual, _silence_s(baseline)),
+            "logit": logit,
+            "reference": tf.zeros_like(row) + head.calibrated(usual, _silence_s(baseline)),
         }
+        if head.hazard is not None:
+            explained["survival"] = head.hazard.survival(x, logit, tf.sigmoid(logit))
+        return explained
 
     def _baseline(self) -> Tensor:
         """float32[1, F]: the training mean of each squeezed feature, back in natural units."""
         mean = self._standardise.mean[: self._layer.feature_count]
         log = np.array(self._standardise.log[: self._layer.feature_count])
         return tf.where(log, tf.sign(mean) * tf.math.expm1(tf.abs(mean)), mean)[None, :]
-
-    def _stretch(self, row: Tensor, usual: Tensor) -> Tensor:
-        """By how much the calibrator stretches the way from the baseline's raw logit to the row's, float32[n]."""
-        beta, apart = self._calibrator.beta_in_graph, row - usual
-        near = tf.abs(apart) < STRETCH_MIN
-        slope = self._calibrator.slope_in_graph((row + usual) / 2.0, self._numbers)
-        stretched = beta(row, self._numbers) - beta(usual, self._numbers)
-        return tf.where(near, slope, stretched / tf.where(near, 1.0, apart))
 
     def _by_feature(self, contributions: Tensor) -> Tensor:
         """[n, F + T] -> [n, F]: what a time says in seconds belongs to the feature that says it in days."""
@@ -178,20 +177,12 @@ class Served(tf.Module):
         state = None if self._recurrent is None else self._recurrent(ring, training=False)
         return state, self._standardise(parts["features"])
 
-    def _head_of(self, state: Tensor | None, x: Tensor) -> Tensor:
-        return self._head(x if state is None else [state, x], training=False)
 
-    def _trees(self, values: Tensor) -> Tensor:
-        return None if self._forest is None else self._forest.logit(values)
-
-    def _mixed(self, network: Tensor, trees: Tensor) -> Tensor:
-        return network if trees is None else self._shares[0] * network + self._shares[1] * trees
-
-    def _calibrated(self, raw: Tensor, silence_s: Tensor) -> Tensor:
-        return self._calibrator.beta_in_graph(raw, self._numbers) + self._shift(silence_s)
-
-    def _shift(self, silence_s: Tensor) -> Tensor:
-        return self._calibrator.shift_in_graph(silence_s, self._numbers)
+def _by_target(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What each head says, with an axis of targets behind the rows' where there are several."""
+    if len(found) == 1:
+        return found[0]
+    return {name: tf.stack([each[name] for each in found], axis=1) for name in found[0]}
 
 
 def _silence_s(values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ name.
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from ebbtide.featurestore.spec import Spec, dump_spec
 from ebbtide.model.errors import ModelUnwritable
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.forest import Forest
+from ebbtide.model.graph.hazard import Hazard
+from ebbtide.model.graph.head import Head
 from ebbtide.model.graph.served import Served
 from ebbtide.model.serving import signature, warmup
 from ebbtide.model.serving.folder import MANIFEST, sync, versions
@@ -52,6 +54,8 @@ def export(
     *,
     forest: Forest | None = None,
     share: float = 0.5,
+    hazard: Hazard | None = None,
+    further: Sequence[Head] = (),
     version: int | None = None,
     sizes: tuple[int, ...] = SIZES,
     attach: Callable[[Path], None] | None = None,
@@ -59,7 +63,8 @@ def export(
 ) -> Path:
     """Publish `network` (float32) as `directory/<spec.name>/<version>` and return that path.
 
-    forest, share: as `Served` takes them. warm_up: a few rows[n >= 1] and as_of[n], real or made up, that are
+    calibrator, forest, share, hazard: of the primary target's head; further: the heads of the spec's other targets, in
+    their order, all with a hazard or none. warm_up: a few rows[n >= 1] and as_of[n], real or made up, that are
     played at load. version: default one above the latest. attach: called with the unpublished folder, to add a
     model card and plots; they are checksummed like the rest. key: signs the manifest.
 
@@ -67,7 +72,7 @@ def export(
     """
     home = directory / spec.name
     layout = Layout(spec)
-    served = Served(layout, network, calibrator, forest, share)
+    served = Served(layout, [Head(network, calibrator, forest, share, hazard), *further])
     staging = None
     try:
         home.mkdir(parents=True, exist_ok=True)

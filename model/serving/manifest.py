@@ -11,7 +11,7 @@ import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -32,13 +32,32 @@ MANIFEST_BYTES_MAX = 16 << 20
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+class HeadFacts(BaseModel):
+    """What a manifest says of a head. name: its target's, as alerts carry it; churn: in words. loss: what it was fitted
+    by. horizons_ms: at which its survival is told, () where it is not. enter, exit, alert_rate, evaluation: as those of
+    the model, which are the first head's."""
+
+    name: str
+    churn: str
+    churn_when: Literal["absent", "present"]
+    loss: Literal["binary_crossentropy"] = "binary_crossentropy"
+    calibrator: Calibrator
+    horizons_ms: tuple[int, ...] = ()
+    enter: Probability
+    exit: Probability
+    alert_rate: Probability
+    evaluation: Evaluation | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
 class Facts(BaseModel):
     """What only the trainer knows about a model.
 
     p >= enter opens an episode, p < exit ends it; `alert_rate`: the share of customers that `enter` was chosen to
     alert, on the last horizon of the log. `data_hash`: of the examples it learned from. `train_config`: how it was
     trained; `labels_until`: the end of what was known; `evaluation`: of the recipe, on the test slice. The last three
-    are None for a model that was not trained. `refusals`: what the gate said against a model published by force. No
+    are None for a model that was not trained. `heads`: one a target of the spec, () for a model that was not trained
+    or by a release that knew one target. `refusals`: what the gate said against a model published by force. No
     figure is NaN or infinite: such facts do not validate.
     """
 
@@ -50,6 +69,7 @@ class Facts(BaseModel):
     train_config: TrainConfig | None = None
     labels_until: AwareDatetime | None = None
     evaluation: Evaluation | None = None
+    heads: tuple[HeadFacts, ...] = ()
     refusals: tuple[str, ...] = ()
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -84,6 +104,12 @@ class Manifest(Facts):
     def title(self) -> str:
         """How messages call it: name/version."""
         return f"{self.name}/{self.version}"
+
+    def thresholds_of(self, target: int) -> tuple[float, float]:
+        """`enter` and `exit` of a target, by its index in the spec."""
+        if target == 0 or not self.heads:
+            return self.enter, self.exit
+        return self.heads[target].enter, self.heads[target].exit
 
     def parsed_spec(self) -> Spec:
         """The spec the model was trained with."""

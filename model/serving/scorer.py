@@ -140,7 +140,7 @@ class Scorer:
         else:
             with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
                 outs = list(pool.map(run, jobs))
-        self._bits = outs[0]["probability"].tobytes()
+        self._bits = _bits(outs[0])
 
     def wider(self) -> Self:
         """The same version with one missing size more, the largest, unless it gives other bits. Blocks for seconds."""
@@ -148,7 +148,7 @@ class Scorer:
             return self
         size, *rest = self.missing
         rows, as_of = warmup.read(self.path, self.layout)
-        bits = self._run("score", rows, as_of, (size,))["probability"].tobytes()
+        bits = _bits(self._run("score", rows, as_of, (size,)))
         wider = copy.copy(self)
         wider.missing = tuple(rest)
         if bits == self._bits:
@@ -167,8 +167,15 @@ class Scorer:
         return sum(program.traces for program in self._programs.values())
 
     def score(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Probability of churn within the horizon, float32[n] in [0, 1], of rows[n] as of as_of[n] (ms UTC)."""
+        """Probability of churn within the horizon, float32[n] in [0, 1], of rows[n] as of as_of[n] (ms UTC); of several
+        targets float32[n, targets]."""
         return self._run("score", rows, as_of, self.sizes)["probability"]
+
+    def survival(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """S at each of the spec's `horizons_ms`, float32[n, targets, K] in [0, 1], falling; None for a model that knows
+        one horizon. By the program of `score`: nothing is compiled for it."""
+        found = self._run("score", rows, as_of, self.sizes).get("survival")
+        return None if found is None else found.reshape(len(rows), -1, found.shape[-1])
 
     def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
         """Why rows[n] as of as_of[n] (ms UTC) are scored as they are; `holds` says of which that may be believed.
@@ -212,6 +219,11 @@ class Scorer:
             program = Program(function, self.layout, size, self.device, block)
             self._programs[graph, name, size] = program
         return program
+
+
+def _bits(scored: dict[str, NDArray[np.float32]]) -> bytes:
+    """Of all that must be the same in every padded size."""
+    return b"".join(scored[name].tobytes() for name in ("probability", "survival") if name in scored)
 
 
 def _pad(column: NDArray[Any], size: int) -> NDArray[Any]:

@@ -45,7 +45,8 @@ def policy_of(
 ) -> Policy:
     """`enter` and `exit` from the settings where given, else from the model's manifest, for each target of the spec, by
     name. Raises ValueError where the two do not fit together."""
-    return settings.policy([settings.rules(manifest.enter, manifest.exit, target) for target in targets])
+    chosen = [(*manifest.thresholds_of(index), target) for index, target in enumerate(targets)]
+    return settings.policy([settings.rules(*each) for each in chosen])
 
 
 def serving(scorer: Scorer, settings: PolicySettings) -> ServedVersion[Policy]:

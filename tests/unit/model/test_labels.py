@@ -7,7 +7,7 @@ from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.examples.labels import CANCELLED, CHURNED, NEVER, STAYED, UNKNOWN, Labeller
 from tests.support.oracle.histories import START, History, columns, of, one, random_history, random_spec
-from tests.support.oracle.oracle import TOMBSTONE, Event, is_target
+from tests.support.oracle.oracle import TOMBSTONE, Event, is_one_of, is_target
 from tests.support.seams.models import SPEC
 
 VISIT, PURCHASE, MAIL, GOODBYE = range(4)
@@ -20,16 +20,20 @@ def label_of(history: History, as_of: int, known_until: int = FAR, spec: Spec = 
     return int(Labeller(spec, log, known_until).label(np.zeros(1, np.int32), np.array([as_of]))[0])
 
 
-def naive(spec: Spec, events: list[Event], as_of: int, known_until: int) -> int:
+def naive(spec: Spec, events: list[Event], as_of: int, known_until: int, target: int = 0) -> int:
     """The definition: whichever comes first in (as_of, as_of + H], if all of it is known."""
+
+    def is_ours(event: Event) -> bool:
+        return is_one_of(spec, spec.targets[target], event) if spec.targets else is_target(spec, event)
+
     if as_of + spec.horizon_ms >= known_until:
         return UNKNOWN
     follows = [e for e in events if e.kind != TOMBSTONE and as_of < e.time <= as_of + spec.horizon_ms]
-    ours = [e.time for e in follows if is_target(spec, e)]
-    leaves = [e.time for e in follows if spec.kinds[e.kind].role == "terminal" and not is_target(spec, e)]
+    ours = [e.time for e in follows if is_ours(e)]
+    leaves = [e.time for e in follows if spec.kinds[e.kind].role == "terminal" and not is_ours(e)]
     if leaves and (not ours or min(leaves) < min(ours)):
         return CANCELLED
-    absence = not spec.targets or spec.targets[0].churn_when == "absent"
+    absence = not spec.targets or spec.targets[target].churn_when == "absent"
     return CHURNED if bool(ours) != absence else STAYED
 
 
@@ -44,12 +48,29 @@ def test_labels_are_their_definition(seed: int) -> None:
     offset = rng.choice([0, 1, -1, spec.horizon_ms, -spec.horizon_ms, DAY_MS // 3], 300)
     as_of = rng.choice(log.time, 300) + offset
     known_until = int(np.quantile(log.time, 0.9))
-    found = Labeller(spec, log, known_until).label(customer, as_of)
-    expected = [
-        naive(spec, of(history, log.customers[c]), int(t), known_until)
-        for c, t in zip(customer, as_of, strict=True)
+    labeller = Labeller(spec, log, known_until)
+    rows = [
+        (of(history, log.customers[c]), int(t))
+        for c, t in zip(customer.tolist(), as_of.tolist(), strict=True)
     ]
-    assert found.tolist() == expected
+    labels = labeller.labels(customer, as_of)
+    for target in range(len(spec.target_names)):
+        expected = [naive(spec, events, t, known_until, target) for events, t in rows]
+        assert labels[:, target].tolist() == labeller.label(customer, as_of, target).tolist() == expected
+
+
+def test_a_wait_ends_with_the_target_and_is_seen_until_a_leave() -> None:
+    """
+    day    0      3        5         9 known until
+    visit  ●      ●
+    leave                  ●
+    """
+    day = DAY_MS
+    history = one(Event(VISIT, START), Event(VISIT, START + 3 * day), Event(GOODBYE, START + 5 * day))
+    labeller = Labeller(SPEC, columns(history), START + 9 * day)
+    customer, as_of = np.zeros(3, np.int32), START + np.array([0, 3 * day, 6 * day])
+    assert labeller.wait_ms(customer, as_of)[:, 0].tolist() == [3 * day, NEVER, NEVER]
+    assert labeller.seen_ms(customer, as_of)[:, 0].tolist() == [5 * day, 2 * day, 3 * day]
 
 
 def test_the_horizon_is_open_at_its_start_and_closed_at_its_end() -> None:
