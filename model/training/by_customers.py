@@ -23,6 +23,7 @@ from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History
 from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.known import known_log
 from ebbtide.model.examples.labels import CANCELLED, UNKNOWN
 from ebbtide.model.examples.sample import Part, Wanted, gather
 from ebbtide.model.examples.slices import HELD_OUT_PERCENT
@@ -30,7 +31,6 @@ from ebbtide.model.fitting.baselines import Baselines, Fitted
 from ebbtide.model.fitting.fit import Trainer
 from ebbtide.model.fitting.recipe import Fold, find_recipe
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
-from ebbtide.model.training.prepare import known_log
 from ebbtide.model.training.trained import fitted_by
 
 ROWS_MIN = 200

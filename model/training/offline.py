@@ -23,6 +23,7 @@ from ebbtide.featurestore.times.timestamps import epoch_ms, format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, draw
 from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.known import known_log
 from ebbtide.model.examples.labels import CANCELLED, UNKNOWN
 from ebbtide.model.examples.sample import Panel, Part, Wanted, gather
 from ebbtide.model.examples.slices import held_out
@@ -32,7 +33,7 @@ from ebbtide.model.judging.parts import Part as Judged
 from ebbtide.model.judging.parts import judge_parts, moments_of, slices_of
 from ebbtide.model.judging.thresholds import Peaks, Thresholds
 from ebbtide.model.serving.scorer import Scorer
-from ebbtide.model.training.prepare import known_log, panel_of
+from ebbtide.model.training.prepare import panel_of
 
 ROWS_MAX = 100_000
 """Snapshots, and decisions, that are looked at, at most: about 1.5 KB each."""

@@ -15,18 +15,15 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
-from ebbtide.featurestore.events.known import known_until
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.record.replay import before, remembered
-from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, wanted_of
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.jobs import gather_by
+from ebbtide.model.examples.known import Known
 from ebbtide.model.examples.labels import CANCELLED
-from ebbtide.model.examples.sample import SNAPSHOTS_A_HORIZON, Panel
+from ebbtide.model.examples.sample import Panel
 from ebbtide.model.examples.slices import Slices, held_out, plan_slices
 
 ROWS_MIN = 50
@@ -35,16 +32,6 @@ PANEL_MIN = 400
 """Customers behind a threshold at least, if there are so many: a tenth of fewer is no quantile."""
 POINTS_AN_EVENT = 6
 """Decision points that an event and the silences after it bring, roughly: only used to bound a sample of customers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """The log as it may be learned from, `until_ms` (not included) the end of what is known; `beyond`: events left out,
-    dated far ahead of all others."""
-
-    log: EventBatch
-    until_ms: int
-    beyond: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,26 +98,6 @@ class Prepared:
 
     def _slice(self, name: str) -> Examples:
         return self.drawn.take((self.slice_of == name) & (self.drawn.label != CANCELLED))
-
-
-def known_log(layout: Layout, log: EventBatch, labels_until_ms: int | None) -> Known:
-    """The log without what its customers had forgotten and without events dated far ahead of all others, known up to
-    `labels_until_ms` or, by default, to just after its last event. Raises SpecError: no event, or labels asked for from
-    beyond the log's end, which would take everybody's silence there for churn."""
-    log = remembered(log)
-    if not len(log):
-        raise SpecError("the log has no event", hint="check --events and the mapping of the spec")
-    end = known_until(log.time)
-    within = before(log, end)
-    # A little beyond is how an export is dated: to the midnight after its last event.
-    slack = min(DAY_MS, layout.spec.horizon_ms // SNAPSHOTS_A_HORIZON)
-    if labels_until_ms is not None and labels_until_ms > end + slack:
-        raise SpecError(
-            f"labels are asked for until {format_time(labels_until_ms)}, but the log is known until "
-            f"{format_time(end)} only: whoever is silent in between would be taken for gone",
-            hint="leave --labels-until out, or give a date within the log",
-        )
-    return Known(within, end if labels_until_ms is None else labels_until_ms, len(log) - len(within))
 
 
 def prepare(

@@ -37,6 +37,7 @@ from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.times.timestamps import format_date, instant
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.errors import ModelRefused
+from ebbtide.model.examples.known import known_log
 from ebbtide.model.examples.labels import CANCELLED
 from ebbtide.model.examples.made_up import made_up
 from ebbtide.model.examples.rows_file import write_rows
@@ -50,10 +51,18 @@ from ebbtide.model.judging.thresholds import Thresholds
 from ebbtide.model.serving.artifact import Facts, export
 from ebbtide.model.training.card import write_card
 from ebbtide.model.training.cross_fit import CrossFit, cross_fit, learned_from
-from ebbtide.model.training.prepare import Prepared, check_slices, known_log, prepare
+from ebbtide.model.training.prepare import Prepared, check_slices, prepare
 from ebbtide.model.training.progress import Stages
 from ebbtide.model.training.report import Published, TrainReport, data_hash
 from ebbtide.model.training.trained import Trained, fitted_by
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """The recipe, and the model that was fitted by it before the test slice; nothing has been judged."""
+
+    found: CrossFit
+    trained: Trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,14 @@ class Judged:
     groups: list[Part]
     tested: Thresholds | None
     refusals: list[Refusal]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The model to be published, and all there is to say of it."""
+
+    trained: Trained
+    report: TrainReport
 
 
 def train_model(
@@ -121,13 +138,18 @@ def publish(
 ) -> Published:
     """The gate and what follows it. Raises ModelRefused, ModelUnwritable; nothing is published then."""
     check_gate(judged.refusals, prepared.layout.spec.name, force=force)
-    published = _refit(prepared, judged, config, stages) if config.refit else judged.trained
-    with stages.of("choosing the thresholds", 4):
-        thresholds = choose_thresholds(prepared, published, config)
+    finished = finish(prepared, judged, config, stages)
     with stages.of("publishing", stages.left):
-        report = _report(prepared, judged, thresholds, config)
-        path = _publish(out_dir, prepared, published, judged, report, config, created)
-    return Published(report, path, stages.seconds)
+        path = write_version(out_dir, prepared, judged, finished, config, created)
+    return Published(finished.report, path, stages.seconds)
+
+
+def finish(prepared: Prepared, judged: Judged, config: TrainConfig, stages: Stages) -> Finished:
+    """What follows the gate: the refit, its thresholds, the report. Raises ModelRefused."""
+    trained = _refit(prepared, judged, config, stages) if config.refit else judged.trained
+    with stages.of("choosing the thresholds", 4):
+        thresholds = choose_thresholds(prepared, trained, config)
+    return Finished(trained, _report(prepared, judged, thresholds, config))
 
 
 def respec(spec: Spec, name: str | None = None, horizon_ms: int | None = None) -> Spec:
@@ -138,15 +160,24 @@ def respec(spec: Spec, name: str | None = None, horizon_ms: int | None = None) -
 
 
 def judge(prepared: Prepared, config: TrainConfig, stages: Stages) -> Judged:
-    """Find the recipe, fit the model by it before the test slice, and judge it there beside the baselines. Raises
-    ModelRefused for a network that diverged."""
-    spec, test = prepared.layout.spec, prepared.test
+    """`learn`, then `judge_learned`. Raises ModelRefused for a network that diverged."""
+    return judge_learned(prepared, learn(prepared, config, stages), config, stages)
+
+
+def learn(prepared: Prepared, config: TrainConfig, stages: Stages) -> Learned:
+    """Find the recipe and fit the model by it before the test slice. Raises ModelRefused for a network that
+    diverged."""
     found = cross_fit(prepared, config, stages)
     early = learned_from(prepared.early, config)
     with stages.of("training up to the test slice", 18) as share:
-        trainer = Trainer(spec, config, len(early))
+        trainer = Trainer(prepared.layout.spec, config, len(early))
         trained = fitted_by(found.recipe, trainer, early, found.recipe.calibrator, share)
-        trained = trained.levelled(prepared.calibration)
+    return Learned(found, trained.levelled(prepared.calibration))
+
+
+def judge_learned(prepared: Prepared, learned: Learned, config: TrainConfig, stages: Stages) -> Judged:
+    """Judge the model on the test slice beside the baselines of the same rows."""
+    spec, test, found, trained = prepared.layout.spec, prepared.test, learned.found, learned.trained
     with stages.of("judging on the test slice", 8):
         baselines = Baselines(trained.fitted, found.later, found.unseen, prepared.calibration)
         scores = {MODEL: trained.p(test), **baselines.probabilities(test)}
@@ -220,16 +251,16 @@ def _report(prepared: Prepared, judged: Judged, thresholds: Thresholds, config: 
     )
 
 
-def _publish(
+def write_version(
     out_dir: Path,
     prepared: Prepared,
-    published: Trained,
     judged: Judged,
-    report: TrainReport,
+    finished: Finished,
     config: TrainConfig,
     created: datetime,
 ) -> Path:
-    """Write the version with its card. Returns its folder."""
+    """Write the version with its card. Returns its folder. Raises ModelUnwritable."""
+    published, report = finished.trained, finished.report
     spec, thresholds = prepared.layout.spec, report.thresholds
     facts = Facts(
         created=created,

@@ -28,6 +28,7 @@ from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.dataset import History, draw
+from ebbtide.model.examples.known import known_log
 from ebbtide.model.examples.labels import CANCELLED
 from ebbtide.model.examples.made_up import made_up
 from ebbtide.model.fitting.baselines import Fitted
@@ -41,7 +42,7 @@ from ebbtide.model.judging.metrics import Ranking
 from ebbtide.model.serving import warmup
 from ebbtide.model.serving.manifest import read_manifest
 from ebbtide.model.serving.scorer import Scorer
-from ebbtide.model.training.prepare import known_log, prepare
+from ebbtide.model.training.prepare import prepare
 from ebbtide.model.training.progress import Stages
 from ebbtide.model.training.report import Published
 from ebbtide.model.training.train import choose_thresholds, judge, publish, respec, train_model
