@@ -106,9 +106,15 @@ class Examples:
 
     def take(self, rows: NDArray[Any]) -> "Examples":
         """The examples of a mask or of indices."""
-        columns = (column[rows] for column in (self.customer, self.as_of, self.cause, self.label))
-        inputs = {name: column[rows] for name, column in self.inputs.items()}
-        return Examples(*columns, inputs, self.outcomes and self.outcomes.take(rows), self.target)
+        return replace(
+            self,
+            customer=self.customer[rows],
+            as_of=self.as_of[rows],
+            cause=self.cause[rows],
+            label=self.label[rows],
+            inputs={name: column[rows] for name, column in self.inputs.items()},
+            outcomes=self.outcomes and self.outcomes.take(rows),
+        )
 
     def usable(self) -> "Examples":
         """Without the rows whose customer left in so many words (see `labels.py`)."""

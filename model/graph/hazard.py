@@ -57,42 +57,6 @@ class Hazard:
         return survival
 
 
-class HazardGraph:
-    """The same on tensors; `variables` are weights like all others."""
-
-    def __init__(self, hazard: Hazard) -> None:
-        import tensorflow as tf  # noqa: PLC0415 - who only reads a Hazard does without
-
-        self._tf, self._hazard = tf, hazard
-        self.kernel = tf.Variable(hazard.kernel, trainable=False, dtype=tf.float32, name="hazard_kernel")
-        self.bias = tf.Variable(hazard.bias, trainable=False, dtype=tf.float32, name="hazard_bias")
-
-    @property
-    def variables(self) -> list[Any]:
-        return [self.kernel, self.bias]
-
-    def survival(self, x: Any, logit: Any, probability: Any) -> Any:
-        """float32[n, K]: S by rising horizon. x: [n, C]; logit, probability: [n], calibrated, of churn."""
-        tf, hazard = self._tf, self._hazard
-        z = logit if hazard.absence else -logit
-        inputs = tf.concat([x, tf.clip_by_value(z, -STANDARD_MAX, STANDARD_MAX)[:, None]], axis=1)
-        steps = tf.math.softplus(tf.matmul(inputs, self.kernel) + self.bias)
-        columns, at = tf.unstack(steps, axis=1), hazard.at
-        own = probability if hazard.absence else 1.0 - probability
-        found = [own]
-        # A step after the other, so that a row's bits do not depend on a reduction's order; and never beyond its
-        # neighbour, whatever rounding does.
-        for side, places in ((1.0, range(at - 1, -1, -1)), (-1.0, range(at, len(columns)))):
-            here, last, told = z, own, []
-            for place in places:
-                here = here + side * columns[place]
-                s = tf.sigmoid(here)
-                last = tf.maximum(s, last) if side > 0 else tf.minimum(s, last)
-                told.append(last)
-            found = [*reversed(told), *found] if side > 0 else [*found, *told]
-        return tf.stack(found, axis=1)
-
-
 def signs(horizons: int, at: int) -> NDArray[np.float32]:
     """float32[K - 1, K]: +1 for the steps between a horizon below the spec's own and that one, -1 for those above."""
     step, k = np.arange(horizons - 1)[:, None], np.arange(horizons)[None, :]

@@ -6,6 +6,7 @@
 Of several targets each has one; the trunk, what the ring and the features are read with, is there once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ import tensorflow as tf
 
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.forest import Forest, ForestGraph
-from ebbtide.model.graph.hazard import Hazard, HazardGraph
+from ebbtide.model.graph.hazard import Hazard
+from ebbtide.model.graph.standard import STANDARD_MAX
 
 Tensor = Any
 """A tf.Tensor; TensorFlow publishes no types."""
@@ -88,3 +90,36 @@ class HeadGraph(tf.Module):
     def calibrated(self, raw: Tensor, silence_s: Tensor) -> Tensor:
         """The calibrated logit, [n]."""
         return self.beta(raw) + self.shift(silence_s)
+
+
+class HazardGraph(tf.Module):
+    """`Hazard` in a TensorFlow graph; its numbers are weights like all others."""
+
+    def __init__(self, hazard: Hazard) -> None:
+        super().__init__(name="hazard")
+        self._absence, self._at = hazard.absence, hazard.at
+        self._kernel = tf.Variable(hazard.kernel, trainable=False, dtype=tf.float32, name="hazard_kernel")
+        self._bias = tf.Variable(hazard.bias, trainable=False, dtype=tf.float32, name="hazard_bias")
+
+    def survival(self, x: Tensor, logit: Tensor, probability: Tensor) -> Tensor:
+        """float32[n, K]: S by rising horizon, never rising. x [n, C]; logit, probability [n]: of churn, calibrated."""
+        z = logit if self._absence else -logit
+        inputs = tf.concat([x, tf.clip_by_value(z, -STANDARD_MAX, STANDARD_MAX)[:, None]], axis=1)
+        steps = tf.unstack(tf.math.softplus(tf.matmul(inputs, self._kernel) + self._bias), axis=1)
+        own = probability if self._absence else 1.0 - probability
+        below = _walked(z, own, list(reversed(steps[: self._at])), tf.maximum)
+        above = _walked(z, own, [-step for step in steps[self._at :]], tf.minimum)
+        return tf.stack([*reversed(below), own, *above], axis=1)
+
+
+def _walked(
+    z: Tensor, last: Tensor, steps: list[Tensor], beyond: Callable[[Tensor, Tensor], Tensor]
+) -> list[Tensor]:
+    """S after each step from the logit z, one after the other: no reduction, so a row's bits are its own, and never
+    back over the one before, whatever rounding does."""
+    told = []
+    for step in steps:
+        z = z + step
+        last = beyond(tf.sigmoid(z), last)
+        told.append(last)
+    return told

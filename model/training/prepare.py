@@ -7,8 +7,9 @@ through one feature layer and one labeller.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.spec import Spec
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, wanted_of
 from ebbtide.model.examples.examples import Examples
@@ -42,6 +44,14 @@ class Decisions:
     rows: Examples
 
 
+class FoldRows(NamedTuple):
+    """What a fold fits, of which labels are known until `until_ms`, and what it validates."""
+
+    until_ms: int
+    fit: Examples
+    later: Examples
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a training works on.
@@ -63,6 +73,34 @@ class Prepared:
     recent: Decisions
 
     @cached_property
+    def by_target(self) -> list["Prepared"]:
+        """The same as each target of the spec sees it, the primary one first: with its labels."""
+        targets = range(len(self.layout.spec.target_names))
+        return [self if target == self.target else self._of(target) for target in targets]
+
+    @property
+    def target(self) -> int:
+        """Index of the target whose labels these are."""
+        return self.drawn.target
+
+    @property
+    def target_spec(self) -> Spec:
+        """The spec as if that target were its only one: for labels and words."""
+        return self.layout.spec.only_target(self.target)
+
+    def _of(self, target: int) -> "Prepared":
+        def seen(decisions: Decisions) -> Decisions:
+            return Decisions(decisions.start_ms, decisions.rows.of_target(target))
+
+        return replace(
+            self,
+            drawn=self.drawn.of_target(target),
+            before_test=seen(self.before_test),
+            in_test=seen(self.in_test),
+            recent=seen(self.recent),
+        )
+
+    @cached_property
     def usable(self) -> Examples:
         """The examples without those whose customer left in so many words."""
         return self.drawn.usable()
@@ -78,15 +116,16 @@ class Prepared:
         return self.usable.take(self.usable.as_of + horizon <= self.slices.test[0])
 
     @cached_property
-    def folds(self) -> list[tuple[Examples, Examples]]:
+    def folds(self) -> list[FoldRows]:
         """What is fitted and what is validated before the test slice, see `slices.py`; at least one fold."""
         horizon, early = self.layout.spec.horizon_ms, self.early
         found = [
-            (early.take(early.as_of + horizon <= until), early.within(*span))
+            FoldRows(until, early.take(early.as_of + horizon <= until), early.within(*span))
             for until, span in self.slices.folds(horizon)
         ]
-        good = [fold for fold in found if all(_tells(part) for part in fold)]
-        return good or [(self.train, self.calibration)]
+        good = [fold for fold in found if _tells(fold.fit) and _tells(fold.later)]
+        until = self.slices.calibration[0] if self.slices.calibration else self.slices.train[1]
+        return good or [FoldRows(until, self.train, self.calibration)]
 
     @cached_property
     def calibration(self) -> Examples:
@@ -133,15 +172,18 @@ def _tells(rows: Examples) -> bool:
 
 
 def check_slices(prepared: Prepared) -> None:
-    """Raises SpecError when a slice cannot carry its task."""
-    for name in ("train", "calibration", "test"):
-        rows: Examples = getattr(prepared, name)
-        churned = int(rows.churned.sum())
-        if not _tells(rows):
-            raise SpecError(
-                f"the {name} slice has {len(rows)} labelled rows, {churned} of them churned: too few to learn from",
-                hint="use a longer log, another --horizon, or an eligibility that leaves more customers",
-            )
+    """Raises SpecError when a slice cannot carry its task, for any of the targets."""
+    for target, each in enumerate(prepared.by_target):
+        whose = f" for target {prepared.layout.spec.target_names[target]}" if target else ""
+        for name in ("train", "calibration", "test"):
+            rows: Examples = getattr(each, name)
+            churned = int(rows.churned.sum())
+            if not _tells(rows):
+                raise SpecError(
+                    f"the {name} slice has {len(rows)} labelled rows{whose}, {churned} of them churned: too few to "
+                    "learn from",
+                    hint="use a longer log, another --horizon, or an eligibility that leaves more customers",
+                )
     if not prepared.test.snapshot.any():
         raise SpecError(
             "the test slice has no snapshot", hint="set snapshot_every_ms below the length of the slice"

@@ -21,7 +21,7 @@ class Stages:
     def __init__(self, progress: Progress = nothing, clock: Callable[[], float] | None = None) -> None:
         """`clock`: seconds, from whenever; without one nobody knows how long a stage took."""
         self._progress, self._clock = progress, clock
-        self._done = 0.0
+        self._done, self._scale, self._name = 0.0, 1.0, ""
         self.seconds: dict[str, float] = {}
 
     @property
@@ -30,8 +30,16 @@ class Stages:
         return TOTAL - self._done
 
     @contextmanager
+    def among(self, parts: int, name: str = "") -> Iterator[None]:
+        """What follows is one of so many parts of the work, each worth so many times less; `name` tells them apart."""
+        self._scale, self._name = 1.0 / parts, f"{name}: " if name else ""
+        yield
+        self._scale, self._name = 1.0, ""
+
+    @contextmanager
     def of(self, text: str, weight: float) -> Iterator[Callable[[float], None]]:
         """A stage worth `weight` of TOTAL; yields what takes its share done, 0 to 1."""
+        text, weight = f"{self._name}{text}", weight * self._scale
         start, began = self._done, self._clock() if self._clock else 0.0
 
         def share(part: float) -> None:

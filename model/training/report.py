@@ -1,7 +1,7 @@
 """What a training run has to say, in names that scripts may rely on."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.slices import Slices
 from ebbtide.model.fitting.recipe import Added, Recipe
 from ebbtide.model.judging.evaluate import Evaluation
+from ebbtide.model.judging.horizons import Survival
 from ebbtide.model.judging.parts import Part
 from ebbtide.model.judging.thresholds import Thresholds
 
@@ -20,7 +21,7 @@ from ebbtide.model.judging.thresholds import Thresholds
 class TrainReport:
     """What a training found, whole before anything is written. Times in ms UTC.
 
-    churn: in words, what a churned customer shows within the horizon
+    target: its name; churn: in words, what a churned customer shows within the horizon
     customers, events: of the log, as learned from        events_beyond: left out, far ahead of all others
     examples:   rows by slice, `refit`, `held_out`        left: examples that ended in a stated leave and took no part
     evaluation: on the snapshots of the test slice        moments, groups: its parts, see `judging/parts.py`
@@ -28,9 +29,12 @@ class TrainReport:
     horizon before the test slice, came to in it; None when nobody came up for a decision there
     recipe: of both fits, see `recipe.py`, found by `folds` folds      added: what the sequence adds, None without one
     refusals: what the gate said against a model that was published by force
+    survival: the time to the next event, on the snapshots of the test slice
+    further: of the spec's other targets, where this is the primary one's
     """
 
     name: str
+    target: str
     churn: str
     horizon_ms: int
     labels_until_ms: int
@@ -51,6 +55,8 @@ class TrainReport:
     refusals: list[str]
     refit: bool
     data_hash: str
+    survival: Survival | None = None
+    further: list["TrainReport"] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """`auroc`, `auprc`, `log_loss`, `ece`, `lift_at_10`: each {model, recency, logistic, trees}; their intervals
@@ -60,6 +66,7 @@ class TrainReport:
         evaluation["test_customers"] = evaluation.pop("customers")
         return {
             "name": self.name,
+            "target": self.target,
             "churn": self.churn,
             "horizon_ms": self.horizon_ms,
             "labels_until": format_time(self.labels_until_ms),
@@ -89,6 +96,8 @@ class TrainReport:
             "refusals": self.refusals,
             "refit": self.refit,
             "data_hash": self.data_hash,
+            "survival": self.survival and self.survival.as_json(),
+            "further": [each.as_json() for each in self.further],
         }
 
     @property

@@ -18,14 +18,19 @@
    decides upon changes as a log grows: what held half a year ago may alert everybody or nobody now.
 6. *Export.* The report is whole before anything is written, and nothing that is NaN is written at all.
 
+Of several targets each is learned, judged and finished by itself, on the trunk of the primary one (`cross_fit.py`);
+they are one version, and what speaks against one of them keeps it from being published.
+
 It reads no clock: `created` is given, and the stages' clock. Figures have stable names (`TrainReport.as_json`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,9 +51,11 @@ from ebbtide.model.fitting.fit import Trainer
 from ebbtide.model.fitting.recipe import calibrated_on
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
 from ebbtide.model.judging.gate import Refusal, check_gate, refusals
+from ebbtide.model.judging.horizons import Survival, judge_survival
 from ebbtide.model.judging.parts import Part, judge_parts, moments_of, slices_of
 from ebbtide.model.judging.thresholds import Thresholds
 from ebbtide.model.serving.artifact import Facts, export
+from ebbtide.model.serving.manifest import HeadFacts
 from ebbtide.model.training.card import write_card
 from ebbtide.model.training.cross_fit import CrossFit, cross_fit, learned_from
 from ebbtide.model.training.prepare import Prepared, check_slices, prepare
@@ -56,19 +63,25 @@ from ebbtide.model.training.progress import Stages
 from ebbtide.model.training.report import Published, TrainReport, data_hash
 from ebbtide.model.training.trained import Trained, fitted_by
 
+TARGETS = "targets"
+"""Where in a version's folder the cards of further targets lie, each in a folder of its name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """The recipe, and the model that was fitted by it before the test slice; nothing has been judged."""
+    """The recipe, and the model that was fitted by it before the test slice; nothing has been judged. further: the same
+    of the other targets."""
 
     found: CrossFit
     trained: Trained
+    further: tuple["Learned", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
     """The model that was fitted before the test slice and what it is worth there. scores: float64[n] by name on the
-    rows of the test slice. moments, groups: its parts, see `judging/parts.py`."""
+    rows of the test slice. moments, groups: its parts, see `judging/parts.py`. further: the same of the other targets;
+    `refusals` of the first one are those of all."""
 
     trained: Trained
     found: CrossFit
@@ -78,14 +91,17 @@ class Judged:
     groups: list[Part]
     tested: Thresholds | None
     refusals: list[Refusal]
+    survival: Survival | None = None
+    further: tuple["Judged", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The model to be published, and all there is to say of it."""
+    """The model to be published, and all there is to say of it. further: the other targets' heads."""
 
     trained: Trained
     report: TrainReport
+    further: tuple["Finished", ...] = ()
 
 
 def train_model(
@@ -145,11 +161,18 @@ def publish(
 
 
 def finish(prepared: Prepared, judged: Judged, config: TrainConfig, stages: Stages) -> Finished:
-    """What follows the gate: the refit, its thresholds, the report. Raises ModelRefused."""
-    trained = _refit(prepared, judged, config, stages) if config.refit else judged.trained
-    with stages.of("choosing the thresholds", 4):
-        thresholds = choose_thresholds(prepared, trained, config)
-    return Finished(trained, _report(prepared, judged, thresholds, config))
+    """What follows the gate: the refit, its thresholds, the report, target by target. Raises ModelRefused."""
+    done: list[Finished] = []
+    for each, found in zip(prepared.by_target, (judged, *judged.further), strict=True):
+        with _part(stages, each):
+            trunk = done[0].trained.fit.network if done else None
+            trained = _refit(each, found, config, stages, trunk) if config.refit else found.trained
+            with stages.of("choosing the thresholds", 4):
+                thresholds = choose_thresholds(each, trained, config)
+            done.append(Finished(trained, _report(each, found, thresholds, config)))
+    first, *others = done
+    report = replace(first.report, further=[each.report for each in others])
+    return Finished(first.trained, report, tuple(others))
 
 
 def respec(spec: Spec, name: str | None = None, horizon_ms: int | None = None) -> Spec:
@@ -165,18 +188,51 @@ def judge(prepared: Prepared, config: TrainConfig, stages: Stages) -> Judged:
 
 
 def learn(prepared: Prepared, config: TrainConfig, stages: Stages) -> Learned:
-    """Find the recipe and fit the model by it before the test slice. Raises ModelRefused for a network that
-    diverged."""
-    found = cross_fit(prepared, config, stages)
+    """Find the recipe and fit the model by it before the test slice, target by target. Raises ModelRefused for a
+    network that diverged."""
+    done: list[Learned] = []
+    for each in prepared.by_target:
+        with _part(stages, each):
+            done.append(_learn(each, config, stages, done[0] if done else None))
+    return replace(done[0], further=tuple(done[1:]))
+
+
+def _learn(prepared: Prepared, config: TrainConfig, stages: Stages, first: Learned | None) -> Learned:
+    found = cross_fit(prepared, config, stages, first.found if first else None)
     early = learned_from(prepared.early, config)
     with stages.of("training up to the test slice", 18) as share:
-        trainer = Trainer(prepared.layout.spec, config, len(early))
-        trained = fitted_by(found.recipe, trainer, early, found.recipe.calibrator, share)
-    return Learned(found, trained.levelled(prepared.calibration))
+        trainer = Trainer(prepared.layout.spec, config, len(early), head_only=first is not None)
+        trunk = None if first is None else first.trained.fit.network
+        trained = fitted_by(found.recipe, trainer, early, found.recipe.calibrator, share, trunk)
+        trained = trained.levelled(prepared.calibration)
+        before = prepared.before_test.rows
+        rows = [(found.later, found.raw), (before, trained.raw(before))]
+        trained = trained.timed(prepared.target_spec, rows, prepared.slices.test[0])
+    return Learned(found, trained)
+
+
+def _part(stages: Stages, prepared: Prepared) -> AbstractContextManager[None]:
+    names = prepared.layout.spec.target_names
+    return stages.among(len(names), names[prepared.target] if prepared.target else "")
 
 
 def judge_learned(prepared: Prepared, learned: Learned, config: TrainConfig, stages: Stages) -> Judged:
-    """Judge the model on the test slice beside the baselines of the same rows."""
+    """Judge the model on the test slice beside the baselines of the same rows, target by target."""
+    done = []
+    for each, of in zip(prepared.by_target, (learned, *learned.further), strict=True):
+        with _part(stages, each):
+            done.append(_judge(each, of, config, stages))
+    first, *others = done
+    names = prepared.layout.spec.target_names
+    against = [
+        Refusal(f"target {name}: {refusal.figure}", refusal.advice)
+        for name, each in zip(names[1:], others, strict=True)
+        for refusal in each.refusals
+    ]
+    return replace(first, refusals=[*first.refusals, *against], further=tuple(others))
+
+
+def _judge(prepared: Prepared, learned: Learned, config: TrainConfig, stages: Stages) -> Judged:
     spec, test, found, trained = prepared.layout.spec, prepared.test, learned.found, learned.trained
     with stages.of("judging on the test slice", 8):
         baselines = Baselines(trained.fitted, found.later, found.unseen, prepared.calibration)
@@ -194,16 +250,26 @@ def judge_learned(prepared: Prepared, learned: Learned, config: TrainConfig, sta
         chosen = trained.peaks(prepared.before_test, spec.horizon_ms).thresholds(config.alert_rate)
         tested = chosen and trained.peaks(prepared.in_test, spec.horizon_ms).at(chosen)
         against = refusals(evaluation, moments, groups, tested)
-    return Judged(trained, found, scores, evaluation, moments, groups, tested, against)
+        of = prepared.target_spec
+        survival = judge_survival(
+            test.take(snapshot), trained.survival(test)[snapshot], scores[MODEL][snapshot], of.horizons_ms,
+            prepared.known.until_ms, absence=of.churn_is_absence, seed=config.seed,
+        )  # fmt: skip
+    return Judged(trained, found, scores, evaluation, moments, groups, tested, against, survival)
 
 
-def _refit(prepared: Prepared, judged: Judged, config: TrainConfig, stages: Stages) -> Trained:
+def _refit(
+    prepared: Prepared, judged: Judged, config: TrainConfig, stages: Stages, trunk: keras.Model | None
+) -> Trained:
     """The model to be published: the recipe that was judged, a slice later."""
     rows, recipe = learned_from(prepared.usable, config), judged.found.recipe
     calibrator = calibrated_on(prepared.test, judged.trained.raw(prepared.test))
     with stages.of("training on all that is labelled", 18) as share:
-        trainer = Trainer(prepared.layout.spec, config, len(rows))
-        return fitted_by(recipe, trainer, rows, calibrator, share).levelled(prepared.test)
+        trainer = Trainer(prepared.layout.spec, config, len(rows), head_only=trunk is not None)
+        trained = fitted_by(recipe, trainer, rows, calibrator, share, trunk).levelled(prepared.test)
+        # What the judged model said: it has learned from neither, and of the second nobody knows the outcome yet.
+        later = [(each, judged.trained.raw(each)) for each in (prepared.test, prepared.recent.rows)]
+        return trained.timed(prepared.target_spec, later, prepared.known.until_ms)
 
 
 def choose_thresholds(prepared: Prepared, published: Trained, config: TrainConfig) -> Thresholds:
@@ -228,7 +294,8 @@ def _report(prepared: Prepared, judged: Judged, thresholds: Thresholds, config: 
     known = prepared.known
     return TrainReport(
         name=prepared.layout.spec.name,
-        churn=prepared.layout.spec.churn_words,
+        target=prepared.layout.spec.target_names[prepared.target],
+        churn=prepared.target_spec.churn_words,
         horizon_ms=prepared.layout.spec.horizon_ms,
         labels_until_ms=known.until_ms,
         customers=len(known.log.customers),
@@ -247,6 +314,7 @@ def _report(prepared: Prepared, judged: Judged, thresholds: Thresholds, config: 
         added=judged.found.added,
         refusals=[str(each) for each in judged.refusals],
         refit=config.refit,
+        survival=judged.survival,
         data_hash=data_hash(prepared.drawn),
     )
 
@@ -262,6 +330,9 @@ def write_version(
     """Write the version with its card. Returns its folder. Raises ModelUnwritable."""
     published, report = finished.trained, finished.report
     spec, thresholds = prepared.layout.spec, report.thresholds
+    every = list(
+        zip(prepared.by_target, (judged, *judged.further), (finished, *finished.further), strict=True)
+    )
     facts = Facts(
         created=created,
         enter=thresholds.enter,
@@ -271,11 +342,15 @@ def write_version(
         train_config=config.model_copy(update={"log_dir": None}),  # a place, not a choice
         labels_until=instant(report.labels_until_ms),
         evaluation=report.evaluation,
+        heads=tuple(_head_facts(each, done, config) for each, _, done in every),
         refusals=tuple(report.refusals),
     )
 
     def card(folder: Path) -> None:
-        write_card(folder, spec, config, report, judged.trained.fit, prepared.test, judged.scores, created)
+        for each, found, done in every:
+            place = folder / TARGETS / done.report.target if each.target else folder
+            place.mkdir(parents=True, exist_ok=True)
+            write_card(place, spec, config, done.report, found.trained.fit, each.test, found.scores, created)
 
     return export(
         out_dir,
@@ -286,5 +361,22 @@ def write_version(
         made_up(prepared.layout),
         forest=published.forest,
         share=published.recipe.share,
+        hazard=published.hazard,
+        further=[each.trained.head for each in finished.further],
         attach=card,
+    )
+
+
+def _head_facts(prepared: Prepared, finished: Finished, config: TrainConfig) -> HeadFacts:
+    spec, report = prepared.target_spec, finished.report
+    return HeadFacts(
+        name=report.target,
+        churn=report.churn,
+        churn_when="absent" if spec.churn_is_absence else "present",
+        calibrator=finished.trained.calibrator,
+        horizons_ms=spec.horizons_ms,
+        enter=report.thresholds.enter,
+        exit=report.thresholds.exit,
+        alert_rate=config.alert_rate,
+        evaluation=report.evaluation,
     )
