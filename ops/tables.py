@@ -5,6 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+from ebbtide.featurestore.times.durations import format_duration
+
 METRICS = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
@@ -63,6 +65,29 @@ def metrics_by(what: str, parts: Sequence[Mapping[str, Any]], names: Sequence[st
         cells = (f"{_figure(lost.get(name))} ({_figure(ranked.get(name))})" for name in names)
         table.add_row(part[what], f"{part['rows']:,}", *cells)
     return table
+
+
+def horizons(found: Mapping[str, Any]) -> Table:
+    """Survival by horizon, and in brackets what the probability of one horizon says of all."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("horizon", "rows", "stayed away", "AUROC", "ECE", "perfect"):
+        table.add_column(column, justify="left" if column == "horizon" else "right")
+    for at in found["horizons"]:
+        cells = (
+            f"{_figure(named.get('model'))} ({_figure(named.get('first_head'))})"
+            for named in (at["values"].get("auroc", {}), at["values"].get("ece", {}))
+        )
+        table.add_row(
+            format_duration(at["horizon_ms"]), f"{at['rows']:,}", _percent(at["stayed_away"]), *cells,
+            _figure(at["ece_bound"]),
+        )  # fmt: skip
+    return table
+
+
+def order_of(found: Mapping[str, Any]) -> str:
+    """How often of two customers the one expected later came later, in words."""
+    model, alone = (found["concordance"][name] for name in ("model", "first_head"))
+    return f"Concordance of the time to the next event {_figure(model)}, by the probability alone {_figure(alone)}"
 
 
 def _with_interval(value: float | None, interval: Sequence[float | None] | None) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.spec import Spec
-from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.durations import DAY_MS, format_duration
 from ebbtide.featurestore.times.timestamps import format_date, format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
@@ -20,11 +20,14 @@ from ebbtide.model.fitting.fit import Fit
 from ebbtide.model.graph.network import multiplications
 from ebbtide.model.graph.sizes import without_sequence
 from ebbtide.model.judging.evaluate import MODEL, Figure
+from ebbtide.model.judging.horizons import FIRST_HEAD
 from ebbtide.model.judging.parts import Part
-from ebbtide.model.training.plots import draw_plots, draw_training
+from ebbtide.model.training.plots import draw_horizons, draw_plots, draw_training
 from ebbtide.model.training.report import TrainReport
 
 CARD = "model_card.md"
+TARGETS = "targets"
+"""Where in a version's folder the cards of further targets lie, each in a folder of its name."""
 METRIC_WORDS = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
@@ -46,6 +49,8 @@ def write_card(
 ) -> None:
     """Write the card and its plots. `scores`: float64[n] by name on the rows of `test`."""
     draw_plots(folder, test, scores)
+    if report.survival is not None:
+        draw_horizons(folder, report.survival)
     draw_training(folder, found, report.recipe)
     (folder / CARD).write_text(card_text(spec, config, report, created), encoding="utf-8")
 
@@ -55,17 +60,17 @@ def card_text(spec: Spec, config: TrainConfig, report: TrainReport, created: dat
     evaluation, chosen, best = report.evaluation, report.thresholds, report.evaluation.best_baseline
     horizon = f"{report.horizon_ms / DAY_MS:g} days"
     activity = ", ".join(kind.name for kind in spec.kinds if kind.role == "activity")
-    return f"""# {spec.name}: churn within {horizon}
+    return f"""# {_title(spec, report)}: churn within {horizon}
 
 Made {created:%Y-%m-%d %H:%M} UTC from {report.events:,} events of {report.customers:,} customers; examples
 `{report.data_hash}`, seed {config.seed}.{_beyond(report)}
 
 ## What it answers
 
-The probability that a customer shows {spec.churn_words} in the {horizon} after a decision point, given that no
+The probability that a customer shows {report.churn} in the {horizon} after a decision point, given that no
 leave is stated in that time ({report.left:,} examples ended in a stated leave and took no part).
 Activity is: {activity}.
-Who is scored: {_eligibility(spec)}.
+Who is scored: {_eligibility(spec)}.{_other_targets(report)}
 
 {_refusals(report)}## How good it is
 
@@ -95,6 +100,7 @@ probabilities would have an ECE below {evaluation.ece_bound[MODEL]:.4f} in 95 % 
 
 {_group_table(report)}
 
+{_horizons(report)}
 ![reliability](reliability.png) ![ROC](roc.png)
 ![training](training.png) ![silence](silence.png)
 
@@ -124,6 +130,57 @@ a customer with many rows does not drown the others. {_lateness(spec)}
 - Rows silent for longer than the log is long, or older than any customer in it, lie outside of what was
   seen.
 """
+
+
+def _title(spec: Spec, report: TrainReport) -> str:
+    return spec.name if len(spec.target_names) == 1 else f"{spec.name}, {report.target.replace('_', ' ')}"
+
+
+def _other_targets(report: TrainReport) -> str:
+    if not report.further:
+        return ""
+    links = [f"[{each.churn}]({TARGETS}/{each.target}/{CARD})" for each in report.further]
+    return f"\n\nThe model has a head for each target of its spec; the others: {', '.join(links)}."
+
+
+def _horizons(report: TrainReport) -> str:
+    """Whether the time to the next event is to be believed."""
+    found = report.survival
+    if found is None:
+        return ""
+    lines = [
+        "### By horizon: that nothing has come yet",
+        "",
+        (
+            "S(h) is the chance that none of the target's events has come within h, on snapshots whose h is over. In "
+            "brackets, what the probability of one horizon alone says of all."
+        ),
+        "",
+        "| horizon | rows | stayed away | AUROC | ECE | ECE of a perfect model |",
+        "|---" * 6 + "|",
+    ]
+    for at in found.horizons:
+        cells = [
+            f"{_figure(named.get(MODEL), form)} ({_figure(named.get(FIRST_HEAD), form)})"
+            for named, form in ((at.values.get("auroc", {}), ".3f"), (at.values.get("ece", {}), ".4f"))
+        ]
+        shown = [_figure(at.stayed_away, ".1%"), *cells, _figure(at.ece_bound, ".4f")]
+        lines.append(f"| {format_duration(at.horizon_ms)} | {at.rows:,} | {' | '.join(shown)} |")
+    order = found.concordance
+    lines += [
+        "",
+        f"Of two customers, the one expected later came later in {_figure(order[MODEL], '.1%')} of pairs (by p alone "
+        f"{_figure(order[FIRST_HEAD], '.1%')}). "
+        + " ".join(
+            f"{_figure(share, '.1%')} had come by their {name.upper()}."
+            for name, share in found.came_by.items()
+            if share is not None
+        ),
+        "",
+        "![by horizon](horizons.png)",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _metric_table(report: TrainReport) -> str:
@@ -236,6 +293,8 @@ def _scheme(report: TrainReport) -> str:
 def _sequence(report: TrainReport, spec: Spec, config: TrainConfig) -> str:
     """What the ring adds over the aggregates, and what it costs."""
     added = report.added
+    if report.target != spec.target_names[0]:
+        return f"Its head reads the sequence as {spec.target_names[0]} does: one trunk serves all targets."
     if added is None:
         return "The model does not read the sequence of events (`--without-sequence`): aggregates alone."
     found = (

@@ -12,9 +12,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.fitting.fit import Fit
 from ebbtide.model.fitting.recipe import Recipe
+from ebbtide.model.judging.horizons import Survival
 from ebbtide.model.judging.metrics import Ranking, reliability
 
 PLOTS = ("reliability", "roc", "silence")
@@ -30,6 +32,18 @@ def draw_training(folder: Path, found: Fit, recipe: Recipe) -> None:
     axes.plot(range(len(recipe.by_epoch)), recipe.by_epoch, label="later rows", color=COLOURS["model"])
     axes.axvline(recipe.epochs, color="#d98e04", linewidth=1, label="kept")
     _save(figure, axes, folder / "training.png")
+
+
+def draw_horizons(folder: Path, found: Survival) -> None:
+    """Write `horizons.png`: is S to be believed at each horizon, on snapshots."""
+    figure, axes = _figure("mean S", "share to whom nothing came", "Reliability by horizon")
+    axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=1)
+    for n, at in enumerate(found.horizons):
+        shade = mpl.colormaps["viridis"](n / max(len(found.horizons) - 1, 1))
+        axes.plot(
+            at.predicted, at.seen, marker="o", markersize=3, color=shade, label=format_duration(at.horizon_ms)
+        )
+    _save(figure, axes, folder / "horizons.png")
 
 
 def draw_plots(folder: Path, test: Examples, scores: Mapping[str, NDArray[np.float64]]) -> None:

@@ -56,15 +56,12 @@ from ebbtide.model.judging.parts import Part, judge_parts, moments_of, slices_of
 from ebbtide.model.judging.thresholds import Thresholds
 from ebbtide.model.serving.artifact import Facts, export
 from ebbtide.model.serving.manifest import HeadFacts
-from ebbtide.model.training.card import write_card
+from ebbtide.model.training.card import TARGETS, write_card
 from ebbtide.model.training.cross_fit import CrossFit, cross_fit, learned_from
 from ebbtide.model.training.prepare import Prepared, check_slices, prepare
 from ebbtide.model.training.progress import Stages
 from ebbtide.model.training.report import Published, TrainReport, data_hash
 from ebbtide.model.training.trained import Trained, fitted_by
-
-TARGETS = "targets"
-"""Where in a version's folder the cards of further targets lie, each in a folder of its name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.ops.commands.options import DATE, DURATION, events_option, json_option
 from ebbtide.ops.console import console, steps, table_and_json
-from ebbtide.ops.tables import evaluation, metrics_by, moments
+from ebbtide.ops.tables import evaluation, horizons, metrics_by, moments, order_of
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.stream.clock import SystemClock
 
@@ -184,6 +184,7 @@ def show(data: Mapping[str, Any]) -> None:
     to.print(evaluation(data))
     if groups := [group for group in data["groups"] if group["counts"]]:
         to.print(metrics_by("group", groups, names))
+    show_survival(data)
     tested, precision = data["alerted_in_test"], data["precision_in_test"]
     to.print(
         f"\n{_recipe(data)}\nAlerts open at p ≥ {data['enter']:.3f} and end below {data['exit']:.3f}: "
@@ -191,9 +192,24 @@ def show(data: Mapping[str, Any]) -> None:
         + (f" In the test slice: {tested:.1%} alerted" if tested is not None else "")
         + (f", {precision:.1%} of them rightly" if precision is not None else "")
         + "".join(f"\nPublished by force, although: {each}" for each in data["refusals"])
-        + f"\nPublished {data['path']}  (model card: {data['path']}/model_card.md)",
+        + (
+            f"\nPublished {data['path']}  (model card: {data['path']}/model_card.md)"
+            if "path" in data
+            else ""
+        ),
         soft_wrap=True,
     )
+    for each in data["further"]:
+        to.print(f"\nTarget {each['target']}")
+        show(each)
+
+
+def show_survival(data: Mapping[str, Any]) -> None:
+    """By horizon, where the model knows more than one."""
+    if data["survival"]:
+        console().print("\nBy horizon: that nothing has come yet (in brackets, by the probability alone)")
+        console().print(horizons(data["survival"]))
+        console().print(order_of(data["survival"]))
 
 
 def _recipe(data: Mapping[str, Any]) -> str:
