@@ -106,9 +106,7 @@ class Served(tf.Module):
         nowhere = self._standardise(baseline)
         # The state passes over padding, so that of an empty sequence is what it begins as.
         nothing = None if state is None else tf.zeros_like(state[:1])
-        found = [
-            self._explained(head, values, state, x, baseline, nothing, nowhere) for head in self._heads
-        ]
+        found = [self._explained(head, values, state, x, baseline, nothing, nowhere) for head in self._heads]
         return {"features": values, **_by_target(found)}
 
     def _explained(

@@ -185,7 +185,21 @@ class Scorer:
         out = self._run("explain", rows, as_of, (self._explained,))
         # A version of an earlier release holds the sequence fixed: its reference is of the row's own.
         sequence = out.get("sequence", np.zeros(len(rows), np.float32))
-        return Explained(out["features"], out["contributions"], sequence, out["logit"], out["reference"])
+        logit, survival = out["logit"], out.get("survival")
+        columns: dict[str, Any] = {
+            "contributions": out["contributions"],
+            "sequence": sequence,
+            "logit": logit,
+            "reference": out["reference"],
+            **({} if survival is None else {"survival": survival}),
+        }
+        if logit.ndim == 1:
+            return Explained(values=out["features"], **columns)
+        parts = [
+            Explained(values=out["features"], **{name: column[:, t] for name, column in columns.items()})
+            for t in range(logit.shape[1])
+        ]
+        return parts[0]._replace(further=tuple(parts[1:]))
 
     def _run(
         self, name: str, rows: Rows, as_of: NDArray[np.int64], sizes: Sequence[int]

@@ -101,6 +101,7 @@ async def tools_of(
             settings.topics.dead_letters,
             settings.topics.scores,
             dead_letter_bytes_max,
+            layout.spec.target_names,
         ),
         layout=layout,
         folder=Folder(layout),
