@@ -339,7 +339,7 @@ class Pipeline:
         )
         if every:
             return scored
-        p = np.zeros(len(points), np.float32)
+        p = np.zeros((len(points), *scored.p.shape[1:]), np.float32)
         p[chosen] = scored.p
         return Scored(p, scored.serving)
 

@@ -209,6 +209,11 @@ class Folder:
         armed: NDArray[np.int64] = armed_at.py_func(self._plan, rows["last_seen"], apart)
         return armed
 
+    def last_target(self, rows: Rows) -> NDArray[np.int64]:
+        """int64[n, targets], ms UTC: each target's last event, of the primary one from when silence counts; 0 where
+        there is none yet."""
+        return np.concatenate([self.armed_at(rows)[:, None], rows["further_last"]], axis=1)
+
     def _points(self, room: PointBuffer) -> Points:
         m = int(room.used[0])
         rows = room.as_u64[:m].reshape(-1).view(self.layout.dtype)

@@ -15,6 +15,8 @@ class Explained(NamedTuple):
     values: [n, F], features in natural units.     contributions: [n, F], in logits, > 0 towards churn
     sequence: [n], the contribution of the sequence    logit: [n], calibrated, before the sigmoid
     reference: [n], the baseline's logit: contributions and sequence sum to `logit - reference`
+    survival: [n, K], that nothing has come by each of the spec's horizons; None of a model that knows one horizon
+    further: the same of the spec's targets beside the primary one, with the same values
     """
 
     values: NDArray[np.float32]
@@ -22,6 +24,8 @@ class Explained(NamedTuple):
     sequence: NDArray[np.float32]
     logit: NDArray[np.float32]
     reference: NDArray[np.float32]
+    survival: NDArray[np.float32] | None = None
+    further: tuple["Explained", ...] = ()
 
     @classmethod
     def by(cls, values: NDArray[np.float32], contributions: NDArray[np.float32]) -> Self:
@@ -43,4 +47,38 @@ class Explained(NamedTuple):
 
     def of(self, chosen: Any) -> Self:
         """Some of the rows, by mask, indices or slice."""
-        return type(self)(*(column[chosen] for column in self))
+        return type(self)(
+            self.values[chosen],
+            self.contributions[chosen],
+            self.sequence[chosen],
+            self.logit[chosen],
+            self.reference[chosen],
+            None if self.survival is None else self.survival[chosen],
+            tuple(each.of(chosen) for each in self.further),
+        )
+
+    def of_target(self, target: int) -> "Explained":
+        """That of a target of the spec, by its index."""
+        return self.further[target - 1] if target else self
+
+    @property
+    def packed(self) -> NDArray[np.float32]:
+        """float32[n, W]: all of it in one array, a row a row."""
+        n, columns = len(self.values), [self.values]
+        for each in (self, *self.further):
+            single = np.stack([each.sequence, each.logit, each.reference], axis=1)
+            survival = np.zeros((n, 0), np.float32) if each.survival is None else each.survival
+            columns += [each.contributions, single, survival]
+        return np.concatenate(columns, axis=1)
+
+    def unpacked(self, packed: NDArray[np.float32]) -> "Explained":
+        """Of rows that were packed from explanations of the same shape as this one."""
+        f, k = self.values.shape[1], 0 if self.survival is None else self.survival.shape[1]
+        parts = []
+        for t in range(1 + len(self.further)):
+            at = f + t * (f + 3 + k)
+            sequence, logit, reference = packed[:, at + f : at + f + 3].T
+            survival = packed[:, at + f + 3 : at + f + 3 + k] if k else None
+            own = packed[:, at : at + f]
+            parts.append(Explained(packed[:, :f], own, sequence, logit, reference, survival))
+        return parts[0]._replace(further=tuple(parts[1:]))

@@ -20,6 +20,9 @@ from ebbtide.model.graph.standard import STANDARD_MAX
 
 Tensor = Any
 """A tf.Tensor; TensorFlow publishes no types."""
+STRETCH_MIN = 0.01
+"""Between raw logits nearer than this the calibrator is straight to within 1e-5 of their distance, and a quotient of
+float32 differences is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,12 @@ class HeadGraph(tf.Module):
         """The calibrator's part without silence."""
         return self._calibrator.beta_in_graph(raw, self._numbers)
 
-    def slope(self, raw: Tensor) -> Tensor:
-        """Its derivative, > 0."""
-        return self._calibrator.slope_in_graph(raw, self._numbers)
+    def stretch(self, row: Tensor, usual: Tensor) -> Tensor:
+        """By how much the calibrator stretches the way from one raw logit to another, [n]."""
+        apart = row - usual
+        near = tf.abs(apart) < STRETCH_MIN
+        slope = self._calibrator.slope_in_graph((row + usual) / 2.0, self._numbers)
+        return tf.where(near, slope, (self.beta(row) - self.beta(usual)) / tf.where(near, 1.0, apart))
 
     def shift(self, silence_s: Tensor) -> Tensor:
         """The calibrator's shift by silence."""

@@ -1,8 +1,8 @@
 """The graph that is published: record fields in, features, probability or reasons out.
 
-    record fields, as_of ──▶ FeatureLayer ─┬─▶ trunk ──┬──▶ head of each target ──▶ probability, survival
-                                           │           └──▶ the first one's parts taken apart ──▶ contributions
-                                           └────────────────────────────▶ features
+    record fields, as_of ──▶ FeatureLayer ─┬─▶ trunk ──▶ head of each target ─┬──▶ probability, survival
+                                           │                                  └── taken apart ──▶ contributions
+                                           └──▶ features
 
 It ties the parts together as three functions of the same inputs, the record's fields by name and `as_of`, and is what
 `model/serving/artifact.py` writes as a SavedModel. It knows no files, no batches and no compilation; whoever loads it
@@ -23,17 +23,14 @@ from ebbtide.model.graph.network import has_sequence
 
 SILENCE = 0
 """The first feature of every spec: days since the last activity."""
-STRETCH_MIN = 0.01
-"""Between raw logits nearer than this the calibrator is straight to within 1e-5 of their distance, and a quotient of
-float32 differences is not."""
-
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "features": ("features",),
     "score": ("probability", "logit", "survival"),
-    "explain": ("features", "contributions", "sequence", "logit", "reference"),
+    "explain": ("features", "contributions", "sequence", "logit", "reference", "survival"),
 }
-"""Signature -> its outputs. All are float32: [n, F] for features and contributions, [n] for the rest; of `score` [n,
-targets] where there are several, and [n, horizons] or [n, targets, horizons] for survival, if the model has it."""
+"""Signature -> its outputs. All are float32: [n, F] for features and contributions, [n, K] for survival at K horizons,
+where the model knows more than one, and [n] for the rest. Of several targets all but the features have an axis of them
+behind the rows'."""
 
 
 def input_specs(layout: Layout, size: int | None = None) -> dict[str, Any]:
@@ -69,7 +66,6 @@ class Served(tf.Module):
         self._standardise = network.get_layer("standardise")
         self._recurrent = network.get_layer("recurrent") if has_sequence(network) else None
         self._heads = [HeadGraph(head) for head in heads]
-        self._own = self._heads[0]
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """features: float32[n, F], natural units, in the order of `featurestore.record.features.features(spec)`."""
@@ -79,14 +75,11 @@ class Served(tf.Module):
         """probability: float32[n] in [0, 1], calibrated: churn within the horizon after `as_of`, by default that no
         activity comes, given that no leave is stated in it. logit: float32[n], `probability` before the sigmoid, in
         nats. survival: float32[n, K] in [0, 1], falling: that nothing of the target has come by each of
-        `spec.horizons_ms`. Of several targets each figure has an axis of targets behind the rows'."""
+        `spec.horizons_ms`."""
         parts = self._parts(inputs)
         values = parts["features"]
         state, x = self._encode(parts)
-        found = [head.score(state, x, values, _silence_s(values)) for head in self._heads]
-        if len(found) == 1:
-            return found[0]
-        return {name: tf.stack([each[name] for each in found], axis=1) for name in found[0]}
+        return _by_target([head.score(state, x, values, _silence_s(values)) for head in self._heads])
 
     def explain(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Why a row's logit is what it is, beside the baseline's: for the few rows that become alerts.
@@ -104,50 +97,61 @@ class Served(tf.Module):
         logit          float32[n]     as `score` gives it
         reference      float32[n]     the baseline's calibrated logit, the same for every row: contributions and
                                       sequence sum to `logit - reference`, but for what quadrature and float32 lose
+        survival       float32[n, K]  as `score` gives it
         """
         parts = self._parts(inputs)
         values = parts["features"]
         state, x = self._encode(parts)
-        own, baseline = self._own, self._baseline()
+        baseline = self._baseline()
         nowhere = self._standardise(baseline)
         # The state passes over padding, so that of an empty sequence is what it begins as.
         nothing = None if state is None else tf.zeros_like(state[:1])
-        row = own.mixed(own.of(state, x), own.trees(values))
-        usual = own.mixed(own.of(nothing, nowhere), own.trees(baseline))
+        found = [self._explained(head, values, state, x, baseline, nothing, nowhere) for head in self._heads]
+        return {"features": values, **_by_target(found)}
+
+    def _explained(
+        self,
+        head: HeadGraph,
+        values: Tensor,
+        state: Tensor | None,
+        x: Tensor,
+        baseline: Tensor,
+        nothing: Tensor | None,
+        nowhere: Tensor,
+    ) -> dict[str, Tensor]:
+        """One head's, of rows with a state and standardised features, against the baseline's."""
+        row = head.mixed(head.of(state, x), head.trees(values))
+        usual = head.mixed(head.of(nothing, nowhere), head.trees(baseline))
         if state is None:
-            (of_features,) = integrated(lambda each: own.of(None, each), [nowhere], [x])
+            (of_features,) = integrated(lambda each: head.of(None, each), [nowhere], [x])
             of_state = tf.zeros_like(row)
         else:
-            of_state, of_features = integrated(own.of, [nothing, nowhere], [state, x])
-            of_state = own.shares[0] * tf.reduce_sum(of_state, axis=1)
-        raw = own.shares[0] * self._by_feature(of_features)
-        if own.forest is not None:
-            raw += own.shares[1] * own.forest.contributions(values, baseline[0])
-        stretch = self._stretch(row, usual)
-        shifted = own.shift(_silence_s(values)) - own.shift(_silence_s(baseline))
+            of_state, of_features = integrated(head.of, [nothing, nowhere], [state, x])
+            of_state = head.shares[0] * tf.reduce_sum(of_state, axis=1)
+        raw = head.shares[0] * self._by_feature(of_features)
+        if head.forest is not None:
+            raw += head.shares[1] * head.forest.contributions(values, baseline[0])
+        stretch = head.stretch(row, usual)
+        shifted = head.shift(_silence_s(values)) - head.shift(_silence_s(baseline))
         contributions = raw * stretch[:, None]
-        return {
-            "features": values,
+        logit = head.calibrated(row, _silence_s(values))
+        explained = {
             "contributions": tf.concat(
                 [(contributions[:, SILENCE] + shifted)[:, None], contributions[:, SILENCE + 1 :]], axis=1
             ),
             "sequence": of_state * stretch,
-            "logit": own.calibrated(row, _silence_s(values)),
-            "reference": tf.zeros_like(row) + own.calibrated(usual, _silence_s(baseline)),
+            "logit": logit,
+            "reference": tf.zeros_like(row) + head.calibrated(usual, _silence_s(baseline)),
         }
+        if head.hazard is not None:
+            explained["survival"] = head.hazard.survival(x, logit, tf.sigmoid(logit))
+        return explained
 
     def _baseline(self) -> Tensor:
         """float32[1, F]: the training mean of each squeezed feature, back in natural units."""
         mean = self._standardise.mean[: self._layer.feature_count]
         log = np.array(self._standardise.log[: self._layer.feature_count])
         return tf.where(log, tf.sign(mean) * tf.math.expm1(tf.abs(mean)), mean)[None, :]
-
-    def _stretch(self, row: Tensor, usual: Tensor) -> Tensor:
-        """By how much the calibrator stretches the way from the baseline's raw logit to the row's, float32[n]."""
-        own, apart = self._own, row - usual
-        near = tf.abs(apart) < STRETCH_MIN
-        stretched = own.beta(row) - own.beta(usual)
-        return tf.where(near, own.slope((row + usual) / 2.0), stretched / tf.where(near, 1.0, apart))
 
     def _by_feature(self, contributions: Tensor) -> Tensor:
         """[n, F + T] -> [n, F]: what a time says in seconds belongs to the feature that says it in days."""
@@ -170,6 +174,13 @@ class Served(tf.Module):
         ring = {name: column for name, column in parts.items() if name != "features"}
         state = None if self._recurrent is None else self._recurrent(ring, training=False)
         return state, self._standardise(parts["features"])
+
+
+def _by_target(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What each head says, with an axis of targets behind the rows' where there are several."""
+    if len(found) == 1:
+        return found[0]
+    return {name: tf.stack([each[name] for each in found], axis=1) for name in found[0]}
 
 
 def _silence_s(values: Tensor) -> Tensor:

@@ -173,11 +173,9 @@ class Scorer:
 
     def survival(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """S at each of the spec's `horizons_ms`, float32[n, targets, K] in [0, 1], falling; None for a model that knows
-        one horizon. By the program of `score`, for the few rows that become alerts: nothing is compiled for it."""
+        one horizon. By the program of `score`: nothing is compiled for it."""
         found = self._run("score", rows, as_of, self.sizes).get("survival")
-        if found is None:
-            return None
-        return found.reshape(len(rows), -1, found.shape[-1])
+        return None if found is None else found.reshape(len(rows), -1, found.shape[-1])
 
     def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
         """Why rows[n] as of as_of[n] (ms UTC) are scored as they are; `holds` says of which that may be believed.
@@ -187,7 +185,21 @@ class Scorer:
         out = self._run("explain", rows, as_of, (self._explained,))
         # A version of an earlier release holds the sequence fixed: its reference is of the row's own.
         sequence = out.get("sequence", np.zeros(len(rows), np.float32))
-        return Explained(out["features"], out["contributions"], sequence, out["logit"], out["reference"])
+        logit, survival = out["logit"], out.get("survival")
+        columns: dict[str, Any] = {
+            "contributions": out["contributions"],
+            "sequence": sequence,
+            "logit": logit,
+            "reference": out["reference"],
+            **({} if survival is None else {"survival": survival}),
+        }
+        if logit.ndim == 1:
+            return Explained(values=out["features"], **columns)
+        parts = [
+            Explained(values=out["features"], **{name: column[:, t] for name, column in columns.items()})
+            for t in range(logit.shape[1])
+        ]
+        return parts[0]._replace(further=tuple(parts[1:]))
 
     def _run(
         self, name: str, rows: Rows, as_of: NDArray[np.int64], sizes: Sequence[int]

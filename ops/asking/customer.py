@@ -17,8 +17,10 @@ from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.record.reasons import Reasons
 from ebbtide.featurestore.store.protocol import Store
+from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.model.explaining.explained import Explained
+from ebbtide.model.graph.hazard import QUANTILES, time_to_next_ms
 from ebbtide.ops.asking.words import describe, number, timeline, when
 from ebbtide.stream.kafka.topics import partition_for
 
@@ -87,7 +89,36 @@ async def view(customer: str, found: Found, layout: Layout, ask: Ask, as_of: int
             for t, p in zip(times.tolist(), p, strict=True)
         ],
         **_why(asked.why, Reasons(layout.spec), layout),
+        "targets": _targets(asked.why, layout) if eligible[0] else [],
     }  # fmt: skip
+
+
+def _targets(why: Explained, layout: Layout) -> list[dict[str, Any]]:
+    """Of each target the probability now, and where the model knows more than one horizon, that nothing comes by each
+    of them and when the next event is to be expected."""
+    spec = layout.spec
+    told = []
+    for t, name in enumerate(spec.target_names):
+        one = why.of_target(t)
+        said: dict[str, Any] = {
+            "target": name,
+            "churn": spec.only_target(t).churn_words,
+            "probability": number(1.0 / (1.0 + np.exp(-one.logit[0].astype(np.float64)))),
+        }
+        if one.survival is not None:
+            days = (
+                float(time_to_next_ms(spec.horizons_ms, one.survival[:1], q)[0]) / DAY_MS for q in QUANTILES
+            )
+            said["survival"] = [
+                {"days": horizon / DAY_MS, "probability": number(s)}
+                for horizon, s in zip(spec.horizons_ms, one.survival[0], strict=True)
+            ]
+            said["activity_in_days"] = {
+                f"p{round(100 * q)}": day if np.isfinite(day) else None
+                for q, day in zip(QUANTILES, days, strict=True)
+            }
+        told.append(said)
+    return told
 
 
 def _why(why: Explained, reasons: Reasons, layout: Layout) -> dict[str, Any]:

@@ -102,6 +102,7 @@ async def tools_of(
             settings.topics.scores,
             settings.topics.audit,
             dead_letter_bytes_max,
+            layout.spec.target_names,
         ),
         layout=layout,
         folder=Folder(layout),

@@ -125,7 +125,7 @@ async def _serve(
     async def ask(rows: Rows, as_of: NDArray[np.int64]) -> Asked:
         scored = await tools.batcher.score(rows, as_of, events=0, oldest_ms=tools.clock.now_ms())
         why = await tools.batcher.explain(rows[:1], as_of[:1], scored.serving)
-        return Asked(scored.p, why, scored.serving.version)
+        return Asked(scored.primary, why, scored.serving.version)
 
     customers = Customers(tools.layout, tools.store, ask, tools.clock)
     face = HttpServer(

@@ -6,7 +6,7 @@ row the model cannot explain, or whose parts do not add up to what they explain,
 that it happened matters more than why.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,15 @@ from ebbtide.featurestore.record.reasons import Reasons
 from ebbtide.featurestore.store.commit import OutboxEntry
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import instant
+from ebbtide.model.graph.hazard import QUANTILES, time_to_next_ms
 from ebbtide.stream.decision.policy import Transition
 from ebbtide.stream.outputs.alert import (
     REASONS_MAX,
     SCHEMA_VERSION,
+    ActivityIn,
     Alert,
     Decision,
-    Reason,
+    SurvivalAt,
     alert_id,
     encode,
     logit_of,
@@ -55,7 +57,9 @@ class Composer:
     ) -> None:
         self._topic, self._layout, self._batcher = topic, layout, batcher
         self._audited, self._platform = audited, platform
-        self._folder, self._targets = Folder(layout), layout.spec.target_names
+        spec = layout.spec
+        self._folder, self._targets = Folder(layout), spec.target_names
+        self._absence = [spec.only_target(t).churn_is_absence for t in range(len(spec.target_names))]
         self._reasons_of = Reasons(layout.spec)
 
     async def compose(
@@ -64,9 +68,7 @@ class Composer:
         """Alerts of the transitions. Raises ScorerUnavailable."""
         if not transitions:
             return Composed({}, {})
-        # The model explains its first target: what it says of that is no reason of another's.
-        asked = [t for t in transitions if points.scored[t.point] and t.target == 0]
-        reasons = await self._reasons(asked, points, scored)
+        told = await self._explained([t for t in transitions if points.scored[t.point]], points, scored)
         lost_ms = self._lost_ms(transitions, points)
         entries: dict[int, list[OutboxEntry]] = {}
         audits: dict[int, list[tuple[bytes, bytes]]] = {}
@@ -92,7 +94,7 @@ class Composer:
                 threshold=band.enter,
                 horizon_days=self._layout.spec.horizon_ms / DAY_MS,
                 lost_at=instant(int(lost_ms[n])) if lost_ms[n] else None,
-                reasons=reasons.get((t.point, t.target), ()),
+                **told.get((t.point, t.target), {"reasons": ()}),
                 model=scored.serving.name,
                 model_version=scored.serving.version,
                 layout=self._layout.id,
@@ -126,25 +128,45 @@ class Composer:
         """int64[transitions], ms UTC: when each customer is lost by the target's definition; 0 where no silence makes
         it so, and where there was none of the target's events yet."""
         spec = self._layout.spec
-        armed = self._folder.armed_at(points.rows[[t.point for t in transitions]])
-        lost = np.where(armed != 0, np.minimum(armed + spec.horizon_ms, TIME_MS_MAX), 0)
-        return lost if spec.churn_is_absence else np.zeros_like(lost)
+        last = self._folder.last_target(points.rows[[t.point for t in transitions]])
+        armed = last[np.arange(len(transitions)), [t.target for t in transitions]]
+        absence = np.array([self._absence[t.target] for t in transitions])
+        return np.where((armed != 0) & absence, np.minimum(armed + spec.horizon_ms, TIME_MS_MAX), 0)
 
-    async def _reasons(
+    async def _explained(
         self, transitions: list[Transition], points: Points, scored: Scored
-    ) -> dict[tuple[int, int], tuple[Reason, ...]]:
-        """By point and target; none of one that cannot be explained, or whose explanation does not add up."""
+    ) -> dict[tuple[int, int], dict[str, Any]]:
+        """By point and target the alert's fields that the model has to be asked for again: `reasons`, none of a row
+        that cannot be explained, or whose explanation does not add up; `survival` and `activity_in_days`."""
         if not transitions:
             return {}
         chosen = [t.point for t in transitions]
-        why = await self._batcher.explain(points.rows[chosen], points.as_of[chosen], scored.serving)
-        holds = why.holds
+        found = await self._batcher.explain(points.rows[chosen], points.as_of[chosen], scored.serving)
+        told: dict[tuple[int, int], dict[str, Any]] = {}
+        for n, t in enumerate(transitions):
+            why = found.of_target(t.target).of(slice(n, n + 1))
+            towards = 1 if t.state in RISES else -1
+            reasons = self._reasons_of.top(
+                why.values[0], why.contributions[0], float(why.sequence[0]), towards, REASONS_MAX
+            ) if why.holds[0] else []  # fmt: skip
+            told[t.point, t.target] = {"reasons": reasons_of(reasons), **self._when(why.survival)}
+        return told
+
+    def _when(self, survival: NDArray[np.float32] | None) -> dict[str, Any]:
+        """survival: [1, K], NaN for a row that cannot be explained; None of a model that knows one horizon."""
+        if survival is None or not np.isfinite(survival).all():
+            return {}
+        horizons = self._layout.spec.horizons_ms
+        days = [float(time_to_next_ms(horizons, survival, quantile)[0]) / DAY_MS for quantile in QUANTILES]
         return {
-            (t.point, t.target): reasons_of(
-                self._reasons_of.top(
-                    why.values[n], why.contributions[n], float(why.sequence[n]),
-                    1 if t.state in RISES else -1, REASONS_MAX,
-                )
-            )
-            for n, t in enumerate(transitions) if holds[n]
-        }  # fmt: skip
+            "survival": tuple(
+                SurvivalAt(horizon_days=horizon / DAY_MS, probability=round(float(s), 6))
+                for horizon, s in zip(horizons, survival[0], strict=True)
+            ),
+            "activity_in_days": ActivityIn.model_validate(
+                {
+                    f"p{round(100 * quantile)}": round(day, 3) if np.isfinite(day) else None
+                    for quantile, day in zip(QUANTILES, days, strict=True)
+                }
+            ),
+        }

@@ -31,13 +31,15 @@ UNSCORED_DETAIL = "the model fails for this customer's record; the event is fold
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Topic names. `scores`, `audit` None: not written. `dead_letter_bytes_max`: what the dead-letter topic takes."""
+    """Topic names. `scores`, `audit` None: not written. `dead_letter_bytes_max`: what the dead-letter topic takes.
+    `targets`: the spec's, by name, as scores call them."""
 
     alerts: str
     dead_letters: str
     scores: str | None = None
     audit: str | None = None
     dead_letter_bytes_max: int = BYTES_MAX
+    targets: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -48,7 +50,7 @@ def unscored(verdicts: Verdicts) -> NDArray[np.int64]:
     """Indices int64[k], ascending, of the events that brought a point which the model cannot score; a timer's point has
     no event to be a letter of."""
     event = verdicts.points.event
-    return np.unique(event[np.isnan(verdicts.scored.p) & (event >= 0)]).astype(np.int64)
+    return np.unique(event[np.isnan(verdicts.scored.primary) & (event >= 0)]).astype(np.int64)
 
 
 def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dict[int, list[Message]]:
@@ -96,25 +98,27 @@ def pre_commit_messages(topic: str, outputs: Outputs, verdicts: Verdicts) -> dic
             for key, value in verdicts.audits.get(j, []):
                 messages.setdefault(j, []).append(Message(outputs.audit, key, value))
     if outputs.scores is not None:
-        _scores(outputs.scores, verdicts, speaks, messages)
+        _scores(outputs.scores, outputs, verdicts, speaks, messages)
     return messages
 
 
 def _scores(
     topic: str,
+    outputs: Outputs,
     verdicts: Verdicts,
     speaks: NDArray[np.bool_],
     messages: dict[int, list[Message]],
 ) -> None:
     work, points, origin, scored = verdicts.work, verdicts.points, verdicts.origin, verdicts.scored
-    said = points.scored & ~np.isnan(scored.p) & speaks[origin.piece]
-    policy = scored.serving.policy
+    said = points.scored & ~np.isnan(scored.primary) & speaks[origin.piece]
+    policy, names = scored.serving.policy, outputs.targets
     for m in np.flatnonzero(said).tolist():
         j, customer = int(origin.piece[m]), work.events.customers[points.customer[m]]
         messages.setdefault(j, []).append(
             score_message(
                 topic, customer, int(points.as_of[m]), CAUSES[int(points.cause[m])],
-                scored.p[m], scored.serving.version, work.pieces[j].opened.partition, int(origin.offset[m]),
+                scored.of(m, 0), scored.serving.version, work.pieces[j].opened.partition, int(origin.offset[m]),
                 held_out=policy.holds_out(customer),
+                targets={name: float(scored.of(m, t)) for t, name in enumerate(names)} if len(names) > 1 else None,
             )
         )  # fmt: skip

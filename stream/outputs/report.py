@@ -94,7 +94,7 @@ def record_of(verdicts: Verdicts, transition: Transition) -> Record | None:
 
 
 def _judged(verdicts: Verdicts, applied: NDArray[np.bool_], now_ms: int) -> Judged:
-    points, p = verdicts.points, verdicts.scored.p
+    points, p = verdicts.points, verdicts.scored.primary
     told = points.scored & ~np.isnan(p) & applied[verdicts.origin.piece]
     at_events = told & (points.cause == EVENT)
     return Judged(verdicts.scored.serving.version, p[told], (now_ms - points.as_of[at_events]) / 1000)

@@ -22,11 +22,16 @@ class ScoreRecord(BaseModel):
     customer: str = Field(min_length=1, max_length=128)
     as_of: int = Field(ge=1, description="ms UTC")
     cause: str = Field(description="what brought the point about: event or silence")
-    p: float = Field(ge=0, le=1, description="the float32 that the model gave, exactly")
+    p: float = Field(
+        ge=0, le=1, description="the float32 that the model gave, exactly; of the primary target"
+    )
     version: int = Field(description="the model's")
     partition: int = Field(ge=0, description="of the input topic")
     offset: int = Field(
         ge=-1, description="of the event, of a silence the last activity's; -1: it came from a file"
+    )
+    targets: dict[str, float] | None = Field(
+        default=None, description="p of every target by name; null where the spec has but one"
     )
     held_out: bool = Field(default=False, description="decided about like everybody, and nobody is told")
 
@@ -42,11 +47,12 @@ def score_message(
     offset: int,
     *,
     held_out: bool = False,
+    targets: dict[str, float] | None = None,
 ) -> Message:
     """The record as a message. A float32 widened to double prints all its digits, so it reads back to the same bits."""
     record = {
         "customer": customer, "as_of": as_of, "cause": cause, "p": float(p), "version": version,
-        "partition": partition, "offset": offset, "held_out": held_out,
+        "partition": partition, "offset": offset, "targets": targets, "held_out": held_out,
     }  # fmt: skip
     return Message(topic, customer.encode(), orjson.dumps(record))
 

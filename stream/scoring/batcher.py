@@ -194,6 +194,8 @@ class Batcher:
         start = 0
         for request, part in parts:
             n = part.stop - part.start
+            if found.answer.ndim > request.p.ndim:  # of several targets; until now nobody knew
+                request.p = np.empty((len(request.p), found.answer.shape[1]), np.float32)
             request.p[part] = found.answer[start : start + n]
             start += n
             request.left -= n

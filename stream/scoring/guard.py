@@ -43,9 +43,6 @@ customers would give them up a few at a time. A backlog and live traffic are jud
 ROLL_BACK = "if it stays so, go back to the last good version: `ebbtide model pin DIR/VERSION`"
 
 
-SINGLE = 3
-"""Columns of an explanation with one figure a row: sequence, logit, reference."""
-
 Call = Callable[[Rows, NDArray[np.int64]], NDArray[np.float32]]
 """rows[n], as_of int64[n] to float32[n, …], an answer a row."""
 
@@ -75,10 +72,11 @@ class Guarded:
         # A copy of somebody's record, without a name; the next call takes its place.
         self._scored: Sample | None = None
         self._explained: Sample | None = None
+        self._form: Explained | None = None  # the last one: what its rows' columns are
         self._recent = SlidingShare(ROWS_JUDGED)  # of dispatches that were answered
 
     def score(self, rows: Rows, as_of: NDArray[np.int64]) -> Apart:
-        """p float32[n]. Raises ScorerUnavailable.
+        """p float32[n], or [n, targets] of several. Raises ScorerUnavailable.
 
         Before the model has scored anybody, one row of the dispatch has to show that it can: a model may fail for every
         customer there is and not for the stand-in.
@@ -95,9 +93,8 @@ class Guarded:
         """
         found = apart(self._why, _is_finite, rows, as_of, self._explained or stand_in(rows))
         self._explained = _last_good(rows, as_of, found.bad) or self._explained
-        parts = (found.answer.shape[1] - SINGLE) // 2
-        values, contributions, rest = np.split(found.answer, [parts, 2 * parts], axis=1)
-        return Explained(values, contributions, *rest.T)
+        assert self._form is not None  # apart has an answer, so the model gave one
+        return self._form.unpacked(found.answer)
 
     def _judge(self, n: int, bad: int) -> None:
         """Count a dispatch among the last ones; one that is an outage is not answered, so it does not count."""
@@ -107,8 +104,8 @@ class Guarded:
         self._recent.add(n, bad)
 
     def _why(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]:
-        values, contributions, *single = self.model.explain(rows, as_of)
-        return np.concatenate([values, contributions, np.stack(single, axis=1)], axis=1)
+        self._form = self.model.explain(rows, as_of)
+        return self._form.packed
 
 
 def stand_in(rows: Rows) -> Sample:
@@ -231,7 +228,8 @@ def _last_good(rows: Rows, as_of: NDArray[np.int64], bad: NDArray[np.bool_]) -> 
 
 
 def _is_probability(p: NDArray[np.float32]) -> NDArray[np.bool_]:
-    return (p >= 0.0) & (p <= 1.0)
+    fine = (p >= 0.0) & (p <= 1.0)
+    return np.asarray(fine if fine.ndim == 1 else fine.all(axis=1))
 
 
 def _is_finite(answer: NDArray[np.float32]) -> NDArray[np.bool_]:

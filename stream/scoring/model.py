@@ -34,7 +34,8 @@ class Model(Protocol):
         ...
 
     def score(self, rows: Rows, as_of: NDArray[np.int64]) -> NDArray[np.float32]:
-        """p float32[n] in [0, 1] of n >= 1 records[n] as of int64[n] ms UTC; NaN for a row it cannot score."""
+        """p float32[n] in [0, 1] of n >= 1 records[n] as of int64[n] ms UTC; NaN for a row it cannot score. Of several
+        targets float32[n, targets]."""
         ...
 
     def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
@@ -70,13 +71,18 @@ class Serving(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """p float32[n] in [0, 1], all of them by `serving`.
+    """p float32[n] in [0, 1], all of them by `serving`; of several targets float32[n, targets].
 
     p is NaN for a row that the model fails for, alone and repeatedly, while it scores others: it was given up.
     """
 
     p: NDArray[np.float32]
     serving: Serving
+
+    @property
+    def primary(self) -> NDArray[np.float32]:
+        """float32[n]: p of the primary target."""
+        return self.p if self.p.ndim == 1 else self.p[:, 0]
 
     def of(self, row: int, target: int) -> np.float32:
         """p of a row for one target, by its index."""

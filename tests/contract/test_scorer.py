@@ -114,7 +114,7 @@ def test_reasons_add_up_to_the_logit(scorer: Scorer, folder: Path, data: Sample)
     signature = tf.saved_model.load(str(folder)).signatures["explain"]
     plain = {name: value.numpy() for name, value in signature(**by_field(data.of(slice(0, 200)))).items()}
     for name, column in zip(
-        ("features", "contributions", "sequence", "logit", "reference"), why, strict=True
+        ("features", "contributions", "sequence", "logit", "reference"), why[:5], strict=True
     ):
         np.testing.assert_allclose(column[:200], plain[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
