@@ -26,6 +26,10 @@ COMMANDS = {
     ),
     "worker": ("ebbtide.ops.commands.worker", "Run a worker: events in, alerts out, metrics on HTTP."),
     "train": ("ebbtide.ops.commands.train", "Train a model from a log of events, evaluate it, publish it."),
+    "pipeline": (
+        "ebbtide.ops.commands.pipeline",
+        "The factory: training in stages that are reused, started again, watched.",
+    ),
     "evaluate": ("ebbtide.ops.commands.evaluate", "Judge a published model on a log, at dates of your own."),
     "replay": (
         "ebbtide.ops.commands.replay",

@@ -16,8 +16,13 @@ from ebbtide.model.errors import ModelError
 
 SERVING_THREADS = 1
 
-# At each load it warns that nobody may take a gradient of what we serve. Nobody does (`artifact.py`).
-logging.getLogger("absl").setLevel(logging.ERROR)
+
+def hush() -> None:
+    """At each load TensorFlow warns that nobody may take a gradient of what we serve. Nobody does (`artifact.py`)."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+hush()
 
 
 def configure(threads: int = SERVING_THREADS) -> str:

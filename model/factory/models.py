@@ -1,0 +1,169 @@
+"""The stages that know examples and models. What they do is `model/training/train.py`'s; here is what each takes and
+leaves behind.
+
+A network is carried as its weights. Baselines are not carried at all: they are fitted again from the same rows, which
+takes seconds and gives the same trees (`fitting/baselines.py`). A run in one process reads nothing back.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.model.errors import ModelRefused
+from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.known import Known
+from ebbtide.model.examples.made_up import made_up
+from ebbtide.model.factory.line import EVALUATION, PUSHED, REPORT
+from ebbtide.model.factory.plan import Work
+from ebbtide.model.factory.values import Carrier, Carriers
+from ebbtide.model.fitting.baselines import Fitted
+from ebbtide.model.graph.network import build_network
+from ebbtide.model.judging.gate import check_gate
+from ebbtide.model.serving import runtime
+from ebbtide.model.serving.artifact import push
+from ebbtide.model.serving.scorer import Scorer
+from ebbtide.model.training.cross_fit import learned_from
+from ebbtide.model.training.prepare import Prepared, check_slices, prepare
+from ebbtide.model.training.train import (
+    Finished,
+    Judged,
+    Learned,
+    finish,
+    judge_learned,
+    learn,
+    write_version,
+)
+
+CANDIDATE = "candidate"
+SHOWN_MAX = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`Judged` without the model, which is the trainer's."""
+
+    of: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """folder: of the candidate's version, below the artifact. rows: that it answered for; lowest, highest: their p."""
+
+    folder: str
+    rows: int
+    lowest: float
+    highest: float
+
+
+def carriers(name: str, work: Work) -> Carriers:
+    """See above."""
+    plan = work.plan
+
+    def rows() -> Examples:
+        prepared: Prepared = work.values("transform")
+        all_labelled = name == "refitter" and plan.config.refit
+        return learned_from(prepared.usable if all_labelled else prepared.early, plan.config)
+
+    def network(weights: list[Any]) -> keras.Model:
+        plain = {"mixed_precision": False, "dropout": 0.0, "seed": plan.config.seed}
+        built = build_network(plan.spec, plan.config.network.model_copy(update=plain))
+        built.set_weights(weights)
+        return built
+
+    return {
+        "layout": Carrier(Layout, lambda _: None, lambda _: work.layout),
+        "known": Carrier(Known, lambda _: None, lambda _: work.values("example_gen").known),
+        "network": Carrier(keras.Model, lambda model: model.get_weights(), network),
+        "fitted": Carrier(Fitted, lambda _: None, lambda _: Fitted(plan.spec, rows(), plan.config.seed)),
+    }
+
+
+def transform(work: Work) -> Prepared:
+    """Raises SpecError: the log does not fit its schema, or is too short."""
+    errors = [each for each in work.values("example_validator") if each.severity == "error"]
+    if errors:
+        more = f"; and {len(errors) - SHOWN_MAX} more" if len(errors) > SHOWN_MAX else ""
+        raise SpecError(
+            "the log does not fit its schema: " + "; ".join(map(str, errors[:SHOWN_MAX])) + more,
+            hint="; ".join(dict.fromkeys(each.advice for each in errors[:SHOWN_MAX])),
+        )
+    with work.progress.of("replaying history into examples", 10) as share:
+        return prepare(work.layout, work.values("example_gen").known, work.plan.config, share, work.plan.jobs)
+
+
+def trainer(work: Work) -> Learned:
+    """Raises SpecError (a slice that cannot carry its task), ModelRefused (it diverged)."""
+    prepared: Prepared = work.values("transform")
+    check_slices(prepared)
+    return learn(prepared, work.plan.config, work.progress)
+
+
+def evaluator(work: Work) -> Verdict:
+    """What it is worth, what speaks against it; `evaluation.json` for scripts. It refuses nothing: the next does."""
+    judged = judge_learned(work.values("transform"), work.values("trainer"), work.plan.config, work.progress)
+    said = {
+        **judged.evaluation.as_json(), "refusals": [str(each) for each in judged.refusals],
+        "moments": [{"moment": part.name, **part.as_json()} for part in judged.moments],
+    }  # fmt: skip
+    _write(work.folder / EVALUATION, said)
+    of = {f.name: getattr(judged, f.name) for f in fields(judged) if f.name not in ("trained", "found")}
+    return Verdict(of)
+
+
+def refitter(work: Work) -> Finished:
+    """The gate, and what follows it. Raises ModelRefused."""
+    judged = _judged(work)
+    check_gate(judged.refusals, work.plan.spec.name, force=work.plan.force)
+    finished = finish(work.values("transform"), judged, work.plan.config, work.progress)
+    _write(work.folder / REPORT, finished.report.as_json())
+    return finished
+
+
+def infra_validator(work: Work) -> Served:
+    """Raises ModelError: it cannot be written, or what was written does not load, or does not answer."""
+    prepared: Prepared = work.values("transform")
+    finished: Finished = work.values("refitter")
+    with work.progress.of("writing the version", 1):
+        path = write_version(
+            work.folder / CANDIDATE, prepared, _judged(work), finished, work.plan.config, work.created
+        )
+    with work.progress.of("loading it as a worker does", 1):
+        runtime.hush()  # a training has let absl speak again
+        scorer = Scorer.load(path, work.layout, whole=False)
+        records, as_of = made_up(work.layout)
+        p = scorer.score(records, as_of)
+        reasons = scorer.explain(records, as_of)
+    if not (
+        np.isfinite(p).all()
+        and ((p >= 0) & (p <= 1)).all()
+        and all(np.isfinite(part).all() for part in reasons)
+    ):
+        raise ModelRefused(
+            f"model {work.plan.spec.name} is not published: loaded again it answers made-up records with no numbers",
+            hint="does the training know absurd values? `ebbtide spec check` shows them",
+        )
+    return Served(path.relative_to(work.folder).as_posix(), len(p), float(p.min()), float(p.max()))
+
+
+def pusher(work: Work) -> str:
+    """The published version's folder. Raises ModelUnwritable; nothing half-written is left visible."""
+    candidate: Served = work.values("infra_validator")
+    with work.progress.of("publishing", work.progress.left):
+        path = push(work.folder_of("infra_validator") / candidate.folder, work.plan.out)
+    _write(work.folder / PUSHED, {"path": str(path), "version": int(path.name)})
+    return str(path)
+
+
+def _judged(work: Work) -> Judged:
+    learned: Learned = work.values("trainer")
+    return Judged(**work.values("evaluator").of, trained=learned.trained, found=learned.found)
+
+
+def _write(path: Path, figures: dict[str, Any]) -> None:
+    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
