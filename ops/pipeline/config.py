@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.files.remote import is_remote, mirrored
 from ebbtide.featurestore.spec import dump_spec, load_spec, parse_spec
 from ebbtide.featurestore.times.durations import DurationMs
 from ebbtide.featurestore.times.timestamps import iso_ms
@@ -36,9 +38,9 @@ class Watch(_Frozen):
 
 
 class PipelineConfig(_Frozen):
-    """events: files, folders or patterns. out: the folder of models. runs: where artifacts and runs lie. schema: a file
-    of expectations; where there is none yet, the inferred one is written there. keep_runs: artifacts of older runs are
-    removed. train: as `TrainConfig`. The rest as `ebbtide train` has it."""
+    """events: files, folders or patterns, or URLs of S3, GCS or HDFS. out: the folder of models. runs: where artifacts
+    and runs lie. schema: a file of expectations; where there is none yet, the inferred one is written there. keep_runs:
+    artifacts of older runs are removed. train: as `TrainConfig`. The rest as `ebbtide train` has it."""
 
     events: tuple[str, ...]
     spec: Path
@@ -80,13 +82,13 @@ class PipelineConfig(_Frozen):
 
     def plan(self) -> Plan:
         """Reads spec, schema and every byte of the events. Raises EbbtideError, OSError."""
-        spec = load_spec(self.spec)
+        spec, events = load_spec(self.spec), self._local_events()
         changes = {"name": self.name, "horizon": self.horizon_ms}
         changed = {key: value for key, value in changes.items() if value is not None}
         return Plan(
             spec=parse_spec({**dump_spec(spec), **changed}) if changed else spec,
-            events=self.events,
-            sources=sources_of(self.events),
+            events=events,
+            sources=sources_of(events),
             out=self.out,
             config=self.train,
             labels_until_ms=self.labels_until_ms,
@@ -95,6 +97,15 @@ class PipelineConfig(_Frozen):
             jobs=self.jobs,
             force=self.force,
         )
+
+    def _local_events(self) -> tuple[str, ...]:
+        """What lies elsewhere is mirrored among the runs."""
+        try:
+            return tuple(
+                str(mirrored(name, self.runs / "remote")) if is_remote(name) else name for name in self.events
+            )
+        except SpecError as error:
+            raise SpecError(f"stage example_gen: {error.args[0]}", hint=error.hint) from None
 
     def _schema(self) -> Schema | None:
         if self.expected is None or not self.expected.exists():

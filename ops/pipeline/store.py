@@ -1,6 +1,7 @@
 """Artifacts on disk: each stage's value under a key that says all it was made of, whole or not at all.
 
     RUNS/                              mode 0700: customers' ids are in it
+        remote/                        mirrors of events that lie elsewhere
         lock                           held by the run under way
         artifacts/<stage>/<key>/       artifact.json (inputs, seconds, bytes and hash of every file), then its files
         artifacts/<stage>/.making-…/   being made; what a killed run left is removed by the next

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.files.remote import is_remote, listed
 from ebbtide.featurestore.files.sources import event_files
 from ebbtide.model.serving.folder import latest_version
 from ebbtide.ops.config.child import child_environment
@@ -61,12 +62,15 @@ def watch(
 def look(file: Path, config: PipelineConfig) -> Seen:
     """The events' files as they are, and what else a run is made of; nothing where there is no event file yet."""
     try:
-        found = [each.path for each in event_files(list(config.events))]
+        away = [(name, each) for name in config.events if is_remote(name) for each in listed(name)]
+        here = [name for name in config.events if not is_remote(name)]
+        found = [each.path for each in event_files(here)] if here else []
     except SpecError:
         return ()
+    elsewhere = tuple((f"{name} {each.path}", each.size, each.changed_ns) for name, each in away)
     besides = [path for path in (file, config.spec, config.expected) if path is not None and path.exists()]
     states = [(path, path.stat()) for path in (*found, *besides) if path.exists()]
-    return tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in states)
+    return elsewhere + tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in states)
 
 
 def _in_service(config: PipelineConfig) -> str:
