@@ -30,6 +30,7 @@ from scipy.special import expit
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.shards import Shards, epochs_of
 from ebbtide.model.fitting.curves import Curves
 from ebbtide.model.fitting.linear import fit_logistic
 from ebbtide.model.graph.network import adapt, build_network, copy_trunk, has_sequence, in_float32
@@ -94,17 +95,25 @@ class Trainer:
         run: str = "training",
         progress: Callable[[float], None] = lambda _: None,
         trunk: keras.Model | None = None,
+        stream: Shards | None = None,
     ) -> Fit:
         """Train on usable rows for `epochs`, at most `epochs_max`. With `watched`, their logits are kept after each
         epoch, and training stops once `patience` epochs have not made the best one better. `run` names the curves;
-        `progress`: share done, 0 to 1. `trunk`: a trained network whose trunk this one has."""
+        `progress`: share done, 0 to 1. `trunk`: a trained network whose trunk this one has. stream: more rows than fit
+        into memory; `train` is then a sample of them, for what needs rows at once, and the steps read the stream."""
         self._begin(train, trunk)
         linear = [np.asarray(weights) for weights in self._last_layer()]
-        batch = min(self._batch, len(train))  # only whole batches are taken
-        watch = _Watch(watched, self.config, epochs, len(train) // batch, run, progress)
+        rows = len(train if stream is None else stream)
+        batch = min(self._batch, rows)  # only whole batches are taken
+        watch = _Watch(watched, self.config, epochs, rows // batch, run, progress)
         if epochs:
             data = batches(train, batch, self.config.seed)
-            self._network.fit(data, epochs=epochs, verbose=0, callbacks=[watch], shuffle=False)
+            steps = None
+            if stream is not None:
+                data, steps = epochs_of(stream, batch, self.config.seed, epochs), stream.steps(batch)
+            self._network.fit(
+                data, epochs=epochs, steps_per_epoch=steps, verbose=0, callbacks=[watch], shuffle=False
+            )
         for weights, start in zip(self._last_layer(), linear, strict=True):
             weights.assign(start + shrinkage * (np.asarray(weights) - start))
         return Fit(in_float32(self._network, self.spec, self._sizes), watch.loss, watch.logits)
