@@ -23,6 +23,7 @@ from ebbtide.model.factory.line import EVALUATION, PUSHED, REPORT
 from ebbtide.model.factory.plan import Work
 from ebbtide.model.factory.values import Carrier, Carriers
 from ebbtide.model.fitting.baselines import Fitted
+from ebbtide.model.fitting.board import project
 from ebbtide.model.graph.network import build_network
 from ebbtide.model.judging.gate import check_gate
 from ebbtide.model.serving import runtime
@@ -105,8 +106,19 @@ def trainer(work: Work) -> Learned:
 
 
 def evaluator(work: Work) -> Verdict:
-    """What it is worth, what speaks against it; `evaluation.json` for scripts. It refuses nothing: the next does."""
-    judged = judge_learned(work.values("transform"), work.values("trainer"), work.plan.config, work.progress)
+    """What it is worth, what speaks against it; `evaluation.json` for scripts, a page of embeddings where curves are
+    asked for. It refuses nothing: the next does."""
+    learned: Learned = work.values("trainer")
+    prepared: Prepared = work.values("transform")
+    if (log_dir := work.plan.config.log_dir) is not None:
+        if work.plan.out.resolve() in (log_dir.resolve(), *log_dir.resolve().parents):
+            raise SpecError(
+                f"curves are asked for in {log_dir}, which is published",
+                hint="give another folder: states are data",
+            )
+        rows = prepared.test.take(prepared.test.snapshot)
+        project(log_dir, work.plan.spec, learned.trained.fit.network, rows, work.plan.config.seed)
+    judged = judge_learned(prepared, learned, work.plan.config, work.progress)
     said = {
         **judged.evaluation.as_json(), "refusals": [str(each) for each in judged.refusals],
         "moments": [{"moment": part.name, **part.as_json()} for part in judged.moments],
