@@ -26,7 +26,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
-from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.examples import Examples, Outcomes
 
 SHARD_ROWS = 65_536
 GROUP_ROWS = 1_024
@@ -36,6 +36,9 @@ WINDOW_ROWS = 16_384
 PREFETCHED = 4
 PLAIN = ("customer", "as_of", "cause", "label", "weight")
 WEIGHT = "weight"
+OUTCOMES = ("labels", "wait_ms", "seen_ms")
+TARGET = "target"
+"""Which target the labels are of: the files' metadata say it."""
 
 
 def write_shards(folder: Path, examples: Examples, shard_rows: int = SHARD_ROWS) -> None:
@@ -49,11 +52,13 @@ def write_shards(folder: Path, examples: Examples, shard_rows: int = SHARD_ROWS)
         columns: dict[str, Any] = {name: getattr(examples, name)[rows] for name in PLAIN if name != WEIGHT}
         columns[WEIGHT] = weight[rows]
         columns |= {f"input.{name}": _column(column[rows]) for name, column in examples.inputs.items()}
+        if examples.outcomes is not None:
+            became = examples.outcomes
+            columns |= {f"outcome.{name}": _column(getattr(became, name)[rows]) for name in OUTCOMES}
         path = folder / f"part-{number:05d}-of-{count:05d}.parquet"
         # Bits as they are: a dictionary would take one NaN for another, and packing floats saves little.
-        pq.write_table(
-            pa.table(columns), path, row_group_size=GROUP_ROWS, use_dictionary=False, compression="NONE"
-        )
+        table = pa.table(columns).replace_schema_metadata({TARGET: str(examples.target)})
+        pq.write_table(table, path, row_group_size=GROUP_ROWS, use_dictionary=False, compression="NONE")
 
 
 def read_shards(folder: Path) -> Examples:
@@ -79,7 +84,9 @@ class Shards:
             self._groups += [
                 (number, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)
             ]
+        self._schema = pq.read_schema(self._files[0])
         self.names = [name.removeprefix("input.") for name in self._schema.names if name.startswith("input.")]
+        self._all = [name.removeprefix("input.") for name in self._schema.names]
 
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self._groups)
@@ -100,9 +107,13 @@ class Shards:
                 parts.append([column[chosen] for column in self._read(number, group)])
         if not parts:
             parts = [[column[:0] for column in self._read(0, 0)]] if self._groups else [self._empty()]
-        columns = dict(zip([*PLAIN, *self.names], map(np.concatenate, zip(*parts, strict=True)), strict=True))
+        columns = dict(zip(self._all, map(np.concatenate, zip(*parts, strict=True)), strict=True))
         inputs = {name: columns[name] for name in self.names}
-        return Examples(columns["customer"], columns["as_of"], columns["cause"], columns["label"], inputs)
+        became = [columns[f"outcome.{name}"] for name in OUTCOMES if f"outcome.{name}" in columns]
+        return Examples(
+            columns["customer"], columns["as_of"], columns["cause"], columns["label"], inputs,
+            Outcomes(*became) if became else None, int(self._schema.metadata[TARGET.encode()]),
+        )  # fmt: skip
 
     def sample(self, rows_max: int, seed: int = 0) -> Examples:
         """Whole customers in a seeded order, as many as bring at most `rows_max` rows; at least one."""
@@ -132,7 +143,7 @@ class Shards:
             return tf.data.Dataset.from_tensor_slices(tuple(columns))
 
         def targets(*columns: Any) -> Any:
-            named = dict(zip([*PLAIN, *self.names], columns, strict=True))
+            named = dict(zip(self._all, columns, strict=True))
             churned = tf.cast(tf.equal(named["label"], 1), tf.float32)
             return {name: named[name] for name in self.names}, churned, named[WEIGHT]
 
@@ -145,10 +156,6 @@ class Shards:
     def steps(self, batch: int) -> int:
         """Whole batches an epoch, of one worker."""
         return len(self) // batch
-
-    @property
-    def _schema(self) -> Any:
-        return pq.read_schema(self._files[0])
 
     def _empty(self) -> list[NDArray[Any]]:
         return [_array(self._schema.empty_table()[name]) for name in self._schema.names]

@@ -1,12 +1,14 @@
 """The stages that know examples and models. What they do is `model/training/train.py`'s; here is what each takes and
 leaves behind.
 
-A network is carried as its weights. Baselines are not carried at all: they are fitted again from the same rows, which
-takes seconds and gives the same trees (`fitting/baselines.py`). A run in one process reads nothing back.
+Examples are carried as shards, a network as its weights. Baselines are not carried at all: they are fitted again from
+the same rows, which takes seconds and gives the same trees (`fitting/baselines.py`). A run in one process reads nothing
+back.
 """
 
 import json
 from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.known import Known
 from ebbtide.model.examples.made_up import made_up
+from ebbtide.model.examples.shards import read_shards, write_shards
 from ebbtide.model.factory.line import EVALUATION, PUSHED, REPORT
 from ebbtide.model.factory.plan import Work
 from ebbtide.model.factory.values import Carrier, Carriers
@@ -41,7 +44,7 @@ from ebbtide.model.training.train import (
     write_version,
 )
 
-CANDIDATE = "candidate"
+CANDIDATE, EXAMPLES = "candidate", "examples"
 SHOWN_MAX = 5
 
 
@@ -50,6 +53,20 @@ class Verdict:
     """`Judged` without the model, which is the trainer's."""
 
     of: dict[str, Any]
+
+    @classmethod
+    def without_model(cls, judged: Judged) -> "Verdict":
+        """The further targets' likewise."""
+        left_out = ("trained", "found", "further")
+        of = {f.name: getattr(judged, f.name) for f in fields(judged) if f.name not in left_out}
+        return cls({**of, "further": [cls.without_model(each) for each in judged.further]})
+
+    def with_model(self, learned: Learned) -> Judged:
+        """What it was made of, with the trainer's model."""
+        of = {name: value for name, value in self.of.items() if name != "further"}
+        pairs = zip(self.of["further"], learned.further, strict=True)
+        further = tuple(verdict.with_model(each) for verdict, each in pairs)
+        return Judged(**of, trained=learned.trained, found=learned.found, further=further)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +83,8 @@ def carriers(name: str, work: Work) -> Carriers:
     """See above."""
     plan = work.plan
 
-    def rows() -> Examples:
-        prepared: Prepared = work.values("transform")
+    def rows(target: int) -> Examples:
+        prepared: Prepared = work.values("transform").by_target[target]
         all_labelled = name == "refitter" and plan.config.refit
         return learned_from(prepared.usable if all_labelled else prepared.early, plan.config)
 
@@ -77,11 +94,22 @@ def carriers(name: str, work: Work) -> Carriers:
         built.set_weights(weights)
         return built
 
+    targets, folders = count(), count()
+
+    def shards(examples: Examples) -> str:
+        folder = f"{EXAMPLES}/{next(folders):02d}"
+        write_shards(work.folder / folder, examples)
+        return folder
+
     return {
         "layout": Carrier(Layout, lambda _: None, lambda _: work.layout),
         "known": Carrier(Known, lambda _: None, lambda _: work.values("example_gen").known),
         "network": Carrier(keras.Model, lambda model: model.get_weights(), network),
-        "fitted": Carrier(Fitted, lambda _: None, lambda _: Fitted(plan.spec, rows(), plan.config.seed)),
+        # One a target, in the order of the spec's.
+        "fitted": Carrier(
+            Fitted, lambda _: next(targets), lambda target: Fitted(plan.spec, rows(target), plan.config.seed)
+        ),
+        "examples": Carrier(Examples, shards, lambda folder: read_shards(work.folder / folder)),
     }
 
 
@@ -124,8 +152,7 @@ def evaluator(work: Work) -> Verdict:
         "moments": [{"moment": part.name, **part.as_json()} for part in judged.moments],
     }  # fmt: skip
     _write(work.folder / EVALUATION, said)
-    of = {f.name: getattr(judged, f.name) for f in fields(judged) if f.name not in ("trained", "found")}
-    return Verdict(of)
+    return Verdict.without_model(judged)
 
 
 def refitter(work: Work) -> Finished:
@@ -173,8 +200,8 @@ def pusher(work: Work) -> str:
 
 
 def _judged(work: Work) -> Judged:
-    learned: Learned = work.values("trainer")
-    return Judged(**work.values("evaluator").of, trained=learned.trained, found=learned.found)
+    verdict: Verdict = work.values("evaluator")
+    return verdict.with_model(work.values("trainer"))
 
 
 def _write(path: Path, figures: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class Ground:
 
     @classmethod
     def of(cls, prepared: Prepared, config: TrainConfig) -> "Ground":
-        fit, later = prepared.folds[-1]
+        _, fit, later = prepared.folds[-1]
         rows, shown = learned_from(fit, config), validated(later, config)
         spec = prepared.layout.spec
         return cls(spec, rows, shown, Fitted(spec, rows, config.seed).logits(shown.features)["trees"])

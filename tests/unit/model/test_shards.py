@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
-from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.examples import Examples, Outcomes
 from ebbtide.model.examples.shards import Shards, epochs_of, read_shards, write_shards
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,6 +34,7 @@ def examples(n: int = N, width: int = 6, length: int = 4) -> Examples:
         np.sort(rng.integers(0, n // 10, n)).astype(np.int32), rng.integers(0, 10**12, n),
         rng.integers(0, 3, n).astype(np.uint8),
         rng.integers(0, 2, n).astype(np.int8), inputs,
+        Outcomes(rng.integers(0, 2, (n, 2)).astype(np.int8), *rng.integers(0, 10**12, (2, n, 2))), target=1,
     )  # fmt: skip
 
 
@@ -53,6 +54,9 @@ def test_what_is_written_is_read_bit_for_bit(shards: Path) -> None:
     assert len(list(shards.iterdir())) == 3 and len(two) == N
     for name in ("customer", "as_of", "cause", "label"):
         assert getattr(one, name).tobytes() == getattr(two, name).tobytes(), name
+    assert two.target == 1 and one.outcomes is not None and two.outcomes is not None
+    for name in ("labels", "wait_ms", "seen_ms"):
+        assert getattr(one.outcomes, name).tobytes() == getattr(two.outcomes, name).tobytes(), name
     assert list(one.inputs) == list(two.inputs)
     for name, column in one.inputs.items():
         assert column.dtype == two.inputs[name].dtype and column.tobytes() == two.inputs[name].tobytes(), name
