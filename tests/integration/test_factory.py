@@ -33,7 +33,7 @@ from ebbtide.ops.pipeline.run import NAMES, Runner, StageFailed
 from ebbtide.ops.pipeline.store import Store
 from ebbtide.ops.pipeline.watch import watch
 from ebbtide.stream.clock import SystemClock
-from tests.support.factory import START, write_config, write_events
+from tests.support.factory import START, write_config, write_events, write_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = "user_id,event_id,type,ts,value,properties.plan\n"
@@ -99,8 +99,14 @@ def test_a_second_run_makes_nothing(world: Path) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_what_is_read_back_gives_the_same_model(copy: Path) -> None:
-    """The later stages from the artifacts of the earlier ones, by a process that has made none of them."""
+@pytest.mark.slow
+def test_what_is_read_back_gives_the_same_model(tmp_path: Path) -> None:
+    """Two targets; the later stages from the artifacts of the earlier ones, by who has made none of them."""
+    copy = tmp_path
+    write_events(copy / "events")
+    browse, buy = ["page_view", "search", "add_to_cart", "purchase"], ["purchase"]
+    spec = write_spec(copy, {"name": "visit", "kinds": browse}, {"name": "purchase", "kinds": buy})
+    assert runner(write_config(copy, spec=str(spec))).run()["outcome"] == "done"
     store = Store(copy / "runs")
     number = store.runs()[-1]
     made = store.read_run(number)["stages"]

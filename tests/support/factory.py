@@ -28,6 +28,14 @@ def write_events(folder: Path, files: int = 3, seed: int = 5, customers: int = 4
         write_csv(sim, part / "events.csv.gz", slice(begin, end))
 
 
+def write_spec(folder: Path, *targets: dict[str, Any]) -> Path:
+    """The demo's spec with these targets."""
+    path = folder / "spec.yaml"
+    spec = yaml.safe_load(SPEC.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump({**spec, "targets": list(targets)}), encoding="utf-8")
+    return path
+
+
 def write_config(folder: Path, **changes: Any) -> Path:
     """A configuration beside `events/`; `changes` are its keys."""
     said = {
