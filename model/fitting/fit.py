@@ -30,10 +30,11 @@ from scipy.special import expit
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
-from ebbtide.model.fitting.curves import Curves
+from ebbtide.model.examples.shards import Shards, epochs_of
+from ebbtide.model.fitting.board import Board
 from ebbtide.model.fitting.linear import fit_logistic
 from ebbtide.model.graph.network import adapt, build_network, copy_trunk, has_sequence, in_float32
-from ebbtide.model.judging.metrics import log_loss
+from ebbtide.model.judging.metrics import Ranking, log_loss
 
 PREDICT_ROWS = 4_096
 SHRINKAGES = tuple(np.linspace(0.0, 1.0, 11).tolist())
@@ -94,17 +95,28 @@ class Trainer:
         run: str = "training",
         progress: Callable[[float], None] = lambda _: None,
         trunk: keras.Model | None = None,
+        stream: Shards | None = None,
+        seen: Callable[[int, float], None] = lambda _epoch, _loss: None,
     ) -> Fit:
         """Train on usable rows for `epochs`, at most `epochs_max`. With `watched`, their logits are kept after each
         epoch, and training stops once `patience` epochs have not made the best one better. `run` names the curves;
-        `progress`: share done, 0 to 1. `trunk`: a trained network whose trunk this one has."""
+        `progress`: share done, 0 to 1. `trunk`: a trained network whose trunk this one has. stream: more rows than fit
+        into memory; `train` is then a sample of them, for what needs rows at once, and the steps read the stream. seen:
+        called with each epoch and what the watched rows lost there; what it raises ends the training."""
         self._begin(train, trunk)
         linear = [np.asarray(weights) for weights in self._last_layer()]
-        batch = min(self._batch, len(train))  # only whole batches are taken
-        watch = _Watch(watched, self.config, epochs, len(train) // batch, run, progress)
+        rows = len(train if stream is None else stream)
+        batch = min(self._batch, rows)  # only whole batches are taken
+        board = Board(self.config.log_dir, run, train)
+        watch = _Watch(watched, self.config, epochs, rows // batch, board, progress, seen)
         if epochs:
             data = batches(train, batch, self.config.seed)
-            self._network.fit(data, epochs=epochs, verbose=0, callbacks=[watch], shuffle=False)
+            steps = None
+            if stream is not None:
+                data, steps = epochs_of(stream, batch, self.config.seed, epochs), stream.steps(batch)
+            self._network.fit(
+                data, epochs=epochs, steps_per_epoch=steps, verbose=0, callbacks=[watch], shuffle=False
+            )
         for weights, start in zip(self._last_layer(), linear, strict=True):
             weights.assign(start + shrinkage * (np.asarray(weights) - start))
         return Fit(in_float32(self._network, self.spec, self._sizes), watch.loss, watch.logits)
@@ -179,15 +191,16 @@ class _Watch(keras.callbacks.Callback):
         config: TrainConfig,
         epochs: int,
         steps: int,
-        run: str,
+        board: Board,
         progress: Callable[[float], None],
+        seen: Callable[[int, float], None],
     ) -> None:
         super().__init__()
         self.loss: list[float] = []
         self._logits: list[NDArray[np.float32]] = []
         self._losses: list[float] = []
-        self._rows, self._config, self._progress = rows, config, progress
-        self._curves = Curves(config.log_dir, run)
+        self._rows, self._config, self._progress, self._seen = rows, config, progress, seen
+        self._board = board
         self._epochs, self._steps, self._done = epochs, max(steps, 1), 0
 
     @property
@@ -195,7 +208,11 @@ class _Watch(keras.callbacks.Callback):
         return np.stack(self._logits) if self._logits else np.zeros((len(self.loss) + 1, 0), np.float32)
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras calls it with logs
+        self._board.begins(self.model)
         self._look()
+
+    def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras calls it with logs
+        self._board.ends()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         warm = min(1.0, (self._done + 1) / (WARM_UP_EPOCHS * self._steps))
@@ -205,13 +222,20 @@ class _Watch(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         self._done += 1
+        self._board.step(self._done)
         self._progress(self._done / (self._epochs * self._steps))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.loss.append(float(logs["loss"]))
         self._look()
-        watched = {"validation": self._losses[-1]} if self._losses else {}
-        self._curves.add(epoch + 1, loss=self.loss[-1], **watched)
+        watched = {}
+        if self._rows is not None:
+            ranking = Ranking(self._logits[-1], self._rows.churned)
+            watched = {"validation": self._losses[-1], "auroc": ranking.auroc(self._rows.weights())}
+            self._seen(epoch + 1, self._losses[-1])
+        rate = float(np.asarray(self.model.optimizer.learning_rate))
+        self._board.histograms(epoch + 1, self.model)
+        self._board.scalars(epoch + 1, loss=self.loss[-1], learning_rate=rate, **watched)
 
     def _look(self) -> None:
         """The watched rows, at the shrinkage that suits them best: that is what is judged, so that is what counts."""

@@ -35,9 +35,9 @@ from ebbtide.model.graph.head import Head
 from ebbtide.model.graph.served import Served
 from ebbtide.model.serving import signature, warmup
 from ebbtide.model.serving.folder import MANIFEST, sync, versions
-from ebbtide.model.serving.manifest import Facts, Manifest, files_of, sha256_of
+from ebbtide.model.serving.manifest import Facts, Manifest, files_of, read_manifest, sha256_of, verify
 
-__all__ = ["SIZES", "Facts", "export"]
+__all__ = ["SIZES", "Facts", "export", "push"]
 
 SIZES = (8, 32, 128, 512)
 """Padded sizes, ascending: 8 for the lone event, 512 where throughput has flattened out."""
@@ -105,19 +105,59 @@ def export(
             (staging / signature.SIGNATURE).write_text(signature.sign(text.encode(), key) + "\n")
         staging.chmod(0o755)
         _sync(staging)
-        target = home / str(number)
-        if target.exists():
-            raise FileExistsError(f"version {number} is there already")
-        staging.rename(target)
-        sync(home)
+        target = _appear(staging, home, number)
     except (OSError, tf.errors.OpError) as error:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        raise ModelUnwritable(
-            f"model {spec.name} cannot be published in {home}: {error}",
-            hint="free space or choose another --out; versions are never overwritten",
-        ) from error
+        raise _unwritable(spec.name, home, error) from error
     return target
+
+
+def push(version: Path, directory: Path, *, key: str | None = None) -> Path:
+    """Publish a version that `export` has written elsewhere, as `directory/<name>/<the next version>`: the same bytes
+    but for its number in the manifest. Returns that path; pushed again, it is the same. key: signs the manifest.
+
+    Raises ModelError when it is not what was written, ModelUnwritable when it cannot be written.
+    """
+    manifest = verify(version)
+    home, staging = directory / manifest.name, None
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        latest = max(versions(home), default=0)
+        if latest and read_manifest(home / str(latest)) == manifest.model_copy(update={"version": latest}):
+            return home / str(latest)  # whoever pushed it was ended before it could say so
+        number = latest + 1
+        staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=home))
+        shutil.copytree(version, staging, dirs_exist_ok=True)
+        text = manifest.model_copy(update={"version": number}).model_dump_json(indent=2) + "\n"
+        (staging / MANIFEST).write_text(text, encoding="utf-8")
+        (staging / signature.SIGNATURE).unlink(missing_ok=True)
+        if key is not None:
+            (staging / signature.SIGNATURE).write_text(signature.sign(text.encode(), key) + "\n")
+        staging.chmod(0o755)
+        _sync(staging)
+        return _appear(staging, home, number)
+    except OSError as error:  # shutil.Error is one
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise _unwritable(manifest.name, home, error) from error
+
+
+def _appear(staging: Path, home: Path, number: int) -> Path:
+    """Whole or not at all. Raises OSError."""
+    target = home / str(number)
+    if target.exists():
+        raise FileExistsError(f"version {number} is there already")
+    staging.rename(target)
+    sync(home)
+    return target
+
+
+def _unwritable(name: str, home: Path, error: Exception) -> ModelUnwritable:
+    return ModelUnwritable(
+        f"model {name} cannot be published in {home}: {error}",
+        hint="free space or choose another --out; versions are never overwritten",
+    )
 
 
 def _library(name: str) -> str:

@@ -20,8 +20,13 @@ SERVING_THREADS = 1
 VECTORS = ("avx", "fma", "amx", "sse4", "f16c")
 """Processor features that XLA and oneDNN choose their kernels by, as Linux names them, by how they begin."""
 
-# At each load it warns that nobody may take a gradient of what we serve. Nobody does (`artifact.py`).
-logging.getLogger("absl").setLevel(logging.ERROR)
+
+def hush() -> None:
+    """At each load TensorFlow warns that nobody may take a gradient of what we serve. Nobody does (`artifact.py`)."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+hush()
 
 
 def configure(threads: int = SERVING_THREADS) -> str:

@@ -52,7 +52,7 @@ def cross_fit(
     chosen = [(fold, _trunk_of(fold, first)) for fold in prepared.folds]
     # A trunk that knows later labels than the fold is no judge of it; with none that is older, the oldest must do.
     chosen = [each for each in chosen if first is None or each[1] is not None] or chosen[-1:]
-    folds = [(learned_from(fold.fit, config), _validated(fold.later, config)) for fold, _ in chosen]
+    folds = [(learned_from(fold.fit, config), validated(fold.later, config)) for fold, _ in chosen]
     with stages.of("building the network", 1):
         trainer = Trainer(spec, config, len(folds[-1][0]), head_only=first is not None)
     made: list[Fold] = []
@@ -79,7 +79,9 @@ def cross_fit(
         plain = config.model_copy(update={"network": without_sequence(config.network)})
         rows, later = folds[-1]
         watched = (
-            Trainer(spec, plain, len(rows)).fit(rows, plain.epochs_max, watched=later, progress=share).watched
+            Trainer(spec, plain, len(rows))
+            .fit(rows, plain.epochs_max, watched=later, run="without the sequence", progress=share)
+            .watched
         )
         pair = [[made[-1]], [Fold(later, watched, made[-1].forest)]]
         with_it, without = (find_recipe(each, config.forest_share).of_fold(each[0]) for each in pair)
@@ -98,6 +100,6 @@ def learned_from(rows: Examples, config: TrainConfig) -> Examples:
     return rows.thinned(config.network_rows_max, config.rows_a_customer_max, config.seed)
 
 
-def _validated(rows: Examples, config: TrainConfig) -> Examples:
+def validated(rows: Examples, config: TrainConfig) -> Examples:
     """Any of them alike, and many of one customer if many there are: the level is that of a row of the service."""
     return rows.thinned(VALIDATED_ROWS_MAX, len(rows), config.seed)

@@ -200,7 +200,7 @@ def _learn(prepared: Prepared, config: TrainConfig, stages: Stages, first: Learn
     with stages.of("training up to the test slice", 18) as share:
         trainer = Trainer(prepared.layout.spec, config, len(early), head_only=first is not None)
         trunk = None if first is None else first.trained.fit.network
-        trained = fitted_by(found.recipe, trainer, early, found.recipe.calibrator, share, trunk)
+        trained = fitted_by(found.recipe, trainer, early, found.recipe.calibrator, share, trunk, "judged")
         trained = trained.levelled(prepared.calibration)
         before = prepared.before_test.rows
         rows = [(found.later, found.raw), (before, trained.raw(before))]
@@ -263,7 +263,9 @@ def _refit(
     calibrator = calibrated_on(prepared.test, judged.trained.raw(prepared.test))
     with stages.of("training on all that is labelled", 18) as share:
         trainer = Trainer(prepared.layout.spec, config, len(rows), head_only=trunk is not None)
-        trained = fitted_by(recipe, trainer, rows, calibrator, share, trunk).levelled(prepared.test)
+        trained = fitted_by(recipe, trainer, rows, calibrator, share, trunk, "published").levelled(
+            prepared.test
+        )
         # What the judged model said: it has learned from neither, and of the second nobody knows the outcome yet.
         later = [(each, judged.trained.raw(each)) for each in (prepared.test, prepared.recent.rows)]
         return trained.timed(prepared.target_spec, later, prepared.known.until_ms)

@@ -100,10 +100,11 @@ def fitted_by(
     calibrator: Calibrator,
     progress: Callable[[float], None] = lambda _: None,
     trunk: keras.Model | None = None,
+    run: str = "training",
 ) -> Trained:
-    """Fit all parts on usable rows by a recipe, on a trunk where one is given. Raises ModelRefused for a network that
-    diverged."""
-    fit = trainer.fit(rows, recipe.epochs, recipe.shrinkage, progress=progress, trunk=trunk)
+    """Fit all parts on usable rows by a recipe, on a trunk where one is given; `run` names the curves. Raises
+    ModelRefused for a network that diverged."""
+    fit = trainer.fit(rows, recipe.epochs, recipe.shrinkage, run=run, progress=progress, trunk=trunk)
     check_finite(fit)
     return Trained(fit, Fitted(trainer.spec, rows, trainer.config.seed), recipe, calibrator)
 

@@ -1,4 +1,5 @@
-"""`ebbtide train`: a log of events in, a published model and its evaluation out. See `model/training/`."""
+"""`ebbtide train`: a log of events in, a published model and its evaluation out: the factory's line with its defaults,
+in a folder that ends with it. See `model/factory/line.py`, `model/training/`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ import click
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.durations import format_duration
-from ebbtide.featurestore.times.timestamps import instant
+from ebbtide.model.factory.plan import Plan, sources_of
+from ebbtide.model.training.progress import Stages
 from ebbtide.ops.commands.options import DATE, DURATION, events_option, json_option
 from ebbtide.ops.console import console, steps, table_and_json
+from ebbtide.ops.pipeline.train import train
 from ebbtide.ops.tables import evaluation, horizons, metrics_by, moments, order_of
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.stream.clock import SystemClock
@@ -94,6 +97,12 @@ from ebbtide.stream.clock import SystemClock
     help="Processes that walk through the history; the result is the same.",
 )
 @click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep what each stage made, customers' ids in clear, and reuse what has not changed.",
+)
+@click.option(
     "--log-dir",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
@@ -103,7 +112,7 @@ from ebbtide.stream.clock import SystemClock
 def command(
     events: Path, spec_path: Path, out: Path, horizon_ms: int | None, labels_until_ms: int | None, name: str | None,
     rows_path: Path | None, jobs: int, without_sequence: bool, folds: int | None, force: bool,
-    json_path: Path | None, **choices: Any,
+    runs: Path | None, json_path: Path | None, **choices: Any,
 ) -> None:  # fmt: skip
     """Train a model from a log of events, evaluate it beside honest baselines, publish it.
 
@@ -121,8 +130,7 @@ def command(
         from ebbtide.model.config import DROPOUT, TrainConfig  # noqa: PLC0415 - loaded quietly above
         from ebbtide.model.graph.sizes import NetworkConfig  # noqa: PLC0415 - loaded quietly above
         from ebbtide.model.training.by_customers import cross_validate  # noqa: PLC0415 - loaded quietly above
-        from ebbtide.model.training.progress import Stages  # noqa: PLC0415 - loaded quietly above
-        from ebbtide.model.training.train import respec, train_model  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.training.train import respec  # noqa: PLC0415 - loaded quietly above
 
         clock = SystemClock()
         network = NetworkConfig(dropout=DROPOUT, sequence=not without_sequence)
@@ -137,10 +145,11 @@ def command(
             ).as_json()
         else:
             progress("training")
-            data = train_model(
-                events, asked, out, created=instant(clock.now_ms()), labels_until_ms=labels_until_ms, config=config,
-                rows_path=rows_path, jobs=jobs, force=force, stages=Stages(progress.advance, clock.monotonic_s),
-            ).as_json()  # fmt: skip
+            plan = Plan(
+                spec=asked, events=(str(events),), sources=sources_of([events]), out=out, config=config,
+                labels_until_ms=labels_until_ms, jobs=jobs, force=force,
+            )  # fmt: skip
+            data = train(plan, clock, Stages(progress.advance, clock.monotonic_s), runs, rows_path)
     if folds is not None:
         show_crossed(data)
     else:

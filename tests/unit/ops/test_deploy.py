@@ -16,9 +16,11 @@ import yaml
 from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 
+from ebbtide.ops.commands.pipeline import command
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.image.sbom import document
 from ebbtide.ops.image.slim import slim
+from ebbtide.ops.pipeline.config import PipelineConfig
 
 OPS = Path(__file__).resolve().parents[3] / "ops"
 CHART = OPS / "helm/ebbtide"
@@ -227,3 +229,24 @@ def test_a_release_without_its_bases_digest_is_refused(base: str) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (ran.returncode, "by digest" in ran.stderr) == (2, True)
+
+
+def test_the_factorys_schedule_is_valid_and_its_command_is() -> None:
+    """The CronJob as it is handed to a cluster: its manifests, the command line that it runs, what it mounts."""
+    listed = list(yaml.safe_load_all((OPS / "pipeline/examples/cronjob.yaml").read_text(encoding="utf-8")))
+    for manifest in listed:
+        for version in KUBERNETES:
+            kubernetes_validate.validate(manifest, version, strict=True)
+    by_kind = {manifest["kind"]: manifest for manifest in listed}
+    config = yaml.safe_load(by_kind["ConfigMap"]["data"]["pipeline.yaml"])
+    PipelineConfig.model_validate(config)
+    pod = by_kind["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (factory,) = pod["containers"]
+    assert factory["command"][:3] == ["ebbtide", "pipeline", "run"] and "run" in command.commands
+    mounts = {mount["mountPath"] for mount in factory["volumeMounts"]}
+    for path in (config["events"], config["out"], config["runs"], config["spec"], factory["command"][-1]):
+        assert any(path.startswith(mount) for mount in mounts), path
+    assert by_kind["CronJob"]["spec"]["concurrencyPolicy"] == "Forbid"
+    assert {volume["name"] for volume in pod["volumes"]} == {
+        mount["name"] for mount in factory["volumeMounts"]
+    }

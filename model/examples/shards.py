@@ -1,0 +1,202 @@
+"""Examples as sharded Parquet, and as batches for a training that never holds them all.
+
+    part-00000-of-00004.parquet        rows in their order; every input a column, matrices as lists of fixed size
+      row group 0 … k (GROUP_ROWS)     what is read at once
+
+    epoch e:   groups in the order of (seed, e) ─interleave─▶ rows ─shuffle (window)─▶ batch ─skip step─▶ prefetch
+
+The order of rows is a function of seed, epoch and step alone: it depends neither on threads nor on what was read
+before, so a training goes on in the middle of an epoch. What is held is the window, CYCLE groups and a few batches,
+however many rows there are. Rows of one customer lie together in the files and are torn apart by the order of groups
+and the window.
+
+What needs all rows at once (trees, the logistic start, scales, calibration) takes `sample`: whole customers by a
+seeded hash, so that weights by customer mean the same.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from ebbtide.featurestore.errors import SpecError
+from ebbtide.model.examples.examples import Examples, Outcomes
+
+SHARD_ROWS = 65_536
+GROUP_ROWS = 1_024
+CYCLE = 16
+"""Groups that are open at once: neighbours in a batch come from so many places."""
+WINDOW_ROWS = 16_384
+PREFETCHED = 4
+PLAIN = ("customer", "as_of", "cause", "label", "weight")
+WEIGHT = "weight"
+OUTCOMES = ("labels", "wait_ms", "seen_ms")
+TARGET = "target"
+"""Which target the labels are of: the files' metadata say it."""
+
+
+def write_shards(folder: Path, examples: Examples, shard_rows: int = SHARD_ROWS) -> None:
+    """Write examples into a new folder, no row of which is lost to rounding. Raises OSError."""
+    folder.mkdir(parents=True)
+    n = len(examples)
+    count = max(1, -(-n // shard_rows))
+    weight = examples.weights()
+    for number in range(count):
+        rows = slice(number * shard_rows, (number + 1) * shard_rows)
+        columns: dict[str, Any] = {name: getattr(examples, name)[rows] for name in PLAIN if name != WEIGHT}
+        columns[WEIGHT] = weight[rows]
+        columns |= {f"input.{name}": _column(column[rows]) for name, column in examples.inputs.items()}
+        if examples.outcomes is not None:
+            became = examples.outcomes
+            columns |= {f"outcome.{name}": _column(getattr(became, name)[rows]) for name in OUTCOMES}
+        path = folder / f"part-{number:05d}-of-{count:05d}.parquet"
+        # Bits as they are: a dictionary would take one NaN for another, and packing floats saves little.
+        table = pa.table(columns).replace_schema_metadata({TARGET: str(examples.target)})
+        pq.write_table(table, path, row_group_size=GROUP_ROWS, use_dictionary=False, compression="NONE")
+
+
+def read_shards(folder: Path) -> Examples:
+    """All of it, bit for bit. Raises SpecError."""
+    return Shards(folder).take(None)
+
+
+class Shards:
+    """The examples of a folder, read as they are asked for. Raises SpecError: a file is missing or cut short."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = sorted(folder.glob("part-*.parquet"))
+        if not self._files or len(self._files) != int(self._files[0].stem.rpartition("-")[2]):
+            raise SpecError(
+                f"{folder} lacks some of its shards", hint="make them again: remove the stage's artifact"
+            )
+        self._groups: list[tuple[int, int, int]] = []
+        for number, path in enumerate(self._files):
+            try:
+                metadata = pq.ParquetFile(path).metadata
+            except (pa.ArrowInvalid, OSError) as error:
+                raise _damaged(path, error) from None
+            self._groups += [
+                (number, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)
+            ]
+        self._schema = pq.read_schema(self._files[0])
+        self.names = [name.removeprefix("input.") for name in self._schema.names if name.startswith("input.")]
+        self._all = [name.removeprefix("input.") for name in self._schema.names]
+
+    def __len__(self) -> int:
+        return sum(rows for _, _, rows in self._groups)
+
+    @cached_property
+    def customer(self) -> NDArray[np.int32]:
+        """int32[n]: the one column that is held."""
+        parts = [pq.read_table(path, columns=["customer"])["customer"].to_numpy() for path in self._files]
+        return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
+
+    def take(self, rows: NDArray[np.bool_] | None) -> Examples:
+        """The rows of a mask over all, or all of them."""
+        parts, start = [], 0
+        for number, group, count in self._groups:
+            chosen = slice(None) if rows is None else np.flatnonzero(rows[start : start + count])
+            start += count
+            if rows is None or len(chosen):  # type: ignore[arg-type]  # an array where rows are chosen
+                parts.append([column[chosen] for column in self._read(number, group)])
+        if not parts:
+            parts = [[column[:0] for column in self._read(0, 0)]] if self._groups else [self._empty()]
+        columns = dict(zip(self._all, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+        inputs = {name: columns[name] for name in self.names}
+        became = [columns[f"outcome.{name}"] for name in OUTCOMES if f"outcome.{name}" in columns]
+        return Examples(
+            columns["customer"], columns["as_of"], columns["cause"], columns["label"], inputs,
+            Outcomes(*became) if became else None, int(self._schema.metadata[TARGET.encode()]),
+        )  # fmt: skip
+
+    def sample(self, rows_max: int, seed: int = 0) -> Examples:
+        """Whole customers in a seeded order, as many as bring at most `rows_max` rows; at least one."""
+        counts = np.bincount(self.customer)
+        order = np.random.default_rng(seed).permutation(np.flatnonzero(counts))
+        enough = max(1, int(np.searchsorted(np.cumsum(counts[order]), rows_max, side="right")))
+        chosen = np.zeros(len(counts), np.bool_)
+        chosen[order[:enough]] = True
+        return self.take(chosen[self.customer])
+
+    def batches(
+        self, batch: int, seed: int, epoch: int, *, step: int = 0, workers: int = 1, worker: int = 0
+    ) -> tf.data.Dataset:
+        """Whole batches of (inputs, churned, weight) of one epoch from its `step` on. With `workers`, worker `worker`'s
+        share: no row is in two."""
+        order = np.random.default_rng((seed, epoch)).permutation(len(self._groups))[worker::workers]
+        chosen = np.array(self._groups, np.int64).reshape(-1, 3)[order]
+        types = [tf.as_dtype(column.dtype) for column in self._empty()]
+        shapes = [column.shape[1:] for column in self._empty()]
+
+        def opened(group: Any) -> tf.data.Dataset:
+            columns = tf.numpy_function(
+                lambda at: self._read(int(at[0]), int(at[1])), [group], types, stateful=False
+            )
+            for column, shape in zip(columns, shapes, strict=True):
+                column.set_shape((None, *shape))
+            return tf.data.Dataset.from_tensor_slices(tuple(columns))
+
+        def targets(*columns: Any) -> Any:
+            named = dict(zip(self._all, columns, strict=True))
+            churned = tf.cast(tf.equal(named["label"], 1), tf.float32)
+            return {name: named[name] for name in self.names}, churned, named[WEIGHT]
+
+        rows = tf.data.Dataset.from_tensor_slices(chosen[:, :2]).interleave(
+            opened, cycle_length=CYCLE, num_parallel_calls=2, deterministic=True
+        )
+        mixed = rows.shuffle(WINDOW_ROWS, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
+        return mixed.batch(batch, drop_remainder=True).skip(step).map(targets).prefetch(PREFETCHED)
+
+    def steps(self, batch: int) -> int:
+        """Whole batches an epoch, of one worker."""
+        return len(self) // batch
+
+    def _empty(self) -> list[NDArray[Any]]:
+        return [_array(self._schema.empty_table()[name]) for name in self._schema.names]
+
+    def _read(self, number: int, group: int) -> list[NDArray[Any]]:
+        try:
+            table = pq.ParquetFile(self._files[number]).read_row_group(group)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _damaged(self._files[number], error) from None
+        return [_array(column) for column in table.columns]
+
+
+def epochs_of(shards: Shards, batch: int, seed: int, epochs: int) -> tf.data.Dataset:
+    """One epoch after the other, each in its own order."""
+    parts: Iterator[tf.data.Dataset] = (shards.batches(batch, seed, epoch) for epoch in range(epochs))
+    joined = next(parts)
+    for part in parts:
+        joined = joined.concatenate(part)
+    return joined
+
+
+def _damaged(path: Path, error: Exception) -> SpecError:
+    return SpecError(
+        f"the shard {path} cannot be read: {str(error).splitlines()[0]}",
+        hint="it was cut short or changed: remove the stage's artifact, and the next run makes it anew",
+    )
+
+
+def _column(values: NDArray[Any]) -> Any:
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1]
+    )
+
+
+def _array(column: Any) -> NDArray[Any]:
+    joined = column.combine_chunks()
+    if isinstance(joined, pa.ChunkedArray):
+        joined = joined.chunk(0) if joined.num_chunks else pa.array([], joined.type)
+    if not pa.types.is_fixed_size_list(joined.type):
+        return np.asarray(joined.to_numpy(zero_copy_only=False))
+    width = joined.type.list_size
+    return np.asarray(joined.flatten().to_numpy(zero_copy_only=False)).reshape(-1, width)
