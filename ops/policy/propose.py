@@ -36,7 +36,7 @@ def at_enter(policy: EpisodePolicy, enter: float, *, keep_exit: bool) -> Episode
 def candidates(decisions: Decisions, from_ms: int) -> list[float]:
     """Thresholds between which something changes, ascending: quantiles of customers' highest p."""
     points = decisions.points
-    p = decisions.p if decisions.p.ndim == 1 else decisions.p[:, PRIMARY]
+    p = decisions.p[:, PRIMARY]
     chosen = points.scored & (points.as_of >= from_ms) & ~np.isnan(p)
     peaks = np.zeros(len(decisions.customers))
     np.maximum.at(peaks, points.customer[chosen], p[chosen])

@@ -37,6 +37,7 @@ class Decisions:
 
     points: Points
     p: NDArray[np.float32]
+    """float32[n, targets]."""
     time: NDArray[np.int64]
     piece: NDArray[np.int32]
     customers: list[str]
@@ -63,10 +64,10 @@ def score_log(history: History, model: Model, until_ms: int, partitions: int) ->
     layout, log = history.layout, history.log
     parts, scores = [], []
     for points in replay(layout, log, until_ms):
-        p = np.zeros(len(points), np.float32)
+        p = np.zeros((len(points), len(layout.spec.target_names)), np.float32)
         chosen = np.flatnonzero(points.scored)
         if len(chosen):
-            p[chosen] = model.score(points.rows[chosen], points.as_of[chosen])
+            p[chosen] = model.score(points.rows[chosen], points.as_of[chosen]).reshape(len(chosen), -1)
         scores.append(p)
         parts.append((points.customer, points.as_of, points.cause, points.event))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -154,7 +155,7 @@ def simulate(decisions: Decisions, policy: EpisodePolicy, truth: Truth) -> Outco
     customer, as_of = points.customer[first], points.as_of[first]
     alerts = alerting_of(history, customer, as_of)
     label = history.labeller.label(customer, as_of)
-    p = (decisions.p if decisions.p.ndim == 1 else decisions.p[:, PRIMARY])[first].astype(np.float64)
+    p = decisions.p[first, PRIMARY].astype(np.float64)
     expected = np.where(label == UNKNOWN, p, label == CHURNED)
     knew = foreseen(truth.customer, truth.since, truth.lost, _spans(ours, points))
     return Outcome(
