@@ -3,7 +3,7 @@
 Drawn off screen; nothing here computes a figure that the card states.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,23 @@ def draw_plots(folder: Path, test: Examples, scores: Mapping[str, NDArray[np.flo
     axes.plot(middle, [churned[group == g].mean() for g in kept], "k.--", label="what happened")
     axes.set_xscale("log")
     _save(figure, axes, folder / "silence.png")
+
+
+def draw_lines(
+    path: Path,
+    x: tuple[str, Sequence[float]],
+    y: str,
+    lines: Mapping[str, Sequence[float]],
+    marks: Sequence[tuple[str, float]],
+) -> None:
+    """Write one plot of lines over a common axis `x` (its name and values), with named places on it marked."""
+    mpl.use("Agg")
+    figure, axes = _figure(x[0], y, f"{y} by {x[0]}")
+    for name, values in lines.items():
+        axes.plot(x[1], values, marker="o", markersize=3, **_line(name))
+    for n, (name, at) in enumerate(marks):
+        axes.axvline(at, color=f"C{n + 4}", linewidth=1, linestyle="--", label=name)
+    _save(figure, axes, path)
 
 
 def _figure(x: str, y: str, title: str) -> tuple[Figure, Any]:

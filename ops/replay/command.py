@@ -22,9 +22,9 @@ from ebbtide.model.serving.runtime import configure
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import Steps
+from ebbtide.ops.replay.outcomes import Alerting
 from ebbtide.ops.replay.report import (
     Agreement,
-    Alerting,
     Judged,
     alerting,
     as_json,

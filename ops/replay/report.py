@@ -25,6 +25,7 @@ from ebbtide.model.fitting.baselines import Baselines
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.ops.errors import OpsError
+from ebbtide.ops.replay.outcomes import Alerting, alerting_of
 from ebbtide.ops.replay.run import Replayed, Snapshot
 
 OF_TIME = -2
@@ -48,22 +49,6 @@ class Agreement:
     missing: int
     extra: int
     difference_max: float
-
-
-@dataclass(frozen=True, slots=True)
-class Alerting:
-    """Opened episodes: how many, how many of those with a known outcome were right, the lead of the right ones, and of
-    how many customers no event followed in the log, so that only a timer could tell."""
-
-    opened: int
-    known: int
-    right: int
-    lead_days_p50: float
-    by_silence_alone: int = 0
-
-    @property
-    def precision(self) -> float:
-        return self.right / self.known if self.known else float("nan")
 
 
 def history_of(layout: Layout, log: EventLog) -> History:
@@ -139,43 +124,12 @@ def compare(replayed: Replayed, history: History, scorer: Scorer) -> Agreement:
 
 
 def alerting(replayed: Replayed, history: History) -> Alerting:
-    """One episode is one alert; it was right if the customer was lost within the horizon. Its lead is how long before
-    that it was said; by default, last activity + horizon - decision."""
+    """Of the episodes that were alerted about."""
     opened = [alert for alert in replayed.alerts if alert.state == "opened"]
     index = {name: i for i, name in enumerate(history.log.customers)}
     customer = np.array([index[alert.customer] for alert in opened], np.int32)
     as_of = np.array([epoch_ms(alert.decision.as_of) for alert in opened], np.int64)
-    if not opened:
-        return Alerting(0, 0, 0, float("nan"))
-    label = history.labeller.label(customer, as_of)
-    right = label == CHURNED
-    known = right | (label == STAYED)
-    lead = _ends(history, customer[right], as_of[right]) - as_of[right]
-    p50 = float(np.median(lead)) / DAY_MS if right.any() else float("nan")
-    last_ms = np.zeros(len(history.log.customers), np.int64)
-    np.maximum.at(last_ms, history.log.customer, history.log.time)
-    alone = int((last_ms[customer] < as_of).sum())
-    return Alerting(len(opened), int(known.sum()), int(right.sum()), p50, alone)
-
-
-def _ends(history: History, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64[n]: when each customer counts as lost: a horizon after the target's latest event at or before `as_of`, or,
-    where the event itself is churn, when it comes."""
-    log, spec = history.log, history.layout.spec
-    if not spec.churn_is_absence:
-        return history.labeller.target.after(customer, as_of)
-    ours = spec.target_events.of(log.kind, log.values)
-    who, when = log.customer[ours], log.time[ours]
-    order = np.lexsort((when, who))
-    who, when = who[order], when[order]
-    first, last = np.searchsorted(who, customer, "left"), np.searchsorted(who, customer, "right")
-    return spec.horizon_ms + np.array(
-        [
-            when[a + np.searchsorted(when[a:b], t, "right") - 1]
-            for a, b, t in zip(first, last, as_of, strict=True)
-        ],
-        np.int64,
-    )
+    return alerting_of(history, customer, as_of)
 
 
 def as_json(

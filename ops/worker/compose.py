@@ -31,6 +31,7 @@ from ebbtide.ops.config.policy import PolicySettings
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.errors import SettingsError
 from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.decision.episodes import EpisodePolicy
 from ebbtide.stream.decision.policy import Policy
 from ebbtide.stream.outputs.dead_letter import BYTES_MAX
 from ebbtide.stream.outputs.message import Delivery
@@ -45,6 +46,11 @@ def policy_of(
 ) -> Policy:
     """`enter` and `exit` from the settings where given, else from the model's manifest, for each target of the spec, by
     name. Raises ValueError where the two do not fit together."""
+    return episode_policy_of(manifest, settings, targets)
+
+
+def episode_policy_of(manifest: Manifest, settings: PolicySettings, targets: Sequence[str]) -> EpisodePolicy:
+    """The same, for who wants to know it better than as a `Policy`."""
     chosen = [(*manifest.thresholds_of(index), target) for index, target in enumerate(targets)]
     return settings.policy([settings.rules(*each) for each in chosen])
 
