@@ -189,7 +189,7 @@ def test_slices_are_those_that_the_spec_names() -> None:
         "subscribers": plus.tolist(), "newcomers": new.tolist(),
     }  # fmt: skip
     parts = judge_parts(rows, {"model": 1 - p, "recency": p}, masks, bootstrap=100)
-    found = refusals(snapshots_of(p, rows.churned, p), [], parts, None)
+    found = refusals(snapshots_of(p, rows.churned.astype(float), p), [], parts, None)
     assert {"subscribers", "newcomers"} == {name for name in masks for each in found if name in each.figure}
 
 
