@@ -17,6 +17,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, Valida
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.kinds import Frozen, Kind, Name
+from ebbtide.featurestore.slices import SLICES_MAX, Slice
+from ebbtide.featurestore.slices import problems_of as slice_problems
 from ebbtide.featurestore.target import (
     ALL_ACTIVITY,
     TARGETS_MAX,
@@ -167,6 +169,8 @@ class Spec(Frozen):
     days_active: tuple[Annotated[int, Field(ge=1, le=256)], ...] = ()
     targets: Annotated[tuple[Target, ...], Field(max_length=TARGETS_MAX)] = ()
     """What churn is, the primary target first; by default that no activity follows within the horizon."""
+    slices: Annotated[tuple[Slice, ...], Field(max_length=SLICES_MAX)] = ()
+    """Groups of customers that a model is judged by; by default each category of an attribute, and bands of tenure."""
     sequence: Sequence = Sequence()
     silence: Silence = Silence()
     eligibility: Eligibility = Eligibility()
@@ -239,6 +243,7 @@ class Spec(Frozen):
         problems += [
             f"target {name} is named twice" for name in sorted({n for n in called if called.count(n) > 1})
         ]
+        problems += slice_problems(self.kinds, self.slices)
         if self.past_max_ms is not None and self.past_max_ms < longest:
             problems.append("past_max must reach the longest window: what it refuses would be counted there")
         if self.eligibility.max_silence_ms and self.eligibility.max_silence_ms > self.memory_ms:

@@ -87,7 +87,11 @@ class Labeller:
     @property
     def target(self) -> Following:
         """The events of the primary target."""
-        return self._targets[0].events
+        return self.events_of(0)
+
+    def events_of(self, target: int) -> Following:
+        """The events of a target, by its index."""
+        return self._targets[target].events
 
     def known(self, as_of: NDArray[np.int64]) -> NDArray[np.bool_]:
         """bool[n]: does the whole horizon of the row lie in what is known?"""

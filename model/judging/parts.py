@@ -25,6 +25,7 @@ from scipy.stats import norm
 
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import EVENT, SILENCE
+from ebbtide.featurestore.slices import Slice
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS, format_duration
 from ebbtide.model.examples.examples import Examples
@@ -112,9 +113,12 @@ def moments_of(rows: Examples) -> dict[str, NDArray[np.bool_]]:
 
 
 def slices_of(rows: Examples, spec: Spec) -> dict[str, NDArray[np.bool_]]:
-    """bool[n] by name: snapshots of each category that the spec lists, and of bands of tenure."""
+    """bool[n] by name: snapshots of the slices that the spec names; by default of each category that it lists, and of
+    bands of tenure."""
     out: dict[str, NDArray[np.bool_]] = {}
     named = {feature.name: i for i, feature in enumerate(features(spec))}
+    if spec.slices:
+        return {each.name: _in_slice(rows, each, named) & rows.snapshot for each in spec.slices}
     for kind in spec.kinds:
         for each in kind.categories if kind.role == "attribute" and kind.attribute == "category" else ():
             out[f"{kind.name} is {each}"] = rows.features[:, named[f"{kind.name}_is_{each}"]] > 0
@@ -126,6 +130,15 @@ def slices_of(rows: Examples, spec: Spec) -> dict[str, NDArray[np.bool_]]:
     ):
         out[name] = band == i
     return {name: mask & rows.snapshot for name, mask in out.items()}
+
+
+def _in_slice(rows: Examples, of: Slice, named: Mapping[str, int]) -> NDArray[np.bool_]:
+    if of.tenure_ms is None:
+        flag: NDArray[np.bool_] = rows.features[:, named[f"{of.kind}_is_{of.category}"]] > 0
+        return flag
+    tenure = rows.features[:, named["tenure"]].astype(np.float64) * DAY_MS
+    band: NDArray[np.bool_] = (tenure >= of.tenure_ms[0]) & (tenure < of.tenure_ms[1])
+    return band
 
 
 def judge_parts(

@@ -235,6 +235,11 @@ class Scorer:
         return program
 
 
+def of_target(p: NDArray[np.float32], target: int) -> NDArray[np.float32]:
+    """float32[n]: what `Scorer.score` said for one target, by its index."""
+    return p if p.ndim == 1 else p[:, target]
+
+
 def _bits(scored: dict[str, NDArray[np.float32]]) -> bytes:
     """Of all that must be the same in every padded size."""
     return b"".join(scored[name].tobytes() for name in ("probability", "survival") if name in scored)

@@ -8,8 +8,8 @@ the model has learned from, and is said to be.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +18,23 @@ from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.replay import SNAPSHOT
+from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import epoch_ms, format_time
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, draw
 from ebbtide.model.examples.examples import Examples
-from ebbtide.model.examples.known import known_log
+from ebbtide.model.examples.known import Known, known_log
 from ebbtide.model.examples.labels import CANCELLED, UNKNOWN
 from ebbtide.model.examples.sample import Panel, Part, Wanted, gather
 from ebbtide.model.examples.slices import held_out
 from ebbtide.model.fitting.baselines import Baselines
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
+from ebbtide.model.judging.horizons import Survival, judge_survival
 from ebbtide.model.judging.parts import Part as Judged
 from ebbtide.model.judging.parts import judge_parts, moments_of, slices_of
 from ebbtide.model.judging.thresholds import Peaks, Thresholds
-from ebbtide.model.serving.scorer import Scorer
+from ebbtide.model.serving.scorer import Scorer, of_target
 from ebbtide.model.training.prepare import panel_of
 
 ROWS_MAX = 100_000
@@ -48,9 +50,12 @@ class Offline:
     moments:    of the decisions in the horizon after each date       groups: of the snapshots, see `judging/parts.py`
     alerts:     what the model's thresholds came to among these decisions; None where there were none
     examples:   the rows with a known outcome           points: their records          scores: float64[n] by name
+    survival:   of the snapshots; None of a model that knows one horizon
+    further:    the same of the other targets of the spec
     """
 
     title: str
+    target: str
     churn: str
     horizon_ms: int
     until_ms: int
@@ -63,12 +68,15 @@ class Offline:
     examples: Examples
     points: Points
     scores: Mapping[str, NDArray[np.float64]]
+    survival: Survival | None = None
+    further: tuple["Offline", ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The names of a training's report, and `snapshots` by date."""
         alerts = self.alerts
         return {
             "model": self.title,
+            "target": self.target,
             "churn": self.churn,
             "horizon_ms": self.horizon_ms,
             "labels_until": format_time(self.until_ms),
@@ -80,6 +88,8 @@ class Offline:
             "alert_rate": alerts.alert_rate if alerts else None,
             "alerted": alerts.alerted if alerts else None,
             "precision": alerts.precision if alerts else None,
+            "survival": self.survival and self.survival.as_json(),
+            "further": [each.as_json() for each in self.further],
         }
 
 
@@ -94,7 +104,7 @@ def evaluate_model(
 ) -> Offline:
     """Judge a loaded model at dates, ms UTC. Raises SpecError for a date whose horizon is not over in the log, or as of
     which nobody is eligible."""
-    layout, spec, manifest = scorer.layout, scorer.layout.spec, scorer.manifest
+    layout, spec = scorer.layout, scorer.layout.spec
     known = known_log(layout, log, labels_until_ms)
     if late := [date for date in dates if date + spec.horizon_ms >= known.until_ms]:
         raise SpecError(
@@ -116,16 +126,61 @@ def evaluate_model(
     history = History(layout, known.log, known.until_ms)
     points = Points.joined(layout, [found.snapshots, *found.panels])
     drawn = history.examples(points)
+    progress("scoring")
+    said = Said(scorer.score(points.rows, points.as_of), scorer.survival(points.rows, points.as_of))
+    progress("fitting the baselines on what the model knew")
+    learned, learned_until = _learned(history, scorer)
+    progress("judging")
+    made = [
+        _of_target(
+            drawn.of_target(t),
+            learned.of_target(t),
+            points,
+            said,
+            scorer,
+            dates,
+            learned_until,
+            known,
+            bootstrap,
+        )
+        for t in range(len(spec.target_names))
+    ]
+    return replace(made[0], further=tuple(made[1:]))
+
+
+class Said(NamedTuple):
+    """What the model said of rows, of all targets; see `Scorer`."""
+
+    p: NDArray[np.float32]
+    survival: NDArray[np.float32] | None
+
+
+def _of_target(
+    drawn: Examples,
+    learned: Examples,
+    points: Points,
+    said: Said,
+    scorer: Scorer,
+    dates: list[int],
+    learned_until: int,
+    known: Known,
+    bootstrap: int,
+) -> Offline:
+    """One target, as `drawn` and `learned` see it. Raises SpecError."""
+    spec, manifest, target = scorer.layout.spec, scorer.manifest, drawn.target
     usable = np.flatnonzero((drawn.label != CANCELLED) & (drawn.label != UNKNOWN))
     rows, points = drawn.take(usable), points.take(usable)
     if not rows.snapshot.any():
         raise SpecError("nobody is eligible as of these dates", hint="look at `eligibility` in the spec")
-    progress("fitting the baselines on what the model knew")
-    baselines, learned_until = _baselines(history, scorer)
-    progress("scoring")
-    p = scorer.score(points.rows, points.as_of).astype(np.float64)
-    scores = {MODEL: p, **baselines.probabilities(rows)}
-    progress("judging")
+    p = of_target(said.p, target)[usable].astype(np.float64)
+    scores = {MODEL: p, **_baselines(spec, learned, known.log.customers, scorer).probabilities(rows)}
+    of, snapshot = spec.only_target(target), rows.snapshot
+    survival = None
+    if said.survival is not None:
+        survival = judge_survival(
+            rows.take(snapshot), said.survival[usable, target][snapshot].astype(np.float64), p[snapshot],
+            of.horizons_ms, known.until_ms, absence=of.churn_is_absence,
+        )  # fmt: skip
     by_date = {date: rows.snapshot & (rows.as_of == date) for date in dates}
     judged = {date: _judged(rows, scores, mask, bootstrap) for date, mask in by_date.items() if mask.any()}
     moments, groups = (
@@ -134,7 +189,8 @@ def evaluate_model(
     )
     return Offline(
         title=manifest.title,
-        churn=spec.churn_words,
+        target=spec.target_names[target],
+        churn=of.churn_words,
         horizon_ms=spec.horizon_ms,
         until_ms=known.until_ms,
         seen=[date for date in dates if date + spec.horizon_ms < learned_until],
@@ -146,21 +202,25 @@ def evaluate_model(
         examples=rows,
         points=points,
         scores=scores,
+        survival=survival,
     )
 
 
-def _baselines(history: History, scorer: Scorer) -> tuple[Baselines, int]:
-    """Fitted on what the model knew, and until when that was, ms UTC."""
+def _learned(history: History, scorer: Scorer) -> tuple[Examples, int]:
+    """Examples of what the model knew, and until when that was, ms UTC."""
     config = scorer.manifest.train_config or TrainConfig()
     until = scorer.manifest.labels_until
     until_ms = min(epoch_ms(until), history.known_until_ms) if until else history.known_until_ms
     known = History(history.layout, history.log, until_ms, history.inputs)
-    usable = draw(
-        known, examples_max=config.examples_max, every_ms=config.snapshot_every_ms, seed=config.seed
-    ).usable()
-    held = held_out(history.log.customers)[usable.customer]
-    spec = history.layout.spec
-    return Baselines.of(spec, usable.take(~held), usable.take(held), config.seed), until_ms
+    drawn = draw(known, examples_max=config.examples_max, every_ms=config.snapshot_every_ms, seed=config.seed)
+    return drawn, until_ms
+
+
+def _baselines(spec: Spec, learned: Examples, customers: list[str], scorer: Scorer) -> Baselines:
+    """Fitted on what the model knew, for the target whose labels the examples have."""
+    usable, config = learned.usable(), scorer.manifest.train_config or TrainConfig()
+    held = held_out(customers)[usable.customer]
+    return Baselines.of(spec, usable.take(~held), usable.take(held), config.seed)
 
 
 def _judged(
@@ -177,5 +237,5 @@ def _alerts(rows: Examples, p: NDArray[np.float64], scorer: Scorer) -> Threshold
     start = int(rows.as_of[decision].min())
     cut = rows.take(decision)
     manifest = scorer.manifest
-    chosen = Thresholds(manifest.enter, manifest.exit, manifest.alert_rate)
+    chosen = Thresholds(*manifest.thresholds_of(rows.target), manifest.alert_rate)
     return Peaks(start, horizon, cut.customer, cut.as_of, p[decision], cut.label).at(chosen)

@@ -81,7 +81,7 @@ def replay(config: Path | None, what: str, refold: bool, json_path: Path | None)
 def _replayed(settings: Settings, layout: Layout, case: Case) -> Replayed:
     from ebbtide.model.serving import runtime  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly
     from ebbtide.model.serving.folder import home_of, version_of  # noqa: PLC0415 - as above
-    from ebbtide.model.serving.scorer import Scorer  # noqa: PLC0415 - as above
+    from ebbtide.model.serving.scorer import Scorer, of_target  # noqa: PLC0415 - as above
 
     alert, audit = case.alert, case.audit
     runtime.configure()
@@ -90,7 +90,12 @@ def _replayed(settings: Settings, layout: Layout, case: Case) -> Replayed:
     home = settings.model.parent if of_one else home_of(settings.model)
     scorer = Scorer.load(home / str(alert.model_version), layout, key=key, whole=False)
     rows, as_of = audit.rows(layout), np.array([audit.as_of], np.int64)
-    p, why = scorer.score(rows, as_of)[0], scorer.explain(rows, as_of)
+    names = layout.spec.target_names
+    target = names.index(alert.target) if alert.target in names else 0
+    p, why = (
+        of_target(scorer.score(rows, as_of), target)[0],
+        scorer.explain(rows, as_of).of_target(target),
+    )
     found = compare(alert, audit, layout, p, why, runtime.platform())
     if case.history is None:
         return found

@@ -9,7 +9,7 @@ from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.ops.commands.options import DATE, dates, events_option, json_option
-from ebbtide.ops.commands.train import show_crossed
+from ebbtide.ops.commands.train import show_crossed, show_survival
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.tables import evaluation, metrics_by, moments
 from ebbtide.ops.tensorflow import load_tensorflow
@@ -78,7 +78,7 @@ def command(
         from ebbtide.model.serving.scorer import Scorer  # noqa: PLC0415 - loaded quietly above
         from ebbtide.model.training.by_customers import cross_validate  # noqa: PLC0415 - loaded quietly above
         from ebbtide.model.training.offline import evaluate_model  # noqa: PLC0415 - loaded quietly above
-        from ebbtide.model.training.plots import draw_plots  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.training.plots import draw_horizons, draw_plots  # noqa: PLC0415 - loaded quietly above
 
         version = locate(model_path)
         manifest = read_manifest(version)
@@ -99,7 +99,12 @@ def command(
             )  # fmt: skip
             if plots is not None:
                 progress("drawing")
-                draw_plots(plots, found.examples, found.scores)
+                for each in (found, *found.further):
+                    folder = plots / each.target if each is not found else plots
+                    folder.mkdir(parents=True, exist_ok=True)
+                    draw_plots(folder, each.examples, each.scores)
+                    if each.survival is not None:
+                        draw_horizons(folder, each.survival)
             if rows_path is not None:
                 progress("explaining")
                 why = scorer.explain(found.points.rows, found.points.as_of)
@@ -137,3 +142,7 @@ def show(data: dict[str, Any]) -> None:
         to.print(
             f"\nAlerts: {data['alerted']:.1%} of the customers (asked for {data['alert_rate']:.1%}){right}"
         )
+    show_survival(data)
+    for each in data["further"]:
+        to.print(f"\nTarget {each['target']}")
+        show(each)

@@ -24,6 +24,7 @@ from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import Steps
 from ebbtide.ops.replay.outcomes import Alerting
 from ebbtide.ops.replay.report import (
+    PRIMARY,
     Agreement,
     Judged,
     alerting,
@@ -69,7 +70,8 @@ def run(
     judged = [judge(each, history, scorer, baselines, BOOTSTRAP) for each in replayed.snapshots]
     agreement = compare(replayed, history, scorer)
     alerts = alerting(replayed, history)
-    data = as_json(replayed, log, judged, agreement, alerts)
+    others = {name: alerting(replayed, history, t) for t, name in list(enumerate(spec.target_names))[1:]}
+    data = as_json(replayed, log, judged, agreement, alerts, others)
     return _tables(replayed, judged, agreement, alerts, data, spec), data
 
 
@@ -124,6 +126,16 @@ def _tables(
         f"{agreement.missing} missing, {agreement.extra} extra",
         "worker": f"peak {replayed.peak_rss_bytes / 2**20:,.0f} MiB",
     }
+    for name, each in data["targets"].items():
+        right = "" if each["alert_precision"] is None else f", {each['alert_precision']:.1%} of them right"
+        ranked = ", ".join(
+            f"{j.further[name].values['auroc'][MODEL]:.3f} ({j.further[name].values['auroc'][PRIMARY]:.3f})"
+            for j in judged
+            if name in j.further
+        )
+        rows[f"target {name}"] = (
+            f"{each['alerts']:,} alerts{right}; AUROC by date {ranked}, in brackets by the primary head"
+        )
     for name, words in rows.items():
         totals.add_row(name, words)
     note = Text(

@@ -26,15 +26,17 @@ class Alerting:
         return self.right / self.known if self.known else float("nan")
 
 
-def alerting_of(history: History, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> Alerting:
-    """Of episodes of these customers that opened then, ms UTC. One was right if the customer was lost within the
-    horizon; its lead is how long before that it was said."""
+def alerting_of(
+    history: History, customer: NDArray[np.int32], as_of: NDArray[np.int64], target: int = 0
+) -> Alerting:
+    """Of episodes of these customers that opened then, ms UTC, for one target, by its index. One was right if the
+    customer was lost within the horizon; its lead is how long before that it was said."""
     if not len(customer):
         return Alerting(0, 0, 0, float("nan"))
-    label = history.labeller.label(customer, as_of)
+    label = history.labeller.label(customer, as_of, target)
     right = label == CHURNED
     known = right | (label == STAYED)
-    lead = lost_ms(history, customer[right], as_of[right]) - as_of[right]
+    lead = lost_ms(history, customer[right], as_of[right], target) - as_of[right]
     p50 = float(np.median(lead)) / DAY_MS if right.any() else float("nan")
     last_ms = np.zeros(len(history.log.customers), np.int64)
     np.maximum.at(last_ms, history.log.customer, history.log.time)
@@ -42,16 +44,20 @@ def alerting_of(history: History, customer: NDArray[np.int32], as_of: NDArray[np
     return Alerting(len(customer), int(known.sum()), int(right.sum()), p50, alone)
 
 
-def lost_ms(history: History, customer: NDArray[np.int32], as_of: NDArray[np.int64]) -> NDArray[np.int64]:
+def lost_ms(
+    history: History, customer: NDArray[np.int32], as_of: NDArray[np.int64], target: int = 0
+) -> NDArray[np.int64]:
     """int64[n], ms UTC: when each customer counts as lost: a horizon after the target's latest event at or before
-    `as_of`, or, where the event itself is churn, when it comes."""
-    if not history.layout.spec.churn_is_absence:
-        return history.labeller.target.after(customer, as_of)
-    who, when = _target_events(history)
+    `as_of`, or, where the event itself is churn, when it comes. Of a further target there may have been no event yet:
+    then a horizon after `as_of`."""
+    spec = history.layout.spec.only_target(target)
+    if not spec.churn_is_absence:
+        return history.labeller.events_of(target).after(customer, as_of)
+    who, when = _target_events(history, target)
     first, last = np.searchsorted(who, customer, "left"), np.searchsorted(who, customer, "right")
-    return history.layout.spec.horizon_ms + np.array(
+    return spec.horizon_ms + np.array(
         [
-            when[a + np.searchsorted(when[a:b], t, "right") - 1]
+            when[a + at - 1] if (at := np.searchsorted(when[a:b], t, "right")) else t
             for a, b, t in zip(first, last, as_of, strict=True)
         ],
         np.int64,
@@ -92,10 +98,10 @@ def foreseen(
 STILL_OPEN = int(NEVER)
 
 
-def _target_events(history: History) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _target_events(history: History, target: int = 0) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Customers and times, by customer, then time."""
     log = history.log
-    ours = history.layout.spec.target_events.of(log.kind, log.values)
+    ours = history.layout.spec.only_target(target).target_events.of(log.kind, log.values)
     who, when = log.customer[ours], log.time[ours]
     order = np.lexsort((when, who))
     return who[order], when[order]

@@ -3,7 +3,9 @@
 It is given what came out (`ops/replay/run.py`) and the log, and knows what followed each point; it talks to no server.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,22 +25,25 @@ from ebbtide.model.examples.labels import CHURNED, STAYED
 from ebbtide.model.examples.slices import held_out
 from ebbtide.model.fitting.baselines import Baselines
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
-from ebbtide.model.serving.scorer import Scorer
+from ebbtide.model.serving.scorer import Scorer, of_target
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.replay.outcomes import Alerting, alerting_of
 from ebbtide.ops.replay.run import Replayed, Snapshot
 
+PRIMARY = "primary"
 OF_TIME = -2
 """In the place of an offset: of a silence, which is told apart by its customer and time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A snapshot with its figures; `customers`: eligible, `evaluation.rows`: those of them whose horizon is known."""
+    """A snapshot with its figures; `customers`: eligible, `evaluation.rows`: those of them whose horizon is known.
+    further: of the other targets by name; there the baseline, `primary`, is what the primary head says of them."""
 
     as_of: int
     customers: int
     evaluation: Evaluation
+    further: dict[str, Evaluation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +87,19 @@ def judge(
     rows, times = snapshot.rows[usable], as_of[usable]
     cause = np.full(len(rows), SNAPSHOT, np.uint8)
     examples = Examples(snapshot.customer[usable], times, cause, label[usable], history.inputs(rows, times))
-    scores: dict[str, NDArray[Any]] = {MODEL: scorer.score(rows, times), **baselines.probabilities(examples)}
+    said = scorer.score(rows, times)
+    scores: dict[str, NDArray[Any]] = {MODEL: of_target(said, 0), **baselines.probabilities(examples)}
     evaluation = evaluate(scores, label[usable] == CHURNED, snapshot.customer[usable], bootstrap=bootstrap)
-    return Judged(snapshot.as_of, len(snapshot.rows), evaluation)
+    further = {}
+    for t, name in list(enumerate(history.layout.spec.target_names))[1:]:
+        of = history.labeller.label(examples.customer, times, t)
+        known = (of == CHURNED) | (of == STAYED)
+        if known.any():
+            both = {MODEL: of_target(said, t)[known], PRIMARY: of_target(said, 0)[known]}
+            further[name] = evaluate(
+                both, of[known] == CHURNED, examples.customer[known], bootstrap=bootstrap
+            )
+    return Judged(snapshot.as_of, len(snapshot.rows), evaluation, further)
 
 
 def compare(replayed: Replayed, history: History, scorer: Scorer) -> Agreement:
@@ -105,7 +120,7 @@ def compare(replayed: Replayed, history: History, scorer: Scorer) -> Agreement:
         own = points.scored & taken & (points.as_of >= replayed.from_ms)
         if not own.any():
             continue
-        p = scorer.score(points.rows[own], points.as_of[own])
+        p = of_target(scorer.score(points.rows[own], points.as_of[own]), 0)
         at_event = points.cause[own] == EVENT
         place = np.full(len(at_event), OF_TIME, np.int64)
         place[at_event] = replayed.offset[points.event[own][at_event] - replayed.start]
@@ -123,17 +138,23 @@ def compare(replayed: Replayed, history: History, scorer: Scorer) -> Agreement:
     return Agreement(same, missing, len(streamed), difference)
 
 
-def alerting(replayed: Replayed, history: History) -> Alerting:
-    """Of the episodes that were alerted about."""
-    opened = [alert for alert in replayed.alerts if alert.state == "opened"]
+def alerting(replayed: Replayed, history: History, target: int = 0) -> Alerting:
+    """Of the episodes of one target, by its index, that were alerted about."""
+    name = history.layout.spec.target_names[target]
+    opened = [alert for alert in replayed.alerts if alert.state == "opened" and alert.target == name]
     index = {name: i for i, name in enumerate(history.log.customers)}
     customer = np.array([index[alert.customer] for alert in opened], np.int32)
     as_of = np.array([epoch_ms(alert.decision.as_of) for alert in opened], np.int64)
-    return alerting_of(history, customer, as_of)
+    return alerting_of(history, customer, as_of, target)
 
 
 def as_json(
-    replayed: Replayed, log: EventLog, judged: list[Judged], agreement: Agreement, alerts: Alerting
+    replayed: Replayed,
+    log: EventLog,
+    judged: list[Judged],
+    agreement: Agreement,
+    alerts: Alerting,
+    further: Mapping[str, Alerting] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The report under stable names."""
     return {
@@ -142,12 +163,25 @@ def as_json(
         "customers": len(log.events.customers),
         "dead_letters": replayed.dead_letters,
         "snapshots": [
-            {**j.evaluation.as_json(), "as_of": format_time(j.as_of), "customers": j.customers}
+            {
+                **j.evaluation.as_json(),
+                "as_of": format_time(j.as_of),
+                "customers": j.customers,
+                "targets": {name: found.as_json() for name, found in j.further.items()},
+            }
             for j in judged
         ],
         "alerts": alerts.opened,
         "alerts_by_silence_alone": alerts.by_silence_alone,
         "alert_precision": None if np.isnan(alerts.precision) else alerts.precision,
+        "targets": {
+            name: {
+                "alerts": each.opened,
+                "alert_precision": None if np.isnan(each.precision) else each.precision,
+                "lead_time_days_p50": None if np.isnan(each.lead_days_p50) else each.lead_days_p50,
+            }
+            for name, each in further.items()
+        },
         "lead_time_days_p50": None if np.isnan(alerts.lead_days_p50) else alerts.lead_days_p50,
         "score_difference_max": agreement.difference_max,
         "decision_points": agreement.points,

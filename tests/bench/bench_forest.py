@@ -1,4 +1,4 @@
-"""What the forest and the sequence cost a scored row: one graph with and without each, in turn, on the same rows.
+"""What forest, sequence, survival and further heads cost a scored row: one graph with each and without, same rows.
 
     python -m tests.bench.bench_forest [--rows 32] [--seconds 4]
 
@@ -11,25 +11,52 @@ import statistics
 import tempfile
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.graph.hazard import Hazard
+from ebbtide.model.graph.head import Head
 from ebbtide.model.graph.network import build_network
 from ebbtide.model.graph.sizes import NetworkConfig
+from ebbtide.model.graph.standard import logs
 from ebbtide.model.serving.artifact import export
 from ebbtide.model.serving.scorer import Scorer
 from tests.support.seams.models import FACTS, forest_of, sample
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Variant(NamedTuple):
+    """Of a graph: with what of all that it may have; `heads`, with a forest each, beside the first one."""
+
+    sequence: bool = True
+    forest: bool = True
+    survival: bool = False
+    heads: int = 0
+
+
 VARIANTS = {
-    "network": (True, False),
-    "network and forest": (True, True),
-    "without sequence": (False, False),
-    "without sequence, and forest": (False, True),
+    "network": Variant(forest=False),
+    "network and forest": Variant(),
+    "… and survival": Variant(survival=True),
+    "… and a further head": Variant(survival=True, heads=1),
+    "… and three further heads": Variant(survival=True, heads=3),
+    "without sequence": Variant(sequence=False, forest=False),
+    "without sequence, and forest": Variant(sequence=False),
 }
+
+
+def hazard_of(spec: Spec) -> Hazard:
+    """Of random numbers."""
+    horizons, columns = spec.horizons_ms, len(logs(spec))
+    kernel = np.random.default_rng(0).normal(0.0, 0.1, (columns + 1, len(horizons) - 1)).astype(np.float32)
+    return Hazard(
+        horizons, horizons.index(spec.horizon_ms), True, kernel, np.zeros(len(horizons) - 1, np.float32)
+    )
 
 
 def main() -> None:
@@ -45,11 +72,13 @@ def main() -> None:
     layout, data = Layout(spec), sample(asked.rows, spec=spec)
     with tempfile.TemporaryDirectory() as folder:
         scorers = {}
-        for name, (sequence, forest) in VARIANTS.items():
+        for n, (name, (sequence, forest, survival, heads)) in enumerate(VARIANTS.items()):
             network = build_network(spec, NetworkConfig(sequence=sequence))
+            hazard = hazard_of(spec) if survival else None
             path = export(
-                Path(folder) / name, spec, network, Calibrator(), FACTS, (data.rows, data.as_of), sizes=(32,),
-                forest=forest_of(spec) if forest else None,
+                Path(folder) / str(n), spec, network, Calibrator(), FACTS, (data.rows, data.as_of), sizes=(32,),
+                forest=forest_of(spec) if forest else None, hazard=hazard,
+                further=[Head(network, Calibrator(), forest_of(spec), 0.4, hazard)] * heads,
             )  # fmt: skip
             scorers[name] = Scorer.load(path, layout)
         took: dict[str, list[float]] = {name: [] for name in scorers}

@@ -72,10 +72,14 @@ def demo_spec() -> Spec:
     return load_spec(ROOT / "ops" / "specs" / "demo.yaml").model_copy(update={"horizon_ms": 10 * DAY_MS})
 
 
-@cache
 def simulated(spec: Spec) -> EventBatch:
+    return _simulated(tuple(spec.kind_of_type.items()))
+
+
+@cache
+def _simulated(kind_of_type: tuple[tuple[str, int], ...]) -> EventBatch:
     sim = simulate(Scenario(seed=5, customers=400, start_ms=START, days=75.0, steady_days=30.0))
-    code = {TYPES.index(kind): n for kind, n in spec.kind_of_type.items()}
+    code = {TYPES.index(kind): n for kind, n in kind_of_type}
     kind = np.array([code[int(t)] for t in sim.events["type"]], np.uint8)
     plan = sim.events["type"] == TYPES.index("plan_changed")
     n = len(sim)

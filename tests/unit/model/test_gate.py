@@ -7,10 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import EVENT, SILENCE
 from ebbtide.featurestore.record.replay import SNAPSHOT
-from ebbtide.featurestore.spec import parse_spec
+from ebbtide.featurestore.spec import dump_spec, parse_spec
 from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.judging.evaluate import Evaluation, evaluate
@@ -168,6 +169,43 @@ def test_the_gate_refuses_probabilities_twice_too_high() -> None:
     off = [each.figure for each in found if "mean probability" in each.figure]
     assert len(off) == 1
     assert off[0].endswith("just after an event")
+
+
+def test_slices_are_those_that_the_spec_names() -> None:
+    """In place of its categories and bands; a slice that is large enough counts at the gate."""
+    named = [
+        {"name": "subscribers", "kind": "plan", "is": "plus"},
+        {"name": "newcomers", "tenure": ["0d", "30d"]},
+    ]
+    spec = parse_spec({**dump_spec(SPEC), "slices": named})
+    rows, p = decisions(10, snapshots=900)
+    at = {feature.name: i for i, feature in enumerate(features(spec))}
+    plus, new = np.flatnonzero(rows.snapshot)[:300], np.flatnonzero(rows.snapshot)[200:600]
+    rows.features[:, at["tenure"]] = 30.0
+    rows.features[plus, at["plan_is_plus"]] = 1.0
+    rows.features[new, at["tenure"]] = 29.9
+    masks = slices_of(rows, spec)
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in masks.items()} == {
+        "subscribers": plus.tolist(), "newcomers": new.tolist(),
+    }  # fmt: skip
+    parts = judge_parts(rows, {"model": 1 - p, "recency": p}, masks, bootstrap=100)
+    found = refusals(snapshots_of(p, rows.churned.astype(float), p), [], parts, None)
+    assert {"subscribers", "newcomers"} == {name for name in masks for each in found if name in each.figure}
+
+
+@pytest.mark.parametrize(
+    ("slices", "said"),
+    [
+        ([{"name": "x", "kind": "plan", "is": "gold"}], "'gold' is no category of an attribute plan"),
+        ([{"name": "x", "kind": "plan"}], "kind and is go together"),
+        ([{"name": "x", "tenure": ["3d", "3d"]}], "the first one shorter"),
+        ([{"name": "x"}], "give kind and is, or tenure"),
+        ([{"name": "x", "tenure": ["0d", "3d"]}] * 2, "slice x is named twice"),
+    ],
+)
+def test_a_slice_that_is_none_is_refused(slices: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        parse_spec({**dump_spec(SPEC), "slices": slices})
 
 
 def test_the_gate_refuses_alerts_that_nobody_asked_for() -> None:

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 import orjson
 import pytest
+from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.fold import SILENCE, Folder
 from ebbtide.featurestore.record.layout import Rows
+from ebbtide.model.explaining.explained import Explained
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.decision.policy import Asked
@@ -97,3 +99,34 @@ async def test_who_left_needs_no_reasons(desk: Desk) -> None:
     desk._rows.clear()
     with pytest.raises(ScorerUnavailable, match="broken on purpose"):
         await desk.alerts(silences())
+
+
+class Foresighted(FussyModel):
+    """Knows that nothing comes at a rate of a tenth a day; NaN where it cannot explain."""
+
+    def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
+        found = super().explain(rows, as_of)
+        days = np.array(SPEC.horizons_ms) / DAY_MS
+        survival = np.repeat(np.exp(-days / 10)[None, :], len(rows), axis=0).astype(np.float32)
+        survival[np.isnan(found.logit)] = np.nan
+        return found._replace(survival=survival)
+
+
+async def test_an_alert_says_when_if_the_model_knows() -> None:
+    """Of a row that it cannot explain the alert says nothing of the kind, and goes out."""
+    desk = Desk(Foresighted(nans=[3], sizes=(8,)))
+    serving = asyncio.create_task(desk.batcher.run())
+    found = {alert.customer: alert for alert in await desk.alerts(silences())}
+    serving.cancel()
+    desk.batcher.close()
+    assert found["customer-2"].survival is None and found["customer-2"].activity_in_days is None
+    alert = found["customer-0"]
+    assert alert.survival is not None and alert.activity_in_days is not None
+    assert [at.horizon_days for at in alert.survival] == [h / DAY_MS for h in SPEC.horizons_ms]
+    assert [at.probability for at in alert.survival] == pytest.approx(
+        [np.exp(-h / DAY_MS / 10) for h in SPEC.horizons_ms], abs=1e-6
+    )
+    assert alert.activity_in_days.p50 == pytest.approx(10 * np.log(2), abs=1e-3)
+    assert alert.activity_in_days.p90 == pytest.approx(10 * np.log(10), abs=1e-3)
+    assert alert.lost_at is not None
+    assert alert.lost_at.timestamp() * 1000 == T0 + SPEC.horizon_ms
