@@ -67,6 +67,8 @@ def weights(path: Path) -> list[bytes]:
     return [name.encode() + np.asarray(reader.get_tensor(name)).tobytes() for name in names if name[0] != "_"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_line_is_train_model_with_stages(world: Path, tmp_path: Path) -> None:
     """The same weights, figures, thresholds and answers, whoever asks."""
     config = load_config(world / "pipeline.yaml")
@@ -100,6 +102,7 @@ def test_a_second_run_makes_nothing(world: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_what_is_read_back_gives_the_same_model(tmp_path: Path) -> None:
     """Two targets; the later stages from the artifacts of the earlier ones, by who has made none of them."""
     copy = tmp_path
@@ -134,6 +137,7 @@ def kill_in(stage: str, file: Path, runs: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", ["example_gen", "transform", "trainer", "infra_validator"])
 def test_a_killed_run_goes_on_where_it_was(copy: Path, stage: str) -> None:
     store = Store(copy / "runs")

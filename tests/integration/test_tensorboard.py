@@ -22,7 +22,7 @@ SPEC = demo_spec()
 
 @pytest.fixture(scope="module")
 def rows() -> Examples:
-    return draw(History(Layout(SPEC), simulated(SPEC), KNOWN_UNTIL), examples_max=3_000).usable()
+    return draw(History(Layout(SPEC), simulated(demo_spec()), KNOWN_UNTIL), examples_max=3_000).usable()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_embeddings_are_shown_without_ids(trained: tuple[Fit, Path], rows: Examp
     assert head.split("\t") == ["outcome", "days of silence"]
     assert {line.split("\t")[0] for line in outcomes} == {"churned", "stayed"} and len(outcomes) == 2_000
     text = "".join(path.read_text() for path in (trained[1] / EMBEDDINGS).iterdir())
-    assert not any(customer in text for customer in simulated(SPEC).customers)
+    assert not any(customer in text for customer in simulated(demo_spec()).customers)
 
 
 def test_a_published_folder_holds_no_states(rows: Examples, tmp_path: Path) -> None:
