@@ -133,8 +133,9 @@ class Batcher:
             found = await self._explainer.run(self._scorer(serving).guarded.explain, rows, as_of)
         finally:
             del self._explaining_s[call]
-        failed = int(np.isnan(found.logit).sum())
-        self._telemetry.explained(len(rows), int((~found.holds).sum()) - failed, failed)
+        failed = np.isnan(found.logit)
+        inexact = ~np.all([each.holds for each in (found, *found.further)], axis=0) & ~failed
+        self._telemetry.explained(len(rows), int(inexact.sum()), int(failed.sum()))
         return found
 
     async def run(self) -> None:

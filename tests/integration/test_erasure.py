@@ -65,8 +65,8 @@ def life(world: World) -> list[Message]:
 
 def outputs(world: World) -> tuple[str, ...]:
     topics = world.settings.topics
-    assert topics.scores is not None
-    return topics.alerts, topics.dead_letters, topics.scores
+    assert topics.scores is not None and topics.audit is not None
+    return topics.alerts, topics.dead_letters, topics.scores, topics.audit
 
 
 async def of_ann(world: World, topic: str) -> list[bytes | None]:
@@ -135,7 +135,7 @@ class Server:
 
 @asynccontextmanager
 async def world_of(stack: Services, name: str) -> AsyncIterator[tuple[World, Server]]:
-    world = World(stack, name, scores=True)
+    world = World(stack, name, scores=True, audit=True)
     await world.create()
     async with Redis.from_url(stack.redis_url) as redis:
         yield world, Server(redis, world)

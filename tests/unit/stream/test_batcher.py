@@ -1,6 +1,7 @@
 """The dispatch decision, by table; and the batcher's loop around it, with a model that only counts."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -110,6 +111,36 @@ class Doubled(ArithmeticModel):
 
 def batcher_of(model: ArithmeticModel, heard: Listener) -> Batcher:
     return Batcher(lambda: model, SystemClock(), heard, deadline_s=60.0, linger_s=0.0)
+
+
+class Thoughtful(ArithmeticModel):
+    """Explains when it is let to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.may = threading.Event(), threading.Event()
+
+    def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
+        self.asked.set()
+        assert self.may.wait(10)
+        return super().explain(rows, as_of)
+
+
+async def test_no_dispatch_waits_for_an_explanation() -> None:
+    """While one is under way, which shows in the age of the oldest call, rows are scored as ever."""
+    heard, model = Listener(), Thoughtful()
+    batcher = batcher_of(model, heard)
+    loop = asyncio.create_task(batcher.run())
+    as_of = np.ones(3, np.int64)
+    why = asyncio.create_task(batcher.explain(rows_of(3), as_of, model))
+    assert await asyncio.to_thread(model.asked.wait, 10)
+    async with asyncio.timeout(5):
+        scored = await batcher.score(rows_of(3), as_of, events=3, oldest_ms=0)
+    assert len(scored.p) == 3 and not why.done() and batcher.call_age_s > 0
+    model.may.set()
+    assert (await why).holds.all() and batcher.call_age_s == 0
+    loop.cancel()
+    batcher.close()
 
 
 async def test_requests_share_dispatches_and_get_their_own_scores() -> None:

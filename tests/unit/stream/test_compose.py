@@ -44,9 +44,10 @@ def silences() -> list[LogRecord]:
 class Desk:
     """Decides and composes, batch by batch: an episode opens at the first silence, whatever the model would say."""
 
-    def __init__(self, model: FussyModel) -> None:
+    def __init__(self, model: FussyModel, heard: Telemetry | None = None) -> None:
         self.model = model
-        self.batcher = Batcher(lambda: model, SystemClock(), Telemetry(), deadline_s=60.0, linger_s=0.0)
+        heard = heard or Telemetry()
+        self.batcher = Batcher(lambda: model, SystemClock(), heard, deadline_s=60.0, linger_s=0.0)
         self._rows: dict[str, Rows] = {}
 
     async def alerts(self, records: Sequence[LogRecord]) -> list[Alert]:
@@ -88,6 +89,39 @@ async def test_an_alert_without_reasons_goes_out(desk: Desk, visits: int, kind: 
     assert await desk.alerts(silences()) == [
         alert.model_copy(update={"reasons": ()}) if alert.customer == lacking else alert for alert in whole
     ]
+
+
+class Counting(Telemetry):
+    """How many rows were explained, inexactly, not at all."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(3, np.int64)
+
+    def explained(self, rows: int, inexact: int, failed: int) -> None:
+        self.counts += (rows, inexact, failed)
+
+
+class Off(FussyModel):
+    """The parts of rows of two visits leave a tenth of a logit unexplained."""
+
+    def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
+        why = super().explain(rows, as_of)
+        return why._replace(
+            logit=why.logit + np.where(rows["activity_count"] == 2, 0.1, 0.0).astype(np.float32)
+        )
+
+
+async def test_what_does_not_add_up_is_not_sent_but_counted() -> None:
+    counting = Counting()
+    desk = Desk(Off(sizes=(8,)), counting)
+    serving = asyncio.create_task(desk.batcher.run())
+    alerts = await desk.alerts(silences())
+    serving.cancel()
+    desk.batcher.close()
+    assert {alert.customer: bool(alert.reasons) for alert in alerts} == {
+        f"customer-{k}": k != 1 for k in range(CUSTOMERS)
+    }
+    assert counting.counts.tolist() == [CUSTOMERS, 1, 0]
 
 
 async def test_who_left_needs_no_reasons(desk: Desk) -> None:
