@@ -65,13 +65,13 @@ async def _find(settings: Settings, layout: Layout, customer: str) -> Found | No
 
 
 def _ask(settings: Settings, layout: Layout) -> Ask:
+    from ebbtide.model.serving.scorer import of_target  # noqa: PLC0415 - as below
     from ebbtide.ops.worker.compose import load_slot  # noqa: PLC0415 - brings TensorFlow, which is loaded quietly
 
     serving = load_slot(settings, layout, whole=False).current
 
     async def ask(rows: Rows, as_of: NDArray[np.int64]) -> Asked:
-        return Asked(
-            serving.model.score(rows, as_of), serving.model.explain(rows[:1], as_of[:1]), serving.version
-        )
+        p = of_target(serving.model.score(rows, as_of), 0)
+        return Asked(p, serving.model.explain(rows[:1], as_of[:1]), serving.version)
 
     return ask

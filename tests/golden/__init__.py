@@ -54,7 +54,16 @@ RICH = {
     "days_active": [2], "sequence": {"length": 4, "coalesce": "10m"}, "dedupe": 2, "silence": {"first": "3h"},
     "eligibility": {"max_tenure": "30d"},
 }  # fmt: skip
-MADE = {"small": SMALL, "rich": RICH}
+SEVERAL = {
+    **SMALL,
+    "name": "several",
+    "targets": [
+        {"name": "sale", "kinds": ["buy"], "where": {"above": 50}},
+        {"name": "look", "kinds": ["visit"]},
+        {"name": "leave", "kinds": ["close"], "churn_when": "present"},
+    ],
+}
+MADE = {"small": SMALL, "rich": RICH, "several": SEVERAL}
 """Specs of our own: what existed first, and what came later."""
 EVENTS = 80
 START_MS = 1_700_000_000_000
