@@ -1,7 +1,7 @@
 """How a model is trained: every number that is a choice, in one frozen object, with the reason beside it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,7 +27,7 @@ class TrainConfig(BaseModel):
     learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.3
     network: NetworkConfig = NetworkConfig(dropout=DROPOUT)
-    """`network.mixed_precision` trains in bfloat16 on a GPU; its `seed` is overridden by ours."""
+    """`network.precision`: of the training on a GPU; its `seed` is overridden by ours."""
     forest_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """How much of the logit is the forest's; None: what cross-fitting finds."""
     refit: bool = True
@@ -37,6 +37,8 @@ class TrainConfig(BaseModel):
     bootstrap: Annotated[int, Field(ge=20)] = 400
     """Resamplings of customers behind each interval."""
     seed: int = 0
+    strategy: Literal["auto", "one_device", "mirrored", "multi_worker", "parameter_server", "tpu"] = "auto"
+    """Where the network is trained: see `model/fitting/distribute.py`."""
     log_dir: Path | None = None
     """Where TensorBoard finds the curves; None: nowhere."""
     model_config = ConfigDict(frozen=True, extra="forbid")

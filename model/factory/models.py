@@ -89,7 +89,7 @@ def carriers(name: str, work: Work) -> Carriers:
         return learned_from(prepared.usable if all_labelled else prepared.early, plan.config)
 
     def network(weights: list[Any]) -> keras.Model:
-        plain = {"mixed_precision": False, "dropout": 0.0, "seed": plan.config.seed}
+        plain = {"precision": "float32", "dropout": 0.0, "seed": plan.config.seed}
         built = build_network(plan.spec, plan.config.network.model_copy(update=plain))
         built.set_weights(weights)
         return built

@@ -32,6 +32,7 @@ from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.shards import Shards, epochs_of
 from ebbtide.model.fitting.board import Board
+from ebbtide.model.fitting.distribute import Steps, clip_of, is_asynchronous, is_plain, strategy_of
 from ebbtide.model.fitting.linear import fit_logistic
 from ebbtide.model.graph.network import adapt, build_network, copy_trunk, has_sequence, in_float32
 from ebbtide.model.judging.metrics import Ranking, log_loss
@@ -67,21 +68,29 @@ class Trainer:
         self.spec, self.config = spec, config
         self._sizes = config.network.model_copy(update={"seed": config.seed})
         self._batch = max(1, min(config.batch, rows))
-        with strategy().scope():
+        self._strategy = strategy_of(config.strategy)
+        self._plain = is_plain(self._strategy)
+        with self._strategy.scope():
             self._network = build_network(spec, self._sizes)
             if head_only and has_sequence(self._network):
                 self._network.get_layer("recurrent").trainable = False
             self._optimizer = keras.optimizers.AdamW(
-                config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0
+                config.learning_rate,
+                weight_decay=config.weight_decay,
+                global_clipnorm=clip_of(self._strategy),
             )
             # Decay pulls towards zero, and the wide path does not begin there.
             self._optimizer.exclude_from_weight_decay(var_list=self._last_layer()[:1])
+            if config.network.precision == "mixed_float16":
+                self._optimizer = keras.optimizers.LossScaleOptimizer(self._optimizer)
             self._optimizer.build(self._network.trainable_variables)
             self._network.compile(
                 self._optimizer,
                 loss=keras.losses.BinaryCrossentropy(from_logits=True),
                 jit_compile=rows * config.epochs_max >= XLA_ROWS_MIN,
             )
+        # What a person or a check may ask at once, where the trained one lies on several devices.
+        self._shown = self._network if self._plain else build_network(spec, self._sizes)
         # All of it: weights, the seeds that dropout draws from, and the optimizer's moments and step.
         self._variables = [*self._network.variables, *self._optimizer.variables]
         self._first = [np.asarray(variable) for variable in self._variables]
@@ -108,18 +117,59 @@ class Trainer:
         rows = len(train if stream is None else stream)
         batch = min(self._batch, rows)  # only whole batches are taken
         board = Board(self.config.log_dir, run, train)
-        watch = _Watch(watched, self.config, epochs, rows // batch, board, progress, seen)
+        watch = _Watch(watched, self.config, epochs, rows // batch, board, progress, seen, self._now)
         if epochs:
-            data = batches(train, batch, self.config.seed)
-            steps = None
-            if stream is not None:
-                data, steps = epochs_of(stream, batch, self.config.seed, epochs), stream.steps(batch)
-            self._network.fit(
-                data, epochs=epochs, steps_per_epoch=steps, verbose=0, callbacks=[watch], shuffle=False
-            )
+            seed = self.config.seed
+            if not self._plain:
+                self._fit_across(self._data(train, stream, batch), epochs, rows // batch, batch, watch)
+            elif stream is None:
+                self._network.fit(
+                    batches(train, batch, seed), epochs=epochs, verbose=0, callbacks=[watch], shuffle=False
+                )
+            else:
+                self._network.fit(
+                    epochs_of(stream, batch, seed, epochs), epochs=epochs, steps_per_epoch=stream.steps(batch),
+                    verbose=0, callbacks=[watch], shuffle=False,
+                )  # fmt: skip
         for weights, start in zip(self._last_layer(), linear, strict=True):
             weights.assign(start + shrinkage * (np.asarray(weights) - start))
         return Fit(in_float32(self._network, self.spec, self._sizes), watch.loss, watch.logits)
+
+    def _data(self, train: Examples, stream: Shards | None, batch: int) -> Callable[[int], tf.data.Dataset]:
+        """The dataset of an epoch. Rows in memory are one dataset, which shuffles anew each time it is gone through;
+        for workers elsewhere it is made there."""
+        seed = self.config.seed
+        if stream is not None:
+            return lambda epoch: stream.batches(batch, seed, epoch)
+        if is_asynchronous(self._strategy):
+            return lambda _: batches(train, batch, seed)
+        data = batches(train, batch, seed)
+        return lambda _: data
+
+    def _fit_across(
+        self, data: Callable[[int], tf.data.Dataset], epochs: int, steps: int, batch: int, watch: "_Watch"
+    ) -> None:
+        """The same over several replicas: the callbacks are called as Keras' `fit` calls them. data: of an epoch."""
+        self._network.stop_training = False
+        watch.set_model(self._network)
+        taken = Steps(self._strategy, self._network, self._optimizer, batch)
+        before, after = watch.on_train_batch_begin, watch.on_train_batch_end
+        watch.on_train_begin()
+        for epoch in range(epochs):
+            if is_asynchronous(self._strategy):
+                lost = taken.scheduled(lambda: data(0), steps, before, after)
+            else:
+                lost = taken.epoch(data(epoch), before, after)
+            watch.on_epoch_end(epoch, {"loss": lost})
+            if self._network.stop_training:
+                break
+        watch.on_train_end()
+
+    def _now(self) -> keras.Model:
+        """The network as it is, in one place."""
+        if not self._plain:
+            self._shown.set_weights([np.asarray(weight) for weight in self._network.weights])
+        return self._shown
 
     def _last_layer(self) -> list[Any]:
         """The weights in which the logit is linear: wide kernel, then the deep path's last kernel and bias."""
@@ -173,14 +223,6 @@ def batches(examples: Examples, batch: int, seed: int) -> tf.data.Dataset:
     return indices.batch(batch, drop_remainder=True).map(gather, num_parallel_calls=2).prefetch(4)
 
 
-def strategy() -> tf.distribute.Strategy:
-    """All visible GPUs, mirrored; the one there is; or the CPU."""
-    gpus = tf.config.list_logical_devices("GPU")
-    if len(gpus) > 1:
-        return tf.distribute.MirroredStrategy()
-    return tf.distribute.OneDeviceStrategy("/GPU:0" if gpus else "/CPU:0")
-
-
 class _Watch(keras.callbacks.Callback):
     """The learning rate before each batch; before the first and after each epoch the watched rows' logits, and when to
     stop."""
@@ -194,8 +236,10 @@ class _Watch(keras.callbacks.Callback):
         board: Board,
         progress: Callable[[float], None],
         seen: Callable[[int, float], None],
+        now: Callable[[], keras.Model],
     ) -> None:
         super().__init__()
+        self._now = now
         self.loss: list[float] = []
         self._logits: list[NDArray[np.float32]] = []
         self._losses: list[float] = []
@@ -208,7 +252,7 @@ class _Watch(keras.callbacks.Callback):
         return np.stack(self._logits) if self._logits else np.zeros((len(self.loss) + 1, 0), np.float32)
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras calls it with logs
-        self._board.begins(self.model)
+        self._board.begins(self._now())
         self._look()
 
     def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras calls it with logs
@@ -234,14 +278,14 @@ class _Watch(keras.callbacks.Callback):
             watched = {"validation": self._losses[-1], "auroc": ranking.auroc(self._rows.weights())}
             self._seen(epoch + 1, self._losses[-1])
         rate = float(np.asarray(self.model.optimizer.learning_rate))
-        self._board.histograms(epoch + 1, self.model)
+        self._board.histograms(epoch + 1, self._now())
         self._board.scalars(epoch + 1, loss=self.loss[-1], learning_rate=rate, **watched)
 
     def _look(self) -> None:
         """The watched rows, at the shrinkage that suits them best: that is what is judged, so that is what counts."""
         if self._rows is None:
             return
-        self._logits.append(logits(self.model, self._rows.inputs))
+        self._logits.append(logits(self._now(), self._rows.inputs))
         linear, trained = (self._logits[at].astype(np.float64) for at in (0, -1))
         y, weight = self._rows.churned, self._rows.weights()
         mixed = (linear + shrinkage * (trained - linear) for shrinkage in SHRINKAGES)

@@ -59,7 +59,7 @@ def build_network(spec: Spec, config: NetworkConfig | None = None) -> keras.Mode
     Output: logit f4[n], not calibrated. Call `adapt` on training data before the first fit.
     """
     config = config or NetworkConfig()
-    precision = "mixed_bfloat16" if config.mixed_precision else "float32"
+    precision = config.precision
     listed, length = features(spec), spec.sequence.length
     dense = keras.Input((len(listed),), name="features", dtype="float32")
     ring = {
@@ -173,6 +173,6 @@ def copy_trunk(source: keras.Model, target: keras.Model) -> None:
 
 def in_float32(network: keras.Model, spec: Spec, config: NetworkConfig) -> keras.Model:
     """The network to be served: the same weights, float32 throughout, no dropout left to chance."""
-    served = build_network(spec, config.model_copy(update={"mixed_precision": False, "dropout": 0.0}))
+    served = build_network(spec, config.model_copy(update={"precision": "float32", "dropout": 0.0}))
     served.set_weights(network.get_weights())
     return served

@@ -16,9 +16,12 @@ from ebbtide.ops.pipeline.config import PipelineConfig, load_config
 from ebbtide.ops.pipeline.run import NAMES, Runner, pushed
 from ebbtide.ops.pipeline.store import Store
 from ebbtide.ops.pipeline.watch import watch as keep_watching
-from ebbtide.ops.tensorflow import load_tensorflow
+from ebbtide.ops.tensorflow import hushed, load_tensorflow
 from ebbtide.stream.clock import SystemClock
 
+CLUSTERED = ("multi_worker", "parameter_server")
+DISTRIBUTED = ("trainer", "refitter")
+"""Stages that every worker runs at once; the others run on one machine."""
 config_option = click.option(
     "--config", "file", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE",
     help="The pipeline in YAML: events, spec, out, runs.",
@@ -57,6 +60,10 @@ def stage(name: str, file: Path, json_path: Path | None) -> None:
     config = load_config(file)
     with steps() as progress:
         runner = _runner(config, progress)
+        if config.train.strategy == "multi_worker" and name in DISTRIBUTED and not _leads(progress):
+            progress(f"{name} (with the first worker, who keeps it)")
+            runner.follow(name)
+            return
         record = runner.run([name])
         if name == "schema_gen":
             config.offer_schema(runner.value("schema_gen"))
@@ -113,6 +120,14 @@ def watch(file: Path) -> None:
     keep_watching(file, lambda words: console().print(words, soft_wrap=True))
 
 
+def _leads(progress: Steps) -> bool:
+    progress("loading TensorFlow")
+    with hushed():
+        from ebbtide.model.fitting.distribute import leads  # noqa: PLC0415 - the import is what is hushed
+
+        return leads("multi_worker")
+
+
 def _runner(config: PipelineConfig, progress: Steps) -> Runner:
     clock = SystemClock()
     progress("reading what there is")
@@ -123,6 +138,12 @@ def _runner(config: PipelineConfig, progress: Steps) -> Runner:
 
     def loading() -> None:
         progress("loading TensorFlow")
+        if config.train.strategy in CLUSTERED:
+            with hushed():  # before anything else is asked of TensorFlow
+                from ebbtide.model.fitting.distribute import serve, strategy_of  # noqa: PLC0415 - loaded quietly
+
+            serve(config.train.strategy)
+            strategy_of(config.train.strategy)
         load_tensorflow()
 
     config.out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ the run with its name, its words and what to do; what was made before it stays.
 
 import errno
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,6 +90,20 @@ class Runner:
                 }  # fmt: skip
                 self.store.write_run(number, record)
             return record
+
+    def follow(self, name: str) -> None:
+        """Make a stage for the sake of the others who make it (a worker of several that is not the first): nothing is
+        kept, and nobody is locked out. Raises InputMissing, StageFailed."""
+        self.look()
+        stage = BY_NAME[name]
+        if missing := [each for each in stage.inputs if each not in self._found]:
+            raise InputMissing(
+                f"stage {name} reads what {missing[0]} makes, and that is not there",
+                hint=f"run `ebbtide pipeline stage {missing[0]}` on one machine first",
+            )
+        self._quietly(stage)
+        with _named(stage), tempfile.TemporaryDirectory(prefix="ebbtide-follow-") as folder:
+            stage.make(self._work(stage, Path(folder)))
 
     def key(self, stage: Stage) -> str | None:
         """What its artifact is found by; None where an input is not there."""

@@ -68,7 +68,7 @@ def test_constant_features_stay_silent_extremes_are_clipped() -> None:
 
 
 def test_what_trained_in_bfloat16_is_served_in_float32() -> None:
-    config = NetworkConfig(mixed_precision=True, dropout=0.3)
+    config = NetworkConfig(precision="mixed_bfloat16", dropout=0.3)
     trained, inputs = build_network(SPEC, config), parts()
     adapt(trained, inputs)
     served = in_float32(trained, SPEC, config)

@@ -1,0 +1,221 @@
+"""The same training over several devices and processes: real ones, against one process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ebbtide.featurestore.record.layout import Layout
+from ebbtide.model.examples.dataset import History, draw
+from ebbtide.model.examples.shards import write_shards
+from ebbtide.model.judging.metrics import log_loss
+from ebbtide.ops.pipeline.config import load_config
+from ebbtide.ops.pipeline.run import Runner
+from ebbtide.ops.pipeline.store import Store
+from ebbtide.ops.pipeline.train import EXAMPLES
+from ebbtide.stream.clock import SystemClock
+from tests.integration.test_train import KNOWN_UNTIL, demo_spec, simulated
+from tests.support.factory import TRAIN, write_config, write_events
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCHS = 2
+LIMIT_S = 200
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = demo_spec()
+    folder = tmp_path_factory.mktemp("distributed") / "examples"
+    write_shards(
+        folder, draw(History(Layout(spec), simulated(demo_spec()), KNOWN_UNTIL), examples_max=3_000).usable()
+    )
+    return folder
+
+
+def task(
+    strategy: str, shards: Path, out: Path, dropout: float = 0.0, cluster: dict[str, Any] | None = None
+) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment |= {} if cluster is None else configured(cluster)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.distributed_main", strategy, str(shards), str(out), str(dropout),
+         str(EPOCHS)],
+        cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def configured(cluster: dict[str, Any]) -> dict[str, str]:
+    return {"TF_CONFIG": json.dumps(cluster)}
+
+
+def member(cluster: dict[str, list[str]], job: str, index: int) -> dict[str, Any]:
+    """TF_CONFIG of one task."""
+    return {"cluster": cluster, "task": {"type": job, "index": index}}
+
+
+def result(process: subprocess.Popen[str], out: Path) -> dict[str, Any]:
+    _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, said[-2_000:]
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def addresses(count: int) -> list[str]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    found = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("alone") / "out.json"
+    return result(task("alone", shards, out), out)
+
+
+def assert_same(found: dict[str, Any], alone: dict[str, Any]) -> None:
+    """Sums in another order: nothing else."""
+    assert found["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+    assert np.abs(np.array(found["logits"]) - np.array(alone["logits"])).max() < 1e-3
+
+
+def test_mirrored_devices_compute_what_one_does(shards: Path, alone: dict[str, Any], tmp_path: Path) -> None:
+    assert_same(result(task("mirrored", shards, tmp_path / "out.json"), tmp_path / "out.json"), alone)
+
+
+def test_two_workers_compute_what_one_does(shards: Path, alone: dict[str, Any], tmp_path: Path) -> None:
+    cluster = {"worker": addresses(2)}
+    processes = [
+        task("multi_worker", shards, tmp_path / f"{index}.json", 0.0, member(cluster, "worker", index))
+        for index in (0, 1)
+    ]  # fmt: skip
+    try:
+        found = result(processes[0], tmp_path / "0.json")
+        processes[1].communicate(timeout=30)
+    finally:
+        for process in processes:
+            process.kill()
+    assert_same(found, alone)
+    assert not (tmp_path / "1.json").exists(), "the first worker alone writes"
+
+
+def test_a_parameter_server_learns_as_well(shards: Path, alone: dict[str, Any], tmp_path: Path) -> None:
+    """Asynchronous: other numbers each time, so what is asked is how well it does on rows it has not seen."""
+    chief, *workers, keeper = addresses(4)
+    cluster = {"chief": [chief], "worker": workers, "ps": [keeper]}
+    tasks = [("worker", 0), ("worker", 1), ("ps", 0), ("chief", 0)]
+    processes = [
+        task(
+            "parameter_server",
+            shards,
+            tmp_path / "out.json",
+            0.0,
+            {"cluster": cluster, "task": {"type": job, "index": at}},
+        )
+        for job, at in tasks
+    ]
+    try:
+        found = result(processes[-1], tmp_path / "out.json")
+    finally:
+        for process in processes:
+            process.kill()
+    spec = demo_spec()
+    rows = draw(History(Layout(spec), simulated(demo_spec()), KNOWN_UNTIL), examples_max=3_000).usable()
+    later = rows.take(rows.customer % 2 == 1)
+    lost = [
+        log_loss(1 / (1 + np.exp(-np.array(of["logits"]))), later.churned, later.weights())
+        for of in (found, alone)
+    ]
+    assert lost[0] == pytest.approx(lost[1], abs=0.01)
+    assert len(found["loss"]) == EPOCHS and found["loss"][-1] < found["loss"][0] + 0.01
+
+
+def test_dropout_over_devices_learns_as_well(shards: Path, tmp_path: Path) -> None:
+    """Each replica draws its own: the curves are near, not the same."""
+    one = task("alone", shards, tmp_path / "one.json", 0.3)
+    two = task("mirrored", shards, tmp_path / "two.json", 0.3)
+    a, b = result(one, tmp_path / "one.json"), result(two, tmp_path / "two.json")
+    assert b["loss"] == pytest.approx(a["loss"], abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_pipelines_trainer_runs_on_two_workers(tmp_path: Path) -> None:
+    """The stages before it on one machine, the trainer on two at once: the recipe of one process, its loss within a
+    thousandth; the first one keeps the artifact."""
+    write_events(tmp_path / "events")
+    train = {**TRAIN, "network": {**TRAIN["network"], "dropout": 0.0}}
+    made = {}
+    for strategy, workers in (("one_device", 1), ("multi_worker", 2)):
+        file = write_config(tmp_path, runs=strategy, train={**train, "strategy": strategy})
+        config = load_config(file)
+        run = Runner(Store(config.runs), config.plan(), SystemClock())
+        run.run(EXAMPLES)
+        cluster = {"worker": addresses(workers)}
+        command = [
+            sys.executable,
+            "-m",
+            "ebbtide.ops.cli",
+            "pipeline",
+            "stage",
+            "trainer",
+            "--config",
+            str(file),
+        ]
+        processes = [
+            subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", **configured(member(cluster, "worker", at))},
+            )
+            for at in range(workers)
+        ]  # fmt: skip
+        try:
+            for process in processes:
+                _, said = process.communicate(timeout=280)
+                assert process.returncode == 0, said[-2_000:]
+        finally:
+            for process in processes:
+                process.kill()
+        run.look()
+        made[strategy] = run.value("trainer").found.recipe
+    one, two = made.values()
+    assert (one.epochs, one.share) == (two.epochs, two.share)
+    assert two.log_loss == pytest.approx(one.log_loss, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "cluster", "words"),
+    [
+        ("tpu", None, "there is no TPU here"),
+        ("multi_worker", None, "TF_CONFIG names no worker"),
+        (
+            "multi_worker",
+            {"cluster": {"worker": ["127.0.0.1:1"]}, "task": {"type": "worker", "index": 3}},
+            "is it stale",
+        ),
+        (
+            "parameter_server",
+            {"cluster": {"worker": ["127.0.0.1:1"]}, "task": {"type": "worker", "index": 0}},
+            "no chief",
+        ),
+    ],
+    ids=["tpu", "nothing", "stale", "no chief"],
+)
+def test_a_cluster_that_does_not_fit_is_named(
+    shards: Path, tmp_path: Path, strategy: str, cluster: dict[str, Any] | None, words: str
+) -> None:
+    process = task(strategy, shards, tmp_path / "out.json", 0.0, cluster)
+    _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1
+    last = said.strip().splitlines()[-1]
+    assert "ClusterUnfit" in last and words in last and "(" in last, last
