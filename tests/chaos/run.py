@@ -16,7 +16,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.config.child import quiet_libraries
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.tensorflow import load_tensorflow
@@ -79,7 +80,7 @@ class Run:
         self._fallen: list[FellBack] = []
         self._outcome = Outcome({"seed": shape.seed, "seconds": shape.seconds})
         self._began_s = time.monotonic()
-        self._ended_ms = 0
+        self._due_by_ms = 0
 
     async def all(self) -> Outcome:
         shape, folder = self._shape, self._folder
@@ -159,13 +160,14 @@ class Run:
                 await encore.start()
                 acknowledged = acknowledged.joined(await encore.finished())
                 await self._catch_up(monitor)
+                self._due_by_ms = time.time_ns() // 1_000_000 - settings.timers.lateness_max_ms
+                await self._timers_catch_up(store)
                 figures["not_ready_when_quiet"] = len(unready := await readiness.all_ready(READY_S_MAX))
                 if unready:
                     self._outcome.problems.append(
                         f"nothing lags, and these say they are not ready: {unready}"
                     )
                 await readiness.stop()
-                self._ended_ms = time.time_ns() // 1_000_000
                 codes = await crew.disband()
                 faults.note(f"all workers have gone, with {codes}")
             finally:
@@ -190,6 +192,15 @@ class Run:
             f"no checkpoint lags, but alerts wait in the outbox, or the group stays at {monitor.committed}"
         )
         self._outcome.problems.append(f"stuck {self._shape.drain_s_max:.0f} s after the last fault: {what}")
+
+    async def _timers_catch_up(self, store: Store) -> None:
+        """Until nobody is left who was due when all faults were over; what is not taken by then shows in the verdict."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._shape.drain_s_max):
+                while any(
+                    [(await store.due(p, self._due_by_ms, 1))[0] for p in range(self._shape.partitions)]
+                ):
+                    await asyncio.sleep(SHOW_S)
 
     async def _holes(self, holes: Holes, settings: Settings) -> None:
         layout = Layout(load_spec(settings.spec))
@@ -303,7 +314,7 @@ class Run:
                     memories = len(expected.memories)
                 verdict = await compare(settings, expected, acknowledged, compacted=name == "compacted")
                 if name == "chaos":
-                    check_timers(verdict, settings, expected, self._ended_ms)
+                    check_timers(verdict, expected, self._due_by_ms)
                 await compare_outputs(verdict, settings, expected, scores, acknowledged)
                 verdicts[name] = verdict
         whole = joined(verdicts)

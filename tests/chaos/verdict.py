@@ -26,8 +26,6 @@ from tests.chaos.monitor import marks_of
 from tests.support.oracle.decisions import Story
 
 SHOWN = 5
-TIMERS_LATE_MS = 15_000
-"""Beyond the lateness that is waited for: some looks at the clock, and a thousand customers who are due at once."""
 DUE_PAGE = 1_000_000
 
 
@@ -158,10 +156,9 @@ async def timers_of(settings: Settings) -> dict[int, TimerCursor]:
     return {p: checkpoint.timers for p, checkpoint in checkpoints.items() if checkpoint}
 
 
-def check_timers(verdict: Verdict, settings: Settings, expected: Expected, ended_ms: int) -> None:
-    """Nobody was left waiting who had been due for long when the workers were told to go: `ended_ms`, UTC."""
-    until_ms = ended_ms - settings.timers.lateness_max_ms - TIMERS_LATE_MS
-    late = [(*place, until_ms - due) for place, due in expected.due.items() if due < until_ms]
+def check_timers(verdict: Verdict, expected: Expected, due_by_ms: int) -> None:
+    """Nobody is left who was due by then, ms UTC: by how many ms they are late."""
+    late = [(*place, due_by_ms - due) for place, due in expected.due.items() if due < due_by_ms]
     verdict.count("timers_late", late)
 
 
