@@ -194,10 +194,10 @@ class Run:
         self._outcome.problems.append(f"stuck {self._shape.drain_s_max:.0f} s after the last fault: {what}")
 
     async def _timers_catch_up(self, store: Store) -> None:
-        """Until nobody is left who was due when all faults were over; what is not taken by then shows in the verdict."""
+        """Until nobody is left who was due when all was read; what is not taken by then shows in the verdict."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._shape.drain_s_max):
-                while any(
+                while any(  # noqa: ASYNC110 -- other processes take them
                     [(await store.due(p, self._due_by_ms, 1))[0] for p in range(self._shape.partitions)]
                 ):
                     await asyncio.sleep(SHOW_S)
