@@ -178,11 +178,7 @@ def infra_validator(work: Work) -> Served:
         records, as_of = made_up(work.layout)
         p = scorer.score(records, as_of)
         reasons = scorer.explain(records, as_of)
-    if not (
-        np.isfinite(p).all()
-        and ((p >= 0) & (p <= 1)).all()
-        and all(np.isfinite(part).all() for part in reasons)
-    ):
+    if not (np.isfinite(p).all() and ((p >= 0) & (p <= 1)).all() and np.isfinite(reasons.packed).all()):
         raise ModelRefused(
             f"model {work.plan.spec.name} is not published: loaded again it answers made-up records with no numbers",
             hint="does the training know absurd values? `ebbtide spec check` shows them",
