@@ -50,6 +50,9 @@ from tests.support.servers.redis import (
     eventually,
 )
 
+RISKS = np.array([0.9, np.nan], np.float32)
+"""Somebody of two is at risk, so that the list of risks is there: a slot on the move has a new key wait."""
+
 pytestmark = pytest.mark.redis
 
 
@@ -219,11 +222,14 @@ async def test_many_commits_follow_slots_that_moved(cluster: LocalCluster) -> No
     target = cluster.nodes[cluster.node_of("{p0}") - 1]
     async with opened(f"redis+cluster://{cluster.hosts}") as store:
         said = [(b"1", b"one")]  # so that all fixed keys are there: a new one would have to wait
-        commits = [step_of(None, ["a", JANE], rng, partition=p, messages=said) for p in range(N)]
+        commits = [
+            step_of(None, ["a", JANE], rng, partition=p, messages=said, at_risk=RISKS) for p in range(N)
+        ]
 
         def following() -> list[Commit]:
             return [
-                step_of(commit.checkpoint, ["a", JANE], rng, partition=p) for p, commit in enumerate(commits)
+                step_of(commit.checkpoint, ["a", JANE], rng, partition=p, at_risk=RISKS)
+                for p, commit in enumerate(commits)
             ]
 
         assert await store.apply_many(commits) == [None] * N
@@ -266,17 +272,17 @@ async def test_a_slot_on_the_move_is_followed_step_by_step(cluster: LocalCluster
     target = cluster.nodes[cluster.node_of("{p0}") - 1]
     async with opened(f"redis+cluster://{cluster.hosts}") as store:
         await asyncio.gather(*(store.load(p, CUSTOMERS) for p in range(N) for _ in range(8)))  # connections
-        commit = step_of(None, ["a", JANE], rng, messages=[(b"1", b"one")])
+        commit = step_of(None, ["a", JANE], rng, messages=[(b"1", b"one")], at_risk=RISKS)
         await store.apply(commit)
         for back in (False, True):
             if back:
                 source, target = target, source
             move = Move(source, target, slot)
             move.begin()
-            await store.apply(commit := step_of(commit.checkpoint, ["a", JANE], rng))
+            await store.apply(commit := step_of(commit.checkpoint, ["a", JANE], rng, at_risk=RISKS))
             move.some(2)
             for question in (
-                store.apply(step_of(commit.checkpoint, ["a", JANE], rng)),
+                store.apply(step_of(commit.checkpoint, ["a", JANE], rng, at_risk=RISKS)),
                 store.apply(step_of(commit.checkpoint, ["new"], rng)),
             ):
                 with pytest.raises(StoreUnavailable) as error:
@@ -290,13 +296,17 @@ async def test_a_slot_on_the_move_is_followed_step_by_step(cluster: LocalCluster
             for _ in range(5):
                 asked = (store.find(JANE) for _ in range(4))
                 await asyncio.gather(
-                    store.apply(commit := step_of(commit.checkpoint, ["a", JANE], rng)), *asked
+                    store.apply(commit := step_of(commit.checkpoint, ["a", JANE], rng, at_risk=RISKS)), *asked
                 )
             assert [entry.value for entry in await store.outbox(0)] == [b"one"]
             ((_, row),) = await store.find(JANE)
             assert row.tobytes() == commit.rows[1].tobytes()
             move.end()
-            await store.apply(commit := step_of(commit.checkpoint, ["a", JANE, f"new-{back}"], rng))
+            await store.apply(
+                commit := step_of(
+                    commit.checkpoint, [f"new-{back}", "a", JANE], rng, at_risk=np.append(RISKS[1:], RISKS)
+                )
+            )
         state = await state_of(store)
         assert state.records.keys() == {"a", JANE, "new-False", "new-True"}
         assert state.checkpoint == commit.checkpoint

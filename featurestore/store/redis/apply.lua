@@ -72,18 +72,27 @@ each('ZREM', due, names, 1, #names)
 each('HSET', out, ARGV, entries_at, acked_at - 1)
 each('HDEL', out, ARGV, acked_at, acked_at + acked - 1)
 
--- Who is at risk: everybody with a p from the turned-away one on is listed, and nobody below it.
+-- Who is at risk: everybody with a p from the turned-away one on is listed, and nobody below it. Put in first, then taken
+-- out, and not looked at once it may be empty: while a slot of a Cluster is on the move, a key that is gone counts as being
+-- elsewhere, and the script would end here, half done.
 if risky > 0 or call('EXISTS', risk) == 1 then
-  local floor, listed = call('ZSCORE', risk, TURNED_AWAY), {}
-  each('ZREM', risk, names, 1, #names)
-  each('ZREM', risk, present, 1, #present)
+  local floor, listed, stays, leaving = call('ZSCORE', risk, TURNED_AWAY), {}, {}, {unpack(names)}
   for i = acked_at + acked, acked_at + acked + 2 * risky - 1, 2 do
     if not floor or tonumber(ARGV[i]) >= tonumber(floor) then
       listed[#listed + 1], listed[#listed + 2] = ARGV[i], ARGV[i + 1]
+      stays[ARGV[i + 1]] = true
     end
+  end
+  for _, name in ipairs(present) do
+    if not stays[name] then leaving[#leaving + 1] = name end
   end
   each('ZADD', risk, listed, 1, #listed)
   local many = call('ZCARD', risk) - (floor and 1 or 0)
+  for i = 1, #leaving, CHUNK do
+    if many > 0 or floor then
+      many = many - call('ZREM', risk, unpack(leaving, i, math.min(i + CHUNK - 1, #leaving)))
+    end
+  end
   if many > risky_max then
     call('ZREM', risk, TURNED_AWAY)
     local gone = call('ZPOPMIN', risk, many - risky_max)
