@@ -31,7 +31,7 @@ RUN_RECORDS = 1_600
 """An aborted run of so many records is longer than two fetches, at 100 bytes a record, if its batches are small: a
 consumer passes over one aborted batch at a time, and Kafka gives out a batch larger than a fetch as a whole."""
 GRACE_S = 8.0
-OUTAGE_S_MAX = 20.0
+OUTAGE_S_MAX = 90.0
 """How long an event may wait for a broker, or be held back. Later than timers wait, its customer's silence would be
 told before it, and what is right would no more follow from the log."""
 

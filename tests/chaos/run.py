@@ -90,11 +90,10 @@ class Run:
             spec = folder / "spec.yaml"
             write_spec(spec, shape.scale)
             staged_in = folder / "staged"
-            publishing = asyncio.create_task(
-                asyncio.to_thread(self._forks.publish, staged_in, shape.models, spec)
-            )
+            # One after the other: two threads that started processes at the same time had one refused now and then
+            # (EFAULT, "Bad address").
             scene = await asyncio.to_thread(stack.enter_context, servers(folder))
-            staged = await publishing
+            staged = await asyncio.to_thread(self._forks.publish, staged_in, shape.models, spec)
             (models / "chaos").mkdir(parents=True)
             publish_next(models / "chaos", staged[0])
             settings = direct(
