@@ -108,43 +108,28 @@ class Checkpoint(NamedTuple):
 
     def text(self) -> str:
         """One line, the same for equal checkpoints."""
-        (
-            offset,
-            sequence,
-            timer_ms,
-            layout,
-            partitions,
-            cursor,
-            topic_id,
-            epoch,
-            nonce,
-            history,
-            budget,
-            silent,
-            names,
-            extra,
-        ) = self
         text = (
-            f"offset={offset} sequence={sequence} timer_ms={timer_ms} layout={layout} partitions={partitions}"
+            f"offset={self.offset} sequence={self.sequence} timer_ms={self.timer_ms} layout={self.layout}"
+            f" partitions={self.partitions}"
         )
-        if cursor is not None:
+        if (cursor := self.timer_cursor) is not None:
             text += f" timer_cursor={cursor[0]}:{quote(cursor[1], safe='')}"
-        if topic_id:
-            text += f" topic_id={topic_id}"
-        if epoch != -1:
-            text += f" leader_epoch={epoch}"
-        if nonce:
-            text += f" nonce={nonce}"
-        if history is not None:
+        if self.topic_id:
+            text += f" topic_id={self.topic_id}"
+        if self.leader_epoch != -1:
+            text += f" leader_epoch={self.leader_epoch}"
+        if self.nonce:
+            text += f" nonce={self.nonce}"
+        if (history := self.history) is not None:
             text += f" history={history.until_ms}:{history.until_offset}"
-        if budget:
-            text += f" budget={','.join(f'{stretch}:{used}' for stretch, used in budget)}"
-        if silent is not None:
+        if self.budget:
+            text += f" budget={','.join(f'{stretch}:{used}' for stretch, used in self.budget)}"
+        if (silent := self.silent) is not None:
             text += f" silent={silent.start}:{silent.end}"
-        if names:
-            text += f" names={names}"
-        if extra:
-            text += "".join(f" {key}={value}" for key, value in extra)
+        if self.names:
+            text += f" names={self.names}"
+        if self.extra:
+            text += "".join(f" {key}={value}" for key, value in self.extra)
         return text
 
     def __str__(self) -> str:
@@ -154,33 +139,17 @@ class Checkpoint(NamedTuple):
     @property
     def is_readable(self) -> bool:
         """True when `parse` would give this very checkpoint."""
-        (
-            offset,
-            sequence,
-            timer_ms,
-            layout,
-            partitions,
-            cursor,
-            topic_id,
-            epoch,
-            nonce,
-            history,
-            budget,
-            silent,
-            names,
-            extra,
-        ) = self
         return (
-            min(offset, sequence, timer_ms, partitions, epoch + 1) >= 0
-            and _is_word(layout)
-            and (not topic_id or _is_word(topic_id))
-            and (not nonce or _is_word(nonce))
-            and (cursor is None or _is_cursor(cursor))
-            and (history is None or min(history) >= 0)
-            and all(stretch >= 0 and used > 0 for stretch, used in budget)
-            and (silent is None or 0 <= silent.start <= silent.end)
-            and (not names or _is_word(names))
-            and (not extra or _are_foreign(extra))
+            min(self.offset, self.sequence, self.timer_ms, self.partitions, self.leader_epoch + 1) >= 0
+            and _is_word(self.layout)
+            and (not self.topic_id or _is_word(self.topic_id))
+            and (not self.nonce or _is_word(self.nonce))
+            and (self.timer_cursor is None or _is_cursor(self.timer_cursor))
+            and (self.history is None or min(self.history) >= 0)
+            and all(stretch >= 0 and used > 0 for stretch, used in self.budget)
+            and (self.silent is None or 0 <= self.silent.start <= self.silent.end)
+            and (not self.names or _is_word(self.names))
+            and (not self.extra or _are_foreign(self.extra))
         )
 
     @classmethod

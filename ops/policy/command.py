@@ -20,7 +20,7 @@ from ebbtide.ops.policy.propose import at_enter, candidates, for_gain, for_rate
 from ebbtide.ops.policy.report import Money, as_json, draw, table
 from ebbtide.ops.policy.simulate import Outcome, Truth, score_log, simulate
 from ebbtide.ops.replay.report import history_of
-from ebbtide.ops.worker.compose import episode_policy_of
+from ebbtide.ops.worker.compose import policy_of
 
 
 class Asked(NamedTuple):
@@ -48,7 +48,7 @@ def run(present: Settings, other: Settings, asked: Asked, progress: Steps) -> tu
     other.policy.check_spec(spec)
     try:
         policies = {
-            name: episode_policy_of(manifest, each.policy, spec.target_names)
+            name: policy_of(manifest, each.policy, spec.target_names)
             for name, each in (("in force", present), (str(other.policy.file or "as set"), other))
         }
     except ValueError as error:

@@ -43,14 +43,9 @@ from ebbtide.stream.telemetry import Telemetry, Tracer
 
 def policy_of(
     manifest: Manifest, settings: PolicySettings, targets: Sequence[str] = (ALL_ACTIVITY,)
-) -> Policy:
+) -> EpisodePolicy:
     """`enter` and `exit` from the settings where given, else from the model's manifest, for each target of the spec, by
     name. Raises ValueError where the two do not fit together."""
-    return episode_policy_of(manifest, settings, targets)
-
-
-def episode_policy_of(manifest: Manifest, settings: PolicySettings, targets: Sequence[str]) -> EpisodePolicy:
-    """The same, for who wants to know it better than as a `Policy`."""
     chosen = [(*manifest.thresholds_of(index), target) for index, target in enumerate(targets)]
     return settings.policy([settings.rules(*each) for each in chosen])
 

@@ -29,56 +29,33 @@ MESSAGE_BYTES_MIN = 2 * PRODUCE_BATCH_BYTES
 def topic_specs(settings: Settings) -> list[TopicSpec]:
     """The topics a worker needs; the score topic is compacted, since it holds the latest score of everyone."""
     topics = settings.topics
-    alerts_gone, letters_gone = gone_by(topics.alerts_retention_ms), gone_by(topics.dead_letters_retention_ms)
+    # Made by us it takes whatever the input takes, with headers on top; else what does not fit is omitted.
+    letters = {"max.message.bytes": str(settings.kafka.produce_bytes_max)}
     specs = [
         TopicSpec(settings.kafka.topic, topics.partitions, "topics.partitions", create=topics.create_input),
-        TopicSpec(
-            topics.alerts,
-            topics.partitions,
-            "topics.partitions",
-            {"cleanup.policy": "delete", **alerts_gone},
-            message_bytes_min=MESSAGE_BYTES_MIN,
-            at_most=alerts_gone,
-        ),
-        # Made by us it takes whatever the input takes, with headers on top; else what does not fit is omitted.
-        TopicSpec(
-            topics.dead_letters,
-            topics.partitions,
-            "topics.partitions",
-            {
-                "cleanup.policy": "delete",
-                **letters_gone,
-                "max.message.bytes": str(settings.kafka.produce_bytes_max),
-            },
-            message_bytes_min=MESSAGE_BYTES_MIN,
-            at_most=letters_gone,
-        ),
+        _output(topics.alerts, topics.partitions, gone_by(topics.alerts_retention_ms)),
+        _output(topics.dead_letters, topics.partitions, gone_by(topics.dead_letters_retention_ms), **letters),
     ]
     if topics.scores is not None:
-        superseded_gone = gone_by(topics.alerts_retention_ms, "max.compaction.lag.ms")
-        specs.append(
-            TopicSpec(
-                topics.scores,
-                topics.partitions,
-                "topics.partitions",
-                {"cleanup.policy": "compact", **superseded_gone},
-                message_bytes_min=MESSAGE_BYTES_MIN,
-                at_most=superseded_gone,
-            )
-        )
+        gone = gone_by(topics.alerts_retention_ms, "max.compaction.lag.ms")
+        specs.append(_output(topics.scores, topics.partitions, gone, "compact"))
     if topics.audit is not None:
-        audits_gone = gone_by(topics.audit_retention_ms)
-        specs.append(
-            TopicSpec(
-                topics.audit,
-                topics.partitions,
-                "topics.partitions",
-                {"cleanup.policy": "delete", **audits_gone},
-                message_bytes_min=MESSAGE_BYTES_MIN,
-                at_most=audits_gone,
-            )
-        )
+        specs.append(_output(topics.audit, topics.partitions, gone_by(topics.audit_retention_ms)))
     return specs
+
+
+def _output(
+    name: str, partitions: int, gone: dict[str, str], cleanup: str = "delete", **more: str
+) -> TopicSpec:
+    """A topic that a worker writes, with when what lies there is gone."""
+    return TopicSpec(
+        name,
+        partitions,
+        "topics.partitions",
+        {"cleanup.policy": cleanup, **gone, **more},
+        message_bytes_min=MESSAGE_BYTES_MIN,
+        at_most=gone,
+    )
 
 
 def gone_by(retention_ms: int, name: str = "retention.ms") -> dict[str, str]:

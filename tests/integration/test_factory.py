@@ -29,19 +29,13 @@ from ebbtide.model.serving.manifest import read_manifest
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.model.training.train import train_model
 from ebbtide.ops.pipeline.config import load_config
-from ebbtide.ops.pipeline.run import NAMES, Runner, StageFailed
+from ebbtide.ops.pipeline.run import NAMES, StageFailed
 from ebbtide.ops.pipeline.store import Store
 from ebbtide.ops.pipeline.watch import watch
-from ebbtide.stream.clock import SystemClock
-from tests.support.factory import START, write_config, write_events, write_spec
+from tests.support.factory import START, runner, write_config, write_events, write_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = "user_id,event_id,type,ts,value,properties.plan\n"
-
-
-def runner(file: Path) -> Runner:
-    config = load_config(file)
-    return Runner(Store(config.runs), config.plan(), SystemClock())
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests.integration.test_pipeline import (
     assert_same_end,
     logs_of,
 )
-from tests.integration.test_timers import Timed, live, without_tombstones
+from tests.integration.test_timers import Timed, live_to_the_end
 from tests.support.seams.scoring import ArithmeticModel
 
 RULES = Rules(
@@ -130,21 +130,7 @@ async def test_a_budget_changes_nothing_before_it_holds_back() -> None:
 async def both(seed: int, policy: EpisodePolicy, chaos: float) -> tuple[Timed, World]:
     """A log as it comes, with timers, then a hundred days of nothing and a last event of everybody; and the same log
     without timers."""
-    draw = random.Random(seed)
-    logs = without_tombstones(logs_of(seed=seed, events=600))
-    records = sorted(
-        ((p, record) for p, log in enumerate(logs) for record in log), key=lambda each: each[1].timestamp
-    )
     timed = Timed(seed, 0.01 if chaos else 0.0)
     timed.world.model = Listening(policy)
-    await live(timed, records, draw, chaos)
-    timed.world.faults.calm()
-    end_ms = timed.clock.at_ms
-    async with timed.at_work():
-        for days in (3, 20, 100):
-            timed.clock.at_ms = end_ms + days * DAY_MS
-            await timed.settled()
-        for who in range(40):
-            timed.say(who, timed.clock.at_ms)
-        await timed.settled()
+    await live_to_the_end(timed, seed, chaos)
     return timed, await clean(timed.logs, policy)

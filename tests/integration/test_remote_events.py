@@ -16,11 +16,8 @@ from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.files.remote import listed, mirrored
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.ops.pipeline.config import load_config
-from ebbtide.ops.pipeline.run import Runner
-from ebbtide.ops.pipeline.store import Store
 from ebbtide.ops.pipeline.watch import look
-from ebbtide.stream.clock import SystemClock
-from tests.support.factory import SPEC, write_config, write_events
+from tests.support.factory import SPEC, runner, write_config, write_events
 
 MOTO = "moto[server,s3]==5.1.22"
 """In an environment of its own (uv makes it): it wants an older python-dateutil than we do."""
@@ -109,12 +106,7 @@ def test_a_pipeline_reads_from_a_bucket(bucket: tuple[str, fs.S3FileSystem], tmp
     file = write_config(tmp_path, events=url)
     config = load_config(file)
     seen = look(file, config)
-    first = Runner(Store(config.runs), config.plan(), SystemClock()).run(["example_gen"])["stages"][
-        "example_gen"
-    ]
-    again = Runner(Store(config.runs), config.plan(), SystemClock()).run(["example_gen"])["stages"][
-        "example_gen"
-    ]
+    first, again = (runner(file).run(["example_gen"])["stages"]["example_gen"] for _ in range(2))
     assert again["key"] == first["key"]
     assert look(file, config) == seen
     (tmp_path / "more").mkdir()

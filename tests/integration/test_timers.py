@@ -160,18 +160,14 @@ async def live(timed: Timed, records: list[tuple[int, LogRecord]], draw: random.
             saved = timed.world.store.saved()
 
 
-@pytest.mark.parametrize("chaos", [0.0, 0.4, 0.8])
-async def test_timers_and_events_tell_the_same(chaos: float) -> None:
-    """A long log as it comes, then a hundred days of nothing, then one last event of everybody. With chaos the workers
-    die in the middle of it, and the store is lost or falls back, answers with it."""
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
+async def live_to_the_end(timed: Timed, seed: int, chaos: float) -> None:
+    """A long log as it comes, then a hundred days of nothing, until nobody is known; then one last event of
+    everybody."""
     draw = random.Random(seed)
     logs = without_tombstones(logs_of(seed=seed, events=600))
     records = sorted(
         ((p, record) for p, log in enumerate(logs) for record in log), key=lambda each: each[1].timestamp
     )
-    timed = Timed(seed, 0.01 if chaos else 0.0)
     await live(timed, records, draw, chaos)
     timed.world.faults.calm()
     end_ms = timed.clock.at_ms
@@ -183,6 +179,16 @@ async def test_timers_and_events_tell_the_same(chaos: float) -> None:
         for who in range(40):
             timed.say(who, timed.clock.at_ms)
         await timed.settled()
+
+
+@pytest.mark.parametrize("chaos", [0.0, 0.4, 0.8])
+async def test_timers_and_events_tell_the_same(chaos: float) -> None:
+    """A long log as it comes, then a hundred days of nothing, then one last event of everybody. With chaos the workers
+    die in the middle of it, and the store is lost or falls back, answers with it."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    timed = Timed(seed, 0.01 if chaos else 0.0)
+    await live_to_the_end(timed, seed, chaos)
     told = [orjson.loads(alert) for alert in (await assert_told_alike(timed)).values()]
     causes = {alert["decision"]["cause"] for alert in told}
     assert {"silence", "expired"} <= causes

@@ -7,20 +7,11 @@ import pytest
 
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.factory.trial import Ground
-from ebbtide.ops.pipeline.config import load_config
-from ebbtide.ops.pipeline.run import Runner
-from ebbtide.ops.pipeline.store import Store
 from ebbtide.ops.pipeline.tune import applied, as_choices, tune
-from ebbtide.stream.clock import SystemClock
-from tests.support.factory import TRAIN, write_config, write_events
+from tests.support.factory import TRAIN, runner, write_config, write_events
 from tests.support.servers.tensorboard import tensorboard
 
 SMALL = {**TRAIN, "network": {"units": 4, "embed": 2, "dense": [32]}}
-
-
-def runner(file: Path) -> Runner:
-    config = load_config(file)
-    return Runner(Store(config.runs), config.plan(), SystemClock())
 
 
 @pytest.fixture(scope="module")

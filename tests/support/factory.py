@@ -8,6 +8,10 @@ import yaml
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.ops.demo.shop.behaviour import Scenario, simulate
 from ebbtide.ops.demo.shop.events import write_csv
+from ebbtide.ops.pipeline.config import load_config
+from ebbtide.ops.pipeline.run import Runner
+from ebbtide.ops.pipeline.store import Store
+from ebbtide.stream.clock import SystemClock
 
 SPEC = Path(__file__).resolve().parents[2] / "ops" / "specs" / "demo.yaml"
 START = 1_700_000_000_000
@@ -16,6 +20,12 @@ TRAIN: dict[str, Any] = {
     "examples_max": 3_000, "epochs_max": 1, "batch": 128, "bootstrap": 20,
     "network": {"units": 4, "embed": 2, "dense": [4]},
 }  # fmt: skip
+
+
+def runner(file: Path) -> Runner:
+    """Of the pipeline that a file configures."""
+    config = load_config(file)
+    return Runner(Store(config.runs), config.plan(), SystemClock())
 
 
 def write_events(folder: Path, files: int = 3, seed: int = 5, customers: int = 400) -> None:

@@ -5,7 +5,7 @@
 -- the first write. Therefore: all checks first, writes last, and every write is one that cannot fail by then.
 --   * The bare "#!lua" above (Redis 7 and later) declares no flags. A script without flags is refused before its first
 --     line when memory is full, the server is a replica, or the disk refuses snapshots.
---   * Wrong types of the three fixed keys and missing ACL rights are found below, before anything is written.
+--   * Wrong types of the fixed keys and missing ACL rights are found below, before anything is written.
 --   * The caller has checked counts and numbers; record keys are overwritten whatever they hold.
 --
 -- KEYS   1 checkpoint   2 due   3 out   4 risk   5.. records to write, then records to forget

@@ -10,19 +10,13 @@ import pytest
 from ebbtide.model.factory.line import STAGES
 from ebbtide.ops.errors import OpsError, SettingsError
 from ebbtide.ops.pipeline.config import load_config
-from ebbtide.ops.pipeline.run import InputMissing, Runner, StageFailed
+from ebbtide.ops.pipeline.run import InputMissing, StageFailed
 from ebbtide.ops.pipeline.store import ArtifactDamaged, RunUnderWay, Store
 from ebbtide.ops.pipeline.watch import look
-from ebbtide.stream.clock import SystemClock
-from tests.support.factory import write_config, write_events
+from tests.support.factory import runner, write_config, write_events
 
 ROOT = Path(__file__).resolve().parents[3]
 EVENT = "user_id,event_id,type,ts,value,properties.plan\na,e,page_view,1700000000000,,\n"
-
-
-def runner(file: Path) -> Runner:
-    config = load_config(file)
-    return Runner(Store(config.runs), config.plan(), SystemClock())
 
 
 @pytest.fixture
