@@ -22,14 +22,15 @@ class LosingStore(FaultyStore):
 
     def __init__(self) -> None:
         super().__init__(LAYOUT.dtype, PARTITIONS, Faults(0, 0.0))
-        self.lost = 0
+        self.asked, self.lost = asyncio.Event(), 0
 
     async def _answer(self) -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
+        self.asked.set()
         for turn in range(TURNS):  # as a client does that connects, and asks, and reads
             said, comes = task.cancelling(), loop.create_future()
-            loop.call_later(0.003 if turn % 2 else 0.0, arrive, comes)
+            loop.call_later(0.0 if turn % 8 else 0.003, arrive, comes)
             await asyncio.wait_for(comes, 60.0)
             self.lost += task.cancelling() > said
 
@@ -61,7 +62,8 @@ async def test_a_worker_ends_though_cancellations_are_lost(how: str) -> None:
             running.append((worker, asyncio.create_task(worker.run())))
             await asyncio.sleep(0)
             worker.assigned(world.source.assigned())
-        for worker, task in running:
+        for store, (worker, task) in zip(stores, running, strict=True):
+            await store.asked.wait()  # on a busy machine the end would else come before a wait that could lose it
             for _ in range(rng.randrange(12)):
                 await asyncio.sleep(0)
             if how == "ends":
