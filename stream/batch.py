@@ -126,6 +126,13 @@ class CommittedOffset(NamedTuple):
     metadata: str
 
 
+class Hold(NamedTuple):
+    """Partitions whose committed offsets move in transactions, and the generation of the group in which they do."""
+
+    partitions: frozenset[int]
+    generation: int
+
+
 OnPartitions = Callable[[frozenset[int]], None]
 """Called with partition numbers on the event loop. It may only take note: whatever waits belongs in a task."""
 
@@ -212,14 +219,14 @@ class Source(Protocol):
         """All before `offset` has been applied and sent: let the committed offset advance to it, soon, never back."""
         ...
 
-    async def hold_commits(self, partitions: Set[int]) -> frozenset[int]:
+    async def hold_commits(self, partitions: Set[int]) -> Hold:
         """No ordinary commit of these is under way, and none begins, until `release_commits`: their committed offsets
-        move in transactions meanwhile, and what Kafka wrote last would stand. Returns those that are ours. Raises
+        move in transactions meanwhile, and what Kafka wrote last would stand. Of those that are ours. Raises
         BrokerUnavailable when it is not known whether a commit is still under way."""
         ...
 
-    def release_commits(self, partition: int) -> None:
-        """Undo one `hold_commits` that returned it."""
+    def release_commits(self, hold: Hold, partition: int) -> None:
+        """End a hold of one of its partitions."""
         ...
 
     def note_committed(self, partition: int, committed: CommittedOffset) -> None:

@@ -6,7 +6,8 @@
 Kafka keeps the offset that it wrote last, whatever was committed last: an ordinary commit that arrives while a
 transaction is open would stand when it is over, and take the partition back. So a commit that may still arrive, since
 nobody answered it, is followed by one that is answered before a transaction begins. All of it runs in the consumer
-thread; what is to be committed is the owner's to say, as of the moment of asking.
+thread; what is to be committed is the owner's to say, as of the moment of asking, and only of the assignment that the
+thread knows. Each assignment is a generation of the group: what is left over from another one is nobody's any more.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.consumer import offsets
+from ebbtide.stream.consumer.offsets import Member
 from ebbtide.stream.errors import BrokerUnavailable
 from ebbtide.stream.kafka.settings import KafkaSettings
 
@@ -28,19 +30,21 @@ Offsets = Mapping[TopicPartition, CommittedOffset]
 
 
 class Commits:
-    """`uncommitted`: what may be committed and Kafka does not have."""
+    """`committable`: what may be committed, of partitions of the present assignment; `in_kafka`: what Kafka has."""
 
-    def __init__(self, settings: KafkaSettings, uncommitted: Callable[[], Offsets]) -> None:
-        self._settings, self._uncommitted = settings, uncommitted
+    def __init__(
+        self, settings: KafkaSettings, committable: Callable[[], Offsets], in_kafka: Callable[[], Offsets]
+    ) -> None:
+        self._settings, self._committable, self._in_kafka = settings, committable, in_kafka
         self._committing: asyncio.Task[Any] | None = None
+        self._member = Member(-1, "")
         self._held = Counter[TopicPartition]()
         self._doubtful: frozenset[TopicPartition] = frozenset()
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, member: Member) -> None:
         """Partitions were assigned: Kafka takes nothing more of an earlier generation, and a transaction that is left
         over from it is fenced before anything is committed."""
-        self._doubtful = frozenset()
-        self._held.clear()
+        self._member, self._doubtful, self._held = member, frozenset(), Counter()
 
     async def commit(self, consumer: AIOKafkaConsumer) -> Offsets:
         """Commit what may be. Returns what Kafka has; what it may not have stays to be committed."""
@@ -55,35 +59,37 @@ class Commits:
 
     async def commit_last(self, consumer: AIOKafkaConsumer, committed: Offsets) -> None:
         """What `cut_short` returned, before the partitions are given away."""
-        await offsets.commit(self._settings, consumer, committed, LAST_COMMIT_S)
+        await offsets.commit(self._settings, consumer, self._member, committed, LAST_COMMIT_S)
 
-    async def hold(self, consumer: AIOKafkaConsumer, tps: frozenset[TopicPartition]) -> None:
-        """As `Source.hold_commits`, of partitions of ours."""
+    async def hold(self, consumer: AIOKafkaConsumer, tps: frozenset[TopicPartition]) -> int:
+        """As `Source.hold_commits`, of partitions of ours. Returns the generation that they are held in."""
+        generation = self._member.generation
         self._held.update(tps)
         try:
             while self._committing is not None:
                 await asyncio.wait({self._committing})
             if doubtful := tps & self._doubtful:
-                known = self._uncommitted()
+                known = self._committable()
                 again = {tp: known[tp] for tp in doubtful if tp in known}
                 if again and not await self._commit(consumer, again):
                     raise BrokerUnavailable("it is not known whether a commit is still under way")
-                self._doubtful -= doubtful
+                self._doubtful -= doubtful  # of one that is not known, Kafka was asked since, or will be
         except BaseException:
             for tp in tps:
-                self.release(tp)
+                self.release(tp, generation)
             raise
+        return generation
 
-    def release(self, tp: TopicPartition) -> None:
-        """As `Source.release_commits`."""
-        if self._held[tp] > 0:  # else it was held in an earlier assignment
+    def release(self, tp: TopicPartition, generation: int) -> None:
+        """As `Source.release_commits`; of another generation than the present one, it is over already."""
+        if generation == self._member.generation:
             self._held[tp] -= 1
 
     async def _commit(self, consumer: AIOKafkaConsumer, committed: Offsets) -> bool:
         self._committing, tps = asyncio.current_task(), frozenset(committed)
         self._doubtful |= tps
         try:
-            done = await offsets.commit(self._settings, consumer, committed, COMMIT_S)
+            done = await offsets.commit(self._settings, consumer, self._member, committed, COMMIT_S)
         finally:
             self._committing = None
         if done:
@@ -91,4 +97,7 @@ class Commits:
         return done
 
     def _free(self) -> Offsets:
-        return {tp: at for tp, at in self._uncommitted().items() if not self._held[tp]}
+        in_kafka = self._in_kafka()
+        return {
+            tp: at for tp, at in self._committable().items() if at != in_kafka.get(tp) and not self._held[tp]
+        }

@@ -21,6 +21,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import DescribeGroupsRequest
 
+from ebbtide.stream.consumer.offsets import Member
 from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
 
@@ -66,9 +67,11 @@ class Membership:
         if consumer.partitions_for_topic(self._settings.topic) is None:
             consumer._client.force_metadata_update()
 
-    def joined(self, consumer: AIOKafkaConsumer) -> None:
-        """We are a member; this is the id that Kafka knows us by."""
-        self._last_id = consumer._coordinator.member_id
+    def joined(self, consumer: AIOKafkaConsumer) -> Member:
+        """We are a member; this is what Kafka knows us by."""
+        coordinator = consumer._coordinator
+        self._last_id = coordinator.member_id
+        return Member(coordinator.generation, coordinator.member_id)
 
     async def check(self, consumer: AIOKafkaConsumer) -> BrokerMisconfigured | None:
         """Sets and returns `taken`: whether another worker is in the group by our instance. None if nobody tells."""

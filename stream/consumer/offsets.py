@@ -9,11 +9,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Collection, Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka import errors as kafka_errors
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.commit import OffsetCommitRequest
 
 from ebbtide.stream.batch import CommittedOffset, lost_tail
 from ebbtide.stream.errors import AnotherLog, BrokerMisconfigured, BrokerUnavailable
@@ -23,7 +24,19 @@ from ebbtide.stream.kafka.settings import KafkaSettings
 
 RETRY_S = 0.1
 TOGETHER_S = 1.0
+NOT_A_MEMBER = (
+    kafka_errors.IllegalGenerationError,
+    kafka_errors.RebalanceInProgressError,
+    kafka_errors.UnknownMemberIdError,
+)
 log = logging.getLogger(__name__)
+
+
+class Member(NamedTuple):
+    """Who commits: what the group's coordinator knew us by when the partitions became ours."""
+
+    generation: int
+    id: str
 
 
 async def log_range(
@@ -113,22 +126,48 @@ async def log_ends(
 async def commit(
     settings: KafkaSettings,
     consumer: AIOKafkaConsumer,
+    member: Member,
     committed: Mapping[TopicPartition, CommittedOffset],
     timeout_s: float,
 ) -> bool:
-    """True when Kafka has them; False when it may not, and they stay to be committed, by us or the next owner."""
+    """True when Kafka has them; False when it may not, and they stay to be committed, by us or the next owner.
+
+    In the name of `member`, and of nobody else: aiokafka's own commit speaks for whoever we are when it is sent. Put
+    out of the group, that is nobody, and a group that has lost all of its members takes an offset from anybody.
+    """
+    coordinator = consumer._coordinator  # noqa: SLF001 -- consumer.commit() names no member, see above
+    topics = [(settings.topic, [(tp.partition, *at) for tp, at in committed.items()])]
+    request = OffsetCommitRequest(settings.group, *member, OffsetCommitRequest.DEFAULT_RETENTION_TIME, topics)
     try:
         async with asyncio.timeout(timeout_s):
-            await consumer.commit({tp: OffsetAndMetadata(*committed) for tp, committed in committed.items()})
-    except (CommitFailedError, IllegalStateError):
-        return False  # a rebalance is under way
+            while True:
+                try:
+                    await coordinator.ensure_coordinator_known()
+                    _raise_refusal(settings, await coordinator._send_req(request))  # noqa: SLF001 -- it keeps the connection
+                    return True
+                except NOT_A_MEMBER:
+                    return False  # a rebalance is under way, or was
+                except KafkaError as error:
+                    if not error.retriable:
+                        raise
+                    if isinstance(error, kafka_errors.NotCoordinatorForGroupError):
+                        coordinator.coordinator_dead()
+                await asyncio.sleep(RETRY_S)
     except (KafkaError, TimeoutError) as error:
         problem = failure(settings, "a commit", error)
         if isinstance(problem, BrokerMisconfigured):
             raise problem from error
         log.warning("not committed", extra={"reason": str(problem)})
         return False
-    return True
+
+
+def _raise_refusal(settings: KafkaSettings, answer: Any) -> None:
+    """Raises the first error of a commit's answer, of what it is."""
+    for topic, partitions in answer.topics:
+        for _, code in partitions:
+            error = kafka_errors.for_code(code)
+            if error is not kafka_errors.NoError:
+                raise error(settings.group if error is kafka_errors.GroupAuthorizationFailedError else topic)
 
 
 async def _answer(settings: KafkaSettings, question: Awaitable[Any]) -> Any:

@@ -21,7 +21,6 @@ driver, and pinned by `tests/integration/test_transport.py` and `tests/unit/test
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Collection, Mapping, Set
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -33,15 +32,14 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
 from ebbtide.stream.batch import CommittedOffset, Fetched, FetchedBatch, FetchFault, LogPosition
 from ebbtide.stream.consumer import offsets
-from ebbtide.stream.consumer.commits import Commits
+from ebbtide.stream.consumer.commits import Commits, Offsets
 from ebbtide.stream.consumer.membership import Membership, group_consumer
+from ebbtide.stream.consumer.watch import TopicWatch
 from ebbtide.stream.errors import (
-    AnotherLog,
     BrokerMisconfigured,
     CheckpointOutsideLog,
     PartitionFault,
     PartitionRevoked,
-    StreamError,
     UnreadableBatch,
 )
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
@@ -56,18 +54,18 @@ first after a pause goes at once, and a fetch of PACED_RECORDS is no trickle."""
 PACED_RECORDS = 256
 POLL_S = 1.0  # how long a fetch waits for data before it reports that there is none
 STOP_S = 5.0
-ENDS_EVERY_S = 2.0  # how old a log's end may be that nothing is fetched of
 
 
 Answer = TypeVar("Answer")
 
 
 class Owner(Protocol):
-    """The event loop's side of it (stream.consumer.transport). All three only take note."""
+    """The event loop's side of it (stream.consumer.transport). All of it only takes note, or tells what it noted."""
 
     def note_revoked(self, partitions: frozenset[TopicPartition]) -> None: ...  # on the loop
     def note_assigned(self, partitions: frozenset[TopicPartition]) -> None: ...  # on the loop
-    def uncommitted(self) -> dict[TopicPartition, CommittedOffset]: ...  # in the thread
+    def committable(self, owned: frozenset[TopicPartition]) -> Offsets: ...  # in the thread
+    def in_kafka(self) -> Offsets: ...  # in the thread
 
 
 @dataclass(slots=True)
@@ -107,15 +105,14 @@ class BatchThread(AIOKafkaConsumerThread):
         self._owned: frozenset[TopicPartition] = frozenset()
         self._places: dict[TopicPartition, FetchPosition] = {}
         self._seek_ids = itertools.count(1)
-        self._log_ends: dict[TopicPartition, tuple[int, int]] = {}
-        self._topic_end = -1
-        self._watching: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._commits = Commits(self._settings, self._owner.uncommitted)
+        # Of what is ours now: of an assignment that the loop has not heard of yet, it has noted nothing.
+        self._commits = Commits(
+            self._settings, lambda: self._owner.committable(self._owned), self._owner.in_kafka
+        )
         # By what was just taken: the epoch of the leader before.
         self._new_leaders: dict[TopicPartition, int] = {}
-        self._topic_id = ""  # what the topic was when a partition was opened first
-        self._other_id = ""  # … and what it was found to be since
+        self._watch = TopicWatch(self._settings, self.wake)
         self._membership = Membership(self._settings)
         self._next_s = 0.0  # not earlier are records handed on, by the thread's loop
 
@@ -191,8 +188,9 @@ class BatchThread(AIOKafkaConsumerThread):
     def _take(self, fetcher: Fetcher, paused: Set[TopicPartition]) -> list[Fetched]:
         """Take fetched records and move their places on: one step, in which nothing else can happen."""
         fetched: list[Fetched] = []
-        if self._other_id:
-            return [self._fault(tp, place, self._another_log(tp)) for tp, place in list(self._places.items())]
+        if self._watch.is_another:
+            another_log = self._watch.another_log
+            return [self._fault(tp, place, another_log(tp)) for tp, place in list(self._places.items())]
         left = self._settings.fetch_records_max
         for tp in list(fetcher._records):
             place = self._places.get(tp)
@@ -272,13 +270,6 @@ class BatchThread(AIOKafkaConsumerThread):
         fault.__cause__ = error
         return fault
 
-    def _another_log(self, tp: TopicPartition) -> PartitionFault:
-        return AnotherLog(
-            f"partition {tp.partition}: the topic was deleted and made again: it is {self._other_id} now, and was"
-            f" {self._topic_id}; what came of the new one in the last seconds may have been folded",
-            hint="rebuild the state, under another kafka.group and redis.prefix",
-        )
-
     def wake(self) -> None:
         """End a fetch that waits: what it may take has changed."""
         if self._waiter is not None and not self._waiter.done():
@@ -301,8 +292,8 @@ class BatchThread(AIOKafkaConsumerThread):
     def close_all(self) -> Mapping[TopicPartition, CommittedOffset]:
         """The group is about to change: nothing is fetched, and no seek succeeds. Returns what is to commit."""
         self._places.clear()
-        revoked, self._owned = self._owned, frozenset()
         last = self._commits.cut_short()
+        revoked, self._owned = self._owned, frozenset()
         # Not awaited: however busy the loop is, the group does not wait for it. The order of notes is kept.
         self.parent_loop.call_soon_threadsafe(self._owner.note_revoked, revoked)
         return last
@@ -318,13 +309,11 @@ class BatchThread(AIOKafkaConsumerThread):
         """These are ours now. aiokafka pauses them, so that it fetches nothing before `open` said from where."""
         consumer = self._ensure_consumer()
         consumer.pause(*assigned)
-        self._membership.joined(consumer)
+        member = self._membership.joined(consumer)
         self._owned = assigned
-        self._topic_id = self._other_id = ""
-        self._commits.begin_anew()
+        self._commits.begin_anew(member)
         self._share_fetch_bytes()
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._watch_ends())
+        self._watch.begin(consumer)
         self.parent_loop.call_soon_threadsafe(self._owner.note_assigned, assigned)
 
     def _own_consumer(self, tp: TopicPartition) -> AIOKafkaConsumer:
@@ -356,9 +345,7 @@ class BatchThread(AIOKafkaConsumerThread):
         fetcher._max_partition_fetch_bytes = min(settings.fetch_partition_bytes_max, share)
 
     async def topic_id(self) -> str:
-        found = await offsets.topic_id(self._settings, self._ensure_consumer())
-        self._topic_id = self._topic_id or found
-        return found
+        return await self._watch.topic_id(self._ensure_consumer())
 
     def positions(self) -> dict[int, LogPosition]:
         """Of what is ours. Looked at from the loop: it changes nothing here, and waits for nothing."""
@@ -370,7 +357,7 @@ class BatchThread(AIOKafkaConsumerThread):
             if assignment is not None and tp in assignment.tps:
                 state = assignment.state_value(tp)
                 seen_ms = state.timestamp or 0  # first: an end that is newer than its time does no harm
-            ends = [(-1, -1), self._log_ends.get(tp, (-1, -1))]
+            ends = [(-1, -1), self._watch.ends(tp)]
             if state is not None and state.highwater is not None:
                 ends[0] = (state.highwater, -1 if state.lso is None else state.lso)
             high_watermark, last_stable = map(max, *ends)
@@ -380,27 +367,7 @@ class BatchThread(AIOKafkaConsumerThread):
 
     def topic_end(self) -> int:
         """As `Source.topic_end`; looked at from the loop."""
-        return self._topic_end
-
-    async def _watch_ends(self) -> None:
-        """A partition that is paused, stopped or being opened is not fetched: its log grows unseen; and those of others
-        say whether the whole topic is quiet: one request a broker and isolation. And a topic that is deleted and made
-        again is fetched on as if it were the same, once it is as long."""
-        topic = self._settings.topic
-        while True:
-            consumer = self._ensure_consumer()
-            every = {TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()}
-            with suppress(KafkaError, TimeoutError):
-                async with asyncio.timeout(self._settings.request_timeout_s):
-                    self._log_ends = await offsets.log_ends(consumer, every | self._owned)
-                if every <= self._log_ends.keys():
-                    self._topic_end = sum(self._log_ends[tp][0] for tp in every)
-            with suppress(StreamError):
-                found = await offsets.topic_id(self._settings, self._ensure_consumer())
-                if self._topic_id and found and found != self._topic_id:
-                    self._other_id = found
-                    self.wake()
-            await asyncio.sleep(ENDS_EVERY_S)
+        return self._watch.topic_end
 
     async def commit_done(self, owned: frozenset[TopicPartition]) -> Mapping[TopicPartition, CommittedOffset]:
         """Commit what may be, as noted by now while `owned` was ours. Returns what Kafka has; what it may not have
@@ -412,15 +379,16 @@ class BatchThread(AIOKafkaConsumerThread):
             return {}
         return await self._commits.commit(self._ensure_consumer())
 
-    async def hold(self, tps: frozenset[TopicPartition]) -> frozenset[TopicPartition]:
-        """As `Source.hold_commits`."""
-        mine = tps & self._owned
-        await self._commits.hold(self._ensure_consumer(), mine)
-        return mine
+    async def hold(
+        self, tps: frozenset[TopicPartition], owned: frozenset[TopicPartition]
+    ) -> tuple[frozenset[TopicPartition], int]:
+        """As `Source.hold_commits`, while `owned` is ours."""
+        mine = tps & owned if owned is self._owned else frozenset()
+        return mine, await self._commits.hold(self._ensure_consumer(), mine)
 
-    def release(self, tp: TopicPartition) -> None:
+    def release(self, tp: TopicPartition, generation: int) -> None:
         """As `Source.release_commits`."""
-        self._commits.release(tp)
+        self._commits.release(tp, generation)
 
     # -- start and stop
 
@@ -435,8 +403,7 @@ class BatchThread(AIOKafkaConsumerThread):
 
     async def on_thread_stop(self) -> None:
         """Leave the group, if that goes quickly: a worker must end without a broker, too."""
-        if self._watching is not None:
-            self._watching.cancel()
+        self._watch.end()
         try:
             async with asyncio.timeout(STOP_S):
                 await super().on_thread_stop()

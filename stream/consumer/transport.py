@@ -27,8 +27,9 @@ from mode import Service, ServiceT
 from mode.threads import ServiceThread, WorkerThread
 from yarl import URL
 
-from ebbtide.stream.batch import CommittedOffset, Fetched, LogPosition, OnPartitions
+from ebbtide.stream.batch import CommittedOffset, Fetched, Hold, LogPosition, OnPartitions
 from ebbtide.stream.consumer import offsets
+from ebbtide.stream.consumer.commits import Offsets
 from ebbtide.stream.consumer.thread import BatchThread, Listener
 from ebbtide.stream.consumer.together import Together
 from ebbtide.stream.errors import BrokerUnavailable, PartitionRevoked
@@ -203,13 +204,15 @@ class BatchConsumer(driver.Consumer):
         if known is not None and offset >= known.offset:  # an advance, of a partition that we opened
             self._to_commit[tp] = CommittedOffset(offset, metadata)
 
-    async def hold_commits(self, partitions: Set[int]) -> frozenset[int]:
-        held = await self._thread.call_thread(self._thread.hold, frozenset(map(self._tp, partitions)))
-        return frozenset(tp.partition for tp in held)
+    async def hold_commits(self, partitions: Set[int]) -> Hold:
+        tps = frozenset(map(self._tp, partitions))
+        held, generation = await self._thread.call_thread(self._thread.hold, tps, self._owned)
+        return Hold(frozenset(tp.partition for tp in held), generation)
 
-    def release_commits(self, partition: int) -> None:
+    def release_commits(self, hold: Hold, partition: int) -> None:
         with suppress(RuntimeError):  # the thread has ended: there is no commit
-            self._thread.thread_loop.call_soon_threadsafe(self._thread.release, self._tp(partition))
+            loop = self._thread.thread_loop
+            loop.call_soon_threadsafe(self._thread.release, self._tp(partition), hold.generation)
 
     def note_committed(self, partition: int, committed: CommittedOffset) -> None:
         if (tp := self._tp(partition)) in self._in_kafka:
@@ -221,12 +224,15 @@ class BatchConsumer(driver.Consumer):
 
     # -- committing: Faust calls `commit` on its timer and when it stops
 
-    def uncommitted(self) -> dict[TopicPartition, CommittedOffset]:
-        """What may be committed and Kafka does not have yet."""
-        in_kafka = self._in_kafka
-        return {
-            tp: committed for tp, committed in self._to_commit.copy().items() if committed != in_kafka.get(tp)
-        }
+    def committable(self, owned: frozenset[TopicPartition]) -> Offsets:
+        """What may be committed, as noted while `owned` was ours."""
+        if owned is not self._owned:
+            return {}
+        return {tp: committed for tp, committed in self._to_commit.copy().items() if committed is not NEVER}
+
+    def in_kafka(self) -> Offsets:
+        """What Kafka has of it."""
+        return self._in_kafka
 
     async def commit_and_end_transactions(self) -> None:
         """The last commit, on leaving. Faust would be content with one under way, which knows nothing of what was done
@@ -245,7 +251,7 @@ class BatchConsumer(driver.Consumer):
         """In place of Faust's acknowledgement lists, which can pass an unfinished message: commit the committed
         offsets."""
         owned = self._owned
-        if not self.uncommitted():
+        if self._to_commit == self._in_kafka:
             return False
         try:
             done = await self._thread.call_thread(self._thread.commit_done, owned)

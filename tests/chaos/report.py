@@ -14,10 +14,11 @@ from rich.text import Text
 LINE_EVERY_S = 5.0
 
 MUST_BE_ZERO = (
-    "records_mismatched", "episodes_mismatched", "due_mismatched", "heads_behind", "marks_behind", "outbox_left",
-    "keys_unexpected", "risks_of_nobody", "alerts_missing", "alerts_extra", "alerts_other_bytes", "alerts_changed",
-    "alerts_not_once", "alerts_mixed_versions", "alerts_other_key", "alerts_out_of_order", "beliefs_wrong",
-    "alerts_behind_tombstone", "dead_letters_missing", "dead_letters_wrong", "dead_letters_behind_tombstone",
+    "records_mismatched", "episodes_mismatched", "due_mismatched", "heads_behind", "marks_behind", "marks_moved_back",
+    "outbox_left", "keys_unexpected", "risks_of_nobody", "alerts_missing", "alerts_extra", "alerts_other_bytes",
+    "alerts_changed", "alerts_not_once", "alerts_mixed_versions", "alerts_other_key", "alerts_out_of_order",
+    "beliefs_wrong", "alerts_behind_tombstone", "dead_letters_missing", "dead_letters_wrong",
+    "dead_letters_behind_tombstone",
     "scores_missing", "scores_wrong", "scores_extra", "scores_stale", "scores_behind_tombstone", "poison_misjudged",
     "tombstones_missing", "acknowledged_missing", "timers_late", "workers_ended_by_themselves",
     "not_ready_when_quiet",

@@ -22,6 +22,7 @@ from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.kafka.reader import log_ranges
 from tests.chaos.expected import Expected, without_episode
 from tests.chaos.feed import Acknowledged
+from tests.chaos.marks import moved_back
 from tests.chaos.monitor import marks_of
 from tests.support.oracle.decisions import Story
 
@@ -98,11 +99,12 @@ def _check_poison(verdict: Verdict, expected: Expected, acknowledged: Acknowledg
 
 async def _check_marks(verdict: Verdict, settings: Settings, ends: dict[int, int]) -> None:
     """What the group has committed is the end that a reader of committed records sees: behind the last transaction's
-    marker, where the checkpoints are."""
+    marker, where the checkpoints are; and none of it ever moved back on the way there."""
     committed = await marks_of(settings.kafka.url, settings.kafka.group, settings.kafka.topic)
     verdict.count(
         "marks_behind", [(p, committed.get(p), end) for p, end in ends.items() if committed.get(p, 0) != end]
     )
+    verdict.count("marks_moved_back", await moved_back(settings.kafka))
 
 
 async def _check_store(verdict: Verdict, store: Store, expected: Expected, ends: dict[int, int]) -> None:

@@ -63,7 +63,9 @@ async def test_a_worker_ends_though_cancellations_are_lost(how: str) -> None:
             await asyncio.sleep(0)
             worker.assigned(world.source.assigned())
         for store, (worker, task) in zip(stores, running, strict=True):
-            await store.asked.wait()  # on a busy machine the end would else come before a wait that could lose it
+            await (
+                store.asked.wait()
+            )  # on a busy machine the end would else come before a wait that could lose it
             for _ in range(rng.randrange(12)):
                 await asyncio.sleep(0)
             if how == "ends":

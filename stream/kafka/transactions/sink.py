@@ -19,7 +19,7 @@ from typing import Self
 from aiokafka.errors import KafkaError
 
 from ebbtide.featurestore.errors import EbbtideError
-from ebbtide.stream.batch import Source
+from ebbtide.stream.batch import Hold, Source
 from ebbtide.stream.errors import BrokerUnavailable, PartitionRevoked
 from ebbtide.stream.kafka.errors import failure, transactional_prefix
 from ebbtide.stream.kafka.producer import TOO_LARGE, too_large
@@ -73,12 +73,14 @@ class ExactlyOnce:
         # Bound now: a turn that is left over from before a partition was taken over anew has the producer of its time.
         producers = {parcel.partition: self._producers.get(parcel.partition) for parcel in told}
         with_offset = frozenset(parcel.partition for parcel in told if parcel.committed is not None)
+        hold = Hold(frozenset(), -1)
         try:
-            held = await self._committed.hold_commits(with_offset) if with_offset else with_offset
+            if with_offset:
+                hold = await self._committed.hold_commits(with_offset)
         except EbbtideError as error:
             return [error if parcel.messages else None for parcel in parcels]
         saying = [
-            asyncio.ensure_future(self._say(parcel, producers[parcel.partition], held)) for parcel in told
+            asyncio.ensure_future(self._say(parcel, producers[parcel.partition], hold)) for parcel in told
         ]
         try:
             outcomes = dict(
@@ -99,10 +101,10 @@ class ExactlyOnce:
         return self._source
 
     async def _say(
-        self, parcel: Parcel, producer: PartitionProducer | None, held: frozenset[int]
+        self, parcel: Parcel, producer: PartitionProducer | None, hold: Hold
     ) -> EbbtideError | None:
         partition, messages, committed = parcel
-        if committed is not None and partition not in held:
+        if committed is not None and partition not in hold.partitions:
             return PartitionRevoked(f"partition {partition} is not ours")
         said = False
         try:
@@ -120,6 +122,7 @@ class ExactlyOnce:
         finally:
             if committed is not None:
                 self._settled(parcel, producer, said)
+                self._committed.release_commits(hold, partition)
         return None
 
     def _settled(self, parcel: Parcel, producer: PartitionProducer | None, said: bool) -> None:
@@ -129,4 +132,3 @@ class ExactlyOnce:
                 self._committed.note_committed(parcel.partition, parcel.committed)
             else:
                 self._committed.forget_committed(parcel.partition)
-        self._committed.release_commits(parcel.partition)

@@ -17,7 +17,7 @@ from ebbtide.featurestore.errors import StoreUnavailable
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.memory import MemoryStore
-from ebbtide.stream.batch import CommittedOffset, FetchedBatch, LogPosition, OnFetched
+from ebbtide.stream.batch import CommittedOffset, FetchedBatch, Hold, LogPosition, OnFetched
 from ebbtide.stream.errors import BrokerUnavailable
 from ebbtide.stream.outputs.message import AtLeastOnce, Message
 
@@ -205,10 +205,10 @@ class LogSource:
         if offset >= self.offset(partition):
             self.marks[partition] = CommittedOffset(offset, metadata)
 
-    async def hold_commits(self, partitions: Set[int]) -> frozenset[int]:
-        return frozenset(partitions)
+    async def hold_commits(self, partitions: Set[int]) -> Hold:
+        return Hold(frozenset(partitions), 0)
 
-    def release_commits(self, partition: int) -> None:
+    def release_commits(self, hold: Hold, partition: int) -> None:
         """Nothing here is committed but when it is noted."""
 
     def note_committed(self, partition: int, committed: CommittedOffset) -> None:
