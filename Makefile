@@ -1,5 +1,6 @@
 # make demo     everything on this machine: Kafka, Valkey, a trained model, live events, alerts     ARGS='--json out.json'
-# make test     the whole test suite, on real servers, in two processes                             ARGS='-k fold -x'
+# make test     the test suite, on real servers, in two processes                                   ARGS='-k fold -x'
+# make slow     the tests that take more than twenty seconds each: outages, replays, training       ARGS='-k drain'
 # make bench    events/s and latency of ours beside an idiomatic service and one of Quix Streams   ARGS='--json out.json'
 # make chaos    ten minutes of kills and outages, then every record and alert is compared          ARGS='--json out.json'
 # make alerts   every alert of the rules, caused for real on this machine                           ARGS='--json out.json'
@@ -25,7 +26,7 @@ PROCESSES ?= 2
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v "$$p"; break; }; done)
 
-.PHONY: help demo test bench chaos alerts fuzz lint format clean
+.PHONY: help demo test slow bench chaos alerts fuzz lint format clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -33,7 +34,10 @@ demo: $(STAMP)
 	@$(BIN)/ebbtide demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m 'not slow' $(ARGS)
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench $(ARGS)

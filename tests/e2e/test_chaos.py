@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.report import MUST_BE_ZERO
 from tests.chaos.shape import BOUNDS, FAULTS
 
-pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 SOME = (
     "rebalances", "broker_kills", "redis_kills", "network_faults", "states_made_again", "aborted_runs",

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 NAMES = {
     "events", "alerts", "precision", "recall", "base_rate", "recency_precision", "event_to_alert_ms",

@@ -66,7 +66,6 @@ def until_records(worker: WorkerProcess, n: int) -> dict[str, float]:
 
 
 @pytest.mark.kafka
-@pytest.mark.slow
 async def test_worker(stack: Services, unique_name: str, tmp_path: Path) -> None:
     """Fuzzed records: each is folded, ignored or in the dead-letter topic, and the counts add up exactly. Alerts
     validate. A drained worker exits 0, and its successor reads nothing again."""

@@ -68,6 +68,7 @@ async def replayed(what: str | Path, config: Path, folder: Path) -> tuple[int, s
 
 @pytest.mark.kafka
 @pytest.mark.redis
+@pytest.mark.slow
 async def test_an_alert_is_decided_again_to_the_bit(
     stack: Services, unique_name: str, tmp_path: Path
 ) -> None:

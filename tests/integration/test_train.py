@@ -302,6 +302,7 @@ def test_a_log_without_recent_decisions_is_not_published(spec: Spec, log: EventB
         choose_thresholds(prepared, untrained, CONFIG)
 
 
+@pytest.mark.slow
 def test_shuffled_labels_teach_nothing(spec: Spec, log: EventBatch) -> None:
     """Whoever had looked at the test slice would do better than a coin there: AUROC .5 within .02, as the mean of
     twelve shufflings: one is off by .024 (standard deviation), since what was learned by chance orders people."""
