@@ -17,7 +17,8 @@ from ebbtide.stream.suppression import Suppression
 OFFSETS_TOPIC = "__consumer_offsets"
 OFFSET_KEYS = (0, 1)
 """Versions of a key that is an offset's; others are of members."""
-LEADER_EPOCH_SINCE = 3
+LEADER_EPOCH_SINCE, COMPACT_SINCE = 3, 4
+"""Versions of a value."""
 
 
 class Mark(NamedTuple):
@@ -62,8 +63,18 @@ def _place(key: bytes) -> tuple[str, str, int] | None:
 
 def _committed(value: bytes) -> CommittedOffset:
     version, offset = struct.unpack_from(">hq", value)
-    metadata, _ = _string(value, 10 + 4 * (version >= LEADER_EPOCH_SINCE))
+    at = 10 + 4 * (version >= LEADER_EPOCH_SINCE)
+    metadata = _compact_string(value, at) if version >= COMPACT_SINCE else _string(value, at)[0]
     return CommittedOffset(offset, metadata)
+
+
+def _compact_string(raw: bytes, at: int) -> str:
+    """Its length and one more comes before it, seven bits a byte, the lowest first."""
+    size = shift = 0
+    while True:
+        size, shift, at = size | (raw[at] & 0x7F) << shift, shift + 7, at + 1
+        if raw[at - 1] < 0x80:
+            return raw[at : at + size - 1].decode()
 
 
 def _string(raw: bytes, at: int) -> tuple[str, int]:

@@ -4,12 +4,15 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import CoordinationType
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.group import LeaveGroupRequest
+from aiokafka.structs import OffsetAndMetadata
 
 from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.kafka.client import admin
+from tests.chaos.marks import moved_back
 from tests.support.receiver import MemoryChain, until
 from tests.support.servers.services import Services
 from tests.support.transport import Feed, Join, check, committed, folded, settings_for
@@ -105,6 +108,28 @@ async def test_no_ordinary_commit_crosses_a_transaction(
     assert await source.committed(2) == CommittedOffset(other_end, "free")
     source.advance_committed(1, end, "again")
     await until(lambda: holds(1, end, "again"), "released", timeout_s=5.0)
+
+
+async def test_a_committed_offset_that_moved_back_shows(
+    stack: Services, unique_name: str, feed: Feed
+) -> None:
+    """In the topic where Kafka keeps them, as the chaos run's verdict reads it: also when a later one covers it up."""
+    settings = settings_for(stack, unique_name)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=stack.kafka_url, group_id=settings.group, enable_auto_commit=False
+    )
+    await consumer.start()
+    consumer.assign([tp := TopicPartition(settings.topic, 1)])
+    for offset, sequence, timers in ((10, 1, 5), (20, 2, 5), (20, 2, 7), (20, 1, 7), (30, 3, 6), (40, 4, 9)):
+        metadata = f"sequence={sequence} timers={timers}:" + "x" * 200
+        await consumer.commit({tp: OffsetAndMetadata(offset, metadata)})
+    await consumer.stop()
+    found = [(before, after) for _, _, before, after in await moved_back(settings)]
+    assert [(a.offset, a.sequence, b.offset, b.sequence) for a, b in found] == [
+        (20, 2, 20, 1),
+        (20, 1, 30, 3),
+    ]
+    assert [b.timers[0] for _, b in found] == [7, 6]
 
 
 async def test_who_was_put_out_of_the_group_commits_nothing(
