@@ -13,8 +13,8 @@ A step of several replicas is our own, since Keras 3's `fit` knows neither sever
 
 The sum is the whole batch's gradient, clipped as one process clips it. So the synchronous strategies compute what one
 such step in one process does, but for the order of additions and the draws of dropout. Each process makes the same
-examples and takes the same decisions; what they exchange are gradients. Keras' own `fit`, which trains on one device,
-is not yet the same: of logits [n] its BinaryCrossentropy weighs a batch by its mean weight, where this weighs each row.
+examples and takes the same decisions; what they exchange are gradients. One device is left to Keras' own `fit`, with
+the same loss: `row_losses`.
 """
 
 from collections.abc import Callable
@@ -128,6 +128,12 @@ def clip_of(strategy: tf.distribute.Strategy) -> float:
     )
 
 
+def row_losses(churned: Any, logit: Any) -> Any:
+    """Log loss of each row, f4[n], so that whoever adds them up can weigh them. Keras' BinaryCrossentropy takes the
+    mean over the last axis, which of logits [n] is the batch: it would weigh the mean of all rows, and no row."""
+    return tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(churned, tf.float32), tf.cast(logit, tf.float32))
+
+
 class Steps:
     """`Steps(strategy, network, optimizer, batch)`: epochs of steps over whole batches of (inputs, churned, weight).
     batch: rows of all replicas together."""
@@ -188,8 +194,7 @@ class Steps:
         replicas = 1 if self._apart else self._strategy.num_replicas_in_sync
         variables = self._network.trainable_variables
         with tf.GradientTape() as tape:
-            logit = tf.cast(self._network(inputs, training=True), tf.float32)
-            each = weight * tf.nn.sigmoid_cross_entropy_with_logits(churned, logit)
+            each = weight * row_losses(churned, self._network(inputs, training=True))
             lost = tf.reduce_sum(each) / self._batch + tf.add_n(self._network.losses or [0.0]) / replicas
             scaled = self._optimizer.scale_loss(lost)  # in float16, lest small gradients vanish
         gradients = tape.gradient(scaled, [variable.value for variable in variables])

@@ -32,7 +32,14 @@ from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.shards import Shards, epochs_of
 from ebbtide.model.fitting.board import Board
-from ebbtide.model.fitting.distribute import Steps, clip_of, is_asynchronous, is_plain, strategy_of
+from ebbtide.model.fitting.distribute import (
+    Steps,
+    clip_of,
+    is_asynchronous,
+    is_plain,
+    row_losses,
+    strategy_of,
+)
 from ebbtide.model.fitting.linear import fit_logistic
 from ebbtide.model.graph.network import adapt, build_network, copy_trunk, has_sequence, in_float32
 from ebbtide.model.judging.metrics import Ranking, log_loss
@@ -86,7 +93,7 @@ class Trainer:
             self._optimizer.build(self._network.trainable_variables)
             self._network.compile(
                 self._optimizer,
-                loss=keras.losses.BinaryCrossentropy(from_logits=True),
+                loss=row_losses,
                 jit_compile=rows * config.epochs_max >= XLA_ROWS_MIN,
             )
         # What a person or a check may ask at once, where the trained one lies on several devices.

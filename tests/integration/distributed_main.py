@@ -1,5 +1,5 @@
 """One task of a cluster: train on shards by a strategy, and say what came of it. `python distributed_main.py STRATEGY
-FOLDER OUT DROPOUT EPOCHS`; with two CPUs for `mirrored`, with one for `alone`: our own step in one process."""
+FOLDER OUT DROPOUT EPOCHS BATCH`; with two CPUs for `mirrored`, with one for `alone`: our own step in one process."""
 
 import json
 import sys
@@ -13,14 +13,14 @@ from ebbtide.model.graph.sizes import NetworkConfig
 
 
 def main() -> None:
-    asked, folder, out, dropout, epochs = sys.argv[1:]
+    asked, folder, out, dropout, epochs, batch = sys.argv[1:]
     strategy = "mirrored" if asked == "alone" else asked
     if asked == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     network = NetworkConfig(units=4, embed=2, dense=(8,), dropout=float(dropout))
     config = TrainConfig.model_validate(
-        {"strategy": strategy, "epochs_max": int(epochs), "batch": 128, "network": network}
+        {"strategy": strategy, "epochs_max": int(epochs), "batch": int(batch), "network": network}
     )
     serve(config.strategy)
     strategy_of(config.strategy)  # before TensorFlow does anything else

@@ -25,6 +25,9 @@ from tests.support.factory import TRAIN, write_config, write_events
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 2
+BATCH = 128
+ALL_ROWS = 1_000_000
+"""A batch of all rows that there are: nothing is left to the order in which they are drawn."""
 LIMIT_S = 200
 
 
@@ -39,14 +42,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def task(
-    strategy: str, shards: Path, out: Path, dropout: float = 0.0, cluster: dict[str, Any] | None = None
+    strategy: str,
+    shards: Path,
+    out: Path,
+    dropout: float = 0.0,
+    cluster: dict[str, Any] | None = None,
+    batch: int = BATCH,
 ) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     environment |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment |= {} if cluster is None else configured(cluster)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.integration.distributed_main", strategy, str(shards), str(out), str(dropout),
-         str(EPOCHS)],
+         str(EPOCHS), str(batch)],
         cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -87,6 +95,15 @@ def assert_same(found: dict[str, Any], alone: dict[str, Any]) -> None:
     """Sums in another order: nothing else."""
     assert found["loss"] == pytest.approx(alone["loss"], abs=1e-5)
     assert np.abs(np.array(found["logits"]) - np.array(alone["logits"])).max() < 1e-3
+
+
+def test_one_and_two_replicas_have_the_same_loss(shards: Path, tmp_path: Path) -> None:
+    """One device is trained by Keras' `fit`, several by a step of our own: each row has its weight in both."""
+    one, two = (
+        result(task(name, shards, tmp_path / name, batch=ALL_ROWS), tmp_path / name)
+        for name in ("one_device", "mirrored")
+    )
+    assert_same(two, one)
 
 
 def test_mirrored_devices_compute_what_one_does(shards: Path, alone: dict[str, Any], tmp_path: Path) -> None:

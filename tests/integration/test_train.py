@@ -351,6 +351,17 @@ def test_nobody_travels_with_a_model(
     assert not set(rows["last_seen"].tolist()) & set(log.time.tolist())
 
 
+def test_the_loss_is_the_weighted_mean_of_the_rows(spec: Spec, log: EventBatch) -> None:
+    """A step over all rows: its loss is that of the linear model which each training begins as."""
+    rows = draw(History(Layout(spec), log, KNOWN_UNTIL), examples_max=2_000).usable()
+    whole = {"batch": len(rows), "network": CONFIG.network.model_copy(update={"wide_l2": 0.0})}
+    found = Trainer(spec, CONFIG.model_copy(update=whole), len(rows)).fit(rows, 1, watched=rows)
+    z, y, weight = (x.astype(np.float64) for x in (found.watched[0], rows.churned, rows.weights()))
+    each = np.logaddexp(0.0, z) - y * z
+    assert found.loss == pytest.approx([(weight * each).sum() / weight.sum()], abs=1e-5)
+    assert abs(each.mean() - found.loss[0]) > 1e-3, "and not the mean of rows that weigh alike"
+
+
 def test_training_is_watched_from_one_beginning(spec: Spec, log: EventBatch, tmp_path: Path) -> None:
     usable = draw(History(Layout(spec), log, KNOWN_UNTIL), examples_max=2_000).usable()
     odd = usable.customer % 2 == 1
