@@ -37,6 +37,13 @@ def _known(name: str) -> str:
     return name
 
 
+def plural(noun: str) -> str:
+    """Of an English noun, by rule: purchases, searches, replies. What follows no rule is for a spec to say."""
+    if re.search(r"(s|x|z|ch|sh)$", noun):
+        return noun + "es"
+    return f"{noun[:-1]}ies" if re.search(r"[^aeiou]y$", noun) else noun + "s"
+
+
 def _path(path: str) -> str:
     if not re.fullmatch(r"value|properties(\.[^.]+)+", path):
         raise ValueError(f"a value is 'value' or 'properties.<field>', not {path!r}")
@@ -101,13 +108,15 @@ class Kind(Frozen):
     """One kind of event: the event types it covers, its role, and what is kept of its value, or of its `values`.
 
     `value`, `aggregate` (and of attributes `attribute`, `categories`) say it of one value without a name. `features`:
-    whether the model is told how many there were and when; false for what only decides the label, or nothing.
+    whether the model is told how many there were and when; false for what only decides the label, or nothing. `noun`:
+    how several of them are called, `one`: how one is; "" where neither the spec nor the name says it.
     """
 
     name: Name
     types: tuple[str, ...] = ()
     role: Role = "activity"
     noun: str = ""
+    one: str = ""
     value: ValuePath | None = None
     aggregate: tuple[AggregationName, ...] = ()
     values: Annotated[tuple[Value, ...], Field(max_length=VALUES_MAX)] = ()
@@ -122,7 +131,10 @@ class Kind(Frozen):
     @classmethod
     def _defaults(cls, data: Any) -> Any:
         if isinstance(data, dict) and "name" in data:
-            data = {"types": (data["name"],), "noun": str(data["name"]).replace("_", " ") + "s", **data}
+            one = str(data["name"]).replace("_", " ")
+            data = {"types": (data["name"],), "noun": plural(one), **data}
+            if data["noun"] == plural(one):
+                data = {"one": one, **data}
             if data.get("role") == "attribute":
                 data = {"value": "value", "attribute": "number", **data}
             elif data.get("aggregate"):
@@ -184,6 +196,13 @@ class Kind(Frozen):
         return any(textual) and not any(
             value.path == "value" and not text for value, text in zip(self.readings, textual, strict=True)
         )
+
+    def said(self, n: float) -> str:
+        """So many of them, to the nearest whole: '4 purchases', '1 purchase', or 'mailings: 1' with no word for one."""
+        count = f"{n:,.0f}"
+        if count != "1":
+            return f"{count} {self.noun}"
+        return f"1 {self.one}" if self.one else f"{self.noun}: 1"
 
     @property
     def counted(self) -> bool:

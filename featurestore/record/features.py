@@ -20,17 +20,19 @@ DAY_WORDS = "days"
 class Feature:
     """One column. `transform`: how the network squeezes it (sign(x)·log1p|x| for heavy tails). `sentence`: a
     `str.format` template that says a value in plain words. group: features of one group are one reason, since ten
-    windows of a kind say one thing (`record/reasons.py`): a kind's name, or "silence", "rhythm", "history"."""
+    windows of a kind say one thing (`record/reasons.py`): a kind's name, or "silence", "rhythm", "history". one: what
+    is said of a value that reads as 1, where that is another sentence."""
 
     name: str
     unit: str
     transform: Transform
     sentence: str
     group: str
+    one: str = ""
 
     def describe(self, value: float) -> str:
         """The value in plain words, e.g. 'no activity for 12.3 days'."""
-        return self.sentence.format(value=value)
+        return self.one if self.one and f"{value:.0f}" == "1" else self.sentence.format(value=value)
 
 
 PARTS = (
@@ -89,8 +91,9 @@ def features_by_part(spec: Spec) -> dict[str, list[Feature]]:
                 f"{kind.name}_count_{w.words}",
                 "events",
                 "log",
-                f"{{value:.0f}} {kind.noun} in the last {w.words}",
+                f"{{value:,.0f}} {kind.noun} in the last {w.words}",
                 kind.name,
+                f"{kind.said(1)} in the last {w.words}",
             )
             for kind in counted
             for w in spec.windows
@@ -121,8 +124,15 @@ def features_by_part(spec: Spec) -> dict[str, list[Feature]]:
 def _rhythm() -> list[Feature]:
     return [
         Feature("silence", DAY_WORDS, "log", "no activity for {value:.1f} days", "silence"),
-        Feature("tenure", DAY_WORDS, "log", "customer for {value:.0f} days", "history"),
-        Feature("activity_total", "events", "log", "{value:.0f} activities so far", "history"),
+        Feature("tenure", DAY_WORDS, "log", "customer for {value:.0f} days", "history", "customer for 1 day"),
+        Feature(
+            "activity_total",
+            "events",
+            "log",
+            "{value:,.0f} activities so far",
+            "history",
+            "1 activity so far",
+        ),
         Feature("gap_usual", DAY_WORDS, "log", "usually active every {value:.1f} days", "rhythm"),
         Feature("gap_spread", "log units", "linear", "rhythm varies by a factor of e^{value:.1f}", "rhythm"),
         Feature("gap_missing", "flag", "linear", "no second visit yet: {value:.0f}", "rhythm"),
@@ -224,7 +234,12 @@ def _attribute(kind: Kind) -> list[Feature]:
     if kind.attribute == "date":
         return [
             Feature(
-                f"{kind.name}_until", DAY_WORDS, "log", f"{{value:.0f}} days until {kind.name}", kind.name
+                f"{kind.name}_until",
+                DAY_WORDS,
+                "log",
+                f"{{value:.0f}} days until {kind.name}",
+                kind.name,
+                f"1 day until {kind.name}",
             ),
             missing,
         ]

@@ -54,7 +54,7 @@ class Reasons:
         """In the order of the features; the sequence is the last."""
         self._group_of = np.array([self.groups.index(each.group) for each in self._features])
         longest = max(spec.windows, key=lambda window: window.length_ms).words
-        self._kinds = {kind.name: (kind.noun, f"{kind.name}_count_{longest}", longest) for kind in spec.kinds}
+        self._kinds = {kind.name: (kind, f"{kind.name}_count_{longest}", longest) for kind in spec.kinds}
         self._check()
 
     def top(
@@ -98,23 +98,24 @@ class Reasons:
 
     def sentence(self, feature: int, values: NDArray[np.float32]) -> str:
         """One feature in words."""
-        each = self._features[feature]
-        return self._own.get(each.name, each.sentence).format(value=float(values[feature]))
+        each, value = self._features[feature], float(values[feature])
+        own = self._own.get(each.name)
+        return each.describe(value) if own is None else own.format(value=value)
 
     def _of_kind(self, group: str, feature: int, values: NDArray[np.float32]) -> str:
-        noun, counted, longest = self._kinds[group]
+        kind, counted, longest = self._kinds[group]
         if self._value(f"{group}_never", values):
             return (
-                f"never any {noun}"
+                f"never any {kind.noun}"
                 if f"{group}_never" not in self._own
                 else self.sentence(self._at[f"{group}_never"], values)
             )
         since, count = self._value(f"{group}_since", values), self._value(counted, values)
         last = "the last one today" if since < DAY_OLD else f"the last one {_days(since)} ago"
         if count:
-            said = f"{count:.0f} {noun} in the last {longest}, {last}"
+            said = f"{kind.said(count)} in the last {longest}, {last}"
         else:
-            said = f"no {noun} for {_days(since)}"
+            said = f"no {kind.noun} for {_days(since)}"
         # What its loudest feature says beside how many there were, and when.
         name = self._features[feature].name
         plain = name.startswith((f"{group}_count_", f"{group}_decay_")) or name in (

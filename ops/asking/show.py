@@ -32,8 +32,7 @@ def customer_table(data: dict[str, Any]) -> Table:
         "if silent": curve_line(data["silence_curve"]),
         "": curve_words(data["silence_curve"]),
         "kinds": "\n".join(
-            f"{each['count']:,} {each['noun']}, last {_day(each['last'])}"
-            for each in data["timeline"]["kinds"]
+            f"{each['words']}, last {_day(each['last'])}" for each in data["timeline"]["kinds"]
         ),
         "lately": "\n".join(
             f"{_day(each['at'])}  {each['kind']}" + (f" × {each['count']}" if each["count"] > 1 else "")

@@ -43,10 +43,12 @@ def timeline(row: np.void, layout: Layout) -> dict[str, Any]:
     """
     spec = layout.spec
     kinds = [
-        {"kind": kind.name, "noun": kind.noun, "count": int(n), "last": when(int(last))}
+        {
+            "kind": kind.name, "noun": kind.noun, "count": int(n), "words": kind.said(int(n)), "last": when(int(last)),
+        }
         for kind, n, last in zip(spec.kinds, row["kind_count"], row["kind_last"], strict=True)
         if n
-    ]
+    ]  # fmt: skip
     length = len(row["ring_kind"])
     at_ms, recent = float(row["last_seen"]), list[dict[str, Any]]()
     for back in range(length):

@@ -200,7 +200,7 @@ def test_commands_answer_from_redis_alone(
         ["customer", "ann", "--as-of", "2023-12-01", "--config", str(settings), "--json", str(report)], capsys
     )
     assert code == 0, said
-    assert "if silent" in said and "speaks most" in said and "1 purchases" in said
+    assert "if silent" in said and "speaks most" in said and "1 purchase, last" in said
     data = json.loads(report.read_text())
     assert (
         data["customer"] == "ann"

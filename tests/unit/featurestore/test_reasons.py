@@ -73,11 +73,52 @@ def test_a_silence_is_said_beside_the_usual_one(values: dict[str, float], words:
         ({"purchase_never": 1}, "never any purchases"),
         ({"purchase_since": 100}, "no purchases for 100 days"),
         ({"purchase_since": 0.2, "purchase_count_90d": 3}, "3 purchases in the last 90d, the last one today"),
+        (
+            {"purchase_since": 5, "purchase_count_90d": 1},
+            "1 purchase in the last 90d, the last one 5.0 days ago",
+        ),
     ],
 )
 def test_a_kind_is_said_by_how_many_and_when(values: dict[str, float], words: str) -> None:
     (only,) = Reasons(SPEC).top(row(**values), row(purchase_since=1.0), 0.0, 1, 3)
     assert only.words == words
+
+
+@pytest.mark.parametrize(
+    ("kind", "several", "one"),
+    [
+        ({"name": "page_view"}, "4,000 page views", "1 page view"),
+        ({"name": "search"}, "4,000 searches", "1 search"),
+        ({"name": "reply"}, "4,000 replies", "1 reply"),
+        ({"name": "commit", "noun": "commits"}, "4,000 commits", "1 commit"),
+        (
+            {"name": "sent", "noun": "letters sent", "one": "letter sent"},
+            "4,000 letters sent",
+            "1 letter sent",
+        ),
+        ({"name": "buy", "noun": "Käufe", "one": "Kauf"}, "4,000 Käufe", "1 Kauf"),
+        ({"name": "mailed", "noun": "mailings"}, "4,000 mailings", "mailings: 1"),
+    ],
+    ids=lambda each: each["name"] if isinstance(each, dict) else "",
+)
+def test_one_is_said_as_one(kind: dict[str, str], several: str, one: str) -> None:
+    spec = spec_of(kinds=[kind])
+    count = next(each for each in features(spec) if each.name == f"{kind['name']}_count_7d")
+    assert [count.describe(n) for n in (4_000, 1)] == [f"{said} in the last 7d" for said in (several, one)]
+    assert parse_spec(dump_spec(spec)) == spec
+
+
+def test_no_sentence_counts_one_of_several() -> None:
+    """Whatever the figure, 1 is followed by no plural of ours."""
+    own = spec_of(
+        kinds=[{"name": "visit"}, {"name": "renewal", "role": "attribute", "attribute": "date"}],
+        days_active=[7],
+    )
+    said = {each.name: each.describe(1.0) for each in features(own)}
+    assert said["activity_total"] == "1 activity so far"
+    assert said["tenure"] == "customer for 1 day"
+    assert said["renewal_until"] == "1 day until renewal"
+    assert not [words for words in said.values() if words.startswith("1 ") and words.split()[1].endswith("s")]
 
 
 def test_a_spec_says_it_in_its_own_words() -> None:
