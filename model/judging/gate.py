@@ -134,8 +134,9 @@ def _alerts(tested: Thresholds | None) -> Iterator[Refusal]:
         return
     if tested.alerted <= tested.alert_rate * ALERTS_MOST:
         return
+    tie = f" ({tested.tie_words})" if tested.tie_words else ""
     yield Refusal(
-        f"{tested.alerted:.1%} of the customers alerted on the test slice, {tested.alert_rate:.1%} asked for",
+        f"{tested.alerted:.1%} of the customers alerted on the test slice, {tested.alert_rate:.1%} asked for{tie}",
         "ask for another --alert-rate (many customers with one and the same score stand or fall together), or train on "
         "a later log",
     )

@@ -20,6 +20,11 @@ HYSTERESIS = 0.5
 """`exit` lies this far below `enter`, in logits: a p that trembles at the threshold opens one episode, not ten."""
 TOO_MANY = 2.0
 """More alerts than so many times what was asked for flood whoever reads them; fewer are missed, and told."""
+ROUNDING = 1e-5
+"""So far below the p that it is chosen by lies `enter`: p is served in float32 and chosen by in float64, and a tie of a
+fifth of all customers must not be in or out by the difference."""
+TIED_MIN = 0.25
+"""Of the share asked for: where so much of it has one p at the threshold, that is told."""
 P_MIN = 1e-6
 """Thresholds stay this far from 0 and 1, where every or no p would pass."""
 
@@ -32,6 +37,8 @@ class Thresholds:
     alerted:           the share that did where it was looked at, 0 to 1; None where nobody came up for a decision
     precision:         how many of the first such decisions with a label were right, 0 to 1; None without any
     customer_horizons: customers with a decision, counted in each horizon anew
+    tied:              the share of them that has one and the same peak just where the share asked for ends, 0 to 1:
+                       they are alerted together or not at all
     """
 
     enter: float
@@ -40,6 +47,17 @@ class Thresholds:
     alerted: float | None = None
     precision: float | None = None
     customer_horizons: int = 0
+    tied: float = 0.0
+
+    @property
+    def tie_words(self) -> str:
+        """Why the share asked for cannot be met; "" where no tie is in its way."""
+        if self.tied < TIED_MIN * self.alert_rate:
+            return ""
+        return (
+            f"{self.tied:.1%} of them have one and the same probability just where {self.alert_rate:.0%} would end, "
+            "and are alerted together or not at all"
+        )
 
 
 class Peaks:
@@ -73,12 +91,12 @@ class Peaks:
         None without a single decision: then nothing is known of how many would be alerted."""
         if not len(self._peaks):
             return None
-        wide = float(np.quantile(self._peaks, 1 - alert_rate, method="higher"))
-        above = self._peaks[self._peaks > wide]
-        near = [wide, float(above.min())] if len(above) else [wide]
+        wide = self._end(alert_rate)
+        above = self._peaks[self._peaks > wide + ROUNDING]
+        near = np.array([wide, above.min()] if len(above) else [wide]) - ROUNDING
         shares = np.array([(self._peaks >= each).mean() for each in near]) / alert_rate
         apart = np.abs(np.log(shares)) + np.where(shares > TOO_MANY, np.inf, 0.0)
-        enter = float(np.clip(near[int(np.argmin(apart))], P_MIN, 1 - P_MIN))
+        enter = float(np.clip(near[np.argmin(apart)], P_MIN, 1 - P_MIN))
         return self.at(Thresholds(enter, float(expit(logit(enter) - HYSTERESIS)), alert_rate))
 
     def at(self, chosen: Thresholds) -> Thresholds:
@@ -91,4 +109,13 @@ class Peaks:
             alerted=float((self._peaks >= chosen.enter).mean()) if len(self._peaks) else None,
             precision=float((known == CHURNED).mean()) if len(known) else None,
             customer_horizons=len(self._peaks),
+            tied=self._tied(chosen.alert_rate) if len(self._peaks) else 0.0,
         )
+
+    def _end(self, alert_rate: float) -> float:
+        """The peak at which the asked share of the highest ones ends."""
+        return float(np.quantile(self._peaks, 1 - alert_rate, method="higher"))
+
+    def _tied(self, alert_rate: float) -> float:
+        near = np.abs(self._peaks - self._end(alert_rate)) <= ROUNDING
+        return float(near.mean()) if near.sum() > 1 else 0.0

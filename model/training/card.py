@@ -22,6 +22,7 @@ from ebbtide.model.graph.sizes import without_sequence
 from ebbtide.model.judging.evaluate import MODEL, Figure
 from ebbtide.model.judging.horizons import FIRST_HEAD
 from ebbtide.model.judging.parts import Part
+from ebbtide.model.judging.thresholds import Thresholds
 from ebbtide.model.training.plots import draw_horizons, draw_plots, draw_training
 from ebbtide.model.training.report import TrainReport
 
@@ -108,7 +109,7 @@ probabilities would have an ECE below {evaluation.ece_bound[MODEL]:.4f} in 95 % 
 
 `enter` {chosen.enter:.4f}, `exit` {chosen.exit:.4f}: chosen so that {chosen.alert_rate:.0%} of the customers
 who come up for a decision within one horizon reach `enter`, measured on the last horizon before labels were
-closed (it came to {chosen.alerted:.1%} of {chosen.customer_horizons:,}).
+closed (it came to {chosen.alerted:.1%} of {chosen.customer_horizons:,}).{_tie(chosen)}
 {_tested(report)}
 
 ## What it learned from
@@ -330,8 +331,13 @@ def _tested(report: TrainReport) -> str:
     if tested is None or tested.alerted is None:
         return "The test slice, or the horizon before it, had no decision point to try one on."
     right = "" if tested.precision is None else f", {tested.precision:.1%} of them rightly"
-    alerted = f"{tested.alerted:.1%} in the test slice{right}"
-    return f"The evaluated model's own, chosen on the horizon before the test slice, alerted {alerted}."
+    alerted = f"{tested.alerted:.1%} in the test slice{right}, where {tested.alert_rate:.0%} were asked for"
+    return f"The evaluated model's own, chosen on the horizon before the test slice, alerted {alerted}.{_tie(tested)}"
+
+
+def _tie(thresholds: Thresholds) -> str:
+    words = thresholds.tie_words
+    return f" {words[0].upper()}{words[1:]}: no threshold meets the share asked for." if words else ""
 
 
 def _beyond(report: TrainReport) -> str:

@@ -87,6 +87,8 @@ class Offline:
             "groups": [{"group": part.name, **part.as_json()} for part in self.groups],
             "alert_rate": alerts.alert_rate if alerts else None,
             "alerted": alerts.alerted if alerts else None,
+            "tied": alerts.tied if alerts else None,
+            "tie": alerts.tie_words if alerts else "",
             "precision": alerts.precision if alerts else None,
             "survival": self.survival and self.survival.as_json(),
             "further": [each.as_json() for each in self.further],

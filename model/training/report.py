@@ -83,6 +83,8 @@ class TrainReport:
             "exit": self.thresholds.exit,
             "alert_rate": self.thresholds.alert_rate,
             "alerted": self.thresholds.alerted,
+            "tied": self.thresholds.tied,
+            "tie": self.thresholds.tie_words,
             "alerted_in_test": self.tested.alerted if self.tested else None,
             "precision_in_test": self.tested.precision if self.tested else None,
             "customer_horizons_in_test": self.tested.customer_horizons if self.tested else None,

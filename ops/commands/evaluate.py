@@ -141,6 +141,7 @@ def show(data: dict[str, Any]) -> None:
         right = "" if data["precision"] is None else f", {data['precision']:.1%} of them rightly"
         to.print(
             f"\nAlerts: {data['alerted']:.1%} of the customers (asked for {data['alert_rate']:.1%}){right}"
+            + (f"; {data['tie']}" if data.get("tie") else "")
         )
     show_survival(data)
     for each in data["further"]:

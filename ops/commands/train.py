@@ -200,6 +200,7 @@ def show(data: Mapping[str, Any]) -> None:
         f"{data['alerted']:.1%} of customers in a horizon (asked for {data['alert_rate']:.1%})."
         + (f" In the test slice: {tested:.1%} alerted" if tested is not None else "")
         + (f", {precision:.1%} of them rightly" if precision is not None else "")
+        + (f".\nAlerts in the last horizon: {data['tie']}" if data.get("tie") else "")
         + "".join(f"\nPublished by force, although: {each}" for each in data["refusals"])
         + (
             f"\nPublished {data['path']}  (model card: {data['path']}/model_card.md)"

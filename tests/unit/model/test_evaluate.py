@@ -23,7 +23,7 @@ from ebbtide.model.judging.metrics import (
     reliability,
     resamplings,
 )
-from ebbtide.model.judging.thresholds import Peaks, Thresholds
+from ebbtide.model.judging.thresholds import ROUNDING, Peaks, Thresholds
 
 F8 = NDArray[np.float64]
 
@@ -190,7 +190,8 @@ def test_enter_alerts_the_stated_share_of_customer_horizons() -> None:
     peaks = Peaks(1_000, 100, customer, as_of, p, np.array(label, np.int8))
     chosen = peaks.thresholds(0.2)
     assert chosen is not None
-    assert chosen.enter == pytest.approx(0.80)
+    assert chosen.enter == pytest.approx(0.80 - ROUNDING)
+    assert chosen.tied == 0.0 and not chosen.tie_words
     assert chosen.alerted == pytest.approx(0.2)
     assert chosen.customer_horizons == 20
     assert chosen.precision == pytest.approx(0.5), "of the first decisions at enter, not of all"
@@ -207,6 +208,36 @@ def test_ties_are_taken_or_left_by_which_is_nearer() -> None:
         chosen = peaks.thresholds(asked)
         assert chosen is not None
         assert chosen.alerted == pytest.approx(given), asked
+
+
+def test_a_tie_is_in_or_out_whatever_rounds_it() -> None:
+    """A service scores in float32, and a threshold is chosen in float64: no tie is halved by it."""
+    n = np.arange(1_000)
+    p = np.where(n < 780, n / 2_000, np.where(n < 980, 0.6 + 1e-8, 0.7 + n / 10_000))
+    chosen = Peaks(0, 10, n, 0 * n, p, (0 * n).astype(np.int8)).thresholds(0.15)
+    assert chosen is not None and chosen.alerted == pytest.approx(0.22)
+    for served in (
+        p.astype(np.float32),
+        np.nextafter(p.astype(np.float32), np.float32(0)),
+        p + 1e-6,
+        p - 1e-6,
+    ):
+        again = Peaks(0, 10, n, 0 * n, served.astype(np.float64), (0 * n).astype(np.int8)).at(chosen)
+        assert again.alerted == pytest.approx(0.22)
+        assert again.tied == pytest.approx(0.20)
+    assert chosen.tie_words.startswith(
+        "20.0% of them have one and the same probability just where 15% would end"
+    )
+
+
+def test_a_tie_left_out_is_told_as_well() -> None:
+    n = np.arange(100)
+    p = np.where(n < 60, n / 200, np.where(n < 98, 0.5, 0.9))
+    chosen = Peaks(0, 10, n, 0 * n, p, (0 * n).astype(np.int8)).thresholds(0.10)
+    assert chosen is not None
+    assert chosen.alerted == pytest.approx(0.02)
+    assert chosen.tied == pytest.approx(0.38)
+    assert "38.0% of them" in chosen.tie_words
 
 
 def test_without_a_decision_there_is_no_threshold() -> None:

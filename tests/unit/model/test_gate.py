@@ -223,6 +223,9 @@ def test_the_gate_refuses_alerts_that_nobody_asked_for() -> None:
         if refused:
             assert f"{given:.1%}" in found[0].figure
             assert "10.0%" in found[0].figure
+            assert "one and the same" not in found[0].figure
+    tie = Thresholds(0.5, 0.4, 0.10, alerted=0.458, customer_horizons=900, tied=0.4)
+    assert "40.0% of them have one and the same probability" in refusals(good, [], [], tie)[0].figure
 
 
 def test_the_gate_refuses_figures_that_cannot_be_known() -> None:
