@@ -1,9 +1,10 @@
 """LightGBM on features of its own, beside a model's scored rows: is a model level with what a data scientist would do?
 
-    python -m tests.bench.bench_lightgbm --out DIR [--log NAME …] [--trials 50] [--snapshots 8] [--json FILE]
+    python -m tests.bench.bench_lightgbm --out DIR … [--log NAME …] [--trials 50] [--snapshots 8] [--json FILE]
 
-DIR: of `tests.bench.bench_model`, whose rows say who is judged, what followed and what the model said. LightGBM is no
-dependency of the project: `pip install lightgbm` into an environment of your own, or `--target` a folder on PYTHONPATH.
+DIR: of `tests.bench.bench_model`, whose rows say who is judged, what followed and what the model said; several of them
+(before and after a change) are put beside one and the same LightGBM. It is no dependency of the project: `pip install
+lightgbm` into an environment of your own, or `--target` a folder on PYTHONPATH.
 
 Its features know nothing of ours: they are made of the raw file by the plainest means (recency, tenure, counts, sums
 and active days in windows from 1 day to 2 years by kind of event, gaps, ratios). It learns from snapshots whose horizon
@@ -15,6 +16,7 @@ import argparse
 import csv
 import gzip
 import json
+import time
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -125,10 +127,10 @@ def eligible(features: F8, name: str) -> NDArray[np.bool_]:
     return np.isfinite(silence) & ((silence <= most) if most else True)
 
 
-def compare(title: str, out: Path, trials: int, snapshots: int, data: Path) -> dict[str, Any]:
-    """LightGBM beside the model on the rows of its snapshots, by date."""
+def compare(title: str, outs: list[Path], trials: int, snapshots: int, data: Path) -> dict[str, Any]:
+    """LightGBM beside each folder's model on the rows of its snapshots, by folder and date."""
     make = import_module("lightgbm").LGBMClassifier  # no dependency: only this command asks for it
-    log = LOGS[title]
+    log, began = LOGS[title], time.perf_counter()
     raw, horizon_ms = Raw(log.name, data), parse_duration(log.horizon)
     end = iso_ms(log.labels_until) - horizon_ms
     first = int(raw.time.min())
@@ -143,20 +145,25 @@ def compare(title: str, out: Path, trials: int, snapshots: int, data: Path) -> d
     model = make(**chosen, n_jobs=1, verbose=-1).fit(
         np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
     )
+    found: dict[str, Any] = {"parameters": chosen, "seconds": time.perf_counter() - began}
+    return found | {out.name: judged(title, out, raw, model) for out in outs}
+
+
+def judged(title: str, out: Path, raw: Raw, model: Any) -> dict[str, Any]:
+    """The folder's model and LightGBM on the same rows, by date."""
     table = pq.read_table(out / f"{title}.parquet")
     snapshot = np.array(table["cause"].to_pylist()) == "snapshot"
     as_of = table["as_of"].to_numpy().astype("datetime64[ms]").astype(np.int64)
     index = {customer: i for i, customer in enumerate(raw.customers)}
     who = np.array([index[customer] for customer in table["customer"].to_pylist()])
     churned = np.array(table["label"].to_pylist()) == "churned"
-    found: dict[str, Any] = {"parameters": chosen}
+    found: dict[str, Any] = {}
     for date in np.unique(as_of[snapshot]).tolist():
         rows = snapshot & (as_of == date)
         p = model.predict_proba(raw.features(date)[who[rows]])[:, 1]
         scores = {"model": table["probability"].to_numpy()[rows].astype(np.float64), "lightgbm": p}
-        judged = evaluate(scores, churned[rows], who[rows], bootstrap=1_000)
         day = str(np.datetime64(date, "ms").astype("datetime64[D]"))
-        found[day] = judged.as_json()
+        found[day] = evaluate(scores, churned[rows], who[rows], bootstrap=1_000).as_json()
     return found
 
 
@@ -187,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="of tests.bench.bench_model")
+    parser.add_argument("--out", type=Path, nargs="+", required=True, help="of tests.bench.bench_model")
     parser.add_argument("--log", nargs="*", choices=LOGS, default=list(LOGS))
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--snapshots", type=int, default=8)
@@ -197,15 +204,17 @@ def main() -> None:
     found = {}
     for title in asked.log:
         found[title] = compare(title, asked.out, asked.trials, asked.snapshots, asked.data)
-        for day, each in found[title].items():
-            if day == "parameters":
-                continue
+        print(f"{title}: {asked.trials} trials, {found[title]['seconds']:.0f} s")
+        for name, day, each in (
+            (out.name, *of) for out in asked.out for of in found[title][out.name].items()
+        ):
             for metric in ("auroc", "log_loss"):
                 low, high = each[f"{metric}_difference"]["lightgbm"]
                 model, theirs = each[metric]["model"], each[metric]["lightgbm"]
                 print(
-                    f"{title} {day} n={each['rows']:,} {metric}: model {model:.4f}, LightGBM {theirs:.4f}, "
-                    f"difference {model - theirs:+.4f} ({low:+.4f} to {high:+.4f})"
+                    f"{name}: {title} {day} n={each['rows']:,} {metric}: model {model:.4f}, LightGBM {theirs:.4f}, "
+                    f"difference {model - theirs:+.4f} ({low:+.4f} to {high:+.4f})",
+                    flush=True,
                 )
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=2) + "\n")
