@@ -138,14 +138,23 @@ class Examples:
 
     def weights(self, damped: bool = True) -> NDArray[np.float32]:
         """float32[n], mean 1; both sorts (decisions, snapshots) have the same total. To learn from, `damped`: a
-        customer's many rows say much the same, so within each sort a row weighs 1/sqrt(rows of its customer). To
-        judge and to calibrate by, each row of a sort alike: it is at any of them that a service decides."""
+        customer's many rows say much the same, so within each sort their k-th row weighs 1/sqrt(k), and all n of them
+        about 2 sqrt(n). It is the k-th in time, not one of n: how many rows follow says whether they stayed, and rows
+        that weigh by it teach a probability that is too high. To judge and to calibrate by, each row of a sort alike:
+        it is at any of them that a service decides."""
         weight = np.zeros(len(self), np.float64)
         for sort in (self.snapshot, ~self.snapshot):
             if sort.any():
-                rows = (
-                    np.bincount(self.customer[sort])[self.customer[sort]] if damped else np.ones(sort.sum())
-                )
-                weight[sort] = rows**-0.5 / (rows**-0.5).sum()
+                k = so_far(self.customer[sort], self.as_of[sort]) if damped else np.ones(sort.sum())
+                weight[sort] = k**-0.5 / (k**-0.5).sum()
         scaled: NDArray[np.float32] = (weight * (len(self) / max(weight.sum(), 1e-12))).astype(np.float32)
         return scaled
+
+
+def so_far(customer: NDArray[np.integer[Any]], as_of: NDArray[np.int64]) -> NDArray[np.float64]:
+    """float64[n], from 1: the how-manieth row of its customer each is, in time."""
+    order = np.lexsort((as_of, customer))
+    begins = np.flatnonzero(np.diff(customer[order], prepend=-1) != 0)
+    number = np.empty(len(order), np.float64)
+    number[order] = np.arange(1, len(order) + 1) - np.repeat(begins, np.diff([*begins, len(order)]))
+    return number

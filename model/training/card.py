@@ -120,8 +120,8 @@ closed (it came to {chosen.alerted:.1%} of {chosen.customer_horizons:,}).{_tie(c
 
 {_sequence(report, spec, config)}
 
-Examples are decision points (events and the silences after them) and snapshots, half each, weighted so that
-a customer with many rows does not drown the others. {_lateness(spec)}
+Examples are decision points (events and the silences after them) and snapshots, half each. The k-th row of a
+customer weighs 1/sqrt(k), so that one with many rows does not drown the others. {_lateness(spec)}
 
 ## What not to believe
 

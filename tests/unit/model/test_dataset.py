@@ -111,7 +111,20 @@ def test_weights_even_out_customers_and_sorts() -> None:
     rows = np.bincount(examples.customer[decisions])
     busy, idle = int(rows.argmax()), int(np.where(rows > 0, rows, 10**9).argmin())
     total = [float(weight[decisions & (examples.customer == c)].sum()) for c in (busy, idle)]
-    assert total[0] / total[1] == pytest.approx(np.sqrt(rows[busy] / rows[idle]), rel=1e-4)
+    expected = [sum(k**-0.5 for k in range(1, rows[c] + 1)) for c in (busy, idle)]
+    assert total[0] / total[1] == pytest.approx(expected[0] / expected[1], rel=1e-4)
+
+
+def test_what_follows_a_row_does_not_weigh_in_it() -> None:
+    """Who stays has more rows than who leaves: a weight that knew how many follow would know the label."""
+    examples = drawn()
+    weight, until = examples.weights(), int(np.quantile(examples.as_of, 0.4))
+    then = examples.as_of < until
+    alone = examples.take(then).weights()
+    assert 0 < then.sum() < len(examples)
+    for sort in (examples.snapshot, ~examples.snapshot):
+        ratio = weight[then & sort] / alone[sort[then]]
+        assert ratio == pytest.approx(ratio[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("horizons", [1.8, 2.0, 3.9, 4.0, 9.0])
