@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ebbtide.model.graph.sizes import NetworkConfig
 
 DROPOUT = 0.3
+PLACES = {"log_dir", "backup_dir"}
+"""Fields that say where something lies, and nothing of what is trained."""
 
 
 class TrainConfig(BaseModel):
@@ -41,4 +43,6 @@ class TrainConfig(BaseModel):
     """Where the network is trained: see `model/fitting/distribute.py`."""
     log_dir: Path | None = None
     """Where TensorBoard finds the curves; None: nowhere."""
+    backup_dir: Path | None = None
+    """Where several processes keep how far they are (`model/fitting/backup.py`); None: they begin anew."""
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from ebbtide.model.config import PLACES
 from ebbtide.model.factory.plan import Plan, Work
 from ebbtide.model.factory.values import Carriers
 
@@ -27,7 +28,7 @@ STATISTICS, PICTURE, SCHEMA, ANOMALIES = "statistics.json", "statistics.png", "s
 """The same of the stages before."""
 DRAWN = ("examples_max", "snapshot_every_ms", "seed")
 """What of the configuration decides the examples."""
-JUDGED = ("bootstrap", "alert_rate", "refit", "log_dir")
+JUDGED = ("bootstrap", "alert_rate", "refit")
 """What of it the trainer does not read."""
 
 
@@ -58,7 +59,7 @@ class Stage:
 
 
 def _train(plan: Plan, *without: str) -> dict[str, Any]:
-    return plan.config.model_dump(mode="json", exclude={"log_dir", *without})
+    return plan.config.model_dump(mode="json", exclude={*PLACES, *without})
 
 
 def _libraries() -> dict[str, str]:

@@ -31,12 +31,14 @@ from ebbtide.featurestore.spec import Spec
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.shards import Shards, epochs_of
+from ebbtide.model.fitting.backup import Backup, Progress
 from ebbtide.model.fitting.board import Board
 from ebbtide.model.fitting.distribute import (
     Steps,
     clip_of,
     is_asynchronous,
     is_plain,
+    leads,
     row_losses,
     strategy_of,
 )
@@ -125,10 +127,13 @@ class Trainer:
         batch = min(self._batch, rows)  # only whole batches are taken
         board = Board(self.config.log_dir, run, train)
         watch = _Watch(watched, self.config, epochs, rows // batch, board, progress, seen, self._now)
+        backup = Backup(self.config, run, train, epochs)
         if epochs:
             seed = self.config.seed
             if not self._plain:
-                self._fit_across(self._data(train, stream, batch), epochs, rows // batch, batch, watch)
+                self._fit_across(
+                    self._data(train, stream, batch), epochs, rows // batch, batch, watch, backup
+                )
             elif stream is None:
                 self._network.fit(
                     batches(train, batch, seed), epochs=epochs, verbose=0, callbacks=[watch], shuffle=False
@@ -143,32 +148,46 @@ class Trainer:
         return Fit(in_float32(self._network, self.spec, self._sizes), watch.loss, watch.logits)
 
     def _data(self, train: Examples, stream: Shards | None, batch: int) -> Callable[[int], tf.data.Dataset]:
-        """The dataset of an epoch. Rows in memory are one dataset, which shuffles anew each time it is gone through;
-        for workers elsewhere it is made there."""
+        """The dataset of an epoch, a function of the seed and its number; for workers elsewhere, who wait for no
+        epoch's end, one that shuffles anew each time it is gone through, and is made there."""
         seed = self.config.seed
         if stream is not None:
             return lambda epoch: stream.batches(batch, seed, epoch)
         if is_asynchronous(self._strategy):
             return lambda _: batches(train, batch, seed)
-        data = batches(train, batch, seed)
-        return lambda _: data
+        return lambda epoch: batches(train, batch, seed, epoch)
 
     def _fit_across(
-        self, data: Callable[[int], tf.data.Dataset], epochs: int, steps: int, batch: int, watch: "_Watch"
+        self,
+        data: Callable[[int], tf.data.Dataset],
+        epochs: int,
+        steps: int,
+        batch: int,
+        watch: "_Watch",
+        backup: Backup,
     ) -> None:
-        """The same over several replicas: the callbacks are called as Keras' `fit` calls them. data: of an epoch."""
+        """The same over several replicas: the callbacks are called as Keras' `fit` calls them. data: of an epoch. It
+        goes on where `backup` says that it was."""
         self._network.stop_training = False
         watch.set_model(self._network)
         taken = Steps(self._strategy, self._network, self._optimizer, batch)
         before, after = watch.on_train_batch_begin, watch.on_train_batch_end
         watch.on_train_begin()
-        for epoch in range(epochs):
+        if kept := backup.read():
+            for variable, value in zip(self._variables, kept.variables, strict=True):
+                variable.assign(value)
+            watch.go_on(kept)
+        over = kept is not None and kept.over
+        for epoch in range(len(watch.loss), 0 if over else epochs):
             if is_asynchronous(self._strategy):
                 lost = taken.scheduled(lambda: data(0), steps, before, after)
             else:
                 lost = taken.epoch(data(epoch), before, after)
             watch.on_epoch_end(epoch, {"loss": lost})
-            if self._network.stop_training:
+            over = self._network.stop_training or epoch + 1 == epochs
+            if leads(self.config.strategy):
+                backup.write(watch.progress([np.asarray(variable) for variable in self._variables], over))
+            if over:
                 break
         watch.on_train_end()
 
@@ -213,8 +232,8 @@ def logits(network: keras.Model, inputs: dict[str, NDArray[Any]]) -> NDArray[np.
     return np.concatenate(parts)[:n].astype(np.float32)
 
 
-def batches(examples: Examples, batch: int, seed: int) -> tf.data.Dataset:
-    """Whole batches of (inputs, churned, weight), seeded, in another order each epoch.
+def batches(examples: Examples, batch: int, seed: int, epoch: int | None = None) -> tf.data.Dataset:
+    """Whole batches of (inputs, churned, weight), seeded: of one epoch, or each time in another order.
 
     Indices are shuffled and batched, columns gathered a batch at a time: hundreds of times fewer elements pass through
     the dataset than if rows were sliced. The columns lie in memory already, so there is nothing to cache.
@@ -226,7 +245,11 @@ def batches(examples: Examples, batch: int, seed: int) -> tf.data.Dataset:
         inputs = {name: tf.gather(column, rows) for name, column in columns.items()}
         return inputs, tf.gather(churned, rows), tf.gather(weight, rows)
 
-    indices = tf.data.Dataset.range(len(examples)).shuffle(len(examples), seed=seed + 1)
+    if epoch is None:
+        indices = tf.data.Dataset.range(len(examples)).shuffle(len(examples), seed=seed + 1)
+    else:
+        order = np.random.default_rng((seed + 1, epoch)).permutation(len(examples))
+        indices = tf.data.Dataset.from_tensor_slices(order)
     return indices.batch(batch, drop_remainder=True).map(gather, num_parallel_calls=2).prefetch(4)
 
 
@@ -253,6 +276,15 @@ class _Watch(keras.callbacks.Callback):
         self._rows, self._config, self._progress, self._seen = rows, config, progress, seen
         self._board = board
         self._epochs, self._steps, self._done = epochs, max(steps, 1), 0
+
+    def progress(self, variables: list[NDArray[Any]], over: bool) -> Progress:
+        """What a backup keeps."""
+        return Progress(variables, list(self.loss), list(self._logits), list(self._losses), over)
+
+    def go_on(self, kept: Progress) -> None:
+        """As if these epochs had been seen here."""
+        self.loss, self._logits, self._losses = list(kept.loss), list(kept.logits), list(kept.losses)
+        self._done = len(self.loss) * self._steps
 
     @property
     def logits(self) -> NDArray[np.float32]:

@@ -40,7 +40,7 @@ from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.times.timestamps import format_date, instant
-from ebbtide.model.config import TrainConfig
+from ebbtide.model.config import PLACES, TrainConfig
 from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.known import known_log
 from ebbtide.model.examples.labels import CANCELLED
@@ -338,7 +338,7 @@ def write_version(
         exit=thresholds.exit,
         alert_rate=config.alert_rate,
         data_hash=report.data_hash,
-        train_config=config.model_copy(update={"log_dir": None}),  # a place, not a choice
+        train_config=config.model_copy(update=dict.fromkeys(PLACES)),  # no choices
         labels_until=instant(report.labels_until_ms),
         evaluation=report.evaluation,
         heads=tuple(_head_facts(each, done, config) for each, _, done in every),

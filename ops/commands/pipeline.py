@@ -1,7 +1,10 @@
 """`ebbtide pipeline`: the model factory, stage by stage. See `model/factory/line.py`, `ops/pipeline/`."""
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,10 @@ from rich.table import Table
 from ebbtide.model.factory.line import ANOMALIES, BY_NAME, EVALUATION, PICTURE, SCHEMA, STAGES
 from ebbtide.model.training.progress import Stages
 from ebbtide.ops.commands.options import json_option
+from ebbtide.ops.config.child import child_environment
 from ebbtide.ops.console import Steps, console, steps, table_and_json
+from ebbtide.ops.errors import SettingsError
+from ebbtide.ops.pipeline.cluster import run_cluster
 from ebbtide.ops.pipeline.config import PipelineConfig, load_config
 from ebbtide.ops.pipeline.run import NAMES, Runner, pushed
 from ebbtide.ops.pipeline.store import Store
@@ -20,6 +26,7 @@ from ebbtide.ops.tensorflow import hushed, load_tensorflow
 from ebbtide.stream.clock import SystemClock
 
 CLUSTERED = ("multi_worker", "parameter_server")
+BACKUP = "backup"
 DISTRIBUTED = ("trainer", "refitter")
 """Stages that every worker runs at once; the others run on one machine."""
 config_option = click.option(
@@ -54,21 +61,40 @@ def run(file: Path, json_path: Path | None) -> None:
 @command.command()
 @click.argument("name", type=click.Choice(NAMES))
 @config_option
+@click.option(
+    "--workers", type=click.IntRange(1, 64), metavar="N",
+    help="So many processes of this machine share the work of trainer or refitter (strategy: multi_worker); when one is"
+    " killed, all are started again and go on at their last epoch.",
+)  # fmt: skip
 @json_option
-def stage(name: str, file: Path, json_path: Path | None) -> None:
+def stage(name: str, file: Path, workers: int | None, json_path: Path | None) -> int:
     """Run one stage, of what the stages before it have left: for a scheduler with a container for each."""
     config = load_config(file)
+    if workers is not None:
+        if config.train.strategy != "multi_worker" or name not in DISTRIBUTED:
+            raise SettingsError(
+                f"{name} is not shared out: --workers is for {' and '.join(DISTRIBUTED)} with strategy: multi_worker",
+                hint="set train: {strategy: multi_worker}, or leave --workers out",
+            )
+        command = [sys.executable, "-m", "ebbtide.ops.cli", "pipeline", "stage", name, "--config", str(file)]
+        said = [] if json_path is None else ["--json", str(json_path)]
+        return run_cluster(
+            [*command, *said], workers, child_environment(), lambda words: console().print(words)
+        )
     with steps() as progress:
         runner = _runner(config, progress)
         if config.train.strategy == "multi_worker" and name in DISTRIBUTED and not _leads(progress):
             progress(f"{name} (with the first worker, who keeps it)")
             runner.follow(name)
-            return
+            return 0
         record = runner.run([name])
+        if name in DISTRIBUTED:
+            shutil.rmtree(config.runs / BACKUP, ignore_errors=True)  # it is an artifact now
         if name == "schema_gen":
             config.offer_schema(runner.value("schema_gen"))
     _show(runner.store, record)
     table_and_json(None, record, json_path)
+    return 0
 
 
 @command.command()
@@ -132,6 +158,8 @@ def _runner(config: PipelineConfig, progress: Steps) -> Runner:
     clock = SystemClock()
     progress("reading what there is")
     plan = config.plan()
+    if config.train.strategy == "multi_worker":
+        plan = replace(plan, config=plan.config.model_copy(update={"backup_dir": config.runs / BACKUP}))
 
     def told(name: str, what: str) -> None:
         progress(f"{name} ({what})")

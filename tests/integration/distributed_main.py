@@ -13,14 +13,20 @@ from ebbtide.model.graph.sizes import NetworkConfig
 
 
 def main() -> None:
-    asked, folder, out, dropout, epochs, batch = sys.argv[1:]
+    asked, folder, out, dropout, epochs, batch, *backup = sys.argv[1:]
     strategy = "mirrored" if asked == "alone" else asked
     if asked == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     network = NetworkConfig(units=4, embed=2, dense=(8,), dropout=float(dropout))
     config = TrainConfig.model_validate(
-        {"strategy": strategy, "epochs_max": int(epochs), "batch": int(batch), "network": network}
+        {
+            "strategy": strategy,
+            "epochs_max": int(epochs),
+            "batch": int(batch),
+            "network": network,
+            "backup_dir": backup[0] if backup else None,
+        }
     )
     serve(config.strategy)
     strategy_of(config.strategy)  # before TensorFlow does anything else

@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.examples.dataset import History, draw
 from ebbtide.model.examples.shards import write_shards
 from ebbtide.model.judging.metrics import log_loss
+from ebbtide.ops.pipeline.cluster import run_cluster
 from ebbtide.ops.pipeline.config import load_config
 from ebbtide.ops.pipeline.run import Runner
 from ebbtide.ops.pipeline.store import Store
@@ -236,3 +239,49 @@ def test_a_cluster_that_does_not_fit_is_named(
     assert process.returncode == 1
     last = said.strip().splitlines()[-1]
     assert "ClusterUnfit" in last and words in last and "(" in last, last
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_worker_restarts_the_cluster(shards: Path, tmp_path: Path) -> None:
+    """Killed after an epoch, all begin again and go on there: the undisturbed run's curve and end."""
+    epochs, backup = 4, tmp_path / "backup"
+
+    def arguments(out: Path, *more: str) -> list[str]:
+        given = ["multi_worker", str(shards), str(out), "0.0", str(epochs), str(BATCH), *more]
+        return [sys.executable, "-m", "tests.integration.distributed_main", *given]
+
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    starts, said = [], list[str]()
+
+    def kill_one(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        starts.append([process.pid for process in processes])
+        if len(starts) > 1:
+            return
+        deadline = time.monotonic() + LIMIT_S
+        while not list(backup.glob("*.npz")):
+            assert time.monotonic() < deadline, "no epoch was kept"
+            time.sleep(0.02)
+        processes[1].kill()
+
+    assert run_cluster(arguments(tmp_path / "alone.json"), 1, environment, said.append) == 0
+    code = run_cluster(
+        arguments(tmp_path / "two.json", str(backup)), 2, environment, said.append, started=kill_one
+    )
+    assert (code, len(starts), len(said)) == (0, 2, 1)
+    assert "signal 9" in said[0]
+    (kept,) = backup.glob("*.npz")
+    with np.load(kept) as last:
+        assert len(last["loss"]) == epochs and last["over"]
+    found, alone = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "alone"))
+    assert_same(found, alone)
+
+
+def test_a_cluster_that_fails_by_itself_is_not_started_again(tmp_path: Path) -> None:
+    """It would fail again. One that is killed each time is given up."""
+    starts: list[int] = []
+    fails = [sys.executable, "-c", "import sys; sys.exit(3)"]
+    assert run_cluster(fails, 2, os.environ, print, started=lambda all_of: starts.append(len(all_of))) == 3
+    assert starts == [2]
+    dies = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    assert run_cluster(dies, 2, os.environ, print, started=lambda all_of: starts.append(len(all_of))) == -9
+    assert starts == [2, 2, 2, 2, 2]
