@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from ebbtide.featurestore.customer import first_of
-from ebbtide.featurestore.errors import Fenced
+from ebbtide.featurestore.errors import Fenced, StoreMisconfigured
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.names import names_of
@@ -96,6 +96,18 @@ async def test_hidden_parts_stand_nowhere_in_redis(valkey_url: str, unique_name:
     assert len(keys) == 5 and len(members) == 4
     assert not [text for text in [*keys, *members] if b"learner" in text or b"course" in text]
     assert await of_first(store, "learner-ann") == ["learner-ann/course-art", "learner-ann/course-math"]
+    await store.close()
+
+
+@pytest.mark.redis
+async def test_a_foreign_index_is_seen_before_a_write(valkey_url: str, unique_name: str) -> None:
+    names = names_of(None, composite=True)
+    store = RedisStore(valkey_url, DTYPE, "clicks", 1, prefix=f"{unique_name}:", names=names)
+    async with Redis.from_url(valkey_url) as admin:
+        await admin.set(f"{unique_name}:clicks:{{p0}}:parts", "theirs")
+        with pytest.raises(StoreMisconfigured, match="FOREIGN"):
+            await store.apply(step_of(None, ["ann/math"], RNG))
+        assert len([key async for key in admin.scan_iter(f"{unique_name}:*")]) == 1
     await store.close()
 
 
