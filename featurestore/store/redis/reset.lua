@@ -2,8 +2,8 @@
 -- Deletes a partition page by page, and lets nobody in meanwhile.
 --
 -- The first call puts a sentinel in the place of the checkpoint. No owner expects it, so every apply is fenced and
--- nobody can open the partition until the last call has deleted checkpoint, due, out, risk and parts together. Whoever finds the
--- sentinel gone (another reset has finished, perhaps somebody has begun anew) stops. Memory may be full: that may be
+-- nobody can open the partition until the last call has deleted checkpoint, due, out, risk and parts together. Whoever
+-- finds the sentinel gone (another reset has finished, perhaps somebody has begun anew) stops. Memory may be full: that may be
 -- why one resets.
 --
 -- KEYS   1 checkpoint   2 due   3 out   4 risk   5 parts   6.. records of this page

@@ -326,4 +326,6 @@ def test_the_learners_spec_reads_what_it_says(tmp_path: Path) -> None:
         ("ann", "math", "completed", "2026-03-01T12:00:00Z", 0.8),
         ("ann", "art", "opened", "2026-03-02T12:00:00Z", ""),
     ]
-    assert "2 customers of 1 learner" in said(found(tmp_path, rows, spec, "learner,course,verb,at,score"), "composite")
+    assert "2 customers of 1 learner" in said(
+        found(tmp_path, rows, spec, "learner,course,verb,at,score"), "composite"
+    )

@@ -21,6 +21,7 @@ from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.files.as_stream import contract_spec, records_of
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
+from ebbtide.featurestore.record.replay import remembered
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.store.redis.names import HiddenNames
 from tests.support.fuzz import NOW_MS
@@ -123,6 +124,18 @@ def test_a_tombstone_is_of_a_first_part_or_a_whole() -> None:
         (i, Reason.KEY_MISMATCH) for i in (2, 3, 4)
     ]
     assert "a customer is learner/course, and its first part learner" in parsed.rejected[0].detail
+
+
+def test_what_a_first_part_had_forgotten_is_not_learned() -> None:
+    """Of all who begin with it; what comes behind is."""
+    told = ["ann/math", "bob/math", "ann/art", None, "ann/math", "bob/art"]
+    records = [
+        record(None, "ann", i) if who is None
+        else record(event(learner=who.split("/")[0], course=who.split("/")[1]), who.split("/")[0], i)
+        for i, who in enumerate(told)
+    ]  # fmt: skip
+    log = Parser(spec_of()).parse(records).events
+    assert remembered(log, spec_of()).position.tolist() == [1, 4, 5]
 
 
 def test_an_ordinary_customer_may_hold_the_separator() -> None:
