@@ -9,12 +9,14 @@ Kafka, Redis or TensorFlow; it never reads a clock.
 What a kind and its values are is in `featurestore/kinds.py`, what churn is in `featurestore/target.py`.
 """
 
+from collections import abc
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
+from ebbtide.featurestore.customer import FIELDS, SEPARATOR, CompositeField, first_of
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.kinds import Frozen, Kind, Name
 from ebbtide.featurestore.slices import SLICES_MAX, Slice
@@ -186,6 +188,8 @@ class Spec(Frozen):
     past_max_ms: PositiveDurationMs | None = Field(default=None, alias="past_max")
     """And so is one that is older by more than this; by default than `memory` and a week."""
     mapping: Mapping = Mapping()
+    customer: CompositeField = None
+    """Several fields that together say who the customer is, in place of `mapping.user_id`."""
     words: Annotated[
         tuple[tuple[str, str], ...],
         BeforeValidator(lambda said: tuple(said.items()) if isinstance(said, dict) else said),
@@ -248,6 +252,8 @@ class Spec(Frozen):
             problems.append("past_max must reach the longest window: what it refuses would be counted there")
         if self.eligibility.max_silence_ms and self.eligibility.max_silence_ms > self.memory_ms:
             problems.append("eligibility.max_silence must lie within memory")
+        if self.customer is not None and self.mapping.user_id != FIELDS[0]:
+            problems.append("customer and mapping.user_id both say who the customer is: leave one out")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -317,6 +323,28 @@ class Spec(Frozen):
     def arms_apart(self) -> bool:
         """Is silence counted from the last event of a target rather than from the last activity?"""
         return self.target is not None and self.churn_is_absence
+
+    @property
+    def customer_fields(self) -> dict[str, str]:
+        """Where the fields that make a customer lie in an event, by the contract's names of them."""
+        if self.customer is None:
+            return {FIELDS[0]: self.mapping.user_id}
+        return dict(zip(FIELDS, self.customer.fields, strict=False))
+
+    def keys_of(self, customers: abc.Sequence[str]) -> list[bytes]:
+        """The Kafka keys of customers' events, which say their partitions; of a first part, of its tombstone."""
+        by_first = self.customer is not None and self.customer.key == "first"
+        return [name.encode() for name in (map(first_of, customers) if by_first else customers)]
+
+    def names_first(self, name: str) -> bool:
+        """Is this the first part of customers rather than one of them? Raises ValueError for what is neither."""
+        if self.customer is None:
+            return False
+        parts = name.split(SEPARATOR)
+        if len(parts) not in (1, len(self.customer.fields)) or not all(parts):
+            wanted = SEPARATOR.join(self.customer.fields)
+            raise ValueError(f"a customer is {wanted}, and its first part {self.customer.fields[0]}")
+        return len(parts) == 1
 
     @property
     def value_columns(self) -> int:

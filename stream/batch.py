@@ -90,15 +90,18 @@ class FetchedBatch:
         """The same piece of the log, cut before every tombstone whose customer has records in it already.
 
         So what was decided of a customer is sent before the word that forgets them, however the log was fetched.
+        Customers are told apart by their keys' first part, which a composite one may be forgotten by: where customers
+        are none, it is cut once more than it needs be, at most.
         """
-        start, first, seen = self.start, 0, set[bytes | None]()
+        start, first, seen = self.start, 0, set[bytes]()
         if any(record.value is None for record in self.records):
             for i, record in enumerate(self.records):
-                if record.value is None and record.key in seen:
+                who = (record.key or b"").partition(b"/")[0]
+                if record.value is None and who in seen:
                     yield replace(self, start=start, end=record.offset, records=self.records[first:i])
                     start, first = record.offset, i
                     seen.clear()
-                seen.add(record.key)
+                seen.add(who)
         yield replace(self, start=start, records=self.records[first:]) if first else self
 
 

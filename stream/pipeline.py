@@ -37,8 +37,9 @@ from ebbtide.featurestore.store.checkpoint import Stretch
 from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.clock import Clock
-from ebbtide.stream.decision.policy import Asked, Transition
+from ebbtide.stream.decision.policy import Asked
 from ebbtide.stream.errors import DeadLetterFlood, PartitionRevoked
+from ebbtide.stream.outputs import erasure
 from ebbtide.stream.outputs.at_risk import at_risk
 from ebbtide.stream.outputs.compose import Composer
 from ebbtide.stream.outputs.message import Delivery, Headers, Message, Parcel
@@ -49,7 +50,7 @@ from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.telemetry import Stage, Telemetry, Tracer, TurnTrace
 from ebbtide.stream.turn.answers import answers
 from ebbtide.stream.turn.opened import Opened
-from ebbtide.stream.turn.work import Origin, Piece, Verdicts, Work
+from ebbtide.stream.turn.work import Origin, Piece, Verdicts, Work, not_suppressed
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +124,11 @@ class Pipeline:
     async def _turn(self, pieces: Sequence[Piece], watch: _Stopwatch) -> dict[int, Exception | None]:
         tools = self._tools
         work = Work.of(pieces, tools.parser)
-        work.check_places(tools.store.partitions)
+        work.check_places(tools.store.partitions, tools.layout.spec.keys_of)
         watch.lap("parse")
+        if tools.layout.spec.customer is not None:
+            await self._erase(work)
+            watch.lap("store")
         verdicts = await self.judge(work, watch)
         await self.commit(verdicts, watch)
         turn = report(verdicts, watch.seconds, tools.clock.now_ms()) if work.applied else None
@@ -139,6 +143,29 @@ class Pipeline:
         if watch.trace is not None:
             watch.trace.done(turn, outcomes)
         return outcomes
+
+    async def _erase(self, work: Work) -> None:
+        """Forget the customers of first parts that tombstones name (`outputs/erasure.py`)."""
+        tools, left = self._tools, erasure.first_parts(work, self._tools.layout)
+        while left := [each for each in left if each.piece in work.alive]:
+            found = await answers(tools.store.of_first_each(erasure.requests(work, left)))
+            for each, answer in zip(left, found, strict=True):
+                if isinstance(answer, Exception):
+                    work.failed.setdefault(each.piece, answer)
+            asked = [i for i, each in enumerate(left) if each.piece in work.alive]
+            taken, left = erasure.pages([left[i] for i in asked], [found[i] for i in asked])
+            messages = erasure.nulls(tools.topic, tools.outputs.all, work, taken)
+            await self._send(work, await self._fenced(work, messages), with_offset=False)
+            commits = {
+                j: erasure.commit_of(work, j, page, tools.layout)
+                for j, page in taken.items()
+                if j in work.alive
+            }
+            await self._apply(work, commits)
+            for j, commit in commits.items():
+                if j not in work.failed:
+                    work.erased[j] += len(commit.forgotten)
+        work.fail(dict(work.failed))  # what has failed so far is folded by nobody
 
     async def judge(self, work: Work, watch: _Stopwatch) -> Verdicts:
         """Steps 1 to 4. Changes nothing anywhere."""
@@ -182,7 +209,7 @@ class Pipeline:
             [piece.opened.checkpoint.budget for piece in work.pieces], tools.store.partitions,
         )  # fmt: skip
         decided = scored.serving.policy.decide(asked, before, after)
-        news = _not_suppressed(work, decided.transitions, points, origin)
+        news = not_suppressed(work, decided.transitions, points, origin)
         transitions = [t for t in news if not t.held]
         held = [t for t in news if t.held]
         composed = await self._composer.compose(work, transitions, points, origin, scored)
@@ -203,15 +230,8 @@ class Pipeline:
             await self._send(work, messages, with_offset=False)
             watch.lap("emit")
         commits = self._commits(verdicts)
-        applied = await answers(tools.store.apply_each(list(commits.values())))
-        work.failed |= {j: error for j, error in zip(commits, applied, strict=True) if error is not None}
-        for j, commit in commits.items():
-            if j not in work.failed:
-                work.applied.add(j)
-                work.pieces[j].opened.due.arm(commit.due)
-                work.pieces[j].opened.advance(commit.checkpoint)
-                if work.pieces[j].opened.owned:
-                    tools.cache.put(commit)
+        await self._apply(work, commits)
+        work.applied |= commits.keys() - work.failed.keys()
         watch.lap("store")
 
         # 6. emit the outbox, with how far that is, and wait for the acknowledgements
@@ -224,6 +244,19 @@ class Pipeline:
                 work.pieces[j].opened.acked = [entry.id for entry in entries]
         watch.lap("emit")
         # 7. the owners let their committed offsets advance
+
+    async def _apply(self, work: Work, commits: dict[int, Commit]) -> None:
+        """By piece; `work.failed` says of which they did not succeed."""
+        tools = self._tools
+        applied = await answers(tools.store.apply_each(list(commits.values())))
+        work.failed |= {j: error for j, error in zip(commits, applied, strict=True) if error is not None}
+        for j, commit in commits.items():
+            if j not in work.failed:
+                opened = work.pieces[j].opened
+                opened.due.arm(commit.due)
+                opened.advance(commit.checkpoint)
+                if opened.owned:
+                    tools.cache.put(commit)
 
     async def send_outbox(self, opened: Opened) -> None:
         """Send again what an earlier owner left in the outbox: same ids, same bytes, in the order of decision.
@@ -412,18 +445,3 @@ def _traced(trace: TurnTrace, verdicts: Verdicts, alerts: Iterable[int]) -> dict
         if (j := int(verdicts.origin.piece[t.point])) in found:
             found[j].append(trace.alert(record_of(verdicts, t)))
     return found
-
-
-def _not_suppressed(
-    work: Work, transitions: list[Transition], points: Points, origin: Origin
-) -> list[Transition]:
-    """The transitions to alert about: not what was sent already, nor what was never to be."""
-    speaks = [piece.sends_alerts for piece in work.pieces]
-    since_ms = [piece.opened.suppression.silences_from_ms for piece in work.pieces]
-    of_time = points.of_time
-    return [
-        t
-        for t in transitions
-        if speaks[j := origin.piece[t.point]]
-        and not (of_time[t.point] and points.as_of[t.point] <= since_ms[j])
-    ]

@@ -7,6 +7,7 @@ fills, our own mails as signs of life, one customer who is everybody without an 
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.check.finding import SEVERITIES, Finding, count, error, note, percent, warning
 from ebbtide.featurestore.check.times import roles, time_findings
+from ebbtide.featurestore.customer import SEPARATOR, Composite, first_of, split
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.contract import Reason
 from ebbtide.featurestore.files.event_log import EventLog
@@ -45,6 +47,7 @@ _NOBODY = {
 _OURS = re.compile(r"mail|newsletter|campaign|push|sms|notif|reminder", re.IGNORECASE)
 _DECIMAL_ID = re.compile(r"\d+\.0+")
 _THEIRS = re.compile(r"open|click|repl|read|view|redeem|subscri", re.IGNORECASE)
+_EVERY = {"first": "", "whole": " in its partition, and has to be in every one"}
 _OF_THEM = "account|subscription|membership|contract|plan"
 _LEAVING = re.compile(
     rf"unsubscrib|churn|deactivat|(clos|delet|cancel|terminat).*({_OF_THEM})|({_OF_THEM}).*(clos|delet|cancel|terminat)",
@@ -184,13 +187,20 @@ def _customers(log: EventLog, spec: Spec) -> Iterator[Finding]:
         how = warning if most > 0.3 * len(log) else note
         text = f"One customer has {percent(most, len(log))} of all events ({most:,})"
         yield how("one_customer", f"{text}: a shared account, a robot, or the id of everybody who has none?")
-    if nobody := [customer for customer in customers if customer.strip().casefold() in _NOBODY]:
+    if spec.customer is not None:
+        yield _composite(customers, spec.customer)
+    ids = (
+        list(dict.fromkeys(part for customer in customers for part in split(customer)))
+        if spec.customer
+        else customers
+    )
+    if nobody := [one for one in ids if one.strip().casefold() in _NOBODY]:
         text = f"Customers that look like a missing id: {', '.join(map(repr, nobody[:SHOWN_MAX]))}."
         yield warning("nobody", text)
     if alike := m - len({customer.strip().casefold() for customer in customers}):
         text = f"Ids that differ from another in case or blanks only: {alike:,}. Are they one customer?"
         yield warning("alike", text)
-    if decimals := [customer for customer in customers if _DECIMAL_ID.fullmatch(customer)]:
+    if decimals := [one for one in ids if _DECIMAL_ID.fullmatch(one)]:
         text = f"Ids that are whole numbers written as decimals: {len(decimals):,}, such as {decimals[0]!r}"
         yield warning("decimal_ids", f"{text}. A stream that writes them otherwise means other customers.")
     active = np.isin(log.events.kind, roles(spec, "activity"))
@@ -203,6 +213,18 @@ def _customers(log: EventLog, spec: Spec) -> Iterator[Finding]:
             fate = "they are scored from that one on; eligibility: {min_events: 2} would wait for a second"
         text = f"{percent(single)} of the customers with any activity have a single one: {fate}."
         yield note("single", text)
+
+
+def _composite(customers: Sequence[str], composite: Composite) -> Finding:
+    """Who a customer is, as the stream has to say it, and how many a tombstone of a first part forgets."""
+    of_first = Counter(map(first_of, customers))
+    first, key = composite.fields[0], SEPARATOR.join(composite.fields)
+    text = f"A customer is {' × '.join(composite.fields)}, written {key}: {count(len(customers), 'customer')}"
+    text += (
+        f" of {len(of_first):,} {first}, at most {max(of_first.values()):,} of one. The Kafka key has to be"
+    )
+    text += f" {first}, in a part ~ written ~0 and / written ~1" if composite.key == "first" else f" {key}"
+    return note("composite", f"{text}; a tombstone of {first} forgets all of theirs{_EVERY[composite.key]}.")
 
 
 def _duplicates(log: EventLog) -> Iterator[Finding]:

@@ -19,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from ebbtide.featurestore.customer import Composite, join
 from ebbtide.featurestore.events.attributes import encode_value
 from ebbtide.featurestore.events.contract import (
     TIME_MS_MAX,
     TIME_MS_MIN,
+    USER_ID_CHARS_MAX,
     VALUE_MAX,
     Event,
     Reason,
@@ -129,11 +131,19 @@ def time_reader(mapping: Mapping, *, digits: bool) -> TimeReader:
 class ColumnReader:
     """Reads rows under one spec. `text`: every field is text, as in a CSV file, so numbers are read from text."""
 
-    def __init__(self, spec: Spec, *, mapping: Mapping | None = None, text: bool = False) -> None:
-        """`mapping`: in place of the spec's own. Raises SpecError when its time format is none."""
-        self.mapping = mapping or spec.mapping
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        mapping: Mapping | None = None,
+        composite: Composite | None = None,
+        text: bool = False,
+    ) -> None:
+        """`mapping`, `composite`: in place of the spec's own. Raises SpecError when its time format is none."""
+        self.mapping, self._composite = mapping or spec.mapping, composite or spec.customer
+        self._names = tuple(spec.customer_fields)
         self._spec, self._text = spec, text
-        self._adapter = event_adapter(self.mapping)
+        self._adapter = event_adapter(self.mapping, self._composite)
         self._times = time_reader(self.mapping, digits=text)
         self._kind_of_type = spec.kind_of_type
         kinds = spec.kinds
@@ -163,16 +173,17 @@ class ColumnReader:
         stated = self._stated(index, events, out)
         value = self._values(index, events, kind, out)
         more = self._more(index, events, kind, out) if self._further else None
+        users = self._users(index, events, out)
         position = np.fromiter(index, np.int64, len(index))
         if out.refused:
             keep = [j for j, row in enumerate(index) if row not in out.refused]
-            events = [events[j] for j in keep]
+            events, users = [events[j] for j in keep], [users[j] for j in keep]
             position, kind, stated, value = position[keep], kind[keep], stated[keep], value[keep]
             more = None if more is None else more[keep]
         ids = [event.get("event_id") or "" for event in events]
         return Columns(
             index=position,
-            users=[event["user_id"] for event in events],
+            users=users,
             kind=kind,
             time=np.where(self._day_end[kind], stated // DAY_MS * DAY_MS + (DAY_MS - 1), stated),
             stated=stated,
@@ -189,7 +200,7 @@ class ColumnReader:
         try:
             return range(len(rows)), self._adapter.validate_python(rows)
         except ValidationError as error:
-            for problem in explain(error, self.mapping):
+            for problem in explain(error, self.mapping, self._composite):
                 event_type = self._type_of(rows[problem.index])
                 if event_type and event_type not in self._kind_of_type:
                     out.unknown_type(
@@ -217,6 +228,18 @@ class ColumnReader:
                 out.unknown_type(row, event["type"])
         known = [j for j, code in enumerate(codes) if code >= 0]
         return [index[j] for j in known], [events[j] for j in known], [codes[j] for j in known]
+
+    def _users(self, index: Sequence[int], events: list[Event], out: _Outcome) -> list[str]:
+        if self._composite is None:
+            return [event["user_id"] for event in events]
+        names = self._names
+        users = [join([event[name] for name in names]) for event in events]  # type: ignore[literal-required]  # the spec's
+        for j in [j for j, user in enumerate(users) if len(user) > USER_ID_CHARS_MAX]:
+            detail = (
+                f"{', '.join(names)}: together more than {USER_ID_CHARS_MAX} characters as the customer's id"
+            )
+            out.refuse(index[j], Reason.WRONG_TYPE, detail)
+        return users
 
     def _stated(self, index: Sequence[int], events: list[Event], out: _Outcome) -> NDArray[np.int64]:
         stated, unreadable = self._times.read([event["ts"] for event in events])

@@ -26,6 +26,8 @@ from pydantic import (
 )
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
+from ebbtide.featurestore.customer import FIELDS as CUSTOMER_FIELDS
+from ebbtide.featurestore.customer import Composite
 from ebbtide.featurestore.kinds import Kind
 from ebbtide.featurestore.spec import Mapping, Spec
 
@@ -110,13 +112,37 @@ class Event(TypedDict):
 
 
 FIELDS = tuple(Event.__annotations__)
+_Further = Annotated[
+    str,
+    Field(min_length=1, max_length=USER_ID_CHARS_MAX, description="A further part of who the customer is."),
+]
+
+
+class _OfTwo(Event):
+    customer_2: _Further
+
+
+class _OfThree(_OfTwo):
+    customer_3: _Further
+
+
+class _OfFour(_OfThree):
+    customer_4: _Further
+
+
+_SHAPES: tuple[Any, ...] = (Event, _OfTwo, _OfThree, _OfFour)
+"""An event by how many fields make its customer."""
 EXPECTED = {
-    "user_id": f"text of 1 to {USER_ID_CHARS_MAX} characters",
+    **dict.fromkeys(CUSTOMER_FIELDS, f"text of 1 to {USER_ID_CHARS_MAX} characters"),
     "type": "text",
     "ts": "RFC 3339 text or a whole number of milliseconds since 1970",
     "event_id": "text",
     "value": f"a finite number within ±{VALUE_MAX:g}",
     "properties": "an object",
+}
+_WHO = {
+    "first": "The customer's first part. The Kafka key is the same text, with ~ written ~0 and / written ~1.",
+    "whole": "The customer's first part. The Kafka key is all parts, joined by /, with ~ written ~0 and / written ~1.",
 }
 _JSON_TYPES = {
     bool: "true or false", int: "a number", float: "a number", str: "text",
@@ -131,14 +157,14 @@ _REASONS = {
 }
 
 
-def event_adapter(mapping: Mapping) -> TypeAdapter[list[Event]]:
+def event_adapter(mapping: Mapping, composite: Composite | None = None) -> TypeAdapter[list[Event]]:
     """A validator of whole batches: a list of decoded JSON values to a list of events with the contract's names,
-    each field taken from where `mapping` says it lies."""
+    each field taken from where `mapping` says it lies, those that make a customer from where `composite` does."""
 
     def alias(field: str) -> AliasChoices | str:
-        path = getattr(mapping, field)
+        path = path_of(field, mapping, composite)
         if "." not in path:
-            return str(path)
+            return path
         # A field whose own name has dots comes first; numbers step into arrays.
         first, *rest = path.split(".")
         return AliasChoices(path, AliasPath(first, *(int(p) if p.isdigit() else p for p in rest)))
@@ -147,14 +173,16 @@ def event_adapter(mapping: Mapping) -> TypeAdapter[list[Event]]:
         strict=True, loc_by_alias=False, alias_generator=AliasGenerator(validation_alias=alias)
     )
 
+    shape = _SHAPES[len(composite.fields) - 1 if composite else 0]
+
     @with_config(config)
-    class MappedEvent(Event):
+    class MappedEvent(shape):  # type: ignore[misc, valid-type]  # one of four, by the spec
         pass
 
-    return TypeAdapter(list[MappedEvent])
+    return TypeAdapter(list[MappedEvent])  # type: ignore[arg-type]  # an Event, which mypy cannot see
 
 
-def explain(error: ValidationError, mapping: Mapping) -> list[Rejected]:
+def explain(error: ValidationError, mapping: Mapping, composite: Composite | None = None) -> list[Rejected]:
     """The first complaint about each failing event of a batch, by index."""
     found: dict[int, Rejected] = {}
     for problem in error.errors(include_url=False, include_context=False):
@@ -170,7 +198,7 @@ def explain(error: ValidationError, mapping: Mapping) -> list[Rejected]:
         reason = _REASONS.get(problem["type"], Reason.WRONG_TYPE)
         if problem["input"] is None:
             reason = Reason.MISSING_FIELD
-        name = field_words(field, mapping)
+        name = field_words(field, mapping, composite)
         detail = f"{name}: expected {EXPECTED[field]}"
         if reason is Reason.MISSING_FIELD:
             detail = f"{name} is missing or empty"
@@ -180,9 +208,16 @@ def explain(error: ValidationError, mapping: Mapping) -> list[Rejected]:
     return list(found.values())
 
 
-def field_words(field: str, mapping: Mapping) -> str:
-    """The contract's field, and where the mapping looks for it when that is elsewhere."""
-    path = getattr(mapping, field)
+def path_of(field: str, mapping: Mapping, composite: Composite | None = None) -> str:
+    """Where a field of the contract lies in an event."""
+    if composite is not None and field in CUSTOMER_FIELDS:
+        return composite.fields[CUSTOMER_FIELDS.index(field)]
+    return str(getattr(mapping, field))
+
+
+def field_words(field: str, mapping: Mapping, composite: Composite | None = None) -> str:
+    """The contract's field, and where it is looked for when that is elsewhere."""
+    path = path_of(field, mapping, composite)
     return field if path == field else f"{field} (from {path})"
 
 
@@ -190,7 +225,8 @@ def event_schema(spec: Spec | None = None) -> dict[str, Any]:
     """The JSON Schema of an event: of any, or with a spec, of those that this spec takes (types, attribute values).
 
     It describes the contract's own names; a mapping is the reader's business."""
-    schema: dict[str, Any] = TypeAdapter(Event).json_schema()
+    parts = 1 if spec is None else len(spec.customer_fields)
+    schema: dict[str, Any] = TypeAdapter(_SHAPES[parts - 1]).json_schema()
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Ebbtide event"}
     if spec is None:  # of a spec it is another one for each
         schema["$id"] = "urn:ebbtide:schema:event:1"
@@ -198,6 +234,8 @@ def event_schema(spec: Spec | None = None) -> dict[str, Any]:
         field.pop("title", None)
     if spec is None:
         return schema
+    if spec.customer is not None:
+        schema["properties"]["user_id"]["description"] = _WHO[spec.customer.key]
     if spec.unknown == "dead_letter":
         schema["properties"]["type"] = {**schema["properties"]["type"], "enum": sorted(spec.kind_of_type)}
     texts = _types_of(

@@ -81,12 +81,13 @@ class Parser:
         self._limits = limits or ParseLimits()
         self._future_max_ms, self._past_max_ms = spec.future_max_ms, spec.oldest_ms
         self._columns = ColumnReader(spec)
+        self._spec = spec
 
     def parse(self, records: Sequence[KafkaRecord]) -> Parsed:
         """Parse records, of each partition in offset order. Nothing that a producer can send raises."""
         rejected: list[Rejected] = []
         forgotten: dict[int, str] = {}  # record number of each tombstone -> its customer
-        present, values = _with_values(records, forgotten, rejected)
+        present, values = self._with_values(records, forgotten, rejected)
         decoded, rows, bad = decode(values, self._limits.value_bytes_max)
         rejected += _renumbered(bad, present)
         columns = self._columns.read(rows)
@@ -111,13 +112,13 @@ class Parser:
         arrived = np.array([record.timestamp for record in own], np.int64)
         future = columns.stated - self._future_max_ms > arrived
         past = columns.stated + self._past_max_ms < arrived
-        keys = [user.encode() for user in columns.users]
+        keys = self._spec.keys_of(columns.users)
         if [record.key for record in own] == keys and not (future | past | (arrived < 0)).any():
             return columns, number
         keep = []
         for j, (record, key) in enumerate(zip(own, keys, strict=True)):
             if record.key != key:
-                detail = "the record's key is not its user_id" if record.key else "the record has no key"
+                detail = self._mismatch if record.key else "the record has no key"
                 rejected.append(Rejected(int(number[j]), Reason.KEY_MISMATCH, detail))
             elif arrived[j] < 0:
                 detail = "the record has no timestamp, by which ts could be judged"
@@ -136,6 +137,43 @@ class Parser:
                 keep.append(j)
         kept = np.array(keep, np.int64)
         return columns.take(kept), number[kept]
+
+    @property
+    def _mismatch(self) -> str:
+        if self._spec.customer is None:
+            return "the record's key is not its user_id"
+        fields, written = self._spec.customer.fields, "with ~ written ~0 and / written ~1"
+        wanted = fields[0] if self._spec.customer.key == "first" else "/".join(fields)
+        return f"the record's key is not its customer's {wanted}, {written}"
+
+    def _with_values(
+        self, records: Sequence[KafkaRecord], forgotten: dict[int, str], rejected: list[Rejected]
+    ) -> tuple[NDArray[np.int64], list[bytes]]:
+        values = [record.value for record in records]
+        if None in values:
+            for i, record in enumerate(records):
+                if record.value is None:
+                    try:
+                        forgotten[i] = self._forgotten(record.key)
+                    except ValueError as error:
+                        rejected.append(Rejected(i, Reason.KEY_MISMATCH, str(error)))
+        index = [i for i, value in enumerate(values) if value is not None]
+        return np.array(index, np.int64), [value for value in values if value is not None]
+
+    def _forgotten(self, key: bytes | None) -> str:
+        """Whom a tombstone with this key forgets: a customer, or all of a first part. Raises ValueError."""
+        says = "a null value forgets the customer in its key, and this key is none"
+        try:
+            customer = (key or b"").decode()
+        except UnicodeDecodeError:
+            raise ValueError(says) from None
+        if not 1 <= len(customer) <= USER_ID_CHARS_MAX:
+            raise ValueError(says)
+        try:
+            self._spec.names_first(customer)
+        except ValueError as error:
+            raise ValueError(f"{says}: {error}") from None
+        return customer
 
 
 def decode(
@@ -184,31 +222,6 @@ def batch_of(columns: Columns, position: NDArray[np.int64]) -> EventBatch:
         position,
         columns.more,
     )
-
-
-def _with_values(
-    records: Sequence[KafkaRecord], forgotten: dict[int, str], rejected: list[Rejected]
-) -> tuple[NDArray[np.int64], list[bytes]]:
-    values = [record.value for record in records]
-    if None in values:
-        for i, record in enumerate(records):
-            if record.value is None:
-                customer = _customer(record.key)
-                if customer is None:
-                    detail = "a null value forgets the customer in its key, and this key is none"
-                    rejected.append(Rejected(i, Reason.KEY_MISMATCH, detail))
-                else:
-                    forgotten[i] = customer
-    index = [i for i, value in enumerate(values) if value is not None]
-    return np.array(index, np.int64), [value for value in values if value is not None]
-
-
-def _customer(key: bytes | None) -> str | None:
-    try:
-        customer = (key or b"").decode()
-    except UnicodeDecodeError:
-        return None
-    return customer if 1 <= len(customer) <= USER_ID_CHARS_MAX else None
 
 
 def _in_order(

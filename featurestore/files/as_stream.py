@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.customer import FIELDS, split
 from ebbtide.featurestore.events.attributes import hash_text
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.kinds import Value
@@ -23,13 +24,19 @@ from ebbtide.featurestore.times.durations import DAY_MS
 def contract_spec(spec: Spec) -> Spec:
     """The same spec for events in the contract's own form: whoever parses `records_of` needs it. Its state is the
     same, since a mapping is no part of a record."""
-    return spec.model_copy(update={"mapping": Mapping()})
+    customer = None if spec.customer is None else spec.customer.in_contract
+    return spec.model_copy(update={"mapping": Mapping(), "customer": customer})
 
 
 def records_of(log: EventLog, spec: Spec, start: int = 0) -> Iterator[tuple[bytes, bytes, int]]:
     """Key, value and Kafka timestamp (ms) of each event from index `start` of the log on, in arrival order."""
     events = log.events
-    keys = [customer.encode() for customer in events.customers]
+    keys = spec.keys_of(events.customers)
+    parts = len(spec.customer_fields)
+    who = [
+        dict(zip(FIELDS, split(customer) if parts > 1 else [customer], strict=False))
+        for customer in events.customers
+    ]
     put = [[_putter(value) for value in kind.readings] for kind in spec.kinds]
     stamps = stamps_of(log, spec)
     columns = zip(
@@ -37,11 +44,7 @@ def records_of(log: EventLog, spec: Spec, start: int = 0) -> Iterator[tuple[byte
         events.values[start:].tolist(), stamps[start:].tolist(), strict=True,
     )  # fmt: skip
     for i, (customer, kind, time, values, stamp) in enumerate(columns, start):
-        event: dict[str, Any] = {
-            "user_id": events.customers[customer],
-            "type": spec.kinds[kind].types[0],
-            "ts": time,
-        }
+        event: dict[str, Any] = {**who[customer], "type": spec.kinds[kind].types[0], "ts": time}
         for say, value in zip(put[kind], values, strict=False):  # others have more values
             if not isnan(value):
                 say(event, value)

@@ -59,8 +59,8 @@ class BlockReader(ABC):
     """An event file under a spec; iterate over its blocks once.
 
     `unit`: what its rows are numbered in. `text`: every field is text, so numbers are read from text. `mapping`: where
-    `Block.rows` hold the contract's fields. `arrival`: how arrivals are written. `columns`: the file's own name of each
-    name in `Block.columns`."""
+    `Block.rows` hold the contract's fields; `composite`: where those that make a customer, if several. `arrival`: how
+    arrivals are written. `columns`: the file's own name of each name in `Block.columns`."""
 
     unit: ClassVar[str] = "line"
     text: ClassVar[bool] = False
@@ -70,6 +70,7 @@ class BlockReader(ABC):
         # Columns carry the contract's own names.
         given = spec.mapping
         self.mapping = Mapping(ts_format=given.ts_format, ts_unit=given.ts_unit, ts_origin=given.ts_origin)
+        self.composite = None if spec.customer is None else spec.customer.in_contract
         self.arrival = given
         self.columns: dict[str, str] = {}
 
@@ -83,11 +84,12 @@ class BlockReader(ABC):
         Raises SpecError that names every column that the spec needs and the file lacks, or has twice."""
         mapping, missing, columns = self.spec.mapping, [], {}
         reads = {value.path for kind in self.spec.kinds for value in kind.readings}
-        for name in ("user_id", "type", "ts", "event_id", "value"):
-            column = getattr(mapping, name)
+        customer = self.spec.customer_fields
+        fields = {name: getattr(mapping, name) for name in ("type", "ts", "event_id", "value")}
+        for name, column in {**customer, **fields}.items():
             if has(column):
                 columns[name] = column
-            elif name in ("user_id", "type", "ts") or column != name or name in reads:
+            elif name in (*customer, "type", "ts") or column != name or name in reads:
                 missing.append(f"{column!r} for {name}")
         for value in sorted(reads - {"value"}):
             path = value.removeprefix("properties.")

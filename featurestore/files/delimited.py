@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 
+from ebbtide.featurestore.customer import FIELDS
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.columns import NULL_WORDS, time_reader
 from ebbtide.featurestore.events.contract import Reason
@@ -142,7 +143,8 @@ class DelimitedBlocks(BlockReader):
     def _fit(self, header: str, delimiter: str) -> tuple[int, int]:
         mapping = self.spec.mapping
         names = {name.strip() for name in self._fields(header, delimiter)}
-        return len({mapping.user_id, mapping.type, mapping.ts} & names), header.count(delimiter)
+        wanted = {*self.spec.customer_fields.values(), mapping.type, mapping.ts}
+        return len(wanted & names), header.count(delimiter)
 
     def _quotes_tabs(self, header: str) -> bool:
         """Whether the beginning has fields in quotes and is, read so, rows of the header's width throughout."""
@@ -274,7 +276,7 @@ class DelimitedBlocks(BlockReader):
                 columns[name] = by_place[str(self._header.index(column))]
             else:
                 columns[name] = pa.array([self.partition[column]] * n, pa.string())
-        for name in ("user_id", "event_id"):
+        for name in (*FIELDS, "event_id"):
             if name in columns and pc.any(pc.starts_with(columns[name], '="')).as_py():
                 # As spreadsheets are told that digits are text.
                 columns[name] = pc.replace_substring_regex(columns[name], r'^="(.*)"$', r"\1")

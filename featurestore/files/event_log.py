@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.customer import FIELDS
 from ebbtide.featurestore.events.contract import Reason, Rejected
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.events.known import known_until
@@ -26,7 +27,9 @@ PROBLEMS_SHOWN_MAX = 20
 UNKNOWN_TYPES_MAX = 1_000
 """Distinct unknown event types that are counted by name; a column of ids, mapped as the type, has millions."""
 REMEDIES_MAX = 3
-_FIELD = re.compile(r"^(?:[^:]{1,64}: )?(user_id|type|ts|event_id|value|arrival|properties\.[^\s:]+)\b")
+_FIELD = re.compile(
+    r"^(?:[^:]{1,64}: )?(user_id|customer_[2-4]|type|ts|event_id|value|arrival|properties\.[^\s:]+)\b"
+)
 _CHECK = "ebbtide spec check says more about the file"
 
 
@@ -116,7 +119,7 @@ class Remedies:
                 return (
                     f"mapping.ts_format says how times are written, now {form}: s, ms, us, ns, %d/%m/%Y, ..."
                 )
-            case Reason.WRONG_TYPE, "user_id" | "event_id" | "type":
+            case Reason.WRONG_TYPE, field if field in (*FIELDS, "event_id", "type"):
                 return "write it as text"
             case Reason.WRONG_TYPE, field if field:
                 return "write numbers with a point, without thousands and units (1234.5), in typed files not as text"

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.customer import SEPARATOR
 from ebbtide.featurestore.events.columns import ColumnReader, Columns, time_reader
 from ebbtide.featurestore.events.contract import (
     TIME_MS_MAX,
@@ -70,7 +71,8 @@ class FastReader:
 
     def __init__(self, spec: Spec, source: BlockReader) -> None:
         self._spec, self._text = spec, source.text
-        self._judge = ColumnReader(spec, mapping=source.mapping, text=source.text)
+        self._judge = ColumnReader(spec, mapping=source.mapping, composite=source.composite, text=source.text)
+        self._customer = tuple(spec.customer_fields)
         self._times = time_reader(source.mapping, digits=source.text)
         self._kind_of_type = spec.kind_of_type
         self._day_end = np.array([kind.stamp == "day_end" for kind in spec.kinds])
@@ -79,7 +81,7 @@ class FastReader:
         """Every row of the block: as an event, rejected, or ignored."""
         columns, n = block.columns, len(block)
         sure = np.ones(n, np.bool_) if block.odd is None else ~block.odd
-        users, users_sure = texts(columns["user_id"], n)
+        users, users_sure = self._users(columns, n)
         length = pc.fill_null(pc.utf8_length(users), 0).to_numpy(zero_copy_only=False)
         sure &= users_sure & (length >= 1) & (length <= USER_ID_CHARS_MAX)
         code, types = self._codes(columns["type"], n)
@@ -109,6 +111,21 @@ class FastReader:
         if not len(doubtful) and not len(unknown):
             return part
         return self._with_judged(part, block, doubtful, unknown, types)
+
+    def _users(self, columns: dict[str, Any], n: int) -> tuple[Any, NDArray[np.bool_]]:
+        """Customers, and which of them are surely so."""
+        users, sure = texts(columns[self._customer[0]], n)
+        if len(self._customer) == 1:
+            return users, sure
+        parts = []
+        for name in self._customer:
+            part, known = texts(columns[name], n)
+            sure = sure & known & (pc.fill_null(pc.utf8_length(part), 0).to_numpy(zero_copy_only=False) >= 1)
+            for plain, written in (("~", "~0"), (SEPARATOR, "~1")):  # as `customer.join`
+                if pc.any(pc.match_substring(part, plain)).as_py():
+                    part = pc.replace_substring(part, plain, written)
+            parts.append(part)
+        return pc.binary_join_element_wise(*parts, SEPARATOR), sure
 
     def _stamped(self, kind: NDArray[np.uint8], stated: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.where(self._day_end[kind], stated // DAY_MS * DAY_MS + (DAY_MS - 1), stated)

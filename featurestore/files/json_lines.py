@@ -25,7 +25,6 @@ from ebbtide.featurestore.spec import Spec
 
 BLOCK_ROWS = 4_096
 _NO_BOUND = 1 << 62
-_IDS = ("user_id", "event_id")
 _TIMES = ("ts", ARRIVAL)
 _BETWEEN = " \t\r\n\x1e"
 """What may stand between JSON texts."""
@@ -41,9 +40,10 @@ class JsonBlocks(BlockReader):
         self.mapping = spec.mapping
         self._source = ByteSource(file.path, text=True)
         self._places: list[int] | None = None  # of the values, where they are not a line each
-        self._paths = {
-            name: getattr(spec.mapping, name) for name in ("user_id", "type", "ts", "event_id", "value")
-        }
+        self.composite = spec.customer
+        others = {name: getattr(spec.mapping, name) for name in ("type", "ts", "event_id", "value")}
+        self._paths = {**spec.customer_fields, **others}
+        self._ids = (*spec.customer_fields, "event_id")
         if spec.mapping.arrival is not None:
             self._paths[ARRIVAL] = spec.mapping.arrival
         self.columns = self._paths
@@ -96,8 +96,7 @@ class JsonBlocks(BlockReader):
         if isinstance(row, dict):
             if self.partition:
                 row = {**self.partition, **row}
-            for name in _IDS:
-                path = getattr(self.mapping, name)
+            for path in [self._paths[name] for name in self._ids]:
                 place, found = _place(row, path)
                 if type(found) is int:
                     place[path if path in place else path.rpartition(".")[2]] = str(found)
@@ -110,7 +109,7 @@ class JsonBlocks(BlockReader):
         if self.partition:
             rows = [{**self.partition, **row} for row in rows]
         found = {name: _dug(rows, path, odd) for name, path in self._paths.items()}
-        for name in _IDS:
+        for name in self._ids:
             found[name] = _texts(found[name], odd)
         found["type"] = _texts(found["type"], odd, digits=False)
         properties = _dug(rows, self.mapping.properties, odd)

@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from ebbtide.featurestore.customer import FIELDS
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.files.block import ARRIVAL, Block, BlockReader, EventFile, rows_of_columns
 from ebbtide.featurestore.files.sources import ByteSource
 from ebbtide.featurestore.spec import Mapping, Spec
 
 BLOCK_ROWS = 16_384
-_TEXTS = ("user_id", "event_id", "type")
+_TEXTS = (*FIELDS, "event_id", "type")
 
 
 class ParquetBlocks(BlockReader):
@@ -52,7 +53,7 @@ class ParquetBlocks(BlockReader):
             self.mapping = Mapping(ts_format="ms")
         if self._is_time(ARRIVAL):
             self.arrival = Mapping(ts_format="ms")
-        for name in ("user_id", "event_id"):
+        for name in (*FIELDS, "event_id"):
             kind = _type_of(schema, self._own.get(name, ""))
             if kind is not None and (
                 pa.types.is_floating(kind) or (pa.types.is_decimal(kind) and kind.scale > 0)

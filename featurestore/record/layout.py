@@ -218,7 +218,10 @@ class Layout:
             for name, value in self.plan._asdict().items()
             if name not in defaults or not np.array_equal(value, defaults[name])
         }
-        return {"plan": numbers, "kinds": [_names(kind) for kind in self.spec.kinds]}
+        meaning: dict[str, Any] = {"plan": numbers, "kinds": [_names(kind) for kind in self.spec.kinds]}
+        if (composite := self.spec.customer) is not None:  # whose records, and in which partition they are
+            meaning["customer"] = [len(composite.fields), composite.key]
+        return meaning
 
     def _fold_fields(self) -> list[Field]:
         spec, k, t = self.spec, len(self.spec.kinds), self.tiles

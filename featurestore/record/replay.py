@@ -19,10 +19,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.customer import first_of
 from ebbtide.featurestore.events.event import TOMBSTONE, EventBatch
 from ebbtide.featurestore.record import fold
 from ebbtide.featurestore.record.fold import Folder, Points
 from ebbtide.featurestore.record.layout import Layout, Rows
+from ebbtide.featurestore.spec import Spec
 
 SNAPSHOT = 6
 """Cause of a point that a stated date brought about, not the customer; beside the causes of `fold`."""
@@ -96,11 +98,16 @@ def before(log: EventBatch, end_ms: int) -> EventBatch:
     return log.take(log.time < end_ms)
 
 
-def remembered(log: EventBatch) -> EventBatch:
-    """The log without what its customers had forgotten: no event up to a customer's last tombstone is left."""
+def remembered(log: EventBatch, spec: Spec) -> EventBatch:
+    """The log without what its customers had forgotten: no event up to a customer's last tombstone is left, of theirs
+    or of their first part."""
     last = np.full(len(log.customers), -1, np.int64)
     tombstones = np.flatnonzero(log.kind == TOMBSTONE)
     last[log.customer[tombstones]] = tombstones  # ascending, so the last one stays
+    if spec.customer is not None and len(tombstones):
+        number = {name: i for i, name in enumerate(log.customers)}
+        firsts = [number.get(first_of(name), i) for i, name in enumerate(log.customers)]
+        last = np.maximum(last, last[firsts])
     return log.take(np.arange(len(log)) > last[log.customer])
 
 

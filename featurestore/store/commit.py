@@ -31,6 +31,8 @@ Loaded = tuple[Rows, NDArray[np.bool_]]
 
 DueRequest = tuple[int, int, int]
 """A partition, ms UTC before which somebody is due, and how many customers at most."""
+FirstRequest = tuple[int, str, int]
+"""A partition, a first part of composite customers as it is written, and how many of these at most."""
 DueCustomers = tuple[list[str], NDArray[np.int64]]
 """Customers, and when each is due, int64[n], ms UTC."""
 

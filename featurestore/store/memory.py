@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.customer import SEPARATOR
 from ebbtide.featurestore.errors import Fenced, StoreUnavailable
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from ebbtide.featurestore.store.commit import (
     Commit,
     DueCustomers,
     DueRequest,
+    FirstRequest,
     Loaded,
     LoadRequest,
     OutboxEntry,
@@ -133,6 +135,13 @@ class MemoryStore:
         order = sorted((time, name.encode(), name) for name, time in due.items() if time < until_ms)
         first = order[:customers_max]
         return [name for _, _, name in first], np.array([time for time, _, _ in first], np.int64)
+
+    def of_first_each(self, requests: Sequence[FirstRequest]) -> list[asyncio.Future[list[str]]]:
+        return [begun(self._of_first(*request)) for request in requests]
+
+    async def _of_first(self, partition: int, first: str, customers_max: int) -> list[str]:
+        records = (await self._at(partition)).records
+        return [name for name in records if name.startswith(first + SEPARATOR)][:customers_max]
 
     async def find(self, customer: str) -> list[tuple[int, np.void]]:
         loaded = [await self.load(partition, [customer]) for partition in range(len(self._partitions))]

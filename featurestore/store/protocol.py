@@ -25,6 +25,7 @@ from ebbtide.featurestore.store.commit import (
     Commit,
     DueCustomers,
     DueRequest,
+    FirstRequest,
     Loaded,
     LoadRequest,
     OutboxEntry,
@@ -98,6 +99,12 @@ class Store(Protocol):
 
     def due_each(self, requests: Sequence[DueRequest]) -> list[asyncio.Future[DueCustomers]]:
         """`due` for each request, all asked together; a future to each, in order, as with `load_each`."""
+
+    def of_first_each(self, requests: Sequence[FirstRequest]) -> list[asyncio.Future[list[str]]]:
+        """Customers of the partition that begin with the first part and "/" (`featurestore/customer.py`), in no order,
+        as many as there are or as were asked for; a future to each request, in order, as with `load_each`.
+
+        Of a store for composite customers only, else ValueError."""
 
     async def find(self, customer: str) -> list[tuple[int, np.void]]:
         """Every partition that holds this customer, ascending, with the record there; empty when unknown everywhere.

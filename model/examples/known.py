@@ -30,7 +30,7 @@ def known_log(layout: Layout, log: EventBatch, labels_until_ms: int | None) -> K
     """The log without what its customers had forgotten and without events dated far ahead of all others, known up to
     `labels_until_ms` or, by default, to just after its last event. Raises SpecError: no event, or labels asked for from
     beyond the log's end, which would take everybody's silence there for churn."""
-    log = remembered(log)
+    log = remembered(log, layout.spec)
     if not len(log):
         raise SpecError("the log has no event", hint="check --events and the mapping of the spec")
     end = known_until(log.time)

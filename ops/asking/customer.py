@@ -5,6 +5,7 @@ It reads through the same store and the same model as the data path and changes 
 what is known is answered for, since the record does not say what it was then.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.featurestore.record.reasons import Reasons
+from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import instant
@@ -49,15 +52,21 @@ class Found(NamedTuple):
     others: list[tuple[int, int]]
 
 
-async def find(store: Store, customer: str) -> Found | None:
+async def find(store: Store, spec: Spec, customer: str) -> Found | None:
     """The record in the partition that Kafka's default partitioner gives, or else in the first that has one."""
     found = dict(await store.find(customer))
     if not found:
         return None
-    home = partition_for(customer.encode(), store.partitions)
+    home = partition_for(spec.keys_of([customer])[0], store.partitions)
     partition = home if home in found else min(found)
     others = [(other, int(found[other]["last_seen"])) for other in sorted(found) if other != partition]
     return Found(partition, found[partition], others)
+
+
+async def of_first(store: Store, first: str) -> list[str]:
+    """The composite customers who begin with a first part, sorted; at most CUSTOMERS_MAX of a partition."""
+    asked = store.of_first_each([(partition, first, CUSTOMERS_MAX) for partition in range(store.partitions)])
+    return sorted(name for found in await asyncio.gather(*asked) for name in found)
 
 
 async def view(customer: str, found: Found, layout: Layout, ask: Ask, as_of: int) -> dict[str, Any]:

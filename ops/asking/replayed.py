@@ -85,9 +85,12 @@ def compare(
 
 
 def makes_again(records: Sequence[Record], alert: Alert, audit: AuditRecord, layout: Layout) -> bool:
-    """Does a customer's history, their records in the alert's partition in order, make the alert's row again?"""
+    """Does a customer's history, the records with their key in the alert's partition in order, make the alert's row
+    again?"""
     wanted, folder = row_bytes(audit.rows(layout)[0], layout), Folder(layout)
     events = Parser(layout.spec).parse(records).events
+    theirs = [name == alert.customer for name in events.customers]  # others may have the same key
+    events = events.take(np.array(theirs, np.bool_)[events.customer])
     rows, points = folder.fold(layout.empty(len(events.customers)), events)
     _, passed = folder.elapse(rows, np.full(len(rows), audit.as_of + 1, np.int64))
     return any(

@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from ebbtide.featurestore.record.layout import Layout, fold_of
-from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.ops.asking.replayed import Replayed, compare, makes_again
 from ebbtide.ops.commands.options import config_option, json_option
 from ebbtide.ops.config.load import load_settings
@@ -65,7 +65,7 @@ def replay(config: Path | None, what: str, refold: bool, json_path: Path | None)
     layout = Layout(load_spec(settings.spec))
     with steps() as progress:
         progress("finding the alert")
-        case = asyncio.run(_case(settings, what, refold))
+        case = asyncio.run(_case(settings, layout.spec, what, refold))
         if fold_of(case.audit.layout) != layout.fold_id:
             raise SettingsError(
                 f"the alert was decided on a record of layout {case.audit.layout}, the spec makes {layout.id}",
@@ -104,7 +104,7 @@ def _replayed(settings: Settings, layout: Layout, case: Case) -> Replayed:
     return replace(found, refolded=True if again else False if case.begin == 0 else None)
 
 
-async def _case(settings: Settings, what: str, refold: bool) -> Case:
+async def _case(settings: Settings, spec: Spec, what: str, refold: bool) -> Case:
     alert, audit = (None, None) if ALERT_ID.fullmatch(what) else _of_file(Path(what))
     identity = what if alert is None else alert.alert_id
     if alert is None or audit is None:
@@ -116,16 +116,19 @@ async def _case(settings: Settings, what: str, refold: bool) -> Case:
         audit = await _found(settings, settings.topics.audit, identity, read_audit)
     if not refold or settings.local_kafka:
         return Case(alert, audit)
-    at, key = alert.decision, alert.customer.encode()
+    at, key = alert.decision, spec.keys_of([alert.customer])[0]
+    forgets = (key, alert.customer.encode())  # the first part of a composite customer, and the whole
     begin, _ = (await log_ranges(settings.kafka, at.topic))[at.partition]
     history: list[LogRecord] = []
     async with aclosing(read_topic(settings.kafka, at.topic)) as records:
         async for record in records:
-            if record.partition == at.partition and record.key == key:
-                if record.value is not None:
+            if record.partition != at.partition:
+                continue
+            if record.value is not None:
+                if record.key == key:
                     history.append(record)
-                elif at.offset is None or record.offset < at.offset:
-                    history.clear()  # they were forgotten, and came back
+            elif record.key in forgets and (at.offset is None or record.offset < at.offset):
+                history.clear()  # they were forgotten, and came back
     return Case(alert, audit, history, begin)
 
 

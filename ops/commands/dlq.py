@@ -13,7 +13,7 @@ from rich.table import Table
 from ebbtide.featurestore.events.contract import TIME_MS_MAX
 from ebbtide.featurestore.events.parse import ParseLimits, Parser
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.spec import load_spec
+from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.timestamps import format_time
 from ebbtide.ops.commands.options import config_option, json_option
 from ebbtide.ops.config.load import load_settings
@@ -135,7 +135,9 @@ async def _read(
     settings: Settings, reasons: tuple[str, ...], customer: str | None, limit: int
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     counts: dict[str, int] = {}
-    wanted, secret = None if customer is None else customer.encode(), secrets.token_bytes(16)
+    # Of a composite customer, all dead letters that may be theirs: their key may be the first part.
+    wanted = None if customer is None else load_spec(settings.spec).keys_of([customer])[0]
+    secret = secrets.token_bytes(16)
     latest: deque[dict[str, Any]] = deque(maxlen=limit)
     async for letter in letters(settings.kafka, settings.topics.dead_letters, reasons):
         if wanted is not None and letter.record.key != wanted:
@@ -160,19 +162,20 @@ def _row(letter: Letter, secret: bytes) -> dict[str, Any]:
 
 
 async def _replay(settings: Settings, reasons: tuple[str, ...], dry_run: bool) -> Replayed:
-    folded = await _folded(settings)
+    spec = load_spec(settings.spec)
+    folded = await _folded(settings, spec)
     async with KafkaSink(settings.kafka) as sink:
         return await replay(
-            settings.kafka, settings.topics.dead_letters, sink, folded, reasons=reasons, dry_run=dry_run
-        )
+            settings.kafka, settings.topics.dead_letters, sink, folded, reasons=reasons,
+            composite=spec.customer is not None, dry_run=dry_run,
+        )  # fmt: skip
 
 
-async def _folded(settings: Settings) -> Folded | None:
+async def _folded(settings: Settings, spec: Spec) -> Folded | None:
     """What the state in service has folded that lies in dead letters; None without a Redis to ask. A state that is not
     of this spec is refused: what it has folded cannot be known."""
     if settings.local_redis:
         return None
-    spec = load_spec(settings.spec)
     layout, begin_end = Layout(spec), await log_ranges(settings.kafka, settings.kafka.topic)
     async with open_store(settings, layout, len(begin_end)) as store:
         await check_state(store, layout)

@@ -37,6 +37,9 @@ def command(
 ) -> int:
     """Erase CUSTOMER: produce a tombstone into every partition that holds them, and see that it is obeyed.
 
+    Where the spec's customers are several fields, CUSTOMER is all of them joined by / (in a field ~ is written ~0 and
+    / is written ~1), or the first one alone, which erases all who begin with it.
+
     The workers delete the record and pass the tombstone on to every output topic. Exit code 1: after the wait a
     record is still there; the tombstone lies in the topic and is obeyed once a worker comes to it.
     """
@@ -76,15 +79,20 @@ def check(settings: Settings, customer: str) -> None:
         )
     if not 1 <= len(customer) <= USER_ID_CHARS_MAX:
         raise SettingsError(f"a customer id has 1 to {USER_ID_CHARS_MAX} characters, not {len(customer)}")
+    try:
+        load_spec(settings.spec).names_first(customer)
+    except ValueError as error:
+        raise SettingsError(f"{customer!r}: {error}") from None
 
 
 async def _run(settings: Settings, customer: str, wait_s: float, everywhere: bool) -> dict[str, Any]:
     partitions = len(await log_ranges(settings.kafka, settings.kafka.topic))
     layout = Layout(load_spec(settings.spec))
+    spec = layout.spec
     async with open_store(settings, layout, partitions) as store, KafkaSink(settings.kafka) as sink:
-        held = await holders(store, customer)
-        told = await forget(store, sink, settings.kafka.topic, customer, everywhere=everywhere)
-        left = await obeyed(store, customer, wait_s)
+        held = await holders(store, spec, customer)
+        told = await forget(store, spec, sink, settings.kafka.topic, customer, everywhere=everywhere)
+        left = await obeyed(store, spec, customer, wait_s)
     return {
         "held": held, "left": left,
         "partitions": [{"partition": p, "held": p in held, "left": p in left} for p in told],

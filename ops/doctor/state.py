@@ -24,7 +24,7 @@ async def examine_state(settings: Settings, layout: Layout, store: RedisStore) -
     """Checkpoints against spec and log, then a sample of the customers."""
     ranges = await log_ranges(settings.kafka, settings.kafka.topic)
     identity = await topic_id(settings.kafka)
-    return [*await _checkpoints(layout, store, ranges, identity), *await _customers(store)]
+    return [*await _checkpoints(layout, store, ranges, identity), *await _customers(layout, store)]
 
 
 async def _checkpoints(
@@ -47,13 +47,13 @@ async def _checkpoints(
     ]
 
 
-async def _customers(store: RedisStore) -> list[Finding]:
+async def _customers(layout: Layout, store: RedisStore) -> list[Finding]:
     looked, wrong, sample = 0, 0, list[str]()
     for partition in range(store.partitions):
         part = await store.sample(partition, SAMPLE_CUSTOMERS)
         if not part:
             continue
-        elsewhere = misplaced([name.encode() for name in part], partition, store.partitions)
+        elsewhere = misplaced(layout.spec.keys_of(part), partition, store.partitions)
         looked, wrong = looked + len(part), wrong + int(elsewhere.sum())
         # If somebody is there twice, it is one of the misplaced.
         sample += [name for name, is_wrong in zip(part, elsewhere, strict=True) if is_wrong]

@@ -1,6 +1,7 @@
 """What is known of one customer, and who is at risk: the routes of `/v1`.
 
-    GET /v1/customers/{id}    ?as_of=RFC 3339, ms or `now`; without it, as of the last that is known
+    GET /v1/customers/{id}    ?as_of=RFC 3339, ms or `now`; without it, as of the last that is known.
+                              Of composite customers: ann%2Fmath, or ann, which lists who begins with it
     GET /v1/at-risk           ?limit=50&min_p=0&sort=p|value
 
 The answers are those of `ops/asking/`; here they are asked for, within bounds.
@@ -17,7 +18,7 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.times.timestamps import iso_ms
 from ebbtide.ops.asking.at_risk import LIMIT, LIMIT_MAX, at_risk
-from ebbtide.ops.asking.customer import Ask, find, view
+from ebbtide.ops.asking.customer import Ask, find, of_first, view
 from ebbtide.stream.clock import Clock
 
 
@@ -39,12 +40,23 @@ class Customers:
             raise web.HTTPBadRequest(
                 reason=f"a customer id has 1 to {USER_ID_CHARS_MAX} characters, as UTF-8, percent-encoded"
             )
-        found = await find(self._store, customer)
+        try:
+            if self._layout.spec.names_first(customer):
+                return await self._of_first(customer)
+        except ValueError as error:
+            raise web.HTTPBadRequest(reason=str(error)) from None
+        found = await find(self._store, self._layout.spec, customer)
         if found is None:
             raise web.HTTPNotFound(reason="nothing is known of this customer")
         as_of = self._as_of(request.query.get("as_of"), int(found.row["row_watermark"]))
         async with self._asking:
             return web.json_response(await view(customer, found, self._layout, self._ask, as_of))
+
+    async def _of_first(self, first: str) -> web.Response:
+        names = await of_first(self._store, first)
+        if not names:
+            raise web.HTTPNotFound(reason="nothing is known of this customer")
+        return web.json_response({"first_part": first, "customers": names})
 
     async def _at_risk(self, request: web.Request) -> web.Response:
         asked = request.query

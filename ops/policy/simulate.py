@@ -74,7 +74,8 @@ def score_log(history: History, model: Model, until_ms: int, partitions: int) ->
     order = np.argsort(columns[1], kind="stable")
     customer, as_of, cause, event = (column[order] for column in columns)
     points = Points(np.zeros(len(order), "V1"), customer, as_of, cause, event)
-    home = np.array([partition_for(name.encode(), partitions) for name in log.customers], np.int32)
+    keys = layout.spec.keys_of(log.customers)
+    home = np.array([partition_for(key, partitions) for key in keys], np.int32)
     return Decisions(
         points, np.concatenate(scores)[order], Asked.times(points, log), home[customer], log.customers, partitions,
         _episodes(layout),

@@ -101,7 +101,8 @@ async def replay(
     counts = await ensure_topics(own.kafka, replay_topics(own))
     partitions = counts[own.kafka.topic]
     start = arrived_before(log.events, from_ms)
-    home = np.array([partition_for(name.encode(), partitions) for name in log.events.customers], np.int64)
+    keys = spec.keys_of(log.events.customers)
+    home = np.array([partition_for(key, partitions) for key in keys], np.int64)
     partition = home[log.events.customer[start:]]
     offset = _offsets(partition, partitions)
     ends_ms = np.zeros(partitions, np.int64)  # the logical clock of each partition, when all is applied

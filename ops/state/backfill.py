@@ -52,7 +52,7 @@ async def backfill(
     """Store every customer's record as of all events that arrived before `before_ms` (ms UTC).
 
     junctions: the input topic's partitions, and where the worker is to go on in each. A customer belongs to the
-    partition that Kafka's default partitioner gives its id, as a producer with a key would have it. `reset` deletes
+    partition that Kafka's default partitioner gives its key, as a producer with a key would have it. `reset` deletes
     what the store holds of the topic first. Raises StateExists, StoreUnavailable.
     """
     for partition in junctions:
@@ -75,7 +75,8 @@ async def backfill(
     )  # a row's number is no offset of the topic
     rows, _ = Folder(layout).elapse(state_at(layout, of_file, before_ms), before_ms)
     known = np.flatnonzero(rows["event_time"] != 0)
-    homes = np.array([partition_for(log.customers[i].encode(), len(junctions)) for i in known], np.int64)
+    keys = layout.spec.keys_of([log.customers[i] for i in known])
+    homes = np.array([partition_for(key, len(junctions)) for key in keys], np.int64)
     done = 0
     for partition, checkpoint in begun.items():
         mine: NDArray[np.intp] = known[homes == partition]

@@ -104,6 +104,7 @@ async def tools_of(
             settings.topics.audit,
             dead_letter_bytes_max,
             layout.spec.target_names,
+            composite=layout.spec.customer is not None,
         ),
         layout=layout,
         folder=Folder(layout),

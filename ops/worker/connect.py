@@ -90,7 +90,7 @@ async def open_store(
         prefix=settings.redis.prefix,
         timeout_s=settings.redis.timeout_s,
         connections_max=settings.redis.connections_max,
-        names=names_of(key.get_secret_value() if key else None),
+        names=names_of(key.get_secret_value() if key else None, composite=layout.spec.customer is not None),
     )
     try:
         await store.start()

@@ -135,10 +135,16 @@ class Forgotten:
 
     Its memory is that of the tombstones that are retained, some 250 bytes each (a million of them: a quarter of a
     GiB). A bound would have to forget who was forgotten, or read both topics again for each chunk; it is a command's.
+
+    composite: customers are (`featurestore/customer.py`). Then a tombstone of a first part forgets the dead letters of
+    all who begin with it; and one of a whole customer those under its key, and those under its first part alone, which
+    do not say whose of them they are.
     """
 
-    def __init__(self, dead: CommittedLog, events: CommittedLog, topic: str) -> None:
-        self._dead, self._events, self._topic = dead, events, topic
+    def __init__(
+        self, dead: CommittedLog, events: CommittedLog, topic: str, *, composite: bool = False
+    ) -> None:
+        self._dead, self._events, self._topic, self._composite = dead, events, topic, composite
         self._dead_at: dict[int, int] = {}
         self._events_at: dict[int, int] | None = None
         # (partition, key) -> offset of the last tombstone: where it lies among the dead letters, where it lay in the
@@ -155,32 +161,49 @@ class Forgotten:
             self._events_at = {partition: each.offset for partition, each in committed.items()}
         async for partition, record in _news(self._dead, self._dead_at):
             if record.value is None and record.key is not None and parse_headers(record.headers) is None:
-                self._tombstone_in_dlq[partition, record.key] = record.offset
+                for name in self._remembered(record.key):
+                    self._tombstone_in_dlq[partition, name] = record.offset
                 source = tombstone_origin(record.headers)
                 if source is not None and source.topic == self._topic:
                     self._forget(source.partition, record.key, source.offset)
         async for partition, record in _news(self._events, self._events_at):
             if record.value is None and record.key is not None:
                 self._forget(partition, record.key, record.offset)
-                self._unread.add(record.key)
+                self._unread.update(self._remembered(record.key))
 
     def __contains__(self, letter: Letter) -> bool:
         record, source = letter.record, letter.source
         if record.key is None:
             return False
-        if letter.reason == Reason.MISPLACED and record.key in self._unread:
+        asked = self._asked(record.key)
+        if letter.reason == Reason.MISPLACED and not self._unread.isdisjoint(asked):
             return True  # it would come behind a tombstone of another partition, whose offsets say nothing of its own
-        lies = self._tombstone_in_dlq.get((record.partition, record.key), -1)
+        lies = max(self._tombstone_in_dlq.get((record.partition, name), -1) for name in asked)
         return record.offset < lies or self.since(source, record.key)
 
     def since(self, source: Position, key: bytes | None) -> bool:
         """A tombstone of `key` lies in the input behind `source`."""
-        return key is not None and source.offset < self._tombstone_in_input.get((source.partition, key), -1)
+        return key is not None and any(
+            source.offset < self._tombstone_in_input.get((source.partition, name), -1)
+            for name in self._asked(key)
+        )
 
     def _forget(self, partition: int, key: bytes, offset: int) -> None:
-        self._tombstone_in_input[partition, key] = max(
-            offset, self._tombstone_in_input.get((partition, key), -1)
-        )
+        for name in self._remembered(key):
+            self._tombstone_in_input[partition, name] = max(
+                offset, self._tombstone_in_input.get((partition, name), -1)
+            )
+
+    def _remembered(self, key: bytes) -> tuple[bytes, ...]:
+        """Under what a tombstone is remembered. No customer ends in "/": so ends what stands for some of a first
+        part."""
+        first, separator, _ = key.partition(b"/")
+        return (key, first + b"/") if self._composite and separator else (key,)
+
+    def _asked(self, key: bytes) -> tuple[bytes, ...]:
+        """Under what the tombstones are remembered that forget a dead letter with this key."""
+        first, separator, _ = key.partition(b"/")
+        return (key, first if separator else first + b"/") if self._composite else (key,)
 
 
 async def _news(log: CommittedLog, positions: dict[int, int]) -> AsyncIterator[tuple[int, Record]]:
@@ -202,10 +225,11 @@ async def replay(
     folded: "Folded | None" = None,
     *,
     reasons: Collection[str] = (),
+    composite: bool = False,
     dry_run: bool = False,
 ) -> Replayed:
     """Send the dead letters of `topic` that are due back to `settings.topic`. `folded`: what the state in service has
-    folded, None where nobody can say. Raises StreamError."""
+    folded, None where nobody can say. `composite`: customers are. Raises StreamError."""
     result = Replayed()
     async with (
         open_committed_log(settings.model_copy(update={"topic": topic})) as dead,
@@ -214,7 +238,7 @@ async def replay(
     ):
         takes = await message_bytes_max(settings, [settings.topic])
         bytes_max = min(takes.get(settings.topic, settings.produce_bytes_max), settings.produce_bytes_max)
-        forgotten = Forgotten(dead, events, settings.topic)
+        forgotten = Forgotten(dead, events, settings.topic, composite=composite)
         await forgotten.look()
         progress = await bookmarks.read(dead.partitions)
 

@@ -6,7 +6,8 @@ was sent; so a replay writes the same bytes again and a consumer drops the secon
 
 What a consumer does, record by record, in the order of a topic's partition (`tests/consumer/` is one, in 60 lines):
 
-    value null                          forget the customer: their id is the key; end their episodes
+    value null                          forget the customer: their id is the key; end their episodes. Of composite
+                                        customers it may be a first part: all who begin with it and "/"
     an `alert_id` that was seen         ignore it
     `sequence` not above the last       of this customer and target: ignore it, something later is known
     `state` opened                      an episode begins; `escalated`: the same one, in a higher `band`

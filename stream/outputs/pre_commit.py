@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import TOMBSTONE
-from ebbtide.featurestore.record.fold import CAUSES
+from ebbtide.featurestore.record.fold import CAUSES, EXPIRED
 from ebbtide.stream.outputs.dead_letter import (
     BYTES_MAX,
     UNSCORED,
@@ -32,7 +32,7 @@ UNSCORED_DETAIL = "the model fails for this customer's record; the event is fold
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """Topic names. `scores`, `audit` None: not written. `dead_letter_bytes_max`: what the dead-letter topic takes.
-    `targets`: the spec's, by name, as scores call them."""
+    `targets`: the spec's, by name, as scores call them. `composite`: customers are."""
 
     alerts: str
     dead_letters: str
@@ -40,6 +40,7 @@ class Outputs:
     audit: str | None = None
     dead_letter_bytes_max: int = BYTES_MAX
     targets: tuple[str, ...] = ()
+    composite: bool = False
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -111,9 +112,14 @@ def _scores(
 ) -> None:
     work, points, origin, scored = verdicts.work, verdicts.points, verdicts.origin, verdicts.scored
     said = points.scored & ~np.isnan(scored.primary) & speaks[origin.piece]
+    # A tombstone of a first part reaches whom the store still knows: the score of one who expired goes with the record.
+    ended = (points.cause == EXPIRED) & speaks[origin.piece] & outputs.composite
     policy, names = scored.serving.policy, outputs.targets
-    for m in np.flatnonzero(said).tolist():
+    for m in np.flatnonzero(said | ended).tolist():
         j, customer = int(origin.piece[m]), work.events.customers[points.customer[m]]
+        if ended[m]:
+            messages.setdefault(j, []).append(Message(topic, customer.encode(), None))
+            continue
         messages.setdefault(j, []).append(
             score_message(
                 topic, customer, int(points.as_of[m]), CAUSES[int(points.cause[m])],

@@ -48,7 +48,8 @@ def report(verdicts: Verdicts, seconds: dict[Stage, float], now_ms: int) -> Turn
         behind_watermark=verdicts.counts.behind_watermark, misplaced=work.misplaced,
         tombstones=int(tombstone.sum()),
         # A batch is cut before a tombstone whose customer it has events of: what it deletes was there before.
-        forgotten=int(verdicts.known[work.events.customer[tombstone]].sum()),
+        forgotten=int(verdicts.known[work.events.customer[tombstone]].sum())
+        + sum(n for j, n in work.erased.items() if applied[j]),
         due=sum(piece.customers_due for j, piece in enumerate(work.pieces) if applied[j]),
         expired=int(causes[EXPIRED]), expired_bytes=int(causes[EXPIRED]) * verdicts.after.itemsize,
         points={CAUSES[cause]: n for cause, n in enumerate(causes.tolist()) if n},

@@ -7,7 +7,8 @@ fold, one dispatch and one decision serve them all, and a slice gives each parti
 or of customers who are due; to whom time brings something is the same fold's affair.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -107,8 +108,9 @@ class Work:
     customers. until: int64[m], ms UTC, before when what time brings each of them is to be taken. number: int64[n], the
     record of each event. piece: int32[n], the piece of each event. rejected: the piece of each rejected record. first:
     int64[k + 1], piece j has the records [first[j], first[j + 1]). bounds: int64[k + 1], and the customers [bounds[j],
-    bounds[j + 1]). misplaced: events that lie in another partition than theirs. failed: why a piece has left the turn;
-    its events are no longer among `events`. applied: the pieces that were committed.
+    bounds[j + 1]). misplaced: events that lie in another partition than theirs. erased: by piece, how many customers a
+    tombstone of their first part has forgotten (`outputs/erasure.py`). failed: why a piece has left the turn; its
+    events are no longer among `events`. applied: the pieces that were committed.
     """
 
     pieces: Sequence[Piece]
@@ -122,6 +124,7 @@ class Work:
     bounds: NDArray[np.int64]
     until: NDArray[np.int64]
     misplaced: int = 0
+    erased: Counter[int] = field(default_factory=Counter)
     failed: dict[int, Exception] = field(default_factory=dict)
     applied: set[int] = field(default_factory=set)
 
@@ -186,9 +189,10 @@ class Work:
         """The pieces that are still in the turn."""
         return [j for j, piece in enumerate(self.pieces) if j not in self.failed and piece.opened.owned]
 
-    def check_places(self, partitions: int) -> None:
+    def check_places(self, partitions: int, keys_of: Callable[[Sequence[str]], list[bytes]]) -> None:
         """Count the events that lie in another of the topic's `partitions` than Kafka's default partitioner gives their
-        customer: of a producer with another one (librdkafka's own default), whose customers are two people here.
+        customer by the key (`Spec.keys_of`): of a producer with another one (librdkafka's own default), whose customers
+        are two people here.
 
         Where a backfill placed the customers by that partitioner, such an event would begin somebody without their
         history: it is a dead letter, which a replay sends to where it belongs."""
@@ -196,7 +200,7 @@ class Work:
         if not len(self.events):
             return
         theirs = np.repeat([piece.opened.partition for piece in self.pieces], np.diff(self.bounds))
-        of_customer = misplaced([customer.encode() for customer in customers], theirs, partitions)
+        of_customer = misplaced(keys_of(customers), theirs, partitions)
         if not of_customer.any():
             return
         # A tombstone is sent to whichever partitions hold its customer.
@@ -248,3 +252,18 @@ class Verdicts:
     spent: list[Spent]
     held: list[Transition]
     audits: dict[int, list[tuple[bytes, bytes]]]
+
+
+def not_suppressed(
+    work: Work, transitions: list[Transition], points: Points, origin: Origin
+) -> list[Transition]:
+    """The transitions to alert about: not what was sent already, nor what was never to be."""
+    speaks = [piece.sends_alerts for piece in work.pieces]
+    since_ms = [piece.opened.suppression.silences_from_ms for piece in work.pieces]
+    of_time = points.of_time
+    return [
+        t
+        for t in transitions
+        if speaks[j := origin.piece[t.point]]
+        and not (of_time[t.point] and points.as_of[t.point] <= since_ms[j])
+    ]

@@ -102,7 +102,7 @@ async def test_a_score_curve_is_what_would_be_said_at_each_time() -> None:
 
     store, model, calls = MemoryStore(LAYOUT.dtype, PARTITIONS), ArithmeticModel(), list[int]()
     await filled(store, at_day=3)
-    found = await find(store, "ann")
+    found = await find(store, LAYOUT.spec, "ann")
     assert found is not None and found.partition == 1
     inner = answering(model)
 

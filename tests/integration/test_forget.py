@@ -82,7 +82,7 @@ async def test_forget_erases_in_every_partition(stack: Services, unique_name: st
     await in_two_partitions(world)
     async with world.working("old", OLD, telemetry=heard), world.store("old", OLD) as store:
         await world.until_done()
-        assert await holders(store, ANN) == sorted([HOME, ELSEWHERE])
+        assert await holders(store, SPEC, ANN) == sorted([HOME, ELSEWHERE])
         assert heard.counts["misplaced"] == 3
         figures = tmp_path / "out.json"
         asked = ["forget", ANN, "--config", str(config(world, tmp_path)), "--json", str(figures)]
@@ -104,12 +104,12 @@ async def test_a_tombstone_that_finds_nothing_is_not_obeyed(stack: Services, uni
     await world.produce([Message(world.name, ANN.encode(), None, partition=EMPTY)])
     async with world.working("old", OLD, telemetry=heard), world.store("old", OLD) as store:
         await world.until_done()
-        assert await holders(store, ANN) == sorted([HOME, ELSEWHERE])
+        assert await holders(store, SPEC, ANN) == sorted([HOME, ELSEWHERE])
         assert (heard.counts["tombstones"], heard.counts["forgotten"]) == (1, 0)
         async with KafkaSink(world.settings.kafka) as sink:
-            assert await forget(store, sink, world.name, ANN, everywhere=True) == range(PARTITIONS)
+            assert await forget(store, SPEC, sink, world.name, ANN, everywhere=True) == range(PARTITIONS)
         await world.until_done()
-        assert await holders(store, ANN) == []
+        assert await holders(store, SPEC, ANN) == []
         assert (heard.counts["tombstones"], heard.counts["forgotten"]) == (1 + PARTITIONS, 2)
 
 

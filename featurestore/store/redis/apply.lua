@@ -8,20 +8,24 @@
 --   * Wrong types of the fixed keys and missing ACL rights are found below, before anything is written.
 --   * The caller has checked counts and numbers; record keys are overwritten whatever they hold.
 --
--- KEYS   1 checkpoint   2 due   3 out   4 risk   5.. records to write, then records to forget
+-- KEYS   1 checkpoint   2 due   3 out   4 risk   5 parts, where customers are composite
+--        then records to write, then records to forget
 -- ARGV   1 expected checkpoint ('' = none yet)   2 new checkpoint   3 where the customer begins in a record key
 --        4 records to write   5 outbox entries   6 acknowledged   7 at risk   8 at most that are listed
+--        9 customers are composite: 1, else 0
 --        then a due time a record, the records, id and bytes of each outbox entry, the acknowledged ids,
 --        p and name of who is at risk: of the customers written, who is not leaves the list
 -- Reply  {} when it was done; {checkpoint found, '' = none} when the fence held
 
 local CHUNK = 2000 -- arguments a call: even, for pairs, and well below the 8,000 that Lua can unpack
-local FIXED, HEADER = 4, 8 -- keys and arguments of one meaning each
+local HEADER = 9 -- arguments of one meaning each
 local TURNED_AWAY = '\255' -- a member of `risk` that is nobody's name, being no UTF-8: the highest p that found no room
 local checkpoint, due, out, risk = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local expected, moved, name_at = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local written, entries, acked = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local risky, risky_max = tonumber(ARGV[7]), tonumber(ARGV[8])
+local risky, risky_max, composite = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local FIXED = 4 + composite -- keys of one meaning each
+local parts = composite == 1 and KEYS[5]
 local call = redis.call
 
 local found = call('GET', checkpoint) or ''
@@ -29,15 +33,21 @@ if found ~= expected then
   return {found}
 end
 
-for key, kind in pairs({[due] = 'zset', [out] = 'hash', [risk] = 'zset'}) do
+local kinds = {[due] = 'zset', [out] = 'hash', [risk] = 'zset'}
+if parts then kinds[parts] = 'zset' end
+for key, kind in pairs(kinds) do
   local stored = call('TYPE', key).ok
   if stored ~= 'none' and stored ~= kind then
     return redis.error_reply('FOREIGN ' .. key .. ' holds a ' .. stored .. ', not a ' .. kind)
   end
 end
-for _, write in ipairs({{'SET', checkpoint, ''}, {'MSET', checkpoint, ''}, {'UNLINK', checkpoint}, {'ZADD', due, '0', ''},
-                        {'ZREM', due, ''}, {'HSET', out, '', ''}, {'HDEL', out, ''}, {'ZADD', risk, '0', ''},
-                        {'ZREM', risk, ''}, {'ZPOPMIN', risk}}) do
+local writes = {{'SET', checkpoint, ''}, {'MSET', checkpoint, ''}, {'UNLINK', checkpoint}, {'ZADD', due, '0', ''},
+                {'ZREM', due, ''}, {'HSET', out, '', ''}, {'HDEL', out, ''}, {'ZADD', risk, '0', ''},
+                {'ZREM', risk, ''}, {'ZPOPMIN', risk}}
+if parts then
+  writes[#writes + 1], writes[#writes + 2] = {'ZADD', parts, '0', ''}, {'ZREM', parts, ''}
+end
+for _, write in ipairs(writes) do
   if not redis.acl_check_cmd(unpack(write)) then
     return redis.error_reply('NOPERM this user may not run ' .. write[1] .. ' on ' .. write[2])
   end
@@ -69,6 +79,14 @@ each('MSET', nil, records, 1, #records)
 each('ZADD', due, times, 1, #times)
 each('UNLINK', nil, forgotten, 1, #forgotten)
 each('ZREM', due, names, 1, #names)
+if parts then -- put in first, then taken out: see below
+  local zeros = {}
+  for i, name in ipairs(present) do
+    zeros[2 * i - 1], zeros[2 * i] = '0', name
+  end
+  each('ZADD', parts, zeros, 1, #zeros)
+  each('ZREM', parts, names, 1, #names)
+end
 each('HSET', out, ARGV, entries_at, acked_at - 1)
 each('HDEL', out, ARGV, acked_at, acked_at + acked - 1)
 

@@ -12,6 +12,9 @@ slow log, MONITOR, an append-only file or a backup names nobody; who loses the k
 from the topic.
 
 What is not hidden: that two keys are of the same customer, how long an id is, the records' figures.
+
+Composite customers (`featurestore/customer.py`) are to be found by their first part, so what stands for them begins
+alike: with the first part itself, or, hidden, with its tag. So it is not hidden either who has the same first part.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -19,10 +22,15 @@ from binascii import Error
 from functools import lru_cache
 from hashlib import blake2b
 
+from ebbtide.featurestore.customer import SEPARATOR, first_of
 from ebbtide.featurestore.errors import LayoutError
 from ebbtide.featurestore.store.checkpoint import REBUILD
 
 TAG_BYTES = 16
+FIRST_BYTES = 15
+"""Of a first part's tag: base64 without padding."""
+BEHIND_FIRST = "."
+"""Behind it, and nowhere in base64."""
 BLOCK_BYTES = 64
 SECRET_CHARS_MIN = 32
 """Of `openssl rand -hex 32`: nothing slows down who tries words."""
@@ -31,12 +39,19 @@ OTHER_KEY = f"set redis.customer_key to the key that this state was made with, o
 
 
 class Names:
-    """Ids as they are."""
+    """Ids as they are. composite: customers are composite ones."""
 
     id = ""
     """What a checkpoint says of the key; no two keys have the same one."""
     keep_order = True
     """What stands for customers sorts as they do."""
+
+    def __init__(self, *, composite: bool = False) -> None:
+        self.composite = composite
+
+    def beginning(self, first: str) -> str:
+        """What that begins with which stands for the customers of a first part, and for nobody else."""
+        return first + SEPARATOR
 
     def stored(self, customer: str) -> str:
         """What stands for the customer."""
@@ -60,7 +75,8 @@ class HiddenNames(Names):
 
     keep_order = False
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, *, composite: bool = False) -> None:
+        super().__init__(composite=composite)
         keys = blake2b(secret.encode(), digest_size=64, person=b"ebbtide names").digest()
         self._tag_key, self._cipher_key = keys[:32], keys[32:]
         self.id = blake2b(key=keys, digest_size=8, person=b"ebbtide key").hexdigest()
@@ -68,9 +84,14 @@ class HiddenNames(Names):
         self.stored = lru_cache(CACHED)(self._stored)  # type: ignore[method-assign]  # the same, remembered
 
     def _stored(self, customer: str) -> str:
-        return urlsafe_b64encode(self.sealed(customer.encode())).decode("ascii")
+        hidden = urlsafe_b64encode(self.sealed(customer.encode())).decode("ascii")
+        return self.beginning(first_of(customer)) + hidden if self.composite else hidden
+
+    def beginning(self, first: str) -> str:
+        return urlsafe_b64encode(self._tag(first.encode())[:FIRST_BYTES]).decode("ascii") + BEHIND_FIRST
 
     def customer(self, stored: bytes) -> str:
+        stored = stored.rpartition(BEHIND_FIRST.encode())[2] if self.composite else stored
         try:
             return self.opened(urlsafe_b64decode(stored)).decode()
         except Error:
@@ -100,6 +121,6 @@ class HiddenNames(Names):
         return mixed.to_bytes(len(data), "big")
 
 
-def names_of(secret: str | None) -> Names:
+def names_of(secret: str | None, *, composite: bool = False) -> Names:
     """By the setting: None hides nothing."""
-    return Names() if secret is None else HiddenNames(secret)
+    return Names(composite=composite) if secret is None else HiddenNames(secret, composite=composite)

@@ -1,4 +1,4 @@
-"""The store in Redis or Valkey: five kinds of keys a partition, and one script that moves them together.
+"""The store in Redis or Valkey: five or six kinds of keys a partition, and one script that moves them together.
 
     {prefix}{topic}:{p7}:checkpoint     string  where the partition is, in words (`Checkpoint.text`)
     {prefix}{topic}:{p7}:c:<customer>   string  the record, packed (`codec.py`)
@@ -7,6 +7,8 @@
                                                 place in it, length of the key; then key and value
     {prefix}{topic}:{p7}:risk           zset    customer → p as of the last decision, of those at risk, AT_RISK_MAX at
                                                 most; and b"\\xff" → the highest p that found no room, if any did
+    {prefix}{topic}:{p7}:parts          zset    only where customers are composite: each of them, all with 0, so that
+                                                those of a first part are a range (BYLEX)
 
 What stands for a customer, also as the checkpoint's timer cursor, is their id, or hidden by a key (`names.py`), as are
 the outbox's ids and entries then. The checkpoint says by which key.
@@ -41,6 +43,7 @@ from ebbtide.featurestore.store.commit import (
     Commit,
     DueCustomers,
     DueRequest,
+    FirstRequest,
     Loaded,
     LoadRequest,
     OutboxEntry,
@@ -246,15 +249,19 @@ class RedisStore:
             checkpoint = checkpoint._replace(names=self._names.id)
         return checkpoint.text()
 
-    def _fixed_keys(self, partition: int) -> tuple[str, str, str, str]:
+    def _fixed_keys(self, partition: int) -> tuple[str, ...]:
         tag = self._tags[partition]
         return tag + "checkpoint", tag + "due", tag + "out", tag + "risk"
+
+    def _parts_keys(self, partition: int) -> tuple[str, ...]:
+        return (self._tags[partition] + "parts",) if self._names.composite else ()
 
     def _call(self, commit: Commit) -> tuple[list[str], list[Any]]:
         """Keys and arguments of the script, as `apply.lua` lists them."""
         record, sealed = self._tags[commit.partition] + "c:", self._names.sealed
         keys = [
             *self._fixed_keys(commit.partition),
+            *self._parts_keys(commit.partition),
             *self._record_keys(commit.partition, commit.customers),
             *self._record_keys(commit.partition, commit.forgotten),
         ]
@@ -268,6 +275,7 @@ class RedisStore:
             len(commit.acked),
             len(risks),
             self._at_risk_max,
+            int(self._names.composite),
             *commit.due.tolist(),
             *self._codec.pack(commit.rows),
             *(
@@ -329,6 +337,19 @@ class RedisStore:
         order = ("BYSCORE", "LIMIT", 0, customers_max, "WITHSCORES")
         return ("ZRANGE", self._tags[partition] + "due", "-inf", f"({until_ms}", *order)
 
+    def of_first_each(self, requests: Sequence[FirstRequest]) -> list[asyncio.Future[list[str]]]:
+        return self._ask_valid(requests, self._first_question)
+
+    def _first_question(self, request: FirstRequest) -> Question:
+        partition, first, customers_max = request
+        keys = self._parts_keys(partition)
+        if not keys:
+            raise ValueError("customers here are of one part: none begins with another")
+        low = self._names.beginning(first).encode()
+        high = low[:-1] + bytes([low[-1] + 1])  # it ends in one character of ASCII
+        command = ("ZRANGE", keys[0], b"[" + low, b"(" + high, "BYLEX", "LIMIT", 0, customers_max)
+        return Question(keys[0], command, lambda reply: list(map(self._names.customer, reply)))
+
     async def find(self, customer: str) -> list[tuple[int, np.void]]:
         stored = self._names.stored(customer)
         values = await self._client.ask_all([("GET", f"{tag}c:{stored}") for tag in self._tags])
@@ -372,15 +393,19 @@ class RedisStore:
 
     async def reset(self, partition: int) -> None:
         tag = self._tags[partition]
-        await self._client.run(RESET, self._fixed_keys(partition), [RESETTING, "begin"])
+        await self._client.run(RESET, self._reset_keys(partition), [RESETTING, "begin"])
         while names := await self._client.ask("ZRANGE", tag + "due", 0, CUSTOMERS_MAX - 1):
             keys = [tag.encode() + b"c:" + name for name in names]
             await self._reset_page(partition, keys, ["page", *names])
         await self._reset_page(partition, [], ["end"])
 
     async def _reset_page(self, partition: int, keys: list[bytes], args: list[str | bytes]) -> None:
-        if await self._client.run(RESET, [*self._fixed_keys(partition), *keys], [RESETTING, *args]):
+        if await self._client.run(RESET, [*self._reset_keys(partition), *keys], [RESETTING, *args]):
             raise Fenced(f"partition {partition}: somebody else finished this reset")
+
+    def _reset_keys(self, partition: int) -> tuple[str, ...]:
+        """All that a partition may have, of whatever spec its state was."""
+        return *self._fixed_keys(partition), self._tags[partition] + "parts"
 
     async def memory_usage(self, partition: int, customers: Sequence[str]) -> MemoryUsage:
         """What these customers (at most CUSTOMERS_MAX) cost the server, for reports. Not part of `Store`."""

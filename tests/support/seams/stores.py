@@ -6,6 +6,7 @@ A backend is where state lives; `owner()` opens one more store on that same stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +30,11 @@ LAYOUT = "0123456789abcdef"
 
 @dataclass(frozen=True)
 class Backend:
-    """`owner` opens a store on the shared state. Inside `full`, no memory is left there for another step."""
+    """`owner` opens a store on the shared state, `composite` one for composite customers. Inside `full`, no memory is
+    left there for another step."""
 
     owner: Callable[[], Store]
+    composite: Callable[[], Store]
     full: Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -47,14 +50,14 @@ async def memory_backend() -> AsyncIterator[Backend]:
         finally:
             store.bytes_max = before
 
-    yield Backend(lambda: store, full)
+    yield Backend(lambda: store, lambda: store, full)
 
 
 @asynccontextmanager
 async def redis_backend(url: str, prefix: str, secret: str | None = None) -> AsyncIterator[Backend]:
     opened: list[RedisStore] = []
 
-    def owner() -> Store:
+    def owner(composite: bool = False) -> Store:
         opened.append(
             RedisStore(
                 url,
@@ -62,7 +65,7 @@ async def redis_backend(url: str, prefix: str, secret: str | None = None) -> Asy
                 "clicks",
                 PARTITIONS,
                 prefix=prefix,
-                names=names_of(secret),
+                names=names_of(secret, composite=composite),
                 at_risk_max=AT_RISK_MAX,
             )
         )
@@ -78,7 +81,7 @@ async def redis_backend(url: str, prefix: str, secret: str | None = None) -> Asy
                 await admin.config_set("maxmemory", 0)
 
     try:
-        yield Backend(owner, full)
+        yield Backend(owner, partial(owner, True), full)
     finally:
         for store in opened:
             await store.close()

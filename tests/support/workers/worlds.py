@@ -164,7 +164,10 @@ class World:
         batcher = Batcher(lambda: kind.model, self.clock, said, deadline_s=0.05, linger_s=0.0)
         cache = Cache(kind.layout.dtype, 4096 * kind.layout.itemsize)
         return Tools(
-            self.settings.kafka.topic, Outputs(topics.alerts, topics.dead_letters, topics.scores, topics.audit),
+            self.settings.kafka.topic, Outputs(
+                topics.alerts, topics.dead_letters, topics.scores, topics.audit,
+                composite=kind.layout.spec.customer is not None,
+            ),
             kind.layout, Folder(kind.layout), Parser(kind.layout.spec), store, cache, sink, batcher, self.clock, said,
             at_risk_from=0.0,  # everybody is listed, so that there is a place more where somebody may be left
         )  # fmt: skip

@@ -304,3 +304,28 @@ def test_the_public_logs_fit_their_specs(name: str) -> None:
         pytest.skip("no public logs beside the project")
     findings = check(path, load_spec(ROOT / "ops" / "specs" / f"{name}.yaml"))
     assert not [finding for finding in findings if finding.severity == "error"]
+
+
+def test_a_composite_customer_is_said_in_words(tmp_path: Path) -> None:
+    """What the key has to be, and how many go with a first part; parts that are nobody are found in any place."""
+    rows = [(f"u{n % 5}", course, *row[1:]) for n, row in enumerate(history()) for course in ("math",)]
+    rows += [("u0", course, "visit", T0 + n, "", f"x{n}") for n, course in enumerate(["art", "null", "a/b"])]
+    header = f"user_id,course,{HEADER.partition(',')[2]}"
+    text = said(found(tmp_path, rows, spec_of(customer=["user_id", "course"]), header), "composite")
+    assert "user_id × course, written user_id/course: 8 customers of 5 user_id, at most 4 of one" in text
+    assert "The Kafka key has to be user_id, in a part ~ written ~0" in text
+    whole = spec_of(customer={"fields": ["user_id", "course"], "key": "whole"})
+    text = said(found(tmp_path, rows, whole, header), "composite")
+    assert "has to be user_id/course; a tombstone of user_id forgets all of theirs in its partition" in text
+    assert "'null'" in said(found(tmp_path, rows, whole, header), "nobody")
+
+
+def test_the_learners_spec_reads_what_it_says(tmp_path: Path) -> None:
+    spec = load_spec(ROOT / "ops" / "specs" / "learners.yaml")
+    rows = [
+        ("ann", "math", "completed", "2026-03-01T12:00:00Z", 0.8),
+        ("ann", "art", "opened", "2026-03-02T12:00:00Z", ""),
+    ]
+    assert "2 customers of 1 learner" in said(
+        found(tmp_path, rows, spec, "learner,course,verb,at,score"), "composite"
+    )

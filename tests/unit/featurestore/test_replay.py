@@ -138,7 +138,7 @@ def test_what_was_forgotten_is_not_remembered() -> None:
         ("a", Event(TOMBSTONE, START + 3)),
         ("a", Event(VISIT, START + 4)),
     ]
-    assert remembered(columns(placed(history))).position.tolist() == [1, 5]
+    assert remembered(columns(placed(history)), SPEC).position.tolist() == [1, 5]
     reset = joined(list(replay(Layout(SPEC), columns(history), START + 10)))
     assert (reset.cause == RESET).sum() == 2
 
