@@ -16,6 +16,7 @@ from ebbtide.ops.load.latency import Latency, latency
 from ebbtide.ops.load.sessions import KINDS, Sessions
 from ebbtide.stream.batch import CommittedOffset
 from ebbtide.stream.clock import Clock
+from ebbtide.stream.ending import end
 from ebbtide.stream.errors import BrokerUnavailable
 from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.producer import KafkaSink
@@ -96,9 +97,7 @@ class LoadRun:
             await self._send(progress)
             await self._settle(settle_s, progress)
         finally:
-            for task in (waiting, *following):
-                task.cancel()
-            await asyncio.gather(waiting, *following, return_exceptions=True)
+            await end([waiting, *following])
         return self.outcome
 
     async def _send(self, progress: Progress) -> None:

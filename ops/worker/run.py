@@ -63,11 +63,12 @@ LAST_DISPATCH_S = 2.0
 """A dispatch takes milliseconds. One that hangs does not keep a drained worker: its partitions are the next owner's."""
 
 
-async def work(settings: Settings) -> None:
-    """Run a worker until SIGTERM or SIGINT. Raises EbbtideError."""
+async def work(settings: Settings, metrics: Metrics | None = None) -> None:
+    """Run a worker until SIGTERM or SIGINT. metrics: what counts, if not the usual. Raises EbbtideError."""
     spec = load_spec(settings.spec)
     settings.check_spec(spec)
-    layout, metrics, clock = Layout(spec), Metrics(bands=settings.policy.band_names), SystemClock()
+    layout, clock = Layout(spec), SystemClock()
+    metrics = metrics or Metrics(bands=settings.policy.band_names)
     live = Live(settings.topics.alerts, clock, metrics.at_scrape.summary)
     metrics.on_turn = live.turn
     log.info("loading the model", extra={"device": configure_tensorflow(), "model": str(settings.model)})

@@ -1,4 +1,6 @@
 """`make bench`: Ebbtide, Ebbtide with a Faust message a record, an idiomatic Faust service and one of Quix Streams.
+ARGS='--only untold ours traced traced_all' says what metrics and traces cost, '--only ours two' what a second process
+brings, '--only ours hot' what becomes of it when one customer is half of a partition.
 
 One run on the embedded Kafka and Valkey, one service after the other, each with a topic of its own and the same events
 (`traffic.py`). First the most it can do: a backlog, timed over its steady part. Then event-to-alert latency while a
@@ -18,11 +20,12 @@ from typing import Any
 
 from ebbtide.ops.console import Steps, console, steps, table_and_json
 from ebbtide.ops.stack.local import LocalStack
+from tests.bench.collector import collector
 from tests.bench.environment import quix_python
 from tests.bench.machine import Machine, Watch
 from tests.bench.report import table
 from tests.bench.run import Figures, Run, python
-from tests.bench.services import VARIANTS, Place
+from tests.bench.services import COMPARED, VARIANTS, Place
 from tests.bench.traffic import BEGINS_BEFORE_MS, CUSTOMERS
 
 COMMON_RATE = 500.0
@@ -32,14 +35,18 @@ async def measured(asked: argparse.Namespace, say: Steps, figures: dict[str, Fig
     """Fills `figures`, so that what was measured is there even when a later service fails."""
     quix = quix_python(say) if "quix" in asked.only else None
     say("starting Kafka and Valkey")
-    with LocalStack(progress=say) as stack, tempfile.TemporaryDirectory(prefix="ebbtide-bench-") as folder:
+    with (
+        LocalStack(progress=say) as stack,
+        tempfile.TemporaryDirectory(prefix="ebbtide-bench-") as folder,
+        collector() as collector_url,
+    ):
         directory, start_ms = Path(folder), time.time_ns() // 1_000_000 - BEGINS_BEFORE_MS
         say("publishing a model of random weights")
         await python("tests.bench.publish", folder, str(start_ms))
         say("compiling it")
         await python("tests.bench.precompile", folder)
         enter = json.loads((directory / "thresholds.json").read_text())
-        place = Place(stack.kafka_url, stack.redis_url, directory, start_ms, enter, quix)
+        place = Place(stack.kafka_url, stack.redis_url, directory, start_ms, enter, quix, collector_url)
         for variant in VARIANTS:
             if variant.name in asked.only:
                 run = Run(variant, place, asked.seconds, asked.common_rate, say)
@@ -74,7 +81,8 @@ def main() -> None:
     parser.add_argument(
         "--short", action="store_const", dest="seconds", const=4.0, help="for a look: phases of 4 s"
     )
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of the services")
+    parser.add_argument("--only", nargs="+", choices=names, default=COMPARED, metavar="NAME",
+                        help=f"some of the services, of {', '.join(names)}")  # fmt: skip
     parser.add_argument(
         "--common-rate",
         type=float,

@@ -8,11 +8,8 @@ loopback included, the collector not. A figure is the median; its spread the 10t
 
 import argparse
 import asyncio
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +27,7 @@ from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.decision.episodes import EpisodePolicy
 from tests.bench.adapter import Pipelines
 from tests.bench.bench_turn import KNOWN, TOPIC, Log
+from tests.bench.collector import collector
 from tests.bench.machine import Watch
 from tests.bench.traffic import BEGINS_BEFORE_MS, SPEC
 from tests.support.seams.streams import ListSink
@@ -38,17 +36,6 @@ from tests.support.workers.worlds import Arithmetic
 EVENTS, PARTITIONS, TURNS, SETTLING = (8, 64, 1_000), 8, 200, 20
 WORKER_US = 26.0
 """CPU of a whole worker an event (`make bench`): what the cost at 1,000 events a turn is held against."""
-COLLECTOR = """
-import http.server
-class Taking(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
-    def log_message(self, *_): pass
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Taking)
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +47,6 @@ class Cell:
     cpu_ms: float
     low_ms: float
     high_ms: float
-
-
-@contextmanager
-def collector() -> Iterator[str]:
-    """Something that takes spans, in a process of its own; its address."""
-    with subprocess.Popen([sys.executable, "-c", COLLECTOR], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.kill()
 
 
 async def measured(url: str, turns: int) -> list[Cell]:

@@ -1,8 +1,9 @@
-"""The producer, a process of its own: `python -m tests.bench.producer KAFKA TOPIC START_MS FIRST COUNT [RATE]`.
+"""The producer, a process of its own: `python -m tests.bench.producer KAFKA TOPIC START_MS FIRST COUNT [RATE [HOT]]`.
 
 Sends events FIRST to FIRST + COUNT - 1 of the stream, as fast as it can or RATE a second, and prints a line of JSON.
 Everything is drawn and written as JSON before the first is sent, and records go into batches of our own making rather
 than through `send`, which would cost 20 µs each: so it takes little of the cores it shares with whoever is measured.
+HOT is 1 where one customer makes half of a partition's events.
 
 A record's Kafka timestamp is the wall time at which it is put into its batch, which is sent in the same tick.
 """
@@ -11,14 +12,16 @@ import asyncio
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 from aiokafka import AIOKafkaProducer
 
 from ebbtide.stream.kafka.topics import partition_for
-from tests.bench.traffic import CUSTOMERS, clicks, name_of, records
+from tests.bench.traffic import CUSTOMERS, Clicks, clicks, name_of, records
 
 PARTITIONS = 4
+HOT = 0
 TICK_S = 0.005
 BACKLOG_CHUNK = 20_000  # records between two looks at how many are under way
 
@@ -60,9 +63,20 @@ class Batches:
         ack.add_done_callback(self._acks.discard)
 
 
-async def produce(kafka: str, topic: str, start_ms: int, first: int, count: int, rate: float) -> Sent:
+def heated(made: Clicks, partitions: list[int]) -> Clicks:
+    """Every other event of one partition is customer HOT's; the stream is as long, and goes the same ways."""
+    beside = np.array(partitions)[made.customer] == partitions[HOT]
+    odd = (made.first + np.arange(len(made))) % 2 == 1
+    return replace(made, customer=np.where(beside & odd, HOT, made.customer))
+
+
+async def produce(
+    kafka: str, topic: str, start_ms: int, first: int, count: int, rate: float, hot: bool
+) -> Sent:
     partitions = [partition_for(name_of(n).encode(), PARTITIONS) for n in range(CUSTOMERS)]
     made = clicks(first, count, start_ms)
+    if hot:
+        made = heated(made, partitions)
     ready = records(made)
     where = [partitions[customer] for customer in made.customer.tolist()]
     async with AIOKafkaProducer(bootstrap_servers=kafka, acks="all", max_batch_size=256 << 10) as producer:
@@ -86,8 +100,10 @@ async def produce(kafka: str, topic: str, start_ms: int, first: int, count: int,
         return Sent(count, time.monotonic() - began_s, late_s)
 
 
-def main(kafka: str, topic: str, start_ms: str, first: str, count: str, rate: str = "0") -> None:
-    sent = asyncio.run(produce(kafka, topic, int(start_ms), int(first), int(count), float(rate)))
+def main(
+    kafka: str, topic: str, start_ms: str, first: str, count: str, rate: str = "0", hot: str = "0"
+) -> None:
+    sent = asyncio.run(produce(kafka, topic, int(start_ms), int(first), int(count), float(rate), hot == "1"))
     print(json.dumps(asdict(sent)))
 
 

@@ -17,6 +17,8 @@ THROUGHPUT_COST_MAX, P99_COST_MS_MAX = 0.10, 25.0  # of exactly once: above it, 
 P50_MS_WANTED, P99_MS_WANTED = 10.0, 50.0  # at half of the maximum
 TIMES_WANTED = {"exactly_once": 1.0, "per_record": 1.0, "idiomatic": 20.0, "quix": 3.0}
 EFFICIENCY_WANTED = 0.6
+TELEMETRY_COST_MAX = 0.03  # of the CPU an event, metrics and traces together
+TITLES = {variant.name: variant.title for variant in VARIANTS}
 
 
 def table(figures: dict[str, Figures], machine: Machine) -> RenderableType:
@@ -84,7 +86,7 @@ def _ratios(figures: dict[str, Figures]) -> str:
     if ours is None:
         return ""
     lines = []
-    for variant in VARIANTS:
+    for variant in (each for each in VARIANTS if each.name in TIMES_WANTED):
         if (other := figures.get(variant.name)) is not None and other is not ours:
             times = ours.events_per_s / other.events_per_s
             half = _beside(ours.half, other.half, "half of each one's maximum")
@@ -93,6 +95,7 @@ def _ratios(figures: dict[str, Figures]) -> str:
             lines.append(
                 f"Ours does {times:.1f} times the events/s of {variant.title} (wanted {wanted:.0f}){half}{common}."
             )
+    lines += _costs(figures, ours)
     once = figures.get("exactly_once")
     if once is not None and once.common and ours.common:
         cost = 1 - once.events_per_s / ours.events_per_s
@@ -111,6 +114,29 @@ def _ratios(figures: dict[str, Figures]) -> str:
     if ours.parts_us:
         lines.append(f"Efficiency {ours.efficiency:.0%} (wanted {EFFICIENCY_WANTED:.0%}).")
     return "\n".join(lines)
+
+
+def _costs(figures: dict[str, Figures], ours: Figures) -> list[str]:
+    """What telemetry costs at the most that it can do, and ours of another shape beside ours."""
+    lines = []
+    bare = figures.get("untold")
+    for name, words in (
+        ("ours", "Metrics cost"),
+        ("traced", "With traces they cost"),
+        ("traced_all", "All traced,"),
+    ):
+        if bare is not None and (found := figures.get(name)) is not None:
+            cost, fewer = found.cpu_us / bare.cpu_us - 1, 1 - found.events_per_s / bare.events_per_s
+            within = "within" if cost <= TELEMETRY_COST_MAX else "ABOVE"
+            wanted = f": {within} {TELEMETRY_COST_MAX:.0%}" if name != "traced_all" else ""
+            lines.append(f"{words} {cost:+.1%} of the CPU an event, {fewer:+.1%} of the events/s{wanted}.")
+    return lines + [
+        f"{TITLES[name]}: {found.cpu_us:.1f} µs of CPU an event (ours {ours.cpu_us:.1f}),"
+        f" {found.events_per_s / ours.events_per_s:.2f} times the events/s"
+        f"{_beside(found.half, ours.half, 'half of its own maximum')}."
+        for name in ("two", "hot")
+        if (found := figures.get(name)) is not None
+    ]
 
 
 def _beside(ours: Latency | None, other: Latency | None, at: str) -> str:

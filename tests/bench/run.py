@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from aiokafka.admin import AIOKafkaAdminClient
@@ -113,7 +113,7 @@ class Run:
             figures.events_per_s = steady.events_per_s
             figures.cores = service.cpu.cores(steady.from_ms, steady.to_ms)
             figures.alert_share = len(latencies(source, alerts, first, count)) / count
-            if self._variant.ours:
+            if self._variant.ours and self._variant.told:
                 self._look_inside(service.metrics(), figures, source.fetch_us)
             half = await self._paced(service, steady.events_per_s / 2)
             common = None
@@ -154,7 +154,7 @@ class Run:
             self._sent = self._filled = KNOWN
         else:
             await self._produce(KNOWN, 0)
-            whole_batches = Variant(self._variant.name, "", 0)
+            whole_batches = replace(self._variant, fetch_records_max=1000, exactly_once=False)
             with Service(whole_batches, place) as service:
                 await self._drained(service)
 
@@ -166,6 +166,7 @@ class Run:
             self._sent,
             count,
             rate,
+            int(self._variant.hot),
         )
         answer = await python("tests.bench.producer", *map(str, arguments))
         self._sent += count

@@ -5,10 +5,14 @@
     per_record   the same with kafka.fetch_records_max=1: one Faust message a record, as Faust has it
     idiomatic    tests/bench/idiomatic.py
     quix         tests/bench/quix.py, by an interpreter of its own
+    untold       ours without a metric; traced, traced_all: ours with 5 % of its turns traced, with all of them
+    two          ours, `--processes 2`
+    hot          ours, half of a partition's events are one customer's
 
 It knows how each is started and told where things are; it refuses to know what is measured of them.
 """
 
+import re
 import socket
 import subprocess
 import sys
@@ -36,7 +40,7 @@ STOP_S = 30.0
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a run happens. `directory` holds the published model and Quix's state; `quix_python`: its interpreter, None
-    where it is not measured; START_MS is when the stream begins."""
+    where it is not measured; START_MS is when the stream begins; `collector_url` takes traces."""
 
     kafka_url: str
     redis_url: str
@@ -44,6 +48,7 @@ class Place:
     start_ms: int
     enter: dict[str, float]
     quix_python: Path | None = None
+    collector_url: str = ""
 
     @property
     def quix_state(self) -> Path:
@@ -53,13 +58,18 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One of them. `guess_per_s`: about how fast, to size a backlog by; wrong by half does no harm."""
+    """One of them. `guess_per_s`: about how fast, to size a backlog by; wrong by half does no harm. traced: share
+    of its turns. told: to metrics. hot: of one partition's events every other is one customer's."""
 
     name: str
     title: str
     guess_per_s: int
     fetch_records_max: int = 1000
     exactly_once: bool = False
+    traced: float = 0.0
+    told: bool = True
+    processes: int = 1
+    hot: bool = False
 
     @property
     def topic(self) -> str:
@@ -71,7 +81,7 @@ class Variant:
 
     @property
     def ours(self) -> bool:
-        return self.name in ("ours", "exactly_once", "per_record")
+        return self.name not in ("idiomatic", "quix")
 
 
 VARIANTS = (
@@ -80,7 +90,14 @@ VARIANTS = (
     Variant("per_record", "ours, a message a record", 3_000, fetch_records_max=1),
     Variant("idiomatic", "Faust take() + Redis hashes", 2_000),
     Variant("quix", "Quix Streams + RocksDB", 6_000),
+    Variant("untold", "ours, no metrics", 40_000, told=False),
+    Variant("traced", "ours, 5 % of turns traced", 40_000, traced=0.05),
+    Variant("traced_all", "ours, all turns traced", 40_000, traced=1.0),
+    Variant("two", "ours, two processes", 50_000, processes=2),
+    Variant("hot", "ours, one customer is half of a partition", 40_000, hot=True),
 )
+COMPARED = ("ours", "exactly_once", "per_record", "idiomatic", "quix")
+"""What `make bench` measures unless told otherwise; the others are for questions about ours."""
 
 
 def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tuple[list[str], dict[str, str]]:
@@ -109,7 +126,10 @@ def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tupl
     spec = scratch / "spec.yaml"
     spec.write_text(yaml.safe_dump(dump_spec(SPEC)))
     enter = str(place.enter["ours"])
-    return [sys.executable, "-m", "ebbtide.ops.cli", "worker"], child_environment(
+    module = ["ebbtide.ops.cli", "worker"] if variant.told else ["tests.bench.untold"]
+    several = ["--processes", str(variant.processes)] if variant.processes > 1 else []
+    traces = {"EBBTIDE_TRACES__URL": place.collector_url, "EBBTIDE_TRACES__SHARE": str(variant.traced)}
+    return [sys.executable, "-m", *module, *several], child_environment(
         EBBTIDE_SPEC=str(spec), EBBTIDE_MODEL=str(place.directory / "models" / SPEC.name),
         EBBTIDE_KAFKA_URL=f"kafka://{place.kafka_url}", EBBTIDE_REDIS_URL=place.redis_url,
         EBBTIDE_KAFKA__TOPIC=variant.topic, EBBTIDE_KAFKA__GROUP=variant.topic,
@@ -121,6 +141,7 @@ def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tupl
         EBBTIDE_COMPILED=str(place.directory / "compiled"),
         EBBTIDE_TIMERS__CLOCK="off",  # the others decide nothing of who is silent
         EBBTIDE_HTTP__PORT=str(port), EBBTIDE_LOGS__LEVEL="warning", EBBTIDE_LOGS__FORM="text",
+        **(traces if variant.traced else {}),
     )  # fmt: skip
 
 
@@ -194,21 +215,32 @@ class Service:
         return Path(self._log.name).read_bytes()[-4000:].decode(errors="replace")
 
     def metrics(self) -> dict[str, float]:
-        """Every sample of its /metrics, by name with labels. Ours only."""
+        """Every sample of its /metrics, by name with labels; of several processes their sum. Ours only."""
         url = f"http://127.0.0.1:{self._port}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
             lines = answer.read().decode().splitlines()
-        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        return {name: float(value) for name, value in pairs}
+        found: dict[str, float] = {}
+        for line in lines:
+            if not line.startswith("#"):
+                name, value = re.sub(r'process="\d+",?', "", line).replace("{}", "").rsplit(" ", 1)
+                found[name] = found.get(name, 0.0) + float(value)
+        return found
+
+    def _worker(self) -> list[psutil.Process]:
+        """The process; of several, with those that it watches over."""
+        own = psutil.Process(self._process.pid)
+        return [own, *own.children(recursive=True)] if self._variant.processes > 1 else [own]
 
     def _sample(self) -> None:
-        watched = {"worker": psutil.Process(self._process.pid), **_servers()}
+        watched = _servers()
         while not self._stop.wait(SAMPLE_EVERY_S):
             try:
                 used = {name: sum(process.cpu_times()[:2]) for name, process in watched.items()}
+                worker = self._worker()
+                used["worker"] = sum(sum(process.cpu_times()[:2]) for process in worker)
                 whole = psutil.cpu_times()
                 used["all"] = sum(whole) - whole.idle - whole.iowait - whole.guest - whole.guest_nice
-                self.rss_bytes_max = max(self.rss_bytes_max, watched["worker"].memory_info().rss)
+                self.rss_bytes_max = max(self.rss_bytes_max, sum(each.memory_info().rss for each in worker))
             except psutil.NoSuchProcess:
                 return
             self.cpu.at_ms.append(time.time_ns() // 1_000_000)

@@ -32,7 +32,7 @@ from ebbtide.stream.outputs.message import Message
 from tests.fuzz.figures import Serving
 from tests.fuzz.parsing import CHUNK
 from tests.fuzz.requesting import fuzz_face
-from tests.fuzz.wire import send_batch, wire_batch
+from tests.fuzz.wire import WireRecord, send_batch, wire_batch
 from tests.support.fuzz import NOW_MS, fuzzed
 from tests.support.seams.models import publish
 from tests.support.seams.streams import LogRecord
@@ -40,6 +40,8 @@ from tests.support.seams.streams import LogRecord
 TOPIC, TOKEN = "fuzzed", "fuzz-token"
 GROWTH_BYTES_MAX = 512 << 20
 """Its bounds by configuration: 256 MiB of cache, and fetched batches of 16 × 1 MiB a partition on the way."""
+TOGETHER = 16
+"""Batches on their way at a time."""
 IDLE_S_MAX = 120.0
 """Without one record more in so long, it is stuck."""
 
@@ -128,22 +130,26 @@ async def _send_batches(
 ) -> None:
     """Batches as other clients write them, to any partition. What the broker takes is expected like anything else."""
     parser, draw = Parser(load_spec(DEFAULT_SPEC)), random.Random(seed)
+    partitions = settings.topics.partitions
     async with AIOKafkaProducer(bootstrap_servers=settings.kafka.url) as producer:
-        for sent in range(n):
-            batch = wire_batch(draw)
-            found.batches[batch.recipe] += 1
-            refusal = await send_batch(producer, TOPIC, draw.randrange(settings.topics.partitions), batch)
-            if bool(refusal) is batch.whole:
-                found.wrong.append(f"a batch of {batch.recipe}: {refusal or 'the broker took it'}")
-            if refusal:
-                found.refused[batch.recipe] += 1
-                continue
-            arrived = [LogRecord(i, r.timestamp, r.key, r.value) for i, r in enumerate(batch.records)]
-            parsed = await asyncio.to_thread(parser.parse, arrived)
+        for first in range(0, n, TOGETHER):
+            made = [wire_batch(draw) for _ in range(min(TOGETHER, n - first))]
+            sending = (send_batch(producer, TOPIC, draw.randrange(partitions), batch) for batch in made)
+            arrived: list[WireRecord] = []
+            for batch, refusal in zip(made, await asyncio.gather(*sending), strict=True):
+                found.batches[batch.recipe] += 1
+                if bool(refusal) is batch.whole:
+                    found.wrong.append(f"a batch of {batch.recipe}: {refusal or 'the broker took it'}")
+                if refusal:
+                    found.refused[batch.recipe] += 1
+                else:
+                    arrived += batch.records
+            records = [LogRecord(i, r.timestamp, r.key, r.value) for i, r in enumerate(arrived)]
+            parsed = await asyncio.to_thread(parser.parse, records)
             found.expected.update(f"rejected {bad.reason}" for bad in parsed.rejected)
             found.expected.update(events=len(parsed.events), ignored=parsed.ignored)
-            found.records += len(arrived)
-            tell(sent)
+            found.records += len(records)
+            tell(first)
 
 
 async def _until_dealt_with(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe_playwright_python.base import AXE_SCRIPT
 from playwright.async_api import Browser, Page, async_playwright, expect
 from pydantic import SecretStr
 
@@ -141,6 +142,26 @@ async def test_it_fits_a_phone_and_reads_in_both_schemes(browser: Browser, schem
             ratios, key=lambda r: r[1]
         )[:3]
         assert await page.evaluate(UNNAMED) == 0 and wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+async def test_axe_finds_nothing_inaccessible(browser: Browser, scheme: str, width: int) -> None:
+    """All rules of axe-core that apply, its advice beyond WCAG, too, with alerts there and a customer chosen."""
+    async with served() as (address, live):
+        live.sent([alert("ann"), alert(ODD)])
+        page, _ = await opened(
+            browser, address, viewport={"width": width, "height": 800}, color_scheme=scheme
+        )
+        await page.wait_for_selector("#alerts li")
+        await page.get_by_role("button", name="ann", exact=True).first.click()
+        await page.wait_for_selector("#who dl")
+        await page.evaluate(AXE_SCRIPT)
+        found = await page.evaluate("axe.run()")
+        passed, wrong = len(found["passes"]), found["violations"]
+        print(f"axe-core {found['testEngine']['version']}: {passed} rules hold, {len(wrong)} do not")
+        assert [(rule["id"], [node["html"][:80] for node in rule["nodes"]]) for rule in wrong] == []
+        assert passed >= 20
 
 
 UNNAMED = """

@@ -1,0 +1,1 @@
+"""Pictures of the worker's page, for the documents."""
