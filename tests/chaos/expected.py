@@ -237,8 +237,8 @@ class Replay:
         self, partition: int, customers: Sequence[str], until: list[int], at: int, *, told: bool = True
     ) -> None:
         """Let time pass for those who are due, each until then. `at`: the offset that was not folded yet. `told`:
-        whoever took these points lived to tell of them. Nobody takes who is not due: silences that a late activity left behind
-        what is known already are no points, and such a record stays as it was folded."""
+        whoever took these points lived to tell of them. Nobody takes who is not due: silences that a late activity left
+        behind what is known already are no points, and such a record stays as it was folded."""
         rows = self._before(partition, customers)
         waiting = np.flatnonzero((self._folder.due(rows) < np.array(until)) & (rows["event_time"] != 0))
         customers, until = [customers[int(i)] for i in waiting], [until[int(i)] for i in waiting]
