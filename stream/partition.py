@@ -53,7 +53,7 @@ from ebbtide.stream.turn.state import (
     State,
     Stopped,
 )
-from ebbtide.stream.turn.timers import timer_clock
+from ebbtide.stream.turn.timers import VolumeWatch, timer_clock
 from ebbtide.stream.turn.work import Piece
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class Partition:
         """How many pieces of its log it has given out since it gave out customers who are due."""
         self.source_lives = False
         """The whole topic is not quiet: a silence is its customer's own."""
+        self.volume = VolumeWatch(number, limits.timers)
         self.idle_since_s = 0.0
         self.progress = Progress(tools.clock.monotonic_s())
         self._pipeline, self._tools, self._source = pipeline, tools, source
@@ -128,11 +129,14 @@ class Partition:
     @property
     def due_until(self) -> TimerCursor | None:
         """How far its timers may be taken; None when they hold."""
-        if self.opened is None or self.in_turn or self.draining or not self.source_lives:
+        if self.opened is None or self.in_turn or self.draining:
             return None
-        opened = self.opened
-        log, offset = self.progress.log, opened.checkpoint.offset
-        return opened.timers_until(timer_clock(log, offset, opened.newest_ms, self._limits.timers))
+        # What was taken before is taken again, whatever the log brings by now.
+        if not self.timers_first and (not self.source_lives or self.volume.low_share is not None):
+            return None
+        opened, log = self.opened, self.progress.log
+        clock_ms = timer_clock(log, opened.checkpoint.offset, opened.newest_ms, self._limits.timers)
+        return opened.timers_until(clock_ms)
 
     @property
     def waits(self) -> bool:

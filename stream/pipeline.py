@@ -254,7 +254,7 @@ class Pipeline:
             if j not in work.failed:
                 opened = work.pieces[j].opened
                 opened.due.arm(commit.due)
-                opened.advance(commit.checkpoint)
+                opened.advance(commit)
                 if opened.owned:
                     tools.cache.put(commit)
 
@@ -409,6 +409,7 @@ class Pipeline:
         risks = at_risk(after, floor)
         customers, bounds = work.events.customers, work.bounds.tolist()
         commits: dict[int, Commit] = {}
+        now_ms = self._tools.clock.now_ms()
         for j in work.alive:
             opened, piece = work.pieces[j].opened, work.pieces[j]
             low, high = bounds[j], bounds[j + 1]
@@ -421,11 +422,15 @@ class Pipeline:
                 rows, dues, p = rows[here], dues[here], p[here]
             checkpoint = opened.checkpoint
             epoch = -1 if piece.batch is None else piece.batch.leader_epoch
+            volume = opened.volume
+            if piece.batch is not None:
+                volume = volume.counted([record.timestamp for record in piece.batch.records], now_ms)
             checkpoint = checkpoint._replace(
                 offset=piece.end,
                 sequence=checkpoint.sequence + 1,
                 leader_epoch=checkpoint.leader_epoch if epoch < 0 else epoch,
                 budget=verdicts.spent[j],
+                hour=volume.hour,
             ).at_timers(piece.timers)
             if piece.batch is not None and not piece.sends_outputs:
                 start, end = piece.batch.start, piece.batch.end
@@ -434,6 +439,7 @@ class Pipeline:
             commits[j] = Commit(
                 opened.partition, opened.stored, checkpoint, names, rows, dues, forgotten,
                 verdicts.alerts.get(j, []), opened.acked, p,
+                None if volume.ended is opened.hours else volume.ended,
             )  # fmt: skip
         return commits
 

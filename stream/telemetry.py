@@ -152,9 +152,10 @@ class Telemetry:
     def stopped(self, partition: int, reason: str) -> None:
         """It stopped by an error that only a person can mend."""
 
-    def timers(self, hold: bool, late_s: float) -> None:
+    def timers(self, hold: bool, low: int, late_s: float) -> None:
         """Several times a second. `hold`: nobody's silence is taken, since the whole topic has been quiet too long;
-        `late_s`: for how long somebody has been due by the timer clock, and was not taken; 0 when nobody is."""
+        `low`: in how many partitions nobody's is, since their logs bring less than is usual; `late_s`: for how long
+        somebody has been due by the timer clock, and was not taken; 0 when nobody is."""
 
     def explained(self, rows: int, inexact: int, failed: int) -> None:
         """So many rows were to be explained; of `inexact` the parts did not add up, of `failed` there are none: neither

@@ -52,6 +52,10 @@ TIMERS_S = 0.2
 EVENTS_IN_A_ROW_MAX = 3
 """Timers get at least one turn in four of a partition."""
 QUIET = "timers hold: no record came to the whole topic for {seconds:,} s, so a silence may be the producers'"
+LOW = (
+    "partition {number}: timers hold: its log brought {share:.0%} of what is usual at this hour of the week, so a"
+    " silence may be its producers'"
+)
 LOOK_S = 1.0
 """How often it is noted where the logs end: `/readyz` and the lag tell what stands still, also when nothing arrives."""
 PULSE_EVERY_S = 2.0
@@ -163,6 +167,11 @@ class Worker:
         found = [f"{self._pipeline.misplaced:,} {MISPLACED}"] if self._pipeline.misplaced else []
         if not self._own_clock and (quiet_ms := self._source_watch.quiet_ms(self._tools.clock.now_ms())):
             found.append(QUIET.format(seconds=quiet_ms // 1000))
+        found += [
+            LOW.format(number=number, share=partition.volume.low_share)
+            for number, partition in sorted(self._partitions.items())
+            if partition.volume.low_share is not None
+        ]
         return found
 
     def lags(self) -> dict[int, Lag]:
@@ -330,6 +339,7 @@ class Worker:
                 if number in positions:
                     partition.lag(positions[number], clock.monotonic_s())
                 partition.source_lives = lives
+                partition.volume.look(partition.opened, partition.progress.log)
                 until, opened = partition.due_until, partition.opened
                 if opened is None or until is None:
                     continue
@@ -339,7 +349,8 @@ class Worker:
                 elif opened.due.asks(until):
                     asked.append(opened)
             quiet = not self._own_clock and self._source_watch.quiet_ms(clock.now_ms()) > 0
-            self._tools.telemetry.timers(quiet, late_ms / 1000)
+            low = sum(partition.volume.low_share is not None for partition in self._partitions.values())
+            self._tools.telemetry.timers(quiet, low, late_ms / 1000)
             await self._ask_due(asked)
             if self._due:
                 self._wake.set()

@@ -44,6 +44,13 @@ class History(NamedTuple):
     until_offset: int
 
 
+class Hour(NamedTuple):
+    """The hour of a partition's log that has begun: hours since the epoch, UTC, and its records so far."""
+
+    number: int
+    records: int
+
+
 class Stretch(NamedTuple):
     """Offsets [start, end) of a partition."""
 
@@ -78,6 +85,7 @@ class Checkpoint(NamedTuple):
                   that was lost; None = nothing. Of a dead letter from there the earlier state had not folded the
                   record, and this one may have
     names:        the key by which the store hides customers' ids, "" = none; the store's own affair, and "" outside
+    hour:         the hour of the log that has begun (`stream/turn/volume.py`), None = no record was counted yet
     extra:        (key, value) pairs of a later release, kept and written back as they are
     """
 
@@ -94,6 +102,7 @@ class Checkpoint(NamedTuple):
     budget: BudgetSpent = ()
     silent: Stretch | None = None
     names: str = ""
+    hour: Hour | None = None
     extra: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -128,6 +137,8 @@ class Checkpoint(NamedTuple):
             text += f" silent={silent.start}:{silent.end}"
         if self.names:
             text += f" names={self.names}"
+        if (hour := self.hour) is not None:
+            text += f" hour={hour.number}:{hour.records}"
         if self.extra:
             text += "".join(f" {key}={value}" for key, value in self.extra)
         return text
@@ -149,6 +160,7 @@ class Checkpoint(NamedTuple):
             and all(stretch >= 0 and used > 0 for stretch, used in self.budget)
             and (self.silent is None or 0 <= self.silent.start <= self.silent.end)
             and (not self.names or _is_word(self.names))
+            and (self.hour is None or min(self.hour) >= 0)
             and (not self.extra or _are_foreign(self.extra))
         )
 
@@ -218,6 +230,11 @@ def _stretch_of(text: str) -> Stretch:
     return Stretch(int(start), int(end))
 
 
+def _hour_of(text: str) -> Hour:
+    number, _, records = text.partition(":")
+    return Hour(int(number), int(records))
+
+
 _READ: dict[str, Callable[[str], Any]] = {
     "offset": int,
     "sequence": int,
@@ -232,6 +249,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     "budget": _budget_of,
     "silent": _stretch_of,
     "names": str,
+    "hour": _hour_of,
 }
 """How the value of each known key is read; what cannot be read so raises ValueError."""
 

@@ -29,6 +29,9 @@ LoadRequest = tuple[int, Sequence[str]]
 Loaded = tuple[Rows, NDArray[np.bool_]]
 """Their records in the order asked, structured[n] (writable, zeros where absent), and which were found, bool[n]."""
 
+HourCounts = tuple[int, ...]
+"""Records of a partition's log by hour, oldest first, the last one being of the hour before `Checkpoint.hour`."""
+
 DueRequest = tuple[int, int, int]
 """A partition, ms UTC before which somebody is due, and how many customers at most."""
 FirstRequest = tuple[int, str, int]
@@ -76,7 +79,8 @@ class Commit:
     each customer is next looked at; every record has one. `forgotten`: customers of whom nothing may remain.
     `outbox`: entries to put into the outbox, in the order in which they are to be sent, all of this commit's sequence.
     `acked`: ids to take out of it, after these entries went in. `at_risk`: float32[n], p in [0, 1] of who is to be
-    listed as at risk from now on, NaN of who is not; None: nobody of them is.
+    listed as at risk from now on, NaN of who is not; None: nobody of them is. `hours`: counts of the hours that have
+    ended, to stand in the place of those that are there; None: no hour ended.
     """
 
     partition: int
@@ -89,6 +93,7 @@ class Commit:
     outbox: list[OutboxEntry] = field(default_factory=list)
     acked: list[bytes] = field(default_factory=list)
     at_risk: NDArray[np.float32] | None = None
+    hours: HourCounts | None = None
 
     @property
     def risks(self) -> list[tuple[float, str]]:
@@ -136,6 +141,8 @@ class Commit:
             yield f"risks of shape {self.at_risk.shape} for {n} customers"
         elif self.at_risk is not None and bool(((self.at_risk < 0) | (self.at_risk > 1)).any()):
             yield "a risk is no probability"
+        if self.hours is not None and min(self.hours, default=-1) < 0:
+            yield "hours that are no counts"
         if self.expected and self.checkpoint.sequence <= self.expected.sequence:
             yield "the sequence must grow"
         if any(entry.sequence != self.checkpoint.sequence for entry in self.outbox):

@@ -24,6 +24,7 @@ from ebbtide.featurestore.store.commit import (
     DueCustomers,
     DueRequest,
     FirstRequest,
+    HourCounts,
     Loaded,
     LoadRequest,
     OutboxEntry,
@@ -44,6 +45,7 @@ class _Partition:
     risk: dict[str, float] = field(default_factory=dict)
     turned_away: float = 0.0
     """The highest p that found no room among those at risk; 0 when none did."""
+    hours: HourCounts = ()
 
 
 class MemoryStore:
@@ -105,6 +107,8 @@ class MemoryStore:
         for identity in commit.acked:
             state.out.pop(identity, None)
         self._list_risks(state, commit)
+        if commit.hours is not None:
+            state.hours = commit.hours
         state.checkpoint = commit.checkpoint
 
     def _list_risks(self, state: _Partition, commit: Commit) -> None:
@@ -126,6 +130,9 @@ class MemoryStore:
     async def outbox(self, partition: int) -> list[OutboxEntry]:
         placed = (await self._at(partition)).out.values()
         return [entry for _, entry in sorted(placed, key=lambda each: (each[1].sequence, each[0]))]
+
+    async def hours(self, partition: int) -> HourCounts:
+        return (await self._at(partition)).hours
 
     def due_each(self, requests: Sequence[DueRequest]) -> list[asyncio.Future[DueCustomers]]:
         return [begun(self.due(*request)) for request in requests]

@@ -1,9 +1,9 @@
 """What the store promises: a partition moves from one offset to the next in one atomic step.
 
-This module knows what a partition's state consists of (checkpoint, records, due times, who is at risk, outbox) and the
-one way in which it changes (`Store.apply`). It refuses to know what a record holds (its dtype is an argument), what a
-message of the outbox says and where the state lives: `redis_store` is for production, `memory_store` for trials and
-tests, and one contract suite runs over both.
+This module knows what a partition's state consists of (checkpoint, records, due times, who is at risk, outbox, its
+log's volume by hour) and the one way in which it changes (`Store.apply`). It refuses to know what a record holds (its
+dtype is an argument), what a message of the outbox says and where the state lives: `redis_store` is for production,
+`memory_store` for trials and tests, and one contract suite runs over both.
 
 The invariant: what is stored for a partition is always exactly the state at its checkpoint. Whoever writes says which
 checkpoint it last saw. When that is no longer the checkpoint, somebody else has moved the partition: `Fenced`, and
@@ -26,6 +26,7 @@ from ebbtide.featurestore.store.commit import (
     DueCustomers,
     DueRequest,
     FirstRequest,
+    HourCounts,
     Loaded,
     LoadRequest,
     OutboxEntry,
@@ -93,6 +94,10 @@ class Store(Protocol):
 
     async def outbox(self, partition: int) -> list[OutboxEntry]:
         """What is not yet acknowledged, in the order in which it was decided: by sequence, then by place in it."""
+
+    async def hours(self, partition: int) -> HourCounts:
+        """The counts that `Commit.hours` wrote last; () when none did. Raises LayoutError for what is no counts."""
+        ...
 
     async def due(self, partition: int, until_ms: int, customers_max: int) -> DueCustomers:
         """The first `customers_max` customers with due < until_ms, by due time, then by their UTF-8 bytes."""

@@ -124,6 +124,19 @@ SYMPTOMS = (
         "Nobody's silence is taken meanwhile: it may be the producers'. GET /readyz says for how long.",
     ),
     Symptom(
+        "SourceLow", "ticket", 5 * MINUTE_S, lambda _: "sum(ebbtide_source_low_partitions) > 0",
+        "{{ $value }} partitions bring far less than is usual",
+        "Nobody's silence is taken there meanwhile: it may be the producers'. GET /readyz names them.",
+    ),
+    Symptom(
+        "Unexplained", "ticket", 0.0,
+        lambda scale: 'sum by (outcome) (increase(ebbtide_explanations_total{outcome!="holds"}'
+        f"[{scale.window(HOUR_S)}])) > on () group_left () 0.01 * sum(increase(ebbtide_explanations_total"
+        f"[{scale.window(HOUR_S)}])) + 5",
+        "More than 1 % of alerts have no reasons: {{ $labels.outcome }}",
+        "The alerts are sent, without their reasons.",
+    ),
+    Symptom(
         "Misplaced", "ticket", 0.0,
         lambda scale: f"sum(increase(ebbtide_events_misplaced_total[{scale.window(HOUR_S)}])) > 0",
         "Events lie in another partition than their customer's",

@@ -1,7 +1,8 @@
 """Who is at risk, highest first: from the store's lists and records, without a model.
 
 p is that of each customer's last decision, and its time stands beside it: who has been silent since may be nearer to
-leaving than it says.
+leaving than it says. Of a spec with several targets it is the first one's, which the answer names: the lists hold no
+other, so who is at risk by a further target alone is not found here.
 """
 
 from typing import Any, Literal
@@ -53,6 +54,7 @@ async def at_risk(
     listed.sort(key=lambda each: -each["probability"] * (each["value"] if order == "value" else 1.0))
     return {
         "customers": listed[:limit],
+        "target": layout.spec.target_names[0],
         "order": order,
         "listed": found.listed,
         "considered": len(found.entries) if order == "value" else found.listed,

@@ -68,7 +68,10 @@ def at_risk_table(data: dict[str, Any]) -> Table:
 
 def at_risk_words(data: dict[str, Any]) -> str:
     """What the table leaves out."""
-    said = [f"{len(data['customers']):,} of {data['listed']:,} at risk, by {data['order']}"]
+    said = [
+        f"{len(data['customers']):,} of {data['listed']:,} at risk, by {data['order']}",
+        f"target: {data['target']}",
+    ]
     if data["considered"] < data["listed"]:
         said.append(f"the value of the {data['considered']:,} with the highest p was looked at")
     if data["complete_from"] is not None:

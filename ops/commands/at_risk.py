@@ -26,7 +26,7 @@ from ebbtide.ops.worker.connect import open_state
               help="By p, or by p times what the customer is worth.")  # fmt: skip
 @json_option
 def command(config: Path | None, limit: int, p_min: float, order: Order, json_path: Path | None) -> None:
-    """Who is most at risk, as of the last decision about each."""
+    """Who is most at risk, as of the last decision about each, by the spec's first target."""
     settings = load_settings(config)
     layout = Layout(load_spec(settings.spec))
     try:

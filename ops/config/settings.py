@@ -131,19 +131,23 @@ class BatchingSettings(_Frozen):
 class TimerSettings(_Frozen):
     """When a silence is taken. `lateness_max`: how late an event may come before its customer's silence counts.
     `source_quiet_max`: a topic without a record for so long has lost its producers, and nobody's silence counts.
+    `source_share_min`: a partition that brings less than this share of what is usual at that hour of the week, by two
+    weeks and more, has lost some of its producers, and no silence counts there; 0: as little as it likes.
     `customers_per_s_max`: who became due during a downtime is taken no faster by one worker. `clock`: the wall's; of a
     replay the log's own, `event`; `off`: only a customer's next event tells that they were silent."""
 
     lateness_max_ms: DurationMs = Field(default=5 * 60_000, alias="lateness_max")
     source_quiet_max_ms: DurationMs = Field(default=30 * 60_000, alias="source_quiet_max")
+    source_share_min: float = Field(default=0.2, ge=0, lt=1)
     customers_per_s_max: int = Field(default=2_000, ge=1)
     clock: Literal["wall", "event", "off"] = "wall"
 
     def limits(self) -> TimerLimits:
         """For the worker."""
         return TimerLimits(
-            self.lateness_max_ms, self.source_quiet_max_ms, self.customers_per_s_max, self.clock
-        )
+            self.lateness_max_ms, self.source_quiet_max_ms, self.customers_per_s_max, self.clock,
+            self.source_share_min,
+        )  # fmt: skip
 
 
 class HttpSettings(_Frozen):

@@ -56,6 +56,13 @@ MODEL = Board(
                     ),
                 ),
                 Panel(
+                    "Reasons",
+                    "Alerts a second whose reasons add up (holds), do not and are not sent (inexact), or are none"
+                    " (failed).",
+                    "cps",
+                    (Target(f"sum by (outcome) ({rate('ebbtide_explanations_total')})", "{{outcome}}"),),
+                ),
+                Panel(
                     "Age of events",
                     "How old an event was when its score was there: phones send late.",
                     "s",

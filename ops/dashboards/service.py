@@ -168,6 +168,37 @@ SERVICE = Board(
             ),
         ),
         Row(
+            "Silence",
+            (
+                Panel(
+                    "Silences taken",
+                    "Customers a second to whom time brought something: a decision, or the end of their record.",
+                    "cps",
+                    (
+                        Target(f"sum({rate('ebbtide_timer_customers_total')})", "taken"),
+                        Target(f"sum({rate('ebbtide_customers_expired_total')})", "expired"),
+                    ),
+                ),
+                Panel(
+                    "Timers late",
+                    "How long somebody has been due beyond lateness_max: the worst worker. After a downtime it falls.",
+                    "s",
+                    (Target(f"max({metric('ebbtide_timer_lateness_seconds')})"),),
+                ),
+                Panel(
+                    "Timers held",
+                    "Partitions that bring far less than is usual, and whether the whole topic is quiet (1): nobody's"
+                    " silence is taken there.",
+                    "short",
+                    (
+                        Target(f"sum({metric('ebbtide_source_low_partitions')})", "low partitions"),
+                        Target(f"min({metric('ebbtide_timers_held')})", "quiet topic"),
+                    ),
+                    red_above=1.0,
+                ),
+            ),
+        ),
+        Row(
             "Batcher",
             (
                 Panel(

@@ -2,7 +2,7 @@
 
     GET /v1/customers/{id}    ?as_of=RFC 3339, ms or `now`; without it, as of the last that is known.
                               Of composite customers: ann%2Fmath, or ann, which lists who begins with it
-    GET /v1/at-risk           ?limit=50&min_p=0&sort=p|value
+    GET /v1/at-risk           ?limit=50&min_p=0&sort=p|value; by the spec's first target
 
 The answers are those of `ops/asking/`; here they are asked for, within bounds.
 """

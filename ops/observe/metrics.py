@@ -129,6 +129,11 @@ class Metrics(Telemetry):
             "1: no silence is taken, no record has come to the whole topic for too long.",
             registry=r,
         )
+        self._low = Gauge(
+            "ebbtide_source_low_partitions",
+            "Partitions in which no silence is taken, since their logs bring less than source_share_min of the usual.",
+            registry=r,
+        )
         self._timer_lateness = Gauge(
             "ebbtide_timer_lateness_seconds", "How long somebody has been due, beyond lateness_max; 0 for nobody.",
             registry=r,
@@ -286,8 +291,9 @@ class Metrics(Telemetry):
         if alert.transition == "opened" and alert.probability is not None:
             self._opened.labels(band_of(alert.probability), str(alert.version)).inc()
 
-    def timers(self, hold: bool, late_s: float) -> None:
+    def timers(self, hold: bool, low: int, late_s: float) -> None:
         self._timers_hold.set(hold)
+        self._low.set(low)
         self._timer_lateness.set(late_s)
 
     def in_history(self, records: int) -> None:

@@ -3,8 +3,9 @@
 The very fold of the worker, over a file, and then one atomic step after another. What was due by then is taken, as time
 would have taken it, and no decision is made: nobody is alerted about the past. The checkpoint says where the topic goes
 on (`ops/state/junction.py`), so that a worker folds what comes after the file, and that once; and that timers go on
-from the file's end: what came due since is taken and not alerted about (`stream/suppression.py`). It refuses a store
-that holds state already: history folded over what is there would count twice.
+from the file's end: what came due since is taken and not alerted about (`stream/suppression.py`). Beside it stands how
+much came by hour, by the events' times, so that a worker knows what is usual (`stream/turn/volume.py`). It refuses a
+store that holds state already: history folded over what is there would count twice.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.state.junction import Junction
 from ebbtide.stream.kafka.topics import partition_for
+from ebbtide.stream.turn.volume import Volume
 
 Progress = Callable[[float, float, str], None]
 
@@ -63,23 +65,28 @@ async def backfill(
                 f"the store holds state of partition {partition} already",
                 hint="use --reset to delete it first, or another redis.prefix",
             )
+    keys = layout.spec.keys_of(log.customers)
+    homes = np.array([partition_for(key, len(junctions)) for key in keys], np.int64)
+    home = homes[log.customer] if len(log) else np.empty(0, np.int64)
+    volumes = {p: Volume.of_history(log.time[home == p], before_ms) for p in junctions}
     # From the first step to the last of its partition a worker refuses it: half a history is no state.
     begun = {
-        p: Checkpoint(each.offset, 1, before_ms, BACKFILLING, len(junctions), history=each.history)
+        p: Checkpoint(
+            each.offset, 1, before_ms, BACKFILLING, len(junctions), history=each.history, hour=volumes[p].hour
+        )
         for p, each in junctions.items()
     }
     for partition, checkpoint in begun.items():
-        await store.apply(Commit(partition, None, checkpoint, [], layout.empty(0), np.empty(0, np.int64)))
+        none, hours = layout.empty(0), volumes[partition].ended or None
+        await store.apply(Commit(partition, None, checkpoint, [], none, np.empty(0, np.int64), hours=hours))
     of_file = replace(
         log, position=np.full(len(log), -1, np.int64)
     )  # a row's number is no offset of the topic
     rows, _ = Folder(layout).elapse(state_at(layout, of_file, before_ms), before_ms)
     known = np.flatnonzero(rows["event_time"] != 0)
-    keys = layout.spec.keys_of([log.customers[i] for i in known])
-    homes = np.array([partition_for(key, len(junctions)) for key in keys], np.int64)
     done = 0
     for partition, checkpoint in begun.items():
-        mine: NDArray[np.intp] = known[homes == partition]
+        mine: NDArray[np.intp] = known[homes[known] == partition]
         before = checkpoint
         for first in range(0, max(len(mine), 1), CUSTOMERS_MAX):
             part = mine[first : first + CUSTOMERS_MAX]

@@ -19,12 +19,14 @@ from ebbtide.featurestore.store.checkpoint import (
     check_checkpoint,
     draw_nonce,
 )
+from ebbtide.featurestore.store.commit import Commit, HourCounts
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.batch import ADOPT, CommittedOffset, FetchedBatch, Source, lost_tail
 from ebbtide.stream.errors import AnotherLog, BrokerUnavailable, CheckpointOutsideLog
 from ebbtide.stream.suppression import Suppression
 from ebbtide.stream.turn.due import DuePage
 from ebbtide.stream.turn.flood import FloodGuard
+from ebbtide.stream.turn.volume import Volume
 
 COMMITTED_POLL_S = 0.05
 COMMITTED_POLL_S_MAX = 30.0
@@ -47,9 +49,10 @@ class Opened:
     """One open partition, as its turns see it.
 
     stored: the checkpoint that the fence compares with; None when the partition never began. checkpoint: where it is.
-    due: who is due next. newest_ms: Kafka timestamp of the last record applied, 0 before the first. acked: outbox
-    entries that Kafka has, and the outbox does not know of yet. seek_id: what its batches carry. owned: False once the
-    partition was given away; then nothing more of it is applied or sent.
+    hours: records of its log by hour, of those that have ended. due: who is due next. newest_ms: Kafka timestamp of the
+    last record applied, 0 before the first. acked: outbox entries that Kafka has, and the outbox does not know of yet.
+    seek_id: what its batches carry. owned: False once the partition was given away; then nothing more of it is applied
+    or sent.
     """
 
     partition: int
@@ -57,6 +60,7 @@ class Opened:
     checkpoint: Checkpoint
     suppression: Suppression
     flood: FloodGuard
+    hours: HourCounts = ()
     due: DuePage = field(default_factory=DuePage)
     newest_ms: int = 0
     acked: list[bytes] = field(default_factory=list)
@@ -84,10 +88,16 @@ class Opened:
         ]  # fmt: skip
         return batch if len(kept) == len(batch.records) else replace(batch, records=kept)
 
-    def advance(self, checkpoint: Checkpoint) -> None:
-        """A commit to `checkpoint` was applied."""
-        self.stored = self.checkpoint = checkpoint
+    def advance(self, commit: Commit) -> None:
+        """It was applied."""
+        self.stored = self.checkpoint = commit.checkpoint
+        self.hours = self.hours if commit.hours is None else commit.hours
         self.acked = []
+
+    @property
+    def volume(self) -> Volume:
+        """What its log brought, up to the checkpoint."""
+        return Volume(self.checkpoint.hour, self.hours)
 
     @property
     def committed(self) -> CommittedOffset:
@@ -118,6 +128,8 @@ async def open_partition(
     stored = await store.checkpoint(partition)
     check_checkpoint(stored, layout_id, log.partitions)
     check_log(partition, stored, log)
+    # Of a later checkpoint, if another owner commits meanwhile: then our first commit is fenced.
+    hours = () if stored is None else await store.hours(partition)
     start = stored or Checkpoint(log.begin, 0, 0, layout_id, log.partitions)
     # No sequence twice: what of an outbox is above the committed one is sent again.
     start = start._replace(sequence=max(start.sequence, suppression.sequence))
@@ -125,7 +137,7 @@ async def open_partition(
     if log.topic_id:
         start = start._replace(topic_id=log.topic_id)
     # Drawn anew, so that two histories of equal numbers (a failover that lost its tail) never have equal checkpoints.
-    return Opened(partition, stored, start._replace(nonce=draw_nonce()), suppression, flood)
+    return Opened(partition, stored, start._replace(nonce=draw_nonce()), suppression, flood, hours)
 
 
 async def commit_first(source: Source, partition: int, asked: CommittedOffset) -> None:

@@ -1,4 +1,4 @@
-"""What time it is for a partition's customers, as far as its log can prove: pure, told the time.
+"""What time it is for a partition's customers, as far as its log can prove; told the time.
 
     events   ──●──●───●──●──|        the log's end, seen reached at wall time w
     clock    ─────────|              w - lateness_max: whoever was silent until then will stay so
@@ -6,16 +6,20 @@
 The timer clock never runs ahead of a backlog that would disprove a silence: while the log's end is not reached, it is
 the Kafka timestamp of the last record folded, never above the wall. It holds while nothing is fetched, while a
 partition is paused, opened or made again, and while an open transaction hides what is there already. It holds for all
-partitions when the whole topic has been quiet for `source_quiet_max`: silence of the producers is not silence of the
-customers.
+partitions when the whole topic has been quiet for `source_quiet_max`, and for one whose log brings less than
+`source_share_min` of what it usually does (`volume.py`): silence of the producers is not silence of the customers.
 
 Under the logical clock, of a replay, time is the log's own: the last Kafka timestamp folded, wherever the log ends.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
 from ebbtide.stream.batch import LogPosition
+from ebbtide.stream.turn.opened import Opened
+
+log = logging.getLogger(__name__)
 
 MINUTE_MS = 60_000
 
@@ -25,12 +29,14 @@ class TimerLimits:
     """lateness_max_ms: how late an event may come before its customer's silence is taken. source_quiet_max_ms: a topic
     without a record for so long has lost its producers. customers_per_s_max: who is due is taken no faster by one
     worker, after downtime. clock: the wall's, or of a replay the log's own ("event"); "off": only events tell who was
-    silent, and nothing is deleted of who does not come back."""
+    silent, and nothing is deleted of who does not come back. source_share_min: a partition whose log brings less than
+    this share of what is usual at that hour of the week has lost some of its producers; 0: as little as it likes."""
 
     lateness_max_ms: int = 5 * MINUTE_MS
     source_quiet_max_ms: int = 30 * MINUTE_MS
     customers_per_s_max: int = 2_000
     clock: Literal["wall", "event", "off"] = "wall"
+    source_share_min: float = 0.2
 
 
 NO_TIMERS = TimerLimits(clock="off")
@@ -75,6 +81,33 @@ class SourceWatch:
         """For how long no record came, as far as was seen; 0 while that is no longer than it may be."""
         quiet_ms = now_ms - max(self._moved_ms, self._began_ms or now_ms)
         return quiet_ms if quiet_ms > self._quiet_max_ms else 0
+
+
+class VolumeWatch:
+    """Does a partition's log bring enough to take a silence for its customer's own?
+
+    low_share: what it brings, as a share of what is usual, while that is too little; else None. A replay, whose clock
+    is the log's own, waits for nobody.
+    """
+
+    def __init__(self, partition: int, limits: TimerLimits) -> None:
+        self._partition, self._limits = partition, limits
+        self._share_min = limits.source_share_min if limits.clock == "wall" else 0.0
+        self.low_share: float | None = None
+
+    def look(self, opened: Opened | None, position: LogPosition) -> None:
+        """Several times a second. None: it is not open, and nobody knows."""
+        share = None
+        if opened is not None and self._share_min:
+            clock_ms = timer_clock(position, opened.checkpoint.offset, opened.newest_ms, self._limits)
+            if clock_ms <= 0:
+                return  # an open transaction, or nothing known: as it was
+            share = opened.volume.share(clock_ms + self._limits.lateness_max_ms)
+        low = share is not None and share < self._share_min
+        if opened is not None and low != (self.low_share is not None):
+            what = "timers hold: its log brings too little" if low else "timers go on: its log brings enough"
+            log.warning(what, extra={"partition": self._partition, "share": share})
+        self.low_share = share if low else None
 
 
 class Allowance:

@@ -7,6 +7,7 @@
 The invariant: both name the same topics, keys, model and policy.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from tests.chaos.traffic import LATE_S_MAX
 SPEC = Path(__file__).with_name("spec.yaml")
 DURATION = re.compile(r"\b(\d+)(ms|s)\b")
 COOLDOWN_MS, DWELL_MS = 3_000, 400
+HOLDOUT, HOLDOUT_SALT = 0.1, "chaos"
+BANDS_FILE = "bands.json"
+"""Of the models: where the policy's bands begin."""
 SESSION_S = 3.0
 FETCH_RECORDS, FETCH_BYTES = 500, 64 << 10
 RUN_RECORDS = 1_600
@@ -46,9 +50,17 @@ def write_spec(file: Path, scale: float) -> None:
 
 
 def direct(
-    scene: Scene, spec: Path, models: Path, topic: str, shape: Shape, *, exactly_once: bool, timers: bool
+    scene: Scene,
+    spec: Path,
+    models: Path,
+    bands: Path,
+    topic: str,
+    shape: Shape,
+    *,
+    exactly_once: bool,
+    timers: bool,
 ) -> Settings:
-    """Settings with the servers' own addresses."""
+    """Settings with the servers' own addresses. `bands`: the file of the policy's."""
     lateness_ms = round((LATE_S_MAX * shape.scale + OUTAGE_S_MAX) * 1000)
     settings = Settings(
         spec=spec,
@@ -84,9 +96,12 @@ def direct(
                 }
             ),
             "alerts": AlertSettings(exactly_once=exactly_once),
-            # Thresholds are the models' own.
+            # Thresholds are the models' own; bands are those of all.
             "policy": settings.policy.model_copy(
                 update={
+                    "bands": json.loads(bands.read_text()),
+                    "holdout": HOLDOUT,
+                    "holdout_salt": HOLDOUT_SALT,
                     "dwell_ms": round(DWELL_MS * shape.scale),
                     "cooldown_ms": round(COOLDOWN_MS * shape.scale),
                 }

@@ -62,6 +62,7 @@ from tests.support.oracle.decisions import (
     Story,
     alert_of,
     id_of,
+    is_held_out,
     next_story,
 )
 from tests.support.oracle.oracle import EVENT, EXPIRED, RESET, SILENCE
@@ -115,8 +116,9 @@ class Expected:
     customer -> how often forgotten; sums: offset -> checksum of each record by partition; memories: the log's time in
     pieces as long as the spec's memory, those of them in which a record came; beliefs: what who obeys the contract
     knows of each customer in the end; latest: each customer's last score; timed: points that no event showed; scores_*:
-    what is wrong with the scores; ambiguous: customers of whom two versions decided otherwise, since their last
-    tombstone and ever; lost_track: those of whom there were too many stories."""
+    what is wrong with the scores; escalations: that somebody is told of; untold: what is decided about who is held out;
+    ambiguous: customers of whom two versions decided otherwise, since their last tombstone and ever; lost_track: those
+    of whom there were too many stories."""
 
     records: dict[tuple[int, str], bytes] = field(default_factory=dict)
     stories: dict[tuple[int, str], set[Story]] = field(default_factory=dict)
@@ -132,6 +134,8 @@ class Expected:
     scores_wrong: list[tuple[PointKey, int, float]] = field(default_factory=list)
     scores_extra: list[PointKey] = field(default_factory=list)
     points: int = 0
+    escalations: int = 0
+    untold: int = 0
     timed: int = 0
     lost_track: set[str] = field(default_factory=set)
     ambiguous: set[str] = field(default_factory=set)
@@ -355,6 +359,8 @@ class _Decisions:
         if said:
             end.latest[customer] = self._point(m)
         happened = self._shown[m].time if cause == EVENT else None
+        policy = self._replay._settings.policy
+        told = not is_held_out(customer, policy.holdout, policy.holdout_salt)
         # Who left, returned or expired was not scored: any version says the same of it.
         said = said or frozenset(sorted(self._versions)[:1])
         outcomes = [
@@ -366,6 +372,7 @@ class _Decisions:
                     p.get((m, number), 0.0),
                     self._versions[number].rules,
                     happened=happened,
+                    told=told,
                 ),
                 by,
                 number,
@@ -385,7 +392,10 @@ class _Decisions:
             end.ever_ambiguous.add(customer)
         certain = self._told and len({decided for _, decided, _, _ in outcomes}) == 1
         for decided, number in dict.fromkeys((decided, number) for _, decided, _, number in outcomes):
-            if decided is not None:
+            if decided is not None and not decided.told:
+                end.untold += 1
+            elif decided is not None:
+                end.escalations += decided.state == "escalated"
                 self._said.append((m, customer, decided, number, p.get((m, number), 0.0), certain))
                 end.beliefs[customer] = Belief(decided.state in ("opened", "escalated"), decided.sequence)
 
@@ -453,11 +463,13 @@ def load_versions(settings: Settings, layout: Layout) -> dict[int, Version]:
         files = tuple(sorted(manifest.files.items())), manifest.sizes
         scorer = scorers.setdefault(files, scorer)
         policy = settings.policy
+        enter = policy.enter if policy.enter is not None else manifest.enter
         rules = Rules(
-            policy.enter if policy.enter is not None else manifest.enter,
+            enter,
             policy.exit if policy.exit is not None else manifest.exit,
             policy.dwell_ms,
             policy.cooldown_ms,
+            ((policy.band, enter), *sorted(policy.bands.items(), key=lambda band: band[1])),
         )
         facts = ModelFacts(
             manifest.name, number, rules, layout.id, layout.spec.horizon_ms, layout.spec.target_names[0]

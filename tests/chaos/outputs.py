@@ -110,6 +110,7 @@ async def _check_alerts(
         found.read(record)
     certain = {identity for identity, alert in expected.alerts.items() if alert.certain}
     verdict.figures["alerts"] = len(certain)
+    verdict.figures["escalations"], verdict.figures["held_out"] = expected.escalations, expected.untold
     verdict.figures["alerts_uncertain"] = len(expected.alerts) - len(certain)
     # Of whom there were too many stories one was taken, and what follows from it proves nothing.
     known = {i for i in certain if expected.alerts[i].customer not in expected.lost_track}

@@ -25,8 +25,8 @@ MUST_BE_ZERO = (
 )  # fmt: skip
 ROWS = {
     "what happened": (
-        "events", "alerts", "dead_letters", "scores", "points_by_timers", "customers", "worker_kills", "rebalances",
-        "zombies",
+        "events", "alerts", "escalations", "held_out", "dead_letters", "scores", "points_by_timers", "customers",
+        "worker_kills", "rebalances", "zombies",
         "broker_kills", "redis_kills", "redis_losses", "redis_flushes", "network_faults", "model_swaps",
         "model_versions_seen",
         "states_made_again", "states_fallen_back", "workers_started", "aborted_runs", "compacted_gaps",

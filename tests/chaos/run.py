@@ -34,6 +34,7 @@ from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.kafka.topics import ensure_topics
 from tests.chaos.compacted import Holes
 from tests.chaos.config import (
+    BANDS_FILE,
     FETCH_BYTES,
     RUN_RECORDS,
     SESSION_S,
@@ -96,13 +97,16 @@ class Run:
             staged = await asyncio.to_thread(self._forks.publish, staged_in, shape.models, spec)
             (models / "chaos").mkdir(parents=True)
             publish_next(models / "chaos", staged[0])
+            bands = staged_in / BANDS_FILE
             settings = direct(
-                scene, spec, models, "chaos", shape, exactly_once=not shape.at_least_once, timers=True
+                scene, spec, models, bands, "chaos", shape, exactly_once=not shape.at_least_once, timers=True
             )
             # So that each run has one topic at least of either promise, unless it is told otherwise. What is written
             # here waits for nobody, so how late an event is follows from the machine: timers are off.
             few = replace(shape, partitions=min(shape.partitions, COMPACTED_PARTITIONS_MAX))
-            holed = direct(scene, spec, models, "chaos-compacted", few, exactly_once=False, timers=False)
+            holed = direct(
+                scene, spec, models, bands, "chaos-compacted", few, exactly_once=False, timers=False
+            )
             holes = Holes(few, scene, holed, self._forks, folder)
             writing = asyncio.create_task(holes.produce())
             acknowledged = await self._under_faults(scene, settings, staged)

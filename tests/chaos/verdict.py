@@ -171,6 +171,7 @@ async def _check_keys(verdict: Verdict, settings: Settings, expected: Expected, 
     with_state = {partition for partition, _ in expected.records}
     should = {f"{prefix}{{p{p}}}:checkpoint" for p in range(partitions)}
     should |= {f"{prefix}{{p{p}}}:{key}" for p in with_state for key in ("due", "risk")}
+    should |= {f"{prefix}{{p{p}}}:hours" for p in range(partitions)}
     should |= {f"{prefix}{{p{p}}}:c:{customer}" for p, customer in expected.records}
     async with Redis.from_url(settings.redis.url) as redis:
         found = {key.decode() async for key in redis.scan_iter(match=f"{prefix}*", count=5_000)}

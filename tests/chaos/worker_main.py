@@ -32,7 +32,7 @@ from ebbtide.ops.stack.watchdog import die_with
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.ops.worker import run as serve
 from ebbtide.stream.errors import BrokerUnavailable
-from tests.chaos.config import SPEC
+from tests.chaos.config import BANDS_FILE, SPEC
 from tests.chaos.traffic import Traffic, names
 from tests.chaos.workers import AWAY, FATAL
 from tests.support.seams.streams import LogRecord
@@ -40,6 +40,8 @@ from tests.support.seams.streams import LogRecord
 SIZES = ((32,), (16,), (64,))
 """By model. One padded size: two programs to compile, or to read from XLA's cache, before a worker is there."""
 QUANTILES = (0.45, 0.5)
+BANDS = {"urgent": 0.65, "critical": 0.8}
+"""The quantiles of a model's scores from which on its bands begin."""
 TYPICAL_RATE, TYPICAL_MS = 300.0, 1_767_225_600_000
 PATIENT_S, USUAL_S, POLL_S = 10.0, 0.005, 0.02
 
@@ -88,7 +90,8 @@ def publish_models(directory: str, spec: str, log: str) -> None:
     `directory`.
 
     Weights are random, so a model's thresholds are taken from what it says of traffic as it will come: half of all
-    scores are at or above `enter`, somewhat less than half below `exit`.
+    scores are at or above `enter`, somewhat less than half below `exit`. The policy has bands for all models together,
+    so they begin where those of the model with the highest scores would: written to `bands.json` there.
     """
     from tests.support.seams.models import publish
 
@@ -96,13 +99,17 @@ def publish_models(directory: str, spec: str, log: str) -> None:
     configure()
     declared = load_spec(spec)
     rows, as_of = _typical(Layout(declared))
+    bands = dict.fromkeys(BANDS, 0.0)
     for seed, folder in enumerate(sorted(Path(directory).iterdir())):
         version = publish(folder, spec=declared, seed=seed, sizes=SIZES[seed % len(SIZES)])
         scorer = Scorer.load(version, Layout(declared), whole=False)
-        leave, enter = np.quantile(scorer.score(rows, as_of), QUANTILES).tolist()
+        p = scorer.score(rows, as_of)
+        leave, enter = np.quantile(p, QUANTILES).tolist()
+        bands = {name: max(bands[name], round(float(np.quantile(p, BANDS[name])), 4)) for name in BANDS}
         file = version / MANIFEST
         manifest = json.loads(file.read_text()) | {"enter": round(enter, 4), "exit": round(leave, 4)}
         file.write_text(json.dumps(manifest))
+    Path(directory, BANDS_FILE).write_text(json.dumps(bands))
 
 
 def _typical(layout: Layout) -> tuple[Rows, NDArray[np.int64]]:

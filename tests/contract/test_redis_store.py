@@ -24,7 +24,7 @@ from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.names import HiddenNames
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
-from tests.support.seams.stores import DTYPE, PARTITIONS, State, random_step, state_of, step_of
+from tests.support.seams.stores import DTYPE, EMPTY, PARTITIONS, State, random_step, state_of, step_of
 
 pytestmark = pytest.mark.redis
 SPECS = Path(__file__).resolve().parents[2] / "ops" / "specs"
@@ -75,11 +75,13 @@ async def test_keys_are_those_documented_in_one_slot_and_without_ttl(store: Redi
             partition=2,
             messages=[(b"1", b"one")],
             at_risk=np.array([0.5, np.nan], np.float32),
+            hours=(3, 5),
         )
     )
     keys = set(await admin.keys())
     assert keys == {
-        b"t:clicks:{p2}:" + end for end in (b"checkpoint", b"due", b"out", b"risk", b"c:a", b"c:{b}")
+        b"t:clicks:{p2}:" + end
+        for end in (b"checkpoint", b"due", b"out", b"risk", b"hours", b"c:a", b"c:{b}")
     }
     assert len({key_slot(key) for key in keys}) == 1
     assert [await admin.ttl(key) for key in keys] == [-1] * len(keys)
@@ -87,7 +89,8 @@ async def test_keys_are_those_documented_in_one_slot_and_without_ttl(store: Redi
     await store.apply(
         step_of(await store.checkpoint(2), [], RNG, partition=2, forgotten=["a", "{b}"], acked=[b"1"])
     )
-    assert await admin.keys() == [b"t:clicks:{p2}:checkpoint"]
+    assert await admin.get("t:clicks:{p2}:hours") == b"3 5"
+    assert set(await admin.keys()) == {b"t:clicks:{p2}:checkpoint", b"t:clicks:{p2}:hours"}
     await store.reset(2)
     assert await admin.keys() == []
 
@@ -300,6 +303,12 @@ async def test_a_head_that_cannot_be_read_is_another_layout(store: RedisStore, a
     await admin.set("t:clicks:{p1}:checkpoint", b"\xff42")
     with pytest.raises(LayoutError, match=r"partition 1 .*ebbtide rebuild"):
         await store.checkpoint(1)
+
+
+async def test_hours_that_are_no_counts_are_another_layout(store: RedisStore, admin: Any) -> None:
+    await admin.set("t:clicks:{p1}:hours", b"3 many")
+    with pytest.raises(LayoutError, match=r"partition 1 .*ebbtide rebuild"):
+        await store.hours(1)
 
 
 async def test_a_reset_that_died_locks_everyone_out_until_done(store: RedisStore, admin: Any) -> None:
@@ -646,7 +655,7 @@ async def test_a_cluster_node_behind_a_plain_url_is_told_apart(tmp_path: Path, s
         assert (await state_of(store)).records.keys() == {"a", "}x{"}
         assert await store.find("}x{")
         await store.reset(0)
-        assert await state_of(store) == (None, {}, [], [], {})
+        assert await state_of(store) == EMPTY
         await store.close()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.errors import Fenced, LayoutError, StoreUnavailable
-from ebbtide.featurestore.store.checkpoint import Checkpoint, check_checkpoint, draw_nonce
+from ebbtide.featurestore.store.checkpoint import Checkpoint, Hour, check_checkpoint, draw_nonce
 from ebbtide.featurestore.store.commit import (
     COMMIT_BYTES_MAX,
     CUSTOMERS_MAX,
@@ -20,6 +20,7 @@ from ebbtide.featurestore.store.memory import MemoryStore
 from tests.support.seams.stores import (
     AT_RISK_MAX,
     DTYPE,
+    EMPTY,
     LAYOUT,
     PARTITIONS,
     Backend,
@@ -59,7 +60,7 @@ async def test_a_partition_that_never_began_is_empty(backend: Backend) -> None:
     assert rows.dtype == DTYPE
     assert rows.tobytes() == bytes(2 * DTYPE.itemsize)
     assert found.tolist() == [False, False]
-    assert await state_of(store, 1) == (None, {}, [], [], {})
+    assert await state_of(store, 1) == EMPTY
     assert await store.find("a") == []
     assert len((await store.load(1, []))[0]) == 0
 
@@ -95,7 +96,7 @@ async def test_the_fence_holds(backend: Backend) -> None:
     store = backend.owner()
     with pytest.raises(Fenced):
         await store.apply(step_of(next_head(None), ["a"], RNG))
-    assert await state_of(store) == (None, {}, [], [], {})
+    assert await state_of(store) == EMPTY
 
     first = step_of(None, ["a"], RNG, messages=[(b"1", b"one")])
     await store.apply(first)
@@ -113,12 +114,19 @@ async def test_the_fence_holds(backend: Backend) -> None:
         second.checkpoint._replace(topic_id="another"),
         second.checkpoint._replace(leader_epoch=1),
         second.checkpoint._replace(nonce=draw_nonce()),
+        second.checkpoint._replace(hour=Hour(1, 1)),
         second.checkpoint._replace(extra=(("later", "1"),)),
     ]
     for expected in wrong:
         late = replace(
             step_of(
-                second.checkpoint, ["a", "new"], RNG, forgotten=["b"], messages=[(b"2", b"two")], acked=[b"1"]
+                second.checkpoint,
+                ["a", "new"],
+                RNG,
+                forgotten=["b"],
+                messages=[(b"2", b"two")],
+                acked=[b"1"],
+                hours=(7,),
             ),
             expected=expected,
         )
@@ -393,12 +401,12 @@ async def test_reset_leaves_an_empty_partition_and_fences_its_owner(backend: Bac
     await store.reset(0)  # of a partition that never began
     checkpoint: Checkpoint | None = None
     for names in ([f"c{i}" for i in range(1_000)], [f"c{i}" for i in range(500, 1_500)]):
-        await store.apply(commit := step_of(checkpoint, names, RNG, messages=[(b"1", b"one")]))
+        await store.apply(commit := step_of(checkpoint, names, RNG, messages=[(b"1", b"one")], hours=(3, 5)))
         checkpoint = commit.checkpoint
     other = step_of(None, ["elsewhere"], RNG, partition=1)
     await store.apply(other)
     await backend.owner().reset(0)
-    assert await state_of(store) == (None, {}, [], [], {})
+    assert await state_of(store) == EMPTY
     assert (await state_of(store, 1)).records.keys() == {"elsewhere"}
     with pytest.raises(Fenced):
         await store.apply(step_of(checkpoint, ["c1"], RNG))
@@ -421,6 +429,8 @@ async def test_reset_leaves_an_empty_partition_and_fences_its_owner(backend: Bac
         ("out of range", {"due": np.array([DUE_MS_MAX + 1])}),
         ("bytes, at most", {"outbox": [OutboxEntry(b"1", 2, b"", bytes(COMMIT_BYTES_MAX))]}),
         ("of another sequence", {"outbox": [OutboxEntry(b"1", 1, b"", b"")]}),
+        ("no counts", {"hours": ()}),
+        ("no counts", {"hours": (3, -1)}),
         ("sequence must grow", {"checkpoint": Checkpoint(5, 1, 0, LAYOUT, PARTITIONS)}),
         ("nobody could read", {"checkpoint": Checkpoint(5, 9, 0, "two words", PARTITIONS)}),
         ("nobody could read", {"checkpoint": Checkpoint(-1, 9, 0, LAYOUT, PARTITIONS)}),
@@ -502,7 +512,7 @@ async def test_a_full_store_refuses_each_of_many_commits(backend: Backend) -> No
     commits = [step_of(None, ["a"], RNG, partition=p) for p in range(PARTITIONS)]
     async with backend.full():
         assert [type(each) for each in await store.apply_many(commits)] == [StoreUnavailable] * PARTITIONS
-    assert await bare_state_of(store) == [(None, {}, [], [], {})] * PARTITIONS
+    assert await bare_state_of(store) == [EMPTY] * PARTITIONS
     assert await store.apply_many(commits) == [None] * PARTITIONS
 
 
@@ -544,6 +554,17 @@ async def test_random_steps_leave_the_same_state_everywhere(
             assert rows.tobytes() == rows_there.tobytes()
             assert found.tolist() == found_there.tolist()
     assert await bare_state_of(store) == await bare_state_of(reference)
+
+
+async def test_the_hours_of_a_log_stay_until_another_one_ends(backend: Backend) -> None:
+    store = backend.owner()
+    assert await store.hours(1) == ()
+    checkpoint: Checkpoint | None = None
+    for hours, expected in (((0, 2**40), (0, 2**40)), (None, (0, 2**40)), ((7,), (7,))):
+        await store.apply(commit := step_of(checkpoint, ["a"], RNG, partition=1, hours=hours))
+        checkpoint = commit.checkpoint
+        assert await backend.owner().hours(1) == expected
+    assert await store.hours(0) == ()
 
 
 async def test_who_is_at_risk_is_listed_by_p_until_decided_otherwise(backend: Backend) -> None:

@@ -47,6 +47,7 @@ def test_nothing_is_lost_whatever_fails(tmp_path: Path) -> None:
     assert found["events"] >= 20_000
     assert found["alerts"] > 100
     assert found["scores"] > 1_000
+    assert found["escalations"] > 0 and found["held_out"] > 0
     assert found["rss_mb_max"] <= BOUNDS["rss_mb_max"]
     assert found["silent_while_ready_s_max"] <= BOUNDS["silent_while_ready_s_max"]
     assert found["dead_letters"] > 50

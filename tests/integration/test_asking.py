@@ -89,7 +89,7 @@ async def test_who_is_at_risk_is_ordered_by_p_or_by_what_is_at_stake(stack_redis
         cleo, bob = by_p["customers"][:2]
         assert cleo["probability"] == pytest.approx(1 - 1 / 3 - 0.01, abs=1e-6)
         assert cleo["as_of"].startswith("2023-11-28") and cleo["value"] == 0.0 and bob["value"] == 300.0
-        assert (by_p["listed"], by_p["complete_from"]) == (4, None)
+        assert (by_p["listed"], by_p["complete_from"], by_p["target"]) == (4, None, "activity")
         by_value = await at_risk(store, LAYOUT, order="value", limit=3)
         assert names_of(by_value)[-1] in ("ann", "dan", "bob") and "cleo" not in names_of(by_value)
         assert by_value["value"] == "total value of purchases in the last 30d"
@@ -189,7 +189,7 @@ def test_commands_answer_from_redis_alone(
     code, said = told(
         ["at-risk", "--sort", "value", "--config", str(settings), "--json", str(report)], capsys
     )
-    assert code == 0 and "4 of 4 at risk, by value" in said and "█" in said
+    assert code == 0 and "4 of 4 at risk, by value; target: activity" in said and "█" in said
     assert set(names_of(json.loads(report.read_text()))) == set(LIVES)
     code, said = told(["customer", "nobody", "--config", str(settings)], capsys)
     assert code == 1 and "nothing is known" in said

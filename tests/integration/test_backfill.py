@@ -60,6 +60,12 @@ async def test_a_backfill_that_died_is_refused_until_it_is_done_again() -> None:
             checkpoint = await store.checkpoint(partition)
             check_checkpoint(checkpoint, LAYOUT.id, PARTITIONS)
             assert checkpoint is not None and checkpoint.offset == 7
+            assert checkpoint.hour == (NOW_MS // HOUR_MS, 0)
+            assert await store.hours(partition) == await whole.hours(partition)
             async for names, rows in store.scan(partition):
                 expected, found = await whole.load(partition, names)
                 assert found.all() and np.array_equal(rows, expected)
+    # One event every hour, in the partition of its customer; the four weeks before the end are kept.
+    hours = [await whole.hours(partition) for partition in range(PARTITIONS)]
+    kept = 400 - (40 * 24 - 4 * 168)
+    assert sum(map(sum, hours)) == kept and {len(each) for each in hours} == {4 * 168}

@@ -271,6 +271,70 @@ async def test_nothing_fires_while_it_could_be_disproved(why: str) -> None:
     assert silences == ([] if why == "backlog" else ["opened"])
 
 
+HOUR_MS = 3_600_000
+DAY_RATE, NIGHT_RATE = 120, 24
+"""Records an hour of partition 0: from 8 to 12, and from 19 to 21."""
+
+
+def bring(timed: Timed, hour: int, records: int) -> None:
+    """So many records of partition 0 within an hour, of twenty customers in turn."""
+    first_ms = T0 // HOUR_MS * HOUR_MS + hour * HOUR_MS
+    for n in range(records):
+        timed.say(3 * (1 + n % 20), first_ms + n * HOUR_MS // records)
+
+
+@pytest.mark.parametrize("case", ["a tenth", "a usual night", "no two weeks yet"])
+async def test_a_source_that_falls_to_a_tenth_holds_timers(case: str) -> None:
+    """
+    week 0, 1   ·8══12·····19══21·      the hours of earlier weeks
+    week 2      ·8══1─▲           the source falls to a tenth at 10, somebody's silence comes up at 9:45: it is held,
+                                  also by the next worker, and after the state was made again
+    """
+    timed, end = Timed(), 19 if case == "a usual night" else 10
+    base_ms, weeks = T0 // HOUR_MS * HOUR_MS, range(1 if case == "no two weeks yet" else 0, 3)
+    for week in weeks:
+        if week == 2:
+            timed.say(0, base_ms + (2 * 168 + end - 24) * HOUR_MS - HOUR_MS // 4)
+        for hour, rate in [(h, DAY_RATE) for h in range(8, 12)] + [(h, NIGHT_RATE) for h in range(19, 21)]:
+            if week < 2 or hour < end:
+                bring(timed, week * 168 + hour, rate)
+
+    def to(hour: float) -> None:
+        timed.clock.at_ms = base_ms + int((2 * 168 + hour) * HOUR_MS)
+
+    def warned(worker: Worker) -> bool:
+        return any("partition 0: timers hold: its log brought" in warning for warning in worker.warnings)
+
+    async def held(worker: Worker) -> bool:
+        while not await timed.applied() or worker.not_ready_reasons:  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.7)
+        assert warned(worker) == ("customer-0" in await timed.due())
+        return warned(worker)
+
+    to(end)
+    async with timed.at_work() as worker:
+        await timed.settled()
+        assert not warned(worker)
+        bring(timed, 2 * 168 + end, NIGHT_RATE if case == "a usual night" else DAY_RATE // 10)
+        to(end + 0.99)
+        assert await held(worker) == (case == "a tenth")
+    counted = await timed.world.store.hours(0)
+    assert len(counted) == (weeks.stop - weeks.start - 1) * 168 + end - 8
+    if case != "a tenth":
+        return
+    async with timed.at_work() as worker:
+        assert await held(worker), "the next worker knows it, too"
+    timed.world.store.fall_back(None)
+    async with timed.at_work() as worker:
+        assert await held(worker), "and a state that was made again from the log"
+        assert await timed.world.store.hours(0) == counted
+        bring(timed, 2 * 168 + 11, DAY_RATE)
+        to(12)
+        await timed.settled()
+        assert not warned(worker)
+
+
 async def test_who_comes_back_is_armed_anew() -> None:
     timed = Timed()
     timed.say(0, T0)

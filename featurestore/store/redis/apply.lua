@@ -9,16 +9,17 @@
 --   * The caller has checked counts and numbers; record keys are overwritten whatever they hold.
 --
 -- KEYS   1 checkpoint   2 due   3 out   4 risk   5 parts, where customers are composite
---        then records to write, then records to forget
+--        then records to write, then records to forget; then hours, if any ended: named only when it is written, since a
+--        key that is nowhere yet has a slot on the move wait
 -- ARGV   1 expected checkpoint ('' = none yet)   2 new checkpoint   3 where the customer begins in a record key
 --        4 records to write   5 outbox entries   6 acknowledged   7 at risk   8 at most that are listed
---        9 customers are composite: 1, else 0
+--        9 customers are composite: 1, else 0   10 counts of the hours that have ended ('' = as they are)
 --        then a due time a record, the records, id and bytes of each outbox entry, the acknowledged ids,
 --        p and name of who is at risk: of the customers written, who is not leaves the list
 -- Reply  {} when it was done; {checkpoint found, '' = none} when the fence held
 
 local CHUNK = 2000 -- arguments a call: even, for pairs, and well below the 8,000 that Lua can unpack
-local HEADER = 9 -- arguments of one meaning each
+local HEADER = 10 -- arguments of one meaning each
 local TURNED_AWAY = '\255' -- a member of `risk` that is nobody's name, being no UTF-8: the highest p that found no room
 local checkpoint, due, out, risk = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local expected, moved, name_at = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -26,6 +27,8 @@ local written, entries, acked = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(A
 local risky, risky_max, composite = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local FIXED = 4 + composite -- keys of one meaning each
 local parts = composite == 1 and KEYS[5]
+local ended = ARGV[10]
+local hours = ended ~= '' and KEYS[#KEYS]
 local call = redis.call
 
 local found = call('GET', checkpoint) or ''
@@ -62,7 +65,7 @@ for i = 1, written do
   times[2 * i - 1], times[2 * i] = ARGV[HEADER + i], name
   present[i] = name
 end
-for i = FIXED + 1 + written, #KEYS do
+for i = FIXED + 1 + written, #KEYS - (hours and 1 or 0) do
   forgotten[#forgotten + 1] = KEYS[i]
   names[#names + 1] = string.sub(KEYS[i], name_at)
 end
@@ -118,6 +121,9 @@ if risky > 0 or call('EXISTS', risk) == 1 then
   elseif floor and many <= risky_max / 2 then
     call('ZREM', risk, TURNED_AWAY)
   end
+end
+if hours then
+  call('SET', hours, ended)
 end
 call('SET', checkpoint, moved)
 return {}

@@ -1,4 +1,4 @@
-"""The store in Redis or Valkey: five or six kinds of keys a partition, and one script that moves them together.
+"""The store in Redis or Valkey: six or seven kinds of keys a partition, and one script that moves them together.
 
     {prefix}{topic}:{p7}:checkpoint     string  where the partition is, in words (`Checkpoint.text`)
     {prefix}{topic}:{p7}:c:<customer>   string  the record, packed (`codec.py`)
@@ -9,6 +9,7 @@
                                                 most; and b"\\xff" → the highest p that found no room, if any did
     {prefix}{topic}:{p7}:parts          zset    only where customers are composite: each of them, all with 0, so that
                                                 those of a first part are a range (BYLEX)
+    {prefix}{topic}:{p7}:hours          string  records of its log by hour, in words, once an hour has ended
 
 What stands for a customer, also as the checkpoint's timer cursor, is their id, or hidden by a key (`names.py`), as are
 the outbox's ids and entries then. The checkpoint says by which key.
@@ -44,6 +45,7 @@ from ebbtide.featurestore.store.commit import (
     DueCustomers,
     DueRequest,
     FirstRequest,
+    HourCounts,
     Loaded,
     LoadRequest,
     OutboxEntry,
@@ -253,6 +255,9 @@ class RedisStore:
         tag = self._tags[partition]
         return tag + "checkpoint", tag + "due", tag + "out", tag + "risk"
 
+    def _hours_key(self, partition: int) -> str:
+        return self._tags[partition] + "hours"
+
     def _parts_keys(self, partition: int) -> tuple[str, ...]:
         return (self._tags[partition] + "parts",) if self._names.composite else ()
 
@@ -264,6 +269,7 @@ class RedisStore:
             *self._parts_keys(commit.partition),
             *self._record_keys(commit.partition, commit.customers),
             *self._record_keys(commit.partition, commit.forgotten),
+            *([] if commit.hours is None else [self._hours_key(commit.partition)]),
         ]
         risks = commit.risks
         args = [
@@ -276,6 +282,7 @@ class RedisStore:
             len(risks),
             self._at_risk_max,
             int(self._names.composite),
+            " ".join(map(str, commit.hours or ())),
             *commit.due.tolist(),
             *self._codec.pack(commit.rows),
             *(
@@ -303,6 +310,14 @@ class RedisStore:
             said = f"the outbox of partition {partition} at {self.where} was written by another release"
             raise LayoutError(said, hint=REBUILD) from None
         return [entry for _, entry in sorted(placed, key=lambda each: (each[1].sequence, each[0]))]
+
+    async def hours(self, partition: int) -> HourCounts:
+        text = await self._client.ask("GET", self._hours_key(partition)) or b""
+        try:
+            return tuple(map(int, text.split()))
+        except ValueError:
+            said = f"the hours of partition {partition} at {self.where} are no counts"
+            raise LayoutError(said, hint=REBUILD) from None
 
     async def due(self, partition: int, until_ms: int, customers_max: int) -> DueCustomers:
         return await self.due_each([(partition, until_ms, customers_max)])[0]
@@ -397,9 +412,9 @@ class RedisStore:
         while names := await self._client.ask("ZRANGE", tag + "due", 0, CUSTOMERS_MAX - 1):
             keys = [tag.encode() + b"c:" + name for name in names]
             await self._reset_page(partition, keys, ["page", *names])
-        await self._reset_page(partition, [], ["end"])
+        await self._reset_page(partition, [self._hours_key(partition)], ["end"])
 
-    async def _reset_page(self, partition: int, keys: list[bytes], args: list[str | bytes]) -> None:
+    async def _reset_page(self, partition: int, keys: Sequence[str | bytes], args: list[str | bytes]) -> None:
         if await self._client.run(RESET, [*self._reset_keys(partition), *keys], [RESETTING, *args]):
             raise Fenced(f"partition {partition}: somebody else finished this reset")
 

@@ -210,6 +210,13 @@ def _say(
     return replace(story, said=decided, low=None, quiet_until=quiet), decided
 
 
+def is_held_out(customer: str, share: float, salt: str) -> bool:
+    """Whether somebody is of the share who are decided about and told to nobody: whose id, with the salt before it, is
+    drawn below that share by BLAKE2b."""
+    drawn = hashlib.blake2b(b"\0".join([salt.encode(), customer.encode()]), digest_size=8).hexdigest()
+    return int(drawn, 16) / 16**16 < share
+
+
 def as_float32(value: float) -> float:
     """The nearest 32-bit float."""
     return float(struct.unpack("<f", struct.pack("<f", value))[0])

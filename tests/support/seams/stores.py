@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from ebbtide.featurestore.record.layout import Rows
 from ebbtide.featurestore.store.checkpoint import Checkpoint
-from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit, OutboxEntry
+from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit, HourCounts, OutboxEntry
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.names import names_of
@@ -95,6 +95,10 @@ class State(NamedTuple):
     due: list[tuple[str, int]]
     outbox: list[OutboxEntry]
     risk: dict[str, float]
+    hours: HourCounts = ()
+
+
+EMPTY = State(None, {}, [], [], {})
 
 
 async def state_of(store: Store, partition: int = 0) -> State:
@@ -114,6 +118,7 @@ async def state_of(store: Store, partition: int = 0) -> State:
         due,
         await store.outbox(partition),
         risk,
+        await store.hours(partition),
     )
 
 
@@ -176,4 +181,5 @@ def random_step(
         ],
         acked=[ids[i] for i in rng.integers(0, 12, int(rng.integers(0, 5)))],
         at_risk=np.where(rng.random(split) < 0.5, rng.random(split), np.nan).astype(np.float32),
+        hours=tuple(rng.integers(0, 999, 3).tolist()) if rng.random() < 0.2 else None,
     )

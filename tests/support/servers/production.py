@@ -16,7 +16,7 @@ from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
-from tests.support.seams.stores import DTYPE, random_step, state_of
+from tests.support.seams.stores import DTYPE, EMPTY, random_step, state_of
 
 N = 12  # partitions: every node of three has some
 CUSTOMERS = ["a", "{p1}", "}x{", "é", *(f"c{i}" for i in range(60))]
@@ -63,7 +63,7 @@ async def exercise(store: RedisStore, steps: int = 60) -> None:
         assert [(p, row.tobytes()) for p, row in answer] == [(p, row.tobytes()) for p, row in wanted]
     for partition in range(N):
         await store.reset(partition)
-        assert await state_of(store, partition) == (None, {}, [], [], {})
+        assert await state_of(store, partition) == EMPTY
 
 
 async def patiently(ask: Callable[[], Any], timeout_s: float = 15.0) -> Any:

@@ -9,6 +9,7 @@ from ebbtide.featurestore.store.checkpoint import (
     RESETTING,
     Checkpoint,
     History,
+    Hour,
     Stretch,
     TimerCursor,
     check_checkpoint,
@@ -20,7 +21,7 @@ LEAST_TEXT = "offset=3 sequence=2 timer_ms=0 layout=layout partitions=4"
 FULL = Checkpoint(
     1_200, 37, 1_700_000_000_000, "fold:0f/policy:1e", 4, (1_700_000_000_001, "jane doe/=%\n客"), "Zx9-_w", 3,
     "00112233aabbccdd", History(1_699_000_000_000, 1_100), ((28, 3), (29, 1)), Stretch(900, 1_000), "9f",
-    (("later", "1=2"), ("empty", "")),
+    Hour(481_234, 57), (("later", "1=2"), ("empty", "")),
 )  # fmt: skip
 
 
@@ -33,7 +34,8 @@ def test_every_field_is_read_back() -> None:
     assert FULL.text() == (
         "offset=1200 sequence=37 timer_ms=1700000000000 layout=fold:0f/policy:1e partitions=4"
         " timer_cursor=1700000000001:jane%20doe%2F%3D%25%0A%E5%AE%A2 topic_id=Zx9-_w leader_epoch=3"
-        " nonce=00112233aabbccdd history=1699000000000:1100 budget=28:3,29:1 silent=900:1000 names=9f later=1=2 empty="
+        " nonce=00112233aabbccdd history=1699000000000:1100 budget=28:3,29:1 silent=900:1000 names=9f"
+        " hour=481234:57 later=1=2 empty="
     )
     assert Checkpoint.parse(FULL.text()) == FULL
 
@@ -53,6 +55,7 @@ def test_equal_text_is_an_equal_checkpoint(seed: int) -> None:
         "nonce": ["", draw_nonce()], "history": [None, History(0, 0), History(5, 7)],
         "budget": [(), ((0, 1),), ((5, 2), (7, 3))],
         "silent": [None, Stretch(0, 0), Stretch(3, 9)], "names": ["", "9f"],
+        "hour": [None, Hour(0, 0), Hour(7, 9)],
         "extra": [(), (("x", ""),), (("x", "1"), ("y", "2"))],
     }  # fmt: skip
     seen: dict[str, Checkpoint] = {}
@@ -81,6 +84,8 @@ def test_equal_text_is_an_equal_checkpoint(seed: int) -> None:
         LEAST_TEXT + " Later=1",
         LEAST_TEXT + " timer_cursor=jane",
         LEAST_TEXT + " timer_cursor=5:%ff",
+        LEAST_TEXT + " hour=5",
+        LEAST_TEXT + " hour=-5:1",
         LEAST_TEXT.replace("3", "+3"),
         LEAST_TEXT.replace("3", "three"),
         LEAST_TEXT.replace("3", "-3"),

@@ -34,6 +34,10 @@ HEALTHY = {
     f'ebbtide_redis_memory_max_bytes{{{W},server="r:1"}}': "100x400",
     f"ebbtide_model_versions_refused{{{W}}}": "0x400",
     f"ebbtide_events_misplaced_total{{{W}}}": "0x400",
+    f"ebbtide_source_low_partitions{{{W}}}": "0x400",
+    f'ebbtide_explanations_total{{{W},outcome="holds"}}': "0+60x400",
+    f'ebbtide_explanations_total{{{W},outcome="inexact"}}': "0x400",
+    f'ebbtide_explanations_total{{{W},outcome="failed"}}': "0x400",
 }  # fmt: skip
 """By minute, for some hours: a worker with 10 records a second. A window longer than that sees what there is."""
 
@@ -158,6 +162,21 @@ CASES = [
     Case(
         "the producers are away", {f"ebbtide_timers_held{{{W}}}": at("0", 60, "1")}, "67m",
         {"EbbtideTimersHeld": 1},
+    ),
+    Case(
+        "some producers are away", {f"ebbtide_source_low_partitions{{{W}}}": at("0", 60, "3")}, "67m",
+        {"EbbtideSourceLow": 1},
+    ),
+    Case(
+        "some producers are away for a moment", {f"ebbtide_source_low_partitions{{{W}}}": "0x60 3x2 0x300"}, "64m", {},
+    ),
+    Case(
+        "every tenth alert without reasons",
+        {f'ebbtide_explanations_total{{{W},outcome="inexact"}}': "0x60 6+6x300"}, "90m", {"EbbtideUnexplained": 1},
+    ),
+    Case(
+        "three alerts without reasons", {f'ebbtide_explanations_total{{{W},outcome="failed"}}': at("0", 60, "3")},
+        "70m", {},
     ),
 ]  # fmt: skip
 

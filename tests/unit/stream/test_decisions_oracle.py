@@ -37,6 +37,7 @@ from tests.support.oracle.decisions import (
     Purse,
     Story,
     alert_of,
+    is_held_out,
     next_story,
 )
 from tests.support.oracle.decisions import Rules as Told
@@ -180,7 +181,8 @@ def foretold(walk: Walk, policy: EpisodePolicy) -> tuple[list[dict[str, Any]], l
     for n, (customer, as_of, cause, p, happened) in enumerate(walk):
         stories[customer], decided = next_story(
             stories[customer], as_of, cause, p, rules,
-            happened=happened, told=not policy.holdout.holds(CUSTOMERS[customer]), purse=purse,
+            happened=happened, purse=purse,
+            told=not is_held_out(CUSTOMERS[customer], policy.holdout.share, policy.holdout.salt),
         )  # fmt: skip
         if decided is None:
             continue
