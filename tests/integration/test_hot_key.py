@@ -161,7 +161,6 @@ async def test_a_turn_of_one_customer_costs_no_more_than_of_many() -> None:
 
 @pytest.mark.kafka
 @pytest.mark.redis
-@pytest.mark.slow
 async def test_half_of_a_live_partition_is_one_customers(stack: Services, unique_name: str) -> None:
     """By real servers, at a rate: all is told in time, and Redis holds of the hot one what it holds of others."""
     world, heard = worlds.World(stack, unique_name), Heard()
