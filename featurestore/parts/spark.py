@@ -7,7 +7,7 @@
 The driver holds what it hands out and what comes back; executors hold one part a core. Their Python is ours, by its
 path (PYSPARK_PYTHON names another), and must have the same release of `ebbtide` and of what decides bits: a task that
 finds another one says so and does nothing. On one machine they find `ebbtide` where we did; on a cluster it is
-installed in their image, or shipped by Spark's own options (`spark.archives`, `spark.submit.pyFiles`).
+installed in their image, or shipped with its environment (`spark.archives`).
 
 What a function raises is carried back as an outcome, so Spark does not try it again; a task that dies is tried again as
 Spark is configured (on one machine never). A context that is there already, as in a notebook, is used and left open.
@@ -94,7 +94,9 @@ class Spark:
         with _said_apart() as said:
             try:
                 context = SparkContext(conf=self._conf())
-            except ValueError:  # there is one already
+            except ValueError as error:
+                if "multiple SparkContexts" not in str(error):
+                    raise SparkUnfit(f"Spark does not start: {_first(error)}") from None
                 context, ours = SparkContext.getOrCreate(), False
             except _errors() as error:
                 words = _last(said) if "JAVA_GATEWAY_EXITED" in str(error) else _first(error)
@@ -115,7 +117,7 @@ class Spark:
 
         options = {**OPTIONS, **(LOCAL_OPTIONS if self._cores else {}), **dict(self.options)}
         if self._cores:  # a cluster has an environment of its own
-            options.setdefault("spark.executorEnv.PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+            options.setdefault("spark.executorEnv.PYTHONPATH", str(Path(__file__).absolute().parents[3]))
         return SparkConf().setMaster(self.master).setAll(list(options.items()))
 
 
@@ -131,10 +133,14 @@ def _serve(releases: dict[str, str], work: bytes, packed: bytes) -> bytes:
 
 
 def _releases() -> dict[str, str]:
-    return {
-        "Python": ".".join(map(str, sys.version_info[:2])),
-        **{name: metadata.version(name) for name in BITS},
-    }
+    return {"Python": ".".join(map(str, sys.version_info[:2])), **{name: _release(name) for name in BITS}}
+
+
+def _release(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _packed(value: Any) -> bytes:
@@ -215,10 +221,10 @@ def _in_words() -> Iterator[None]:
 
 
 def _first(error: BaseException) -> str:
-    """The line that says most: the last of a Python trace, else the first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if re.match(r"(?:\w+\.)*\w*(?:Error|Exception): ", line)]
-    return (told[0] if told else lines[0] if lines else type(error).__name__)[:300]
+    """The line that says most: that of the first error named, else the first one."""
+    lines = [line.strip(": ") for line in str(error).splitlines() if line.strip(": ")]
+    told = [line for line in lines if re.match(r"(?:[\w$]+\.)*\w*(?:Error|Exception): ", line)]
+    return (told or lines or [type(error).__name__])[0][:300]
 
 
 def _last(said: IO[bytes]) -> str:

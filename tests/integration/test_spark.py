@@ -88,6 +88,16 @@ def test_a_master_that_is_none_is_one_error() -> None:
         Spark("nowhere", 2).map(len, ["a", "b"])
 
 
+def test_a_context_that_is_open_is_used_and_left() -> None:
+    """As a notebook has one."""
+    from pyspark import SparkConf, SparkContext
+
+    with SparkContext(conf=SparkConf().setMaster("local[1]").set("spark.ui.enabled", "false")) as context:
+        assert Spark("local[2]", 2).map(len, ["a", "bb"]) == [1, 2]
+        assert context.parallelize([1, 2], 1).sum() == 3
+        assert context.master == "local[1]"
+
+
 @pytest.mark.parametrize("java", ["nowhere", "partial"])
 def test_without_java_the_error_says_what_to_install(world: Path, java: str) -> None:
     """None, or one of those that were cut down to what a broker needs."""
