@@ -96,10 +96,10 @@ class Spark:
                 context = SparkContext(conf=self._conf())
             except ValueError as error:
                 if "multiple SparkContexts" not in str(error):
-                    raise SparkUnfit(f"Spark does not start: {_first(error)}") from None
+                    raise SparkUnfit(f"Spark does not start: {_first(str(error))}") from None
                 context, ours = SparkContext.getOrCreate(), False
             except _errors() as error:
-                words = _last(said) if "JAVA_GATEWAY_EXITED" in str(error) else _first(error)
+                words = _first(_read(said) if "JAVA_GATEWAY_EXITED" in str(error) else str(error))
                 raise SparkUnfit(
                     f"Spark does not start on master {self.master}: {words}",
                     hint="is the master right, and does it run? local[2] is this machine",
@@ -216,18 +216,17 @@ def _in_words() -> Iterator[None]:
                 hint="is there memory for a part a core? raise `parts`, or spark.executor.memory",
             ) from error
         raise JobFailed(
-            f"Spark failed: {_first(error)}", hint="take --jobs 1 instead of Spark to see where"
+            f"Spark failed: {_first(text)}", hint="take --jobs 1 instead of Spark to see where"
         ) from error
 
 
-def _first(error: BaseException) -> str:
-    """The line that says most: that of the first error named, else the first one."""
-    lines = [line.strip(": ") for line in str(error).splitlines() if line.strip(": ")]
-    told = [line for line in lines if re.match(r"(?:[\w$]+\.)*\w*(?:Error|Exception): ", line)]
-    return (told or lines or [type(error).__name__])[0][:300]
+def _first(text: str) -> str:
+    """The line that says most: the first that names an error, else the first one."""
+    lines = [line.strip(": \t") for line in text.splitlines() if line.strip(": \t")]
+    told = [line for line in lines if re.search(r"(?:^|\s)(?:[\w$]+\.)*\w*(?:Error|Exception): ", line)]
+    return (told or lines or ["it gave no reason"])[0][:300]
 
 
-def _last(said: IO[bytes]) -> str:
+def _read(said: IO[bytes]) -> str:
     said.seek(0)
-    lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-    return (lines[-1] if lines else "Java ended")[:300]
+    return said.read().decode(errors="replace")
