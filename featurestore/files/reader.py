@@ -2,12 +2,16 @@
 
     files ─sources─▶ bytes ─delimited, json_lines, parquet─▶ blocks ─fast─▶ events ─sort─▶ EventLog
                                                                └ rows that are not surely events ─events/columns─▶
+          └────────────────── of one file, by anybody (`read_files`) ──────────────┘
 
 Arrival order is that of a mapped `arrival`, else of the stamped times; ties as they stand in the files. A row that
 does not fit stops the reading, unless the caller asked for such rows to be counted; none is skipped in silence.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,16 @@ from ebbtide.featurestore.files.block import ARRIVAL, Block, BlockReader, EventF
 from ebbtide.featurestore.files.event_log import EventLog, Problem, Problems, Remedies, with_column
 from ebbtide.featurestore.files.sources import DAMAGES, event_files, format_of, packing_of
 from ebbtide.featurestore.hashing import hash_texts
+from ebbtide.featurestore.parts.engine import Engine
 from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.durations import format_duration
 
 __all__ = ["EventLog", "read_log"]
+
+Asked = tuple[EventFile, str]
+"""A file, and its name in what is said of its rows: '' where it is the only one."""
+BYTES_AN_EVENT = 200
+"""In a file, packed or not, more than most have: reading is shared out where folding would be."""
 
 
 def read_log(
@@ -34,6 +44,7 @@ def read_log(
     *,
     tolerant: bool = False,
     progress: Callable[[float], None] | None = None,
+    engine: Engine | None = None,
 ) -> EventLog:
     """Read a log of events: CSV, TSV, JSON (lines or an array) or Parquet, packed or not, under a spec's mapping.
 
@@ -43,21 +54,24 @@ def read_log(
     path: a file, a folder (all event files in it and below; `key=value` folders are columns), a pattern such as
     'events/2026-*.csv', or several of them, read one after the other. spec: a spec or the path of one. tolerant: rows
     that do not fit are counted in `log.problems` instead of refused. progress: called with the share that has been
-    read, 0 to 1, ascending.
+    read, 0 to 1, ascending. engine: who reads files where there are several, all of which it must see under the same
+    paths; default, and where it says that one part is enough: this process.
 
     Raises SpecError, one for a file, when it cannot be read, lacks a column that the spec needs or has it twice, or
     (unless tolerant) has rows that do not fit; the message names the file, the first rows by line, and the remedy.
     """
     spec = spec if isinstance(spec, Spec) else load_spec(spec)
     files = event_files(path)
+    told = progress or (lambda _: None)
     gather = _Gather(spec)
-    for number, file in enumerate(files):
-        source = _opened(file, spec)
-        gather.begin(source, str(file.path) if len(files) > 1 else "")
-        for block in _blocks(source):
-            gather.add(block)
-            if progress is not None:
-                progress((number + block.share) / len(files))
+    asked = [(file, str(file.path) if len(files) > 1 else "") for file in files]
+    groups = _groups(asked, engine)
+    if engine is None or len(groups) == 1:
+        for number, (file, shown) in enumerate(asked):
+            gather.join(_read(spec, file, shown, _share(told, number, len(files))))
+    else:
+        for of_file in chain.from_iterable(engine.map(partial(read_files, spec), groups, told)):
+            gather.join(of_file)
     problems = gather.problems
     if problems.total and not tolerant:
         name = files[0].path if len(files) == 1 else f"{len(files)} files"
@@ -66,6 +80,34 @@ def read_log(
             hint=gather.remedies.words(),
         )
     return gather.log()
+
+
+def read_files(spec: Spec, asked: Sequence[Asked]) -> "list[FileEvents]":
+    """Some files of a log, one after the other: what an engine does. Raises SpecError."""
+    return [_read(spec, file, name, lambda _: None) for file, name in asked]
+
+
+def _read(spec: Spec, file: EventFile, name: str, progress: Callable[[float], None]) -> "FileEvents":
+    source = _opened(file, spec)
+    found = _FileReader(spec, source, name)
+    for block in _blocks(source):
+        found.add(block)
+        progress(block.share)
+    return found.events
+
+
+def _share(told: Callable[[float], None], number: int, of: int) -> Callable[[float], None]:
+    return lambda share: told((number + share) / of)
+
+
+def _groups(asked: Sequence[Asked], engine: Engine | None) -> list[Sequence[Asked]]:
+    """Neighbours together, as many groups as the engine wants for so many bytes, of about the same size each."""
+    sizes = np.array([file.path.stat().st_size if file.path.exists() else 0 for file, _ in asked], np.int64)
+    count = 1 if engine is None else min(engine.parts(int(sizes.sum()) // BYTES_AN_EVENT), len(asked))
+    middles = np.cumsum(sizes) - sizes / 2
+    group = np.minimum((middles * count / max(int(sizes.sum()), 1)).astype(np.int64), count - 1)
+    ends = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(asked)]
+    return [asked[start:end] for start, end in pairwise(ends)]
 
 
 def _opened(file: EventFile, spec: Spec) -> BlockReader:
@@ -103,28 +145,31 @@ def _unreadable(path: Path, error: Exception) -> SpecError:
     return SpecError(f"{path} is a damaged {packing or path.suffix} file: {error}", hint="copy it again")
 
 
-class _Gather:
-    """Blocks of files, as they come, to one log."""
+@dataclass(slots=True)
+class FileEvents:
+    """What a file holds: its events block by block (`fast.Part`), which rows of the file they are, int64, when they
+    arrived, int64, ms UTC; and what does not fit."""
 
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-        self._parts: list[Any] = []
-        self._arrived: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        self._index: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        self._ignored = 0
-        self._file = ""
-        self.rows = 0
-        self.problems = Problems()
-        self.remedies = Remedies(spec)
+    problems: Problems
+    remedies: Remedies
+    parts: list[Any] = field(default_factory=list)
+    index: list[NDArray[np.int64]] = field(default_factory=list)
+    arrived: list[NDArray[np.int64]] = field(default_factory=list)
+    rows: int = 0
+    ignored: int = 0
 
-    def begin(self, source: BlockReader, name: str) -> None:
-        """The blocks that follow are of this file."""
+
+class _FileReader:
+    """Blocks of a file, as they come, to its events."""
+
+    def __init__(self, spec: Spec, source: BlockReader, name: str) -> None:
         from ebbtide.featurestore.files.fast import FastReader  # noqa: PLC0415 - pyarrow, see `_opened`
 
-        self._reader = FastReader(self._spec, source)
+        self._spec, self._file = spec, name
+        self._reader = FastReader(spec, source)
         self._columns = source.columns
         self._arrivals = time_reader(source.arrival, digits=source.text)
-        self.problems.unit, self._file = source.unit, name
+        self.events = FileEvents(Problems(source.unit), Remedies(spec))
 
     def add(self, block: Block) -> None:
         part = self._reader.read(block)
@@ -133,17 +178,17 @@ class _Gather:
             Problem(int(block.lines[r.index]), r.reason, with_column(r, self._columns), self._file)
             for r in part.rejected
         ]
-        self.problems.add_unknown(part.unknown)
-        self._ignored += part.ignored
+        self.events.problems.add_unknown(part.unknown)
+        self.events.ignored += part.ignored
         arrival = part.time
         if ARRIVAL in block.columns:
             part, arrival = self._with_arrival(block, part, bad)
-        self.problems.add(sorted(bad))
-        self.remedies.look(sorted(bad))
-        self._parts.append(part)
-        self._index.append(part.index + self.rows)
-        self._arrived.append(arrival)
-        self.rows += len(block) + len(block.bad)
+        self.events.problems.add(sorted(bad))
+        self.events.remedies.look(sorted(bad))
+        self.events.parts.append(part)
+        self.events.index.append(part.index + self.events.rows)
+        self.events.arrived.append(arrival)
+        self.events.rows += len(block) + len(block.bad)
 
     def _with_arrival(self, block: Block, part: Any, bad: list[Problem]) -> tuple[Any, NDArray[np.int64]]:
         """The events that have an arrival, and have not happened long after it: as on the stream."""
@@ -168,6 +213,30 @@ class _Gather:
             bad.append(Problem(line, reason, detail, self._file))
         keep = np.flatnonzero(~wrong)
         return part.take(keep), arrival[keep]
+
+
+class _Gather:
+    """Files, in their order, to one log."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._parts: list[Any] = []
+        self._arrived: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self._index: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self._ignored = 0
+        self.rows = 0
+        self.problems = Problems()
+        self.remedies = Remedies(spec)
+
+    def join(self, file: FileEvents) -> None:
+        """What follows is of this file."""
+        self.problems.join(file.problems)
+        self.remedies.join(file.remedies)
+        self._parts += file.parts
+        self._index += [index + self.rows for index in file.index]
+        self._arrived += file.arrived
+        self._ignored += file.ignored
+        self.rows += file.rows
 
     def log(self) -> EventLog:
         import pyarrow as pa  # noqa: PLC0415 - see `_opened`

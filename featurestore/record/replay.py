@@ -67,13 +67,23 @@ def replay(
         yield replace(points, customer=points.customer + np.int32(first))
 
 
-def state_at(layout: Layout, log: EventBatch, before_ms: int, *, chunk: int = CHUNK_EVENTS) -> Rows:
+def state_at(
+    layout: Layout,
+    log: EventBatch,
+    before_ms: int,
+    *,
+    chunk: int = CHUNK_EVENTS,
+    reached: NDArray[np.int64] | None = None,
+) -> Rows:
     """Rows of all `log.customers` after every event that arrived before `before_ms`; unseen customers are zero bytes.
+    `reached`: as in `replay`.
 
     Silences not followed by an event are left untaken, as in a store whose timers have not run.
     """
     rows = layout.empty(len(log.customers))
-    for _ in _fold_chunks(Folder(layout), rows, log, 0, arrived_before(log, before_ms), chunk):
+    reached = reached_ms(log) if reached is None else reached
+    end = int(np.searchsorted(reached, before_ms, side="left"))
+    for _ in _fold_chunks(Folder(layout), rows, log, 0, end, chunk):
         pass
     return rows
 

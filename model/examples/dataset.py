@@ -20,11 +20,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.parts.part import Part
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.model.examples.examples import Examples, Outcomes
 from ebbtide.model.examples.labels import Labeller
-from ebbtide.model.examples.sample import Panel, Part, Wanted, gather, snapshot_dates
+from ebbtide.model.examples.sample import Panel, Wanted, gather, snapshot_dates
 from ebbtide.model.graph.features import FeatureLayer
 
 FEATURE_CHUNK_ROWS = 8_192

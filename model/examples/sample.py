@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.parts.part import Part
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.record.replay import SNAPSHOT, reached_ms, replay
+from ebbtide.featurestore.record.replay import SNAPSHOT, replay
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
 
@@ -91,24 +92,6 @@ class Gathered:
     decisions: Points
     snapshots: Points
     panels: tuple[Points, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The log of some customers of a larger one, or of all.
-
-    log: its events, its customers numbered anew     customers: int32[m], their index in the larger log
-    reached: int64[n], `replay.reached_ms` of the larger log at these events, so that a part stops where the whole would
-    """
-
-    log: EventBatch
-    customers: NDArray[np.int32]
-    reached: NDArray[np.int64]
-
-    @classmethod
-    def whole(cls, log: EventBatch) -> "Part":
-        """All customers."""
-        return cls(log, np.arange(len(log.customers), dtype=np.int32), reached_ms(log))
 
 
 def gather(

@@ -34,7 +34,10 @@ def example_gen(work: Work) -> Ingested:
     plan = work.plan
     with work.progress.of("reading events", 5) as share:
         log = read_log(
-            list(plan.events) if len(plan.events) > 1 else plan.events[0], plan.spec, progress=share
+            list(plan.events) if len(plan.events) > 1 else plan.events[0],
+            plan.spec,
+            progress=share,
+            engine=plan.engine,
         )
         known = known_log(work.layout, log.events, plan.labels_until_ms)
     misfits = {str(reason): count for reason, count in log.problems.counts.items()}

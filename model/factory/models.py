@@ -123,7 +123,9 @@ def transform(work: Work) -> Prepared:
             hint="; ".join(dict.fromkeys(each.advice for each in errors[:SHOWN_MAX])),
         )
     with work.progress.of("replaying history into examples", 10) as share:
-        return prepare(work.layout, work.values("example_gen").known, work.plan.config, share, work.plan.jobs)
+        return prepare(
+            work.layout, work.values("example_gen").known, work.plan.config, share, work.plan.engine
+        )
 
 
 def trainer(work: Work) -> Learned:

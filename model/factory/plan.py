@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ebbtide.featurestore.files.sources import event_files
+from ebbtide.featurestore.parts.engine import Engine
+from ebbtide.featurestore.parts.processes import HERE
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, dump_spec
 from ebbtide.model.config import TrainConfig
@@ -19,7 +21,8 @@ from ebbtide.model.training.progress import Stages
 @dataclass(frozen=True, slots=True)
 class Plan:
     """events: as `read_log` takes them. sources: what is behind them, see `sources_of`. schema: None is inferred.
-    spans: that statistics are made of. out: the folder of models. The rest as `train_model` takes it."""
+    spans: that statistics are made of. out: the folder of models. engine: who reads files
+    and walks through the history; nothing that is made depends on it. The rest as `train_model` takes it."""
 
     spec: Spec
     events: tuple[str, ...]
@@ -29,7 +32,7 @@ class Plan:
     labels_until_ms: int | None = None
     schema: Schema | None = None
     spans: int = 4
-    jobs: int = 1
+    engine: Engine = HERE
     force: bool = False
 
     @property

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.hashing import hash_texts
+from ebbtide.featurestore.parts.part import Part
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.timestamps import format_time
@@ -25,7 +26,7 @@ from ebbtide.model.examples.dataset import History
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.known import known_log
 from ebbtide.model.examples.labels import CANCELLED, UNKNOWN
-from ebbtide.model.examples.sample import Part, Wanted, gather
+from ebbtide.model.examples.sample import Wanted, gather
 from ebbtide.model.examples.slices import HELD_OUT_PERCENT
 from ebbtide.model.fitting.baselines import Baselines, Fitted
 from ebbtide.model.fitting.fit import Trainer

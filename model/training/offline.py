@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.parts.part import Part
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.replay import SNAPSHOT
 from ebbtide.featurestore.spec import Spec
@@ -26,7 +27,7 @@ from ebbtide.model.examples.dataset import History, draw
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.known import Known, known_log
 from ebbtide.model.examples.labels import CANCELLED, UNKNOWN
-from ebbtide.model.examples.sample import Panel, Part, Wanted, gather
+from ebbtide.model.examples.sample import Panel, Wanted, gather
 from ebbtide.model.examples.slices import held_out
 from ebbtide.model.fitting.baselines import Baselines
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.parts.engine import Engine
+from ebbtide.featurestore.parts.processes import HERE
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
@@ -144,9 +146,9 @@ def prepare(
     known: Known,
     config: TrainConfig,
     progress: Callable[[float], None] = lambda _: None,
-    jobs: int = 1,
+    engine: Engine = HERE,
 ) -> Prepared:
-    """Draw the examples and the panels, by `jobs` processes. Raises SpecError (history too short), JobFailed."""
+    """Draw the examples and the panels, part by part by an engine. Raises SpecError (history too short), JobFailed."""
     spec, log, until, seed = layout.spec, known.log, known.until_ms, config.seed
     slices = plan_slices(spec, int(log.time.min()), until)
     start, horizon = slices.test[0], spec.horizon_ms
@@ -155,7 +157,7 @@ def prepare(
     spans = ((start - horizon, start), (start, min(start + whole, until)), (until - horizon, until))
     panels = tuple(Panel(*span, panel_of(log, span, config.examples_max // 2, seed)) for span in spans)
     wanted = wanted_of(layout, log, until, config.examples_max, config.snapshot_every_ms, seed, panels)
-    found = gather_by(jobs, layout, log, wanted, progress)
+    found = gather_by(engine, layout, log, wanted, progress)
     history, held = History(layout, log, until), held_out(log.customers)
     drawn = history.examples(Points.joined(layout, [found.decisions, found.snapshots]))
     before_test, in_test, recent = (

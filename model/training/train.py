@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.files.reader import read_log
+from ebbtide.featurestore.parts.processes import Processes
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.times.timestamps import format_date, instant
@@ -131,7 +132,7 @@ def train_model(
             log = read_log(log, spec, progress=share)
         known = known_log(layout, log.events if isinstance(log, EventLog) else log, labels_until_ms)
     with stages.of("replaying history into examples", 10) as share:
-        prepared = prepare(layout, known, config, share, jobs)
+        prepared = prepare(layout, known, config, share, Processes(jobs))
     if rows_path is not None:
         write_rows(rows_path, prepared.drawn, known.log.customers, prepared.slice_of, spec)
     check_slices(prepared)

@@ -6,10 +6,12 @@ from pathlib import Path
 import click
 
 from ebbtide.featurestore.files.reader import read_log
+from ebbtide.featurestore.parts.engine import Engine
+from ebbtide.featurestore.parts.processes import HERE
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.timestamps import format_time
-from ebbtide.ops.commands.options import DATE, config_option
+from ebbtide.ops.commands.options import DATE, config_option, engine_of, jobs_option, spark_option
 from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import Steps, console, steps
@@ -33,17 +35,20 @@ from ebbtide.stream.kafka.topics import ensure_topics
     is_flag=True,
     help="Go on although records between the file's end and the topic's begin are gone.",
 )
+@jobs_option
+@spark_option
 def command(
-    config: Path | None, events: Path, spec: Path | None, until_ms: int | None, reset: bool, accept_gap: bool
-) -> None:
+    config: Path | None, events: Path, spec: Path | None, until_ms: int | None, reset: bool, accept_gap: bool,
+    jobs: int, spark: str | None,
+) -> None:  # fmt: skip
     """Fold a file of events and store every customer's record; a worker goes on in the topic where the file ends.
 
     That is by arrival: the topic's records from the file's end on are left to the worker. Nobody is alerted about the
     past. Stop the workers first: a store that moves is refused.
     """
-    settings = load_settings(config, options={"spec": spec})
+    engine, settings = engine_of(jobs, spark), load_settings(config, options={"spec": spec})
     with steps() as progress, stack(settings, progress) as complete:
-        part, gaps, done = asyncio.run(run(complete, events, until_ms, reset, accept_gap, progress))
+        part, gaps, done = asyncio.run(run(complete, events, until_ms, reset, accept_gap, progress, engine))
         say = console().print
         say(f"{done.events:,} events folded, {done.customers:,} customers stored")
         say(f"the file ends at {format_time(part.until_ms)}, by arrival: the topic goes on from there")
@@ -56,11 +61,17 @@ def command(
 
 
 async def run(
-    settings: Settings, path: Path, until_ms: int | None, reset: bool, accept_gap: bool, progress: Steps
+    settings: Settings,
+    path: Path,
+    until_ms: int | None,
+    reset: bool,
+    accept_gap: bool,
+    progress: Steps,
+    engine: Engine = HERE,
 ) -> tuple[FilePart, list[Gap], Backfilled]:
     layout = Layout(load_spec(settings.spec))
     progress(f"reading {path.name}")
-    log = read_log(path, layout.spec, progress=lambda share: progress.advance(share, 1.0))
+    log = read_log(path, layout.spec, progress=lambda share: progress.advance(share, 1.0), engine=engine)
     part = part_of(log, until_ms)
     counts = await ensure_topics(settings.kafka, topic_specs(settings))
     found = await log_at(settings.kafka, settings.kafka.topic, part.until_ms)
@@ -74,6 +85,13 @@ async def run(
     progress("storing")
     async with open_store(settings, layout, counts[settings.kafka.topic]) as store:
         done = await backfill(
-            part.events, layout, store, junctions, part.known_ms, reset=reset, progress=progress.advance
+            part.events,
+            layout,
+            store,
+            junctions,
+            part.known_ms,
+            reset=reset,
+            engine=engine,
+            progress=progress.advance,
         )
     return part, gaps, done

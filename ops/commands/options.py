@@ -10,6 +10,9 @@ from typing import Any
 
 import click
 
+from ebbtide.featurestore.parts.engine import Engine
+from ebbtide.featurestore.parts.processes import Processes
+from ebbtide.featurestore.parts.spark import Spark
 from ebbtide.featurestore.times.durations import parse_duration
 from ebbtide.featurestore.times.timestamps import iso_ms
 
@@ -69,3 +72,18 @@ config_option = click.option(
     "--config", "config", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Settings in YAML; EBBTIDE_* variables and options go before it.",
 )  # fmt: skip
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1, 64), default=1, show_default=True,
+    help="Processes that read files and walk through the history; the result is the same.",
+)  # fmt: skip
+spark_option = click.option(
+    "--spark", metavar="MASTER",
+    help="Spark instead: local[2] is this machine, spark://host:7077 a cluster; the result is the same.",
+)  # fmt: skip
+
+
+def engine_of(jobs: int, spark: str | None) -> Engine:
+    """Who walks through the history, of both options. Raises click.UsageError."""
+    if spark is not None and jobs > 1:
+        raise click.UsageError("--jobs and --spark are two answers to one question: give one")
+    return Processes(jobs) if spark is None else Spark(spark)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ebbtide.model.factory.line import ANOMALIES, BY_NAME, EVALUATION, PICTURE, SCHEMA, STAGES
 from ebbtide.model.training.progress import Stages
-from ebbtide.ops.commands.options import json_option
+from ebbtide.ops.commands.options import json_option, spark_option
 from ebbtide.ops.config.child import child_environment
 from ebbtide.ops.console import Steps, console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
@@ -46,10 +46,11 @@ def command() -> None:
 
 @command.command()
 @config_option
+@spark_option
 @json_option
-def run(file: Path, json_path: Path | None) -> None:
+def run(file: Path, spark: str | None, json_path: Path | None) -> None:
     """Run every stage that is not done yet, and publish what passes the gate."""
-    config = load_config(file)
+    config = load_config(file).on_spark(spark)
     with steps() as progress:
         runner = _runner(config, progress)
         record = runner.run()
@@ -66,10 +67,11 @@ def run(file: Path, json_path: Path | None) -> None:
     help="So many processes of this machine share the work of trainer or refitter (strategy: multi_worker); when one is"
     " killed, all are started again and go on at their last epoch.",
 )  # fmt: skip
+@spark_option
 @json_option
-def stage(name: str, file: Path, workers: int | None, json_path: Path | None) -> int:
+def stage(name: str, file: Path, workers: int | None, spark: str | None, json_path: Path | None) -> int:
     """Run one stage, of what the stages before it have left: for a scheduler with a container for each."""
-    config = load_config(file)
+    config = load_config(file).on_spark(spark)
     if workers is not None:
         if config.train.strategy != "multi_worker" or name not in DISTRIBUTED:
             raise SettingsError(

@@ -12,7 +12,15 @@ from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.model.factory.plan import Plan, sources_of
 from ebbtide.model.training.progress import Stages
-from ebbtide.ops.commands.options import DATE, DURATION, events_option, json_option
+from ebbtide.ops.commands.options import (
+    DATE,
+    DURATION,
+    engine_of,
+    events_option,
+    jobs_option,
+    json_option,
+    spark_option,
+)
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.pipeline.train import train
 from ebbtide.ops.tables import evaluation, horizons, metrics_by, moments, order_of
@@ -89,13 +97,8 @@ from ebbtide.stream.clock import SystemClock
     metavar="FILE",
     help="Write the examples as Parquet, for tools of your own.",
 )
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    help="Processes that walk through the history; the result is the same.",
-)
+@jobs_option
+@spark_option
 @click.option(
     "--runs",
     type=click.Path(file_okay=False, path_type=Path),
@@ -111,7 +114,7 @@ from ebbtide.stream.clock import SystemClock
 @json_option
 def command(
     events: Path, spec_path: Path, out: Path, horizon_ms: int | None, labels_until_ms: int | None, name: str | None,
-    rows_path: Path | None, jobs: int, without_sequence: bool, folds: int | None, force: bool,
+    rows_path: Path | None, jobs: int, spark: str | None, without_sequence: bool, folds: int | None, force: bool,
     runs: Path | None, json_path: Path | None, **choices: Any,
 ) -> None:  # fmt: skip
     """Train a model from a log of events, evaluate it beside honest baselines, publish it.
@@ -119,7 +122,7 @@ def command(
     The evaluation is on a time that the model has not learned from. A model that is clearly worse than a baseline, or
     whose probabilities or alerts are far off, is not published.
     """
-    spec = load_spec(spec_path)
+    engine, spec = engine_of(jobs, spark), load_spec(spec_path)
     for folder in (out, *((rows_path.parent,) if rows_path else ())):
         folder.mkdir(
             parents=True, exist_ok=True
@@ -147,7 +150,7 @@ def command(
             progress("training")
             plan = Plan(
                 spec=asked, events=(str(events),), sources=sources_of([events]), out=out, config=config,
-                labels_until_ms=labels_until_ms, jobs=jobs, force=force,
+                labels_until_ms=labels_until_ms, engine=engine, force=force,
             )  # fmt: skip
             data = train(plan, clock, Stages(progress.advance, clock.monotonic_s), runs, rows_path)
     if folds is not None:

@@ -16,6 +16,9 @@ from pydantic import (
 
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.files.remote import is_remote, mirrored
+from ebbtide.featurestore.parts.engine import Engine
+from ebbtide.featurestore.parts.processes import Processes
+from ebbtide.featurestore.parts.spark import Spark
 from ebbtide.featurestore.spec import dump_spec, load_spec, parse_spec
 from ebbtide.featurestore.times.durations import DurationMs
 from ebbtide.featurestore.times.timestamps import iso_ms
@@ -37,10 +40,20 @@ class Watch(_Frozen):
     settle_ms: DurationMs = Field(default=5_000, alias="settle")
 
 
+class OnSpark(_Frozen):
+    """master: as `spark-submit` takes it; local[2] is this machine. parts: of customers, a task each. options: Spark's
+    own, such as spark.executor.memory."""
+
+    master: str
+    parts: int | None = Field(default=None, ge=1, le=10_000)
+    options: dict[str, str] = {}
+
+
 class PipelineConfig(_Frozen):
     """events: files, folders or patterns, or URLs of S3, GCS or HDFS. out: the folder of models. runs: where artifacts
     and runs lie. schema: a file of expectations; where there is none yet, the inferred one is written there. keep_runs:
-    artifacts of older runs are removed. train: as `TrainConfig`. The rest as `ebbtide train` has it."""
+    artifacts of older runs are removed. jobs, spark: who reads files and walks through
+    the history, processes of this machine or Spark. train: as `TrainConfig`. The rest as `ebbtide train` has it."""
 
     events: tuple[str, ...]
     spec: Path
@@ -54,6 +67,7 @@ class PipelineConfig(_Frozen):
     expected: Path | None = Field(default=None, alias="schema")
     spans: int = Field(default=4, ge=2, le=100)
     jobs: int = Field(default=1, ge=1, le=64)
+    spark: OnSpark | None = None
     force: bool = False
     keep_runs: int = Field(default=5, ge=1)
     train: TrainConfig = TrainConfig()
@@ -63,6 +77,11 @@ class PipelineConfig(_Frozen):
     @classmethod
     def _one_or_many(cls, events: Any) -> Any:
         return (events,) if isinstance(events, str | Path) else events
+
+    @field_validator("spark", mode="before")
+    @classmethod
+    def _master_alone(cls, said: Any) -> Any:
+        return {"master": said} if isinstance(said, str) else said
 
     @model_validator(mode="before")
     @classmethod
@@ -78,6 +97,8 @@ class PipelineConfig(_Frozen):
     def _some_events(self) -> Self:
         if not self.events:
             raise ValueError("events: name at least one file, folder or pattern")
+        if self.spark is not None and self.jobs > 1:
+            raise ValueError("jobs and spark are two answers to one question: give one")
         return self
 
     def plan(self) -> Plan:
@@ -94,9 +115,22 @@ class PipelineConfig(_Frozen):
             labels_until_ms=self.labels_until_ms,
             schema=self._schema(),
             spans=self.spans,
-            jobs=self.jobs,
+            engine=self.engine,
             force=self.force,
         )
+
+    @property
+    def engine(self) -> Engine:
+        if self.spark is None:
+            return Processes(self.jobs)
+        return Spark(self.spark.master, self.spark.parts, tuple(sorted(self.spark.options.items())))
+
+    def on_spark(self, master: str | None) -> "PipelineConfig":
+        """The same on this master instead, with its parts and options; None: as it is."""
+        if master is None:
+            return self
+        there = self.spark or OnSpark(master=master)
+        return self.model_copy(update={"jobs": 1, "spark": there.model_copy(update={"master": master})})
 
     def _local_events(self) -> tuple[str, ...]:
         """What lies elsewhere is mirrored among the runs."""

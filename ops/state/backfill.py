@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.parts.engine import Engine
+from ebbtide.featurestore.parts.processes import HERE
+from ebbtide.featurestore.parts.states import states_by
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.record.replay import arrived_before, state_at
+from ebbtide.featurestore.record.replay import arrived_before
 from ebbtide.featurestore.store.checkpoint import BACKFILLING, Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, Commit
 from ebbtide.featurestore.store.protocol import Store
@@ -49,13 +52,15 @@ async def backfill(
     before_ms: int,
     *,
     reset: bool = False,
+    engine: Engine = HERE,
     progress: Progress = lambda *_: None,
 ) -> Backfilled:
     """Store every customer's record as of all events that arrived before `before_ms` (ms UTC).
 
     junctions: the input topic's partitions, and where the worker is to go on in each. A customer belongs to the
     partition that Kafka's default partitioner gives its key, as a producer with a key would have it. `reset` deletes
-    what the store holds of the topic first. Raises StateExists, StoreUnavailable.
+    what the store holds of the topic first. `engine` folds; it is we who write. Raises StateExists, StoreUnavailable,
+    JobFailed.
     """
     for partition in junctions:
         if reset:
@@ -82,7 +87,7 @@ async def backfill(
     of_file = replace(
         log, position=np.full(len(log), -1, np.int64)
     )  # a row's number is no offset of the topic
-    rows, _ = Folder(layout).elapse(state_at(layout, of_file, before_ms), before_ms)
+    rows = states_by(engine, layout, of_file, before_ms)
     known = np.flatnonzero(rows["event_time"] != 0)
     done = 0
     for partition, checkpoint in begun.items():

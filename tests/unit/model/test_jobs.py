@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.events.event import EventBatch
+from ebbtide.featurestore.parts.engine import JobFailed
+from ebbtide.featurestore.parts.part import Part, parts_of
+from ebbtide.featurestore.parts.processes import EVENTS_A_JOB_MIN, Processes
 from ebbtide.featurestore.record.fold import Points
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.model.examples.jobs import EVENTS_A_JOB_MIN, JobFailed, gather_by, parts_of
-from ebbtide.model.examples.sample import Gathered, Panel, Part, Wanted, gather, merged
+from ebbtide.model.examples.jobs import gather_by
+from ebbtide.model.examples.sample import Gathered, Panel, Wanted, gather, merged
 from tests.support.oracle.histories import columns, random_history, random_spec
 from tests.support.seams.models import TINY
 
@@ -75,7 +78,7 @@ def test_parts_together_are_the_whole(seed: int, parts: int) -> None:
 def test_two_processes_give_the_bytes_of_one() -> None:
     layout, log, wanted = big_case()
     done: list[float] = []
-    check(gather_by(2, layout, log, wanted, done.append), gather(layout, Part.whole(log), wanted))
+    check(gather_by(Processes(2), layout, log, wanted, done.append), gather(layout, Part.whole(log), wanted))
     assert done == [0.5, 1.0]
 
 
@@ -83,5 +86,5 @@ def test_what_fails_in_a_process_is_raised_here() -> None:
     layout, log, wanted = big_case()
     broken = Wanted(wanted.known_until_ms, wanted.snapshots, 200, 0, (Panel(0, 2**62, np.ones(1, np.bool_)),))
     with pytest.raises(JobFailed) as caught:
-        gather_by(2, layout, log, broken, lambda _: None)
+        gather_by(Processes(2), layout, log, broken, lambda _: None)
     assert isinstance(caught.value.__cause__, IndexError)
