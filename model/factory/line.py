@@ -77,12 +77,12 @@ STAGES = (
     ),
     Stage(
         "statistics_gen", ("example_gen",), DATA, lambda p: {"spec": p.spec_json, "spans": p.spans},
-        "count kinds and fields, span by span",
+        "count kinds and fields, span by span", version=2,
     ),
     Stage(
         "schema_gen", ("statistics_gen",), DATA,
         lambda p: {"schema": p.schema and p.schema.model_dump(mode="json")},
-        "say what is expected of them",
+        "say what is expected of them", version=2,
     ),
     Stage(
         "example_validator", ("statistics_gen", "schema_gen"), DATA, lambda _: {}, "name what does not fit",

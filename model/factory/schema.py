@@ -4,7 +4,8 @@ in words.
     statistics ─infer─▶ schema.yaml ──edited──▶ check(statistics, schema) ──▶ anomalies: error (ends the run), warning
 
 In TFX's terms: `presence_min` is min_fraction of presence, `min`, `max` the domain, `drift_max` the drift comparator
-between a span and the one before it (L∞ of a kind's share, Jensen–Shannon of a field). An inferred schema leaves room
+between a span and the one before it (L∞ of a kind's share, Jensen–Shannon of a field), `skew_max` the skew comparator
+between the log and what is live. An inferred schema leaves room
 around what was seen, so that the log it was inferred from has no anomaly that it would not have for anybody.
 """
 
@@ -22,7 +23,7 @@ from ebbtide.model.factory.statistics import KindFigures, Span, Statistics, jens
 Severity = Literal["error", "warning"]
 DRIFT_KINDS_MAX, DRIFT_FIELD_MAX = 0.25, 0.3
 COUNT_MIN = 30
-"""Events below which a field's distribution says nothing of drift."""
+"""Events below which a field's distribution says nothing of drift, nor of skew."""
 ROOM = 10.0
 """An inferred domain reaches so many times the spread of what was seen beyond it."""
 HEADER = """\
@@ -32,6 +33,7 @@ HEADER = """\
 #   required       the kind must be there                 min, max       values beyond are an anomaly
 #   presence_min   share of its events that have it       categories     others than these are an anomaly (spec)
 #   drift_max      of a field: Jensen-Shannon divergence, of the kinds' shares: L-infinity, from span to span
+#   skew_max       the same between this log and the live topic
 """
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -49,6 +51,7 @@ class FieldSchema(_Part):
     other_max: Share | None = None
     """Of a category: the share of values that the spec does not list."""
     drift_max: Share | None = DRIFT_FIELD_MAX
+    skew_max: Share | None = DRIFT_FIELD_MAX
 
 
 class KindSchema(_Part):
@@ -63,6 +66,7 @@ class Schema(_Part):
 
     kinds: dict[str, KindSchema]
     drift_max: Share | None = DRIFT_KINDS_MAX
+    skew_max: Share | None = DRIFT_KINDS_MAX
     unknown_types: Severity | Literal["ignore"] = "warning"
     severity: Severity = "error"
     drift_severity: Severity = "warning"
@@ -205,36 +209,64 @@ def _field(kind: KindFigures, name: str, wanted: FieldSchema, severity: Severity
             )  # fmt: skip
 
 
+def check_skew(known: Span, live: Span, schema: Schema) -> list[Anomaly]:
+    """How the live topic differs from the log that was learned from: `live` is counted by the bins of `known`."""
+    if min(known.events, live.events) < COUNT_MIN:
+        return []
+    words = f"from history to the live topic since {format_date(live.start_ms)}"
+    return [
+        *_kinds_apart(known, live, schema.skew_max, words, schema.drift_severity),
+        *_fields_apart(known, live, schema, "skew_max", words, schema.drift_severity),
+    ]
+
+
 def _drift(found: Statistics, schema: Schema) -> Iterator[Anomaly]:
     for before, after in zip(found.spans[:-1], found.spans[1:], strict=True):
         if min(before.events, after.events) < COUNT_MIN:
             continue
-        apart = l_infinity(_shares(before), _shares(after))
-        if schema.drift_max is not None and apart > schema.drift_max:
-            moved = max(
-                before.kinds, key=lambda name: abs(before.kinds[name].share - after.kinds[name].share)
-            )
-            yield Anomaly(
-                "log",
-                f"the share of {moved} went from {before.kinds[moved].share:.1%} to {after.kinds[moved].share:.1%} at "
-                f"{format_date(after.start_ms)} (L-infinity {apart:.2f}, at most {schema.drift_max:.2f})",
-                schema.drift_severity, "did its source change? A later log, or a higher drift_max",
-            )  # fmt: skip
-        for name, expected in schema.kinds.items():
-            for field, wanted in expected.fields.items():
-                pair = [span.kinds[name].fields.get(field) for span in (before, after) if name in span.kinds]
-                if wanted.drift_max is None or len(pair) < 2 or pair[0] is None or pair[1] is None:
-                    continue
-                if min(pair[0].count, pair[1].count) < COUNT_MIN:
-                    continue
-                apart = jensen_shannon(pair[0].histogram, pair[1].histogram)
-                if apart > wanted.drift_max:
-                    yield Anomaly(
-                        field,
-                        f"its values moved at {format_date(after.start_ms)} (Jensen-Shannon {apart:.2f} bits, at most "
-                        f"{wanted.drift_max:.2f})",
-                        schema.drift_severity, "did its unit or its meaning change? Else raise drift_max",
-                    )  # fmt: skip
+        words = f"at {format_date(after.start_ms)}"
+        yield from _kinds_apart(before, after, schema.drift_max, words, schema.drift_severity)
+        yield from _fields_apart(before, after, schema, "drift_max", words, schema.drift_severity)
+
+
+def _kinds_apart(
+    one: Span, other: Span, apart_max: float | None, where: str, severity: Severity
+) -> Iterator[Anomaly]:
+    apart = l_infinity(_shares(one), _shares(other))
+    if apart_max is None or apart <= apart_max:
+        return
+    moved = max(one.kinds, key=lambda name: abs(one.kinds[name].share - other.kinds[name].share))
+    yield Anomaly(
+        "log",
+        f"the share of {moved} went from {one.kinds[moved].share:.1%} to {other.kinds[moved].share:.1%} {where}"
+        f" (L-infinity {apart:.2f}, at most {apart_max:.2f})",
+        severity, "did its source change? A later log, or a higher bound in the schema",
+    )  # fmt: skip
+
+
+def _fields_apart(
+    one: Span,
+    other: Span,
+    schema: Schema,
+    bound: Literal["drift_max", "skew_max"],
+    where: str,
+    severity: Severity,
+) -> Iterator[Anomaly]:
+    for name, expected in schema.kinds.items():
+        for field, wanted in expected.fields.items():
+            apart_max = getattr(wanted, bound)
+            pair = [span.kinds[name].fields.get(field) for span in (one, other) if name in span.kinds]
+            if apart_max is None or len(pair) < 2 or pair[0] is None or pair[1] is None:
+                continue
+            if min(pair[0].count, pair[1].count) < COUNT_MIN:
+                continue
+            apart = jensen_shannon(pair[0].histogram, pair[1].histogram)
+            if apart > apart_max:
+                yield Anomaly(
+                    field,
+                    f"its values moved {where} (Jensen-Shannon {apart:.2f} bits, at most {apart_max:.2f})",
+                    severity, f"did its unit or its meaning change? Else raise {bound}",
+                )  # fmt: skip
 
 
 def _shares(span: Span) -> dict[str, float]:

@@ -30,6 +30,7 @@ class Field:
     """A value of a kind's events. count: events that have it, `missing`: that do not. The rest None where count is 0.
 
     quantiles: at QUANTILES     histogram: events by bin of the whole log, or by category (0: not listed)
+    edges: between the bins, so that other events can be counted by them
     """
 
     reads: str
@@ -40,6 +41,7 @@ class Field:
     zeros: int
     quantiles: list[float] | None
     histogram: list[int]
+    edges: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +101,22 @@ def statistics_of(
     """The figures of a log of at least one event, known until `until_ms`."""
     first = int(log.time.min())
     edges = np.linspace(first, max(until_ms, first + spans), spans + 1).astype(np.int64)
-    bins = {(k, c): _edges(log, k, c, value) for k, c, value in _fields(spec)}
+    bins = {field_name(spec.kinds[k], value): _edges(log, k, c, value) for k, c, value in _fields(spec)}
     return Statistics(
         _span(spec, log, int(edges[0]), int(edges[-1]), bins),
         [_span(spec, log, int(a), int(b), bins) for a, b in pairwise(edges)],
         rows, ignored, dict(misfits or {}), dict(unknown_types or {}), beyond,
     )  # fmt: skip
+
+
+def span_like(known: Span, spec: Spec, events: EventBatch) -> Span:
+    """The figures of other events of the spec, at least one, counted by the bins of a known span."""
+    bins = {
+        name: np.asarray(field.edges, np.float64)
+        for kind in known.kinds.values()
+        for name, field in kind.fields.items()
+    }
+    return _span(spec, events, int(events.time.min()), int(events.time.max()) + 1, bins)
 
 
 def l_infinity(one: Mapping[str, float], other: Mapping[str, float]) -> float:
@@ -159,14 +171,14 @@ def _span(
     log: EventBatch,
     start_ms: int,
     end_ms: int,
-    bins: Mapping[tuple[int, int], NDArray[np.float64]],
+    bins: Mapping[str, NDArray[np.float64]],
 ) -> Span:
     inside = log.take((log.time >= start_ms) & (log.time < end_ms))
     kinds = {}
     for k, kind in enumerate(spec.kinds):
         mask = inside.kind == k
         fields = {
-            field_name(kind, value): _field(_column(inside, k, c), bins[k, c], value)
+            (name := field_name(kind, value)): _field(_column(inside, k, c), bins[name], value)
             for c, value in enumerate(kind.readings)
         }
         events = int(mask.sum())
@@ -178,13 +190,14 @@ def _span(
 def _field(column: NDArray[np.float64], bins: NDArray[np.float64], value: Value) -> Field:
     known = column[np.isfinite(column)]
     histogram = np.bincount(np.searchsorted(bins, known, side="right"), minlength=len(bins) + 1).tolist()
-    missing, zeros = len(column) - len(known), int((known == 0).sum())
+    missing, zeros, edges = len(column) - len(known), int((known == 0).sum()), bins.tolist()
     if not len(known) or value.reads in ("category", "text"):  # codes and hashes have no mean
-        return Field(value.reads, len(known), missing, None, None, zeros, None, histogram)
+        return Field(value.reads, len(known), missing, None, None, zeros, None, histogram, edges)
     quantiles = [float(q) for q in np.quantile(known, QUANTILES)]
     return Field(
-        value.reads, len(known), missing, float(known.mean()), float(known.std()), zeros, quantiles, histogram
-    )
+        value.reads, len(known), missing, float(known.mean()), float(known.std()), zeros, quantiles, histogram,
+        edges,
+    )  # fmt: skip
 
 
 def _json(span: Span) -> dict[str, Any]:
@@ -200,7 +213,7 @@ def _json(span: Span) -> dict[str, Any]:
                         "deviation": of.deviation, "zeros": of.zeros,
                         "quantiles": None if of.quantiles is None
                         else dict(zip(map(str, QUANTILES), of.quantiles, strict=True)),
-                        "histogram": of.histogram,
+                        "histogram": of.histogram, "edges": of.edges,
                     }
                     for field, of in kind.fields.items()
                 },

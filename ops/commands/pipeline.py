@@ -1,5 +1,6 @@
 """`ebbtide pipeline`: the model factory, stage by stage. See `model/factory/line.py`, `ops/pipeline/`."""
 
+import asyncio
 import json
 import shutil
 import sys
@@ -15,11 +16,14 @@ from ebbtide.model.factory.line import ANOMALIES, BY_NAME, EVALUATION, PICTURE, 
 from ebbtide.model.training.progress import Stages
 from ebbtide.ops.commands.options import json_option, spark_option
 from ebbtide.ops.config.child import child_environment
+from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.console import Steps, console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
 from ebbtide.ops.pipeline.cluster import run_cluster
 from ebbtide.ops.pipeline.config import PipelineConfig, load_config
 from ebbtide.ops.pipeline.run import NAMES, Runner, pushed
+from ebbtide.ops.pipeline.skew import as_json
+from ebbtide.ops.pipeline.skew import skew as examine_skew
 from ebbtide.ops.pipeline.store import Store
 from ebbtide.ops.pipeline.watch import watch as keep_watching
 from ebbtide.ops.tensorflow import hushed, load_tensorflow
@@ -143,8 +147,53 @@ def show(number: int | None, file: Path, json_path: Path | None) -> None:
 
 @command.command()
 @config_option
+@click.option(
+    "--settings",
+    "worker",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The worker's settings: which Kafka, which topic.  [default: EBBTIDE_...]",
+)
+@click.option(
+    "--records", type=click.IntRange(1), help="Of the topic, the last ones.  [default: watch.records]"
+)
+@json_option
+def skew(file: Path, worker: Path | None, records: int | None, json_path: Path | None) -> int:
+    """Compare the live topic with the history that the last run learned from.
+
+    Training-serving skew: the same kinds and fields, counted by the same bins. Exit code 1 where the schema's
+    `skew_max` is passed.
+    """
+    config = load_config(file)
+    kafka = load_settings(worker or config.watch.settings).kafka
+    with steps() as progress:
+        progress(f"reading {kafka.topic}")
+        found = asyncio.run(examine_skew(config, kafka, records or config.watch.records))
+    table = Table("kind", "share in history", "share live", "events live", box=None, pad_edge=False)
+    for name, kind in found.known.kinds.items():
+        live = None if found.live is None else found.live.kinds[name]
+        now = ("", "") if live is None else (f"{live.share:.1%}", f"{live.events:,}")
+        table.add_row(name, f"{kind.share:.1%}", *now)
+    table_and_json(table, as_json(found), json_path)
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in found.rejected.items())
+    console().print(
+        f"{found.records:,} records, history of run {found.run}"
+        + (f"; rejected: {rejected}" if rejected else "")
+    )
+    if found.live is None:
+        console().print("too few events to say anything")
+    for each in found.anomalies:
+        console().print(f"[yellow]{each}[/]: {each.advice}", soft_wrap=True)
+    return 1 if found.anomalies else 0
+
+
+@command.command()
+@config_option
 def watch(file: Path) -> None:
-    """Start a run when new files have come. A run that fails leaves the old version in service, and says why."""
+    """Start a run when new files have come; with `watch.start_on: skew`, when the live topic has moved as well.
+
+    A run that fails leaves the old version in service, and says why.
+    """
     keep_watching(file, lambda words: console().print(words, soft_wrap=True))
 
 

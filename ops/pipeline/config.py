@@ -1,7 +1,7 @@
 """The configuration of a pipeline: one YAML file, from which a plan is made. Paths in it are seen from its folder."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -19,7 +19,7 @@ from ebbtide.featurestore.files.remote import is_remote, mirrored
 from ebbtide.featurestore.parts.engine import Engine
 from ebbtide.featurestore.parts.processes import Processes
 from ebbtide.featurestore.parts.spark import Spark
-from ebbtide.featurestore.spec import dump_spec, load_spec, parse_spec
+from ebbtide.featurestore.spec import Spec, dump_spec, load_spec, parse_spec
 from ebbtide.featurestore.times.durations import DurationMs
 from ebbtide.featurestore.times.timestamps import iso_ms
 from ebbtide.model.config import DROPOUT, TrainConfig
@@ -34,10 +34,15 @@ class _Frozen(BaseModel):
 
 class Watch(_Frozen):
     """every: how often `pipeline watch` looks for new files. settle: a file that changed less than so long ago is still
-    being written."""
+    being written. start_on: `files` starts a run when new ones have come; `skew` only when the live topic has moved
+    away from the history of the last run, too: told by its last `records`, with the worker's `settings` (a file; else
+    the environment)."""
 
     every_ms: DurationMs = Field(default=60_000, ge=100, alias="every")
     settle_ms: DurationMs = Field(default=5_000, alias="settle")
+    start_on: Literal["files", "skew"] = "files"
+    records: int = Field(default=100_000, ge=1)
+    settings: Path | None = None
 
 
 class OnSpark(_Frozen):
@@ -103,11 +108,9 @@ class PipelineConfig(_Frozen):
 
     def plan(self) -> Plan:
         """Reads spec, schema and every byte of the events. Raises EbbtideError, OSError."""
-        spec, events = load_spec(self.spec), self._local_events()
-        changes = {"name": self.name, "horizon": self.horizon_ms}
-        changed = {key: value for key, value in changes.items() if value is not None}
+        events = self._local_events()
         return Plan(
-            spec=parse_spec({**dump_spec(spec), **changed}) if changed else spec,
+            spec=self.spec_in_force(),
             events=events,
             sources=sources_of(events),
             out=self.out,
@@ -131,6 +134,13 @@ class PipelineConfig(_Frozen):
             return self
         there = self.spark or OnSpark(master=master)
         return self.model_copy(update={"jobs": 1, "spark": there.model_copy(update={"master": master})})
+
+    def spec_in_force(self) -> Spec:
+        """The spec, with the name and horizon that the configuration gives. Raises SpecError."""
+        spec = load_spec(self.spec)
+        changes = {"name": self.name, "horizon": self.horizon_ms}
+        changed = {key: value for key, value in changes.items() if value is not None}
+        return parse_spec({**dump_spec(spec), **changed}) if changed else spec
 
     def _local_events(self) -> tuple[str, ...]:
         """What lies elsewhere is mirrored among the runs."""
@@ -182,4 +192,7 @@ def _seen_from(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     events: Any = data.get("events")
     if isinstance(events, str | list):
         found["events"] = [placed(path) for path in ([events] if isinstance(events, str) else events)]
+    watch: Any = data.get("watch")
+    if isinstance(watch, dict) and "settings" in watch:
+        found["watch"] = {**watch, "settings": placed(watch["settings"])}
     return {**data, **found}

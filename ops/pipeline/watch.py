@@ -1,7 +1,8 @@
-"""A run by itself when new files have come.
+"""A run by itself when new files have come, or when they have and the live topic has moved away from what was learned.
 
     look every so often ─▶ files as they were? wait
                         ─▶ one still being written? wait
+                        ─▶ start_on: skew, and the live topic still like the history? wait
                         ─▶ else `ebbtide pipeline run` as a child ─▶ failed or refused: what is in service stays
 
 Files are told apart by path, size and time of change, which costs nothing; whether anything is to be made again is for
@@ -9,17 +10,20 @@ the run to say, which reads them. What has failed is not tried again before a fi
 changed: the same bytes would fail the same way.
 """
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.errors import EbbtideError, SpecError
 from ebbtide.featurestore.files.remote import is_remote, listed
 from ebbtide.featurestore.files.sources import event_files
 from ebbtide.model.serving.folder import latest_version
 from ebbtide.ops.config.child import child_environment
+from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.pipeline.config import PipelineConfig, load_config
+from ebbtide.ops.pipeline.skew import skew
 from ebbtide.ops.stack.server import tied
 from ebbtide.stream.clock import SystemClock
 
@@ -35,6 +39,7 @@ def watch(
     clock = clock or SystemClock()
     config = load_config(file)
     seen: Seen | None = None
+    told: str | None = None
     runs = failed = 0
     say(f"watching {', '.join(config.events)}")
     while runs_max is None or runs < runs_max:
@@ -43,7 +48,16 @@ def watch(
             max((changed for _, _, changed in now), default=0)
             <= (clock.now_ms() - config.watch.settle_ms) * 1_000_000
         )
-        if now and now != seen and settled:
+        due = bool(now) and now != seen and settled
+        if config.watch.start_on == "skew" and seen is not None:
+            words = _moved(config)
+            if words != told:
+                told = words
+                say(words or "the live topic is like the history")
+                if words and now == seen:
+                    say("no new files to learn from: export them")
+            due = due and bool(words)
+        if due:
             say("new files: a run starts" if seen is not None else "the first run starts")
             seen, runs = now, runs + 1
             code = subprocess.run(
@@ -71,6 +85,15 @@ def look(file: Path, config: PipelineConfig) -> Seen:
     besides = [path for path in (file, config.spec, config.expected) if path is not None and path.exists()]
     states = [(path, path.stat()) for path in (*found, *besides) if path.exists()]
     return elsewhere + tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in states)
+
+
+def _moved(config: PipelineConfig) -> str:
+    """How the live topic differs from the history of the last run, in words; "" when it does not, or nobody can say."""
+    try:
+        found = asyncio.run(skew(config, load_settings(config.watch.settings).kafka, config.watch.records))
+    except EbbtideError as error:
+        return f"whether the live topic differs is not known: {error}"
+    return "; ".join(map(str, found.anomalies))
 
 
 def _in_service(config: PipelineConfig) -> str:

@@ -112,11 +112,16 @@ async def log_at(settings: KafkaSettings, topic: str, at_ms: int) -> dict[int, L
 
 
 async def read_topic(
-    settings: KafkaSettings, topic: str, *, follow: bool = False, following: asyncio.Event | None = None
+    settings: KafkaSettings,
+    topic: str,
+    *,
+    last: int | None = None,
+    follow: bool = False,
+    following: asyncio.Event | None = None,
 ) -> AsyncGenerator[LogRecord, None]:
     """Every record of `topic`, in order within a partition: up to what is there now, or for ever with
     `follow`, which begins at the log's end as of now. `following` is set once it is known where that is: what is
-    produced from then on will be seen.
+    produced from then on will be seen. `last`: of each partition only those in so many offsets before its end.
     """
     async with reader(settings, topic) as (consumer, partitions):
         try:
@@ -127,7 +132,9 @@ async def read_topic(
                 if following is not None:
                     following.set()
             else:
-                await consumer.seek_to_beginning(*partitions)
+                begin = await consumer.beginning_offsets(partitions)
+                for tp in partitions:
+                    consumer.seek(tp, begin[tp] if last is None else max(begin[tp], end[tp] - last))
             left = set(partitions)
             while follow or left:
                 fetched = await consumer.getmany(timeout_ms=100, max_records=1000)

@@ -1,5 +1,8 @@
 """The factory's whole line on real files: the model of `train_model`, artifacts that stand alone, what goes wrong."""
 
+import asyncio
+import csv
+import gzip
 import json
 import os
 import shutil
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from aiokafka import AIOKafkaProducer
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.durations import DAY_MS
@@ -28,11 +32,17 @@ from ebbtide.model.serving.folder import versions
 from ebbtide.model.serving.manifest import read_manifest
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.model.training.train import train_model
+from ebbtide.ops.errors import OpsError
 from ebbtide.ops.pipeline.config import load_config
 from ebbtide.ops.pipeline.run import NAMES, StageFailed
+from ebbtide.ops.pipeline.skew import skew
 from ebbtide.ops.pipeline.store import Store
 from ebbtide.ops.pipeline.watch import watch
+from ebbtide.stream.kafka.reader import log_ranges
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.support.factory import START, runner, write_config, write_events, write_spec
+from tests.support.servers.services import Services
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = "user_id,event_id,type,ts,value,properties.plan\n"
@@ -256,6 +266,91 @@ def test_a_new_file_starts_a_run_by_itself(copy: Path) -> None:
     assert "what is in service stays" in said[-1] and said[-1].endswith("models/shop/1")
     store = Store(copy / "runs")
     assert "bad.csv.gz" in store.read_run(store.runs()[-1])["error"]
+
+
+class Live:
+    """A topic with the events of a history, or with purchases a hundred times as large and no visits."""
+
+    def __init__(self, url: str, topic: str) -> None:
+        self.settings = KafkaSettings(url=url, topic=topic, group=topic)
+
+    async def send(self, file: Path, *, moved: bool) -> None:
+        await ensure_topics(self.settings, [TopicSpec(self.settings.topic, 2, "partitions")])
+        producer = AIOKafkaProducer(bootstrap_servers=self.settings.url, linger_ms=20)
+        await producer.start()
+        with gzip.open(file, "rt", encoding="utf-8") as rows:
+            for row in list(csv.DictReader(rows))[-3_000:]:
+                event: dict[str, Any] = {name: row[name] for name in ("user_id", "event_id", "type", "ts")}
+                if row["value"]:
+                    event["value"] = float(row["value"]) * (100.0 if moved else 1.0)
+                if row["properties.plan"]:
+                    event["properties"] = {"plan": row["properties.plan"]}
+                if not moved or event["type"] == "purchase":
+                    await producer.send(
+                        self.settings.topic, json.dumps(event).encode(), key=row["user_id"].encode()
+                    )
+        await producer.stop()
+
+
+@pytest.mark.kafka
+async def test_the_live_topic_is_held_against_the_history(
+    copy: Path, stack: Services, unique_name: str
+) -> None:
+    """By `ebbtide pipeline skew`, whose exit code a scheduler reads."""
+    live = Live(stack.kafka_url, unique_name)
+    with pytest.raises(OpsError, match="pipeline run"):
+        await skew(load_config(write_config(copy, runs="others")), live.settings, 4_000)
+    file = write_config(copy)
+    await live.send(copy / "events" / "part=2" / "events.csv.gz", moved=False)
+    found = await skew(load_config(file), live.settings, 4_000)
+    assert (found.records, found.anomalies, found.rejected) == (3_000, [], {})
+    await live.send(copy / "events" / "part=2" / "events.csv.gz", moved=True)
+    end = sum(end for _, end in (await log_ranges(live.settings, unique_name)).values())
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "ebbtide.ops.cli", "pipeline", "skew", "--config", str(file), "--records",
+         str(end - 3_000), "--json", str(copy / "skew.json")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "EBBTIDE_KAFKA_URL": stack.kafka_url, "EBBTIDE_KAFKA_TOPIC": unique_name},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    where = {each["where"] for each in json.loads((copy / "skew.json").read_text())["anomalies"]}
+    assert where == {"log", "purchase.value"}
+    assert "the share of" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+@pytest.mark.timeout(300)
+async def test_a_new_file_waits_until_the_live_topic_moves(
+    copy: Path, stack: Services, unique_name: str
+) -> None:
+    """`watch.start_on: skew`: what is in service still fits what is live, so nothing is learned anew."""
+    live, history = Live(stack.kafka_url, unique_name), copy / "events" / "part=2" / "events.csv.gz"
+    await live.send(history, moved=False)
+    (copy / "worker.yaml").write_text(
+        json.dumps({"kafka": {"url": stack.kafka_url, "topic": unique_name}}), encoding="utf-8"
+    )
+    watching = {
+        "every": "1s",
+        "settle": "1s",
+        "start_on": "skew",
+        "settings": "worker.yaml",
+        "records": 3_000,
+    }
+    file, said = write_config(copy, watch=watching), list[str]()
+
+    def heard(words: str) -> None:
+        said.append(words)
+        if words == "the live topic is like the history":
+            (copy / "events" / "bad.csv.gz").write_bytes(b"\x1f\x8b\x08\x00 a new file")
+            for _ in range(2):
+                asyncio.run(live.send(history, moved=True))
+
+    assert await asyncio.to_thread(watch, file, heard, 2) == 1
+    assert said[0].startswith("watching") and said[1] == "the first run starts"
+    at = said.index("the live topic is like the history")
+    assert said[at + 1].startswith("log: the share of") and "new files: a run starts" in said[at + 2 :]
 
 
 def test_every_stage_says_what_it_reads() -> None:

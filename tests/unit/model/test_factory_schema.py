@@ -11,8 +11,14 @@ from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.spec import Spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS
-from ebbtide.model.factory.schema import Schema, check, dump_schema, infer, parse_schema
-from ebbtide.model.factory.statistics import Statistics, jensen_shannon, l_infinity, statistics_of
+from ebbtide.model.factory.schema import Schema, check, check_skew, dump_schema, infer, parse_schema
+from ebbtide.model.factory.statistics import (
+    Statistics,
+    jensen_shannon,
+    l_infinity,
+    span_like,
+    statistics_of,
+)
 
 SPEC = parse_spec({
     "name": "shop", "horizon": "7d", "memory": "60d", "windows": {"7d": 7},
@@ -164,3 +170,26 @@ def test_schema_and_spec_that_part_ways_are_named() -> None:
 def test_a_schema_that_is_none_is_refused_by_name(text: str) -> None:
     with pytest.raises(SpecError, match=r"schema\.yaml"):
         parse_schema(text, "schema.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("unit", "order.value"), ("mix", "log"), ("unlisted", "plan.value"), ("as it was", "")],
+)
+def test_what_is_live_is_held_against_the_log(name: str, where: str) -> None:
+    """By the log's bins: the same log of other days has no skew, one that changed is named."""
+    known, kind = figures(log()), log(seed=2).kind.copy()
+    value = log(seed=2).value.copy()
+    match name:
+        case "unit":
+            value[kind == 1] *= 100
+        case "mix":
+            kind[kind == 0], value[:] = 1, 40.0
+        case "unlisted":
+            value[kind == 2] = 0.0
+    live = span_like(known.whole, SPEC, replace(log(seed=2), kind=kind, value=value))
+    found = {each.where: each for each in check_skew(known.whole, live, infer(known))}
+    assert set(found) >= {where} if where else not found
+    assert not where or "from history to the live topic since 2023-11-14" in found[where].words
+    few = span_like(known.whole, SPEC, log(seed=2).take(np.arange(N) < 20))
+    assert check_skew(known.whole, few, infer(known)) == [], "of twenty events nothing can be said"
