@@ -22,6 +22,7 @@ from aiokafka import AIOKafkaProducer
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.timestamps import iso_ms
 from ebbtide.model.errors import ModelUnwritable
 from ebbtide.model.examples.made_up import made_up
 from ebbtide.model.factory.line import BY_NAME, STAGES
@@ -280,15 +281,17 @@ class Live:
         await producer.start()
         with gzip.open(file, "rt", encoding="utf-8") as rows:
             for row in list(csv.DictReader(rows))[-3_000:]:
-                event: dict[str, Any] = {name: row[name] for name in ("user_id", "event_id", "type", "ts")}
+                event: dict[str, Any] = {name: row[name] for name in ("user_id", "event_id", "type")}
+                event["ts"] = int(row["ts"]) if row["ts"].isdecimal() else row["ts"]
                 if row["value"]:
                     event["value"] = float(row["value"]) * (100.0 if moved else 1.0)
                 if row["properties.plan"]:
                     event["properties"] = {"plan": row["properties.plan"]}
                 if not moved or event["type"] == "purchase":
                     await producer.send(
-                        self.settings.topic, json.dumps(event).encode(), key=row["user_id"].encode()
-                    )
+                        self.settings.topic, json.dumps(event).encode(), key=row["user_id"].encode(),
+                        timestamp_ms=iso_ms(row["ts"]) if isinstance(event["ts"], str) else event["ts"],
+                    )  # fmt: skip
         await producer.stop()
 
 
@@ -311,9 +314,9 @@ async def test_the_live_topic_is_held_against_the_history(
         [sys.executable, "-m", "ebbtide.ops.cli", "pipeline", "skew", "--config", str(file), "--records",
          str(end - 3_000), "--json", str(copy / "skew.json")],
         cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "EBBTIDE_KAFKA_URL": stack.kafka_url, "EBBTIDE_KAFKA_TOPIC": unique_name},
+        env={**os.environ, "EBBTIDE_KAFKA_URL": stack.kafka_url, "EBBTIDE_KAFKA__TOPIC": unique_name},
     )  # fmt: skip
-    assert done.returncode == 1, done.stderr
+    assert (done.returncode, (copy / "skew.json").exists()) == (1, True), done.stderr
     where = {each["where"] for each in json.loads((copy / "skew.json").read_text())["anomalies"]}
     assert where == {"log", "purchase.value"}
     assert "the share of" in done.stdout
