@@ -19,7 +19,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 SPARK := .venv/.spark-installed
-EXTRAS := local,traces,train,dev
+EXTRAS := local,traces,train,edge,dev
 # Of the tests; each has servers of its own. Most of the longest tests wait for time to pass.
 PROCESSES ?= 2
 

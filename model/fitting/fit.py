@@ -7,6 +7,7 @@ Small data are the rule (thousands of customers), so what matters is restraint:
     training adds is what the sequence and the interactions say beyond a linear model, from the first step on
   * a warm-up of the learning rate, since the first steps of a cold Adam made many a good beginning worse; then a cosine
     down to zero, weight decay, dropout
+  * pruning, where asked for (`prune.py`): after the epochs of the recipe, and some more under masks
   * shrinkage back to the linear model: the logit is `linear + shrinkage * (trained - linear)`. It is exact, since only
     the last layer's weights are scaled; 0 is the linear model
 
@@ -43,6 +44,7 @@ from ebbtide.model.fitting.distribute import (
     strategy_of,
 )
 from ebbtide.model.fitting.linear import fit_logistic
+from ebbtide.model.fitting.prune import Pruned
 from ebbtide.model.graph.network import adapt, build_network, copy_trunk, has_sequence, in_float32
 from ebbtide.model.judging.metrics import Ranking, log_loss
 
@@ -143,6 +145,9 @@ class Trainer:
                     epochs_of(stream, batch, seed, epochs), epochs=epochs, steps_per_epoch=stream.steps(batch),
                     verbose=0, callbacks=[watch], shuffle=False,
                 )  # fmt: skip
+        # Watched rows choose the recipe, by epoch: what they watch is the network as it would be without pruning.
+        if epochs and self.config.prune and watched is None:
+            self._prune(train, stream, batch, epochs)
         for weights, start in zip(self._last_layer(), linear, strict=True):
             weights.assign(start + shrinkage * (np.asarray(weights) - start))
         return Fit(in_float32(self._network, self.spec, self._sizes), watch.loss, watch.logits)
@@ -190,6 +195,34 @@ class Trainer:
             if over:
                 break
         watch.on_train_end()
+
+    def _prune(self, train: Examples, stream: Shards | None, batch: int, epochs: int) -> None:
+        """Prune what has learned for so many epochs, and let the rest learn on."""
+        more, seed = self.config.prune_epochs, self.config.seed + epochs
+        steps = (len(train) if stream is None else len(stream)) // batch
+        pruned = Pruned(self._network, self.config.prune, self.config.learning_rate, more * steps)
+        if self._plain and stream is None:
+            self._network.fit(
+                batches(train, batch, seed), epochs=more, verbose=0, callbacks=[pruned], shuffle=False
+            )
+        elif self._plain and stream is not None:
+            self._network.fit(
+                epochs_of(stream, batch, seed, more), epochs=more, steps_per_epoch=stream.steps(batch), verbose=0,
+                callbacks=[pruned], shuffle=False,
+            )  # fmt: skip
+        else:
+            pruned.set_model(self._network)
+            taken, data = (
+                Steps(self._strategy, self._network, self._optimizer, batch),
+                self._data(train, stream, batch),
+            )
+            before, after = pruned.on_train_batch_begin, pruned.on_train_batch_end
+            for epoch in range(epochs, epochs + more):
+                if is_asynchronous(self._strategy):
+                    taken.scheduled(lambda: data(0), steps, before, after)
+                else:
+                    taken.epoch(data(epoch), before, after)
+            pruned.on_train_end()
 
     def _now(self) -> keras.Model:
         """The network as it is, in one place."""

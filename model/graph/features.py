@@ -12,6 +12,8 @@ Invariants:
     time in float32 is off by minutes.
   * everything that leaves is finite, also for a record of zero bytes. What does not exist is 0 and its flag is 1.
   * a row's figures depend on that row alone.
+  * every op has a LiteRT kernel once `wide` is float32 (`model/exporting/`): times are compared and not divided, bits
+    are taken from 32 at a time.
 """
 
 from typing import Any
@@ -32,7 +34,7 @@ from ebbtide.featurestore.record.features import (
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.zones import MONDAY_MS, WEEK_MS, offsets
-from ebbtide.model.graph.windows import Windows, flat
+from ebbtide.model.graph.windows import Windows, bits_of, flat
 
 Tensor = Any
 """A tf.Tensor; TensorFlow publishes no types."""
@@ -45,10 +47,12 @@ SEQUENCE_FIELDS = ("kind", "count", "value", "gap")
 class FeatureLayer(keras.layers.Layer):
     """`layer(record, as_of)`: the features and the sequence of n records; see `call`."""
 
-    def __init__(self, layout: Layout, **kwargs: Any) -> None:
+    def __init__(self, layout: Layout, wide: str = "float64", **kwargs: Any) -> None:
+        """wide: what a figure is computed in before it becomes float32. LiteRT has no arithmetic in float64: there it
+        is float32, and a figure differs in its last bits."""
         # Keras would cast float64 inputs (gap_mean) to float32 on the way in.
         super().__init__(autocast=False, trainable=False, dtype="float32", **kwargs)
-        self.layout = layout
+        self.layout, self.wide = layout, tf.as_dtype(wide)
         self.spec = spec = layout.spec
         self.feature_count = len(features(spec))
         self._widths = {part: len(listed) for part, listed in features_by_part(spec).items()}
@@ -88,12 +92,14 @@ class FeatureLayer(keras.layers.Layer):
 
     def _rhythm(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
         seen = record["last_seen"] > 0
-        silence = _days_since(as_of, record["last_seen"])
-        tenure = _days_since(as_of, record["first_seen"])
-        gaps = tf.cast(record["gap_count"], tf.float64)
+        silence = self._days_since(as_of, record["last_seen"])
+        tenure = self._days_since(as_of, record["first_seen"])
+        mean, squares, gaps = (
+            tf.cast(record[name], self.wide) for name in ("gap_mean", "gap_m2", "gap_count")
+        )
         known = gaps > 0
-        usual = tf.cast(tf.math.expm1(record["gap_mean"]) / DAY_S, tf.float32)
-        spread = tf.cast(tf.sqrt(tf.maximum(record["gap_m2"], 0.0) / tf.maximum(gaps, 1.0)), tf.float32)
+        usual = tf.cast(tf.math.expm1(mean) / DAY_S, tf.float32)
+        spread = tf.cast(tf.sqrt(tf.maximum(squares, 0.0) / tf.maximum(gaps, 1.0)), tf.float32)
         ratio = tf.math.divide_no_nan(silence, usual)
         return [
             silence,
@@ -109,23 +115,27 @@ class FeatureLayer(keras.layers.Layer):
         """Days in (today - D, today] whose bit is set; bit j of the words is the day `day_head - j`."""
         if not self.spec.days_active:
             return []
-        bits = tf.bitwise.right_shift(record["day_bits"][:, :, None], _arange64(64)) & 1
-        bits = tf.reshape(bits, (-1, 64 * bits.shape[1]))
-        today = as_of // DAY_MS
-        age = (today - tf.cast(record["day_head"], tf.int64))[:, None] + _arange64(bits.shape[1])
+        words = bits_of(record["day_bits"])
+        bits = tf.reshape(words, (-1, 64 * words.shape[1]))
+        begin = (tf.cast(record["day_head"], tf.int64)[:, None] - _arange64(bits.shape[1])) * DAY_MS
+        begun, now = begin <= as_of[:, None], as_of[:, None]
         return [
-            tf.cast(tf.reduce_sum(tf.where((age >= 0) & (age < days), bits, 0), axis=1), tf.float32)
+            tf.cast(
+                tf.reduce_sum(tf.where(begun & (now < begin + days * DAY_MS), bits, 0), axis=1), tf.float32
+            )
             for days in self.spec.days_active
         ]
 
     def _target(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
-        return [_days_since(as_of, record["target_last"][:, 0])]
+        return [self._days_since(as_of, record["target_last"][:, 0])]
 
     def _targets(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
         """Of each further target the days since its last event, and whether there was none."""
-        latest = tf.unstack(record["further_last"], axis=1)
+        latest = [record["further_last"][:, n] for n in range(len(self.spec.further))]
         return [
-            column for last in latest for column in (_days_since(as_of, last), tf.cast(last == 0, tf.float32))
+            column
+            for last in latest
+            for column in (self._days_since(as_of, last), tf.cast(last == 0, tf.float32))
         ]
 
     def _week(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
@@ -137,35 +147,44 @@ class FeatureLayer(keras.layers.Layer):
         # The share of a week that lies before each bucket's begin, and, last, the whole of it.
         before = tf.pad(tf.cumsum(share, axis=1), [[0, 0], [1, 0]])
         armed = record["target_last"][:, 0] if self.spec.arms_apart else record["last_seen"]
-        bucket, now = self._week_parts(as_of, share, before)
-        _, then = self._week_parts(armed, share, before)
+        # In float32 only a difference of weeks is exact enough; in float64 none need be taken.
+        since = tf.zeros_like(as_of) if self.wide == tf.float64 else self._in_week(as_of)[0]
+        bucket, now = self._week_parts(as_of, since, share, before)
+        _, then = self._week_parts(armed, since, share, before)
         passed = _where(tf.reduce_any(counts > 0, axis=1) & (armed > 0), now - then)
         return [
             tf.gather(share, bucket, batch_dims=1) * buckets,
             tf.cast(tf.maximum(passed, 0.0), tf.float32),
         ]
 
-    def _week_parts(self, time: Tensor, share: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """The bucket that a time falls into, and the weeks of usual activity from the first Monday to it. Weeks are
-        counted from one far back, so that what is left in float32 after a difference is exact to minutes."""
+    def _week_parts(
+        self, time: Tensor, since: Tensor, share: Tensor, before: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The bucket that a time falls into, and the weeks of usual activity from the Monday `since` to it."""
+        assert self.spec.week is not None
+        monday, in_week = self._in_week(time)
+        length = WEEK_MS // self.spec.week.buckets
+        bucket = tf.cast(in_week, tf.int32) // length
+        inside = tf.cast(tf.cast(in_week, tf.int32) % length, self.wide) / length
+        weeks = tf.cast(monday - since, self.wide) / WEEK_MS
+        part = tf.cast(tf.gather(before, bucket, batch_dims=1), self.wide)
+        part += inside * tf.cast(tf.gather(share, bucket, batch_dims=1), self.wide)
+        return bucket, weeks + part
+
+    def _in_week(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The begin of a time's week and how much of it has passed, int64 ms from the first Monday, local time."""
         assert self.spec.week is not None
         table = offsets(self.spec.week.zone)
         since, offset = (np.array(column, np.int64) for column in zip(*table, strict=True))
         zone = tf.maximum(tf.reduce_sum(tf.cast(time[:, None] >= since, tf.int32), axis=1) - 1, 0)
         local = time + tf.gather(offset, zone) - MONDAY_MS
-        length = WEEK_MS // self.spec.week.buckets
         in_week = tf.math.floormod(local, WEEK_MS)
-        bucket = tf.cast(in_week // length, tf.int32)
-        inside = tf.cast(tf.math.floormod(in_week, length), tf.float64) / length
-        weeks = tf.cast(tf.math.floordiv(local, WEEK_MS), tf.float64)
-        part = tf.cast(tf.gather(before, bucket, batch_dims=1), tf.float64)
-        part += inside * tf.cast(tf.gather(share, bucket, batch_dims=1), tf.float64)
-        return bucket, weeks + part
+        return local - in_week, in_week
 
     def _since(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:
         """Days since each counted kind; 0 where it never came."""
         last = tf.gather(record["kind_last"], counted_kinds(self.spec), axis=1)
-        return [_where(self._came(record), _days_since(as_of[:, None], last))]
+        return [_where(self._came(record), self._days_since(as_of[:, None], last))]
 
     def _never(self, record: dict[str, Tensor], as_of: Tensor) -> list[Tensor]:  # noqa: ARG002 - one form for all parts
         return [tf.cast(~self._came(record), tf.float32)]
@@ -178,8 +197,8 @@ class FeatureLayer(keras.layers.Layer):
         kinds = decayed_kinds(self.spec)
         if not kinds:
             return []
-        passed = tf.cast(tf.maximum(as_of - record["event_time"], 0), tf.float64)
-        rate = np.log(2.0) / np.array(self.spec.half_lives_ms, np.float64)
+        passed = tf.cast(tf.maximum(as_of - record["event_time"], 0), self.wide)
+        rate = (np.log(2.0) / np.array(self.spec.half_lives_ms)).astype(self.wide.as_numpy_dtype)
         keep = tf.cast(tf.exp(-passed[:, None] * rate), tf.float32)
         return [_pick(record["decay"] * keep[:, None, :], self.layout.decay_slot[kinds])]
 
@@ -194,12 +213,24 @@ class FeatureLayer(keras.layers.Layer):
                 codes = np.arange(1, len(kind.categories) + 1, dtype=np.float32)
                 out.append(tf.cast(known[:, None] & (value[:, None] == codes), tf.float32))
             elif kind.attribute == "date":
-                today = tf.cast(as_of, tf.float64) / DAY_MS
-                out.append(_where(known, tf.cast(tf.cast(value, tf.float64) - today, tf.float32)))
+                out.append(_where(known, self._days_until(value, as_of)))
             else:
                 out.append(_where(known, value))
             out.append(tf.cast(~known, tf.float32))
         return out
+
+    def _days_since(self, as_of: Tensor, then: Tensor) -> Tensor:
+        """float32 days from `then` to `as_of`; 0 where `then` is never."""
+        return _where(then > 0, tf.cast(tf.cast(as_of - then, self.wide) / DAY_MS, tf.float32))
+
+    def _days_until(self, date: Tensor, as_of: Tensor) -> Tensor:
+        """float32 days from `as_of` to a date in days since 1970, below 0 once it has passed."""
+        if self.wide == tf.float64:
+            return tf.cast(tf.cast(date, tf.float64) - tf.cast(as_of, tf.float64) / DAY_MS, tf.float32)
+        # A moment of today is minutes off in float32: today as a whole number first, its part after the difference.
+        part = tf.math.floormod(as_of, DAY_MS)
+        today = tf.round(tf.cast(as_of - part, tf.float32) / DAY_MS)
+        return (date - today) - tf.cast(part, tf.float32) / DAY_MS
 
     def _sequence(self, record: dict[str, Tensor]) -> dict[str, Tensor]:
         """The ring, unrolled: the slot after `ring_head` is the oldest."""
@@ -221,11 +252,6 @@ def _arange64(n: int) -> NDArray[np.int64]:
 
 def _where(flag: Tensor, value: Tensor) -> Tensor:
     return tf.where(flag, value, tf.zeros((), value.dtype))
-
-
-def _days_since(as_of: Tensor, then: Tensor) -> Tensor:
-    """float32 days from `then` to `as_of`; 0 where `then` is never."""
-    return _where(then > 0, tf.cast(tf.cast(as_of - then, tf.float64) / DAY_MS, tf.float32))
 
 
 def _pick(table: Tensor, slots: Any) -> Tensor:

@@ -52,8 +52,9 @@ class Standardise(keras.layers.Layer):
         return {**super().get_config(), "log": self.log, "time": self.time}
 
 
-def build_network(spec: Spec, config: NetworkConfig | None = None) -> keras.Model:
-    """The network of a spec, weights drawn from `config.seed`.
+def build_network(spec: Spec, config: NetworkConfig | None = None, *, unrolled: bool = False) -> keras.Model:
+    """The network of a spec, weights drawn from `config.seed`. unrolled: the GRU's steps one after the other instead of
+    a loop, for runtimes that know none of ours.
 
     Inputs, a dict as `FeatureLayer` makes it: features f4[n, F], kind i4[n, L], count, value, gap f4[n, L].
     Output: logit f4[n], not calibrated. Call `adapt` on training data before the first fit.
@@ -70,7 +71,7 @@ def build_network(spec: Spec, config: NetworkConfig | None = None) -> keras.Mode
     head, x = _head(len(standardise.log), config, precision), standardise(dense)
     if not config.sequence:
         return keras.Model({"features": dense, **ring}, head(x), name=spec.name)
-    recurrent = _recurrent(len(spec.kinds), length, config, precision)
+    recurrent = _recurrent(len(spec.kinds), length, config, precision, unrolled)
     return keras.Model({"features": dense, **ring}, head([recurrent(ring), x]), name=spec.name)
 
 
@@ -79,7 +80,7 @@ def has_sequence(network: keras.Model) -> bool:
     return any(layer.name == "recurrent" for layer in network.layers)
 
 
-def _recurrent(kinds: int, length: int, config: NetworkConfig, precision: str) -> keras.Model:
+def _recurrent(kinds: int, length: int, config: NetworkConfig, precision: str, unrolled: bool) -> keras.Model:
     """kind, count, value, gap [n, L] -> state [n, units]. Entries of kind 0 are padding: the state passes over them."""
     ring = {
         name: keras.Input((length,), name=name, dtype="int32" if name == "kind" else "float32")
@@ -99,6 +100,7 @@ def _recurrent(kinds: int, length: int, config: NetworkConfig, precision: str) -
         config.units,
         kernel_initializer=keras.initializers.GlorotUniform(seed=config.seed + 1),
         recurrent_initializer=keras.initializers.Orthogonal(seed=config.seed + 2),
+        unroll=unrolled,
         use_cudnn=False,  # cuDNN's kernels are opaque to XLA, and want the padding last
         dtype=precision,
         name="gru",

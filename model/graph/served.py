@@ -4,9 +4,9 @@
                                            │                                  └── taken apart ──▶ contributions
                                            └──▶ features
 
-It ties the parts together as three functions of the same inputs, the record's fields by name and `as_of`, and is what
-`model/serving/artifact.py` writes as a SavedModel. It knows no files, no batches and no compilation; whoever loads it
-(the worker, TF Serving, a notebook) needs no code of ours.
+It ties the parts together as three functions of the same inputs, the record's fields by name and `as_of`, and a fourth,
+`serving_default`, of what a store holds; it is what `model/serving/artifact.py` writes as a SavedModel. It knows no
+files, no batches and no compilation; whoever loads it (the worker, TF Serving, a notebook) needs no code of ours.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from ebbtide.model.explaining.gradients import integrated
 from ebbtide.model.graph.features import DAY_S, FeatureLayer, Tensor
 from ebbtide.model.graph.head import Head, HeadGraph
 from ebbtide.model.graph.network import has_sequence
+from ebbtide.model.graph.record_bytes import fields, unpack
 
 SILENCE = 0
 """The first feature of every spec: days since the last activity."""
@@ -31,6 +32,9 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
 """Signature -> its outputs. All are float32: [n, F] for features and contributions, [n, K] for survival at K horizons,
 where the model knows more than one, and [n] for the rest. Of several targets all but the features have an axis of them
 behind the rows'."""
+SERVING_DEFAULT = "serving_default"
+"""`score` of records as a store keeps them: record string[n], what `GET` returns for a customer's key; as_of int64[n].
+The name is the one that loaders of SavedModels take when none is given."""
 
 
 def input_specs(layout: Layout, size: int | None = None) -> dict[str, Any]:
@@ -57,10 +61,12 @@ class Served(tf.Module):
         self,
         layout: Layout,
         heads: Sequence[Head],
+        wide: str = "float64",
     ) -> None:
+        """wide: of the features, see `FeatureLayer`."""
         super().__init__(name="ebbtide")
         self.layout = layout
-        self._layer = FeatureLayer(layout)
+        self._layer = FeatureLayer(layout, wide)
         self._networks = [head.network for head in heads]
         network = heads[0].network
         self._standardise = network.get_layer("standardise")
@@ -163,7 +169,22 @@ class Served(tf.Module):
     def signatures(self) -> dict[str, Any]:
         """{name: concrete function} over any number of rows, as `tf.saved_model.save` takes them."""
         specs = input_specs(self.layout)
-        return {name: tf.function(getattr(self, name)).get_concrete_function(**specs) for name in SIGNATURES}
+        made = {name: tf.function(getattr(self, name)).get_concrete_function(**specs) for name in SIGNATURES}
+
+        def stored(record: Tensor, as_of: Tensor) -> dict[str, Tensor]:
+            tf.debugging.Assert(
+                tf.equal(tf.size(record), tf.size(as_of)),
+                ["as_of has another length than record:", tf.size(as_of), tf.size(record)],
+            )
+            # The function itself: the same nodes, hence the same bits, and the graph is there once.
+            found: dict[str, Tensor] = made["score"](
+                **fields(self.layout, unpack(self.layout, record)), as_of=as_of
+            )
+            return found
+
+        text, time = tf.TensorSpec((None,), tf.string, name="record"), specs["as_of"]
+        made[SERVING_DEFAULT] = tf.function(stored).get_concrete_function(record=text, as_of=time)
+        return made
 
     def _parts(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         record = {name: inputs[name] for name in self.layout.model_fields}

@@ -35,9 +35,10 @@ class Windows:
         hop = np.array([window.hop_ms for window in self._spec.windows], np.int64)
         window, slot = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(n) for n in sizes])
         head = tf.gather(record["tile_head"], window, axis=1)
-        oldest = tf.gather(as_of[:, None] // hop - sizes, window, axis=1)
         index = head - tf.math.floormod(head - slot, sizes[window])
-        self._live, self._sizes = (index > oldest)[:, None, :], sizes.tolist()
+        # When a tile falls out of its window: `index > as_of // hop - size`, without a division.
+        ends = (index + sizes[window]) * hop[window]
+        self._live, self._sizes = (ends > as_of[:, None])[:, None, :], sizes.tolist()
         self._stores: dict[str, Tensor] = {}
 
     @cached_property
@@ -85,8 +86,17 @@ class Windows:
         """[n, rows, T] -> float32[n, rows, windows]: the live tiles of each window as one."""
         cells = self._record[field]
         cells = tf.cast(cells, tf.int32) if cells.dtype == tf.uint16 else cells
-        kept = tf.split(tf.where(self._live, cells, tf.constant(empty, cells.dtype)), self._sizes, axis=2)
+        cells = tf.where(self._live, cells, tf.constant(empty, cells.dtype))
+        kept = tf.split(bits_of(cells) if cells.dtype == tf.int64 else cells, self._sizes, axis=2)
         return tf.cast(tf.stack([merge(keras.ops, part) for part in kept], axis=2), tf.float32)
+
+
+def bits_of(words: Tensor) -> Tensor:
+    """int64[…] -> int32[…, 64], 0 or 1, the lowest first. Of 32 at a time: LiteRT shifts no 64."""
+    # The maximum changes nothing. Of two bitcasts in a row TensorFlow's optimizer makes one, of the wrong shape.
+    halves = tf.bitcast(tf.maximum(words, tf.int64.min), tf.int32)
+    bits = tf.math.floormod(tf.bitwise.right_shift(halves[..., None], np.arange(32, dtype=np.int32)), 2)
+    return tf.reshape(bits, (-1, *words.shape[1:], 64))
 
 
 def flat(table: Tensor) -> Tensor:

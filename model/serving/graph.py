@@ -36,15 +36,17 @@ ARITHMETIC = """
     Tile TopKV2 Transpose TruncateDiv TruncateMod Unpack UnsortedSegmentSum Where Xdivy Xlog1py Xlogy ZerosLike
 """
 CONTROL = """
-    Case EmptyTensorList If PartitionedCall StatefulPartitionedCall StatelessCase StatelessIf StatelessWhile
+    Assert Case EmptyTensorList If PartitionedCall StatefulPartitionedCall StatelessCase StatelessIf StatelessWhile
     TensorListConcatV2 TensorListElementShape TensorListFromTensor TensorListGather TensorListGetItem TensorListLength
     TensorListPopBack TensorListPushBack TensorListReserve TensorListResize TensorListSetItem TensorListSplit
     TensorListStack While
 """
+STRINGS = "DecodePaddedRaw StringLength"
+"""What takes a stored record apart; an `Assert` refuses one that is none."""
 VARIABLES = "AssignVariableOp DisableCopyOnRead ReadVariableOp VarHandleOp VarIsInitializedOp VariableShape"
 SAVER = "MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin"
 
-COMPUTING = frozenset((ARITHMETIC + CONTROL + VARIABLES).split())
+COMPUTING = frozenset(f"{ARITHMETIC} {CONTROL} {STRINGS} {VARIABLES}".split())
 SAVING = frozenset(SAVER.split())
 
 OBJECTS = {

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.graph.features import Tensor
+from ebbtide.model.graph.record_bytes import fields
 from ebbtide.model.serving.graph import fingerprint
 
 Weights = tuple[Any, ...]
@@ -108,15 +109,3 @@ def graph_of(signature: Any) -> str:
     return f"{named} {described}" + fingerprint(
         graph, inputs, {name: tensor.name for name, tensor in results}
     )
-
-
-def fields(layout: Layout, raw: Tensor) -> dict[str, Tensor]:
-    """uint8[n, itemsize] -> {field: tensor[n, …]} for `layout.model_fields`: the bytes, cut where the layout says."""
-    out = {}
-    for name in layout.model_fields:
-        kind, offset = layout.dtype.fields[name][:2]  # type: ignore[index]  # a structured dtype has fields
-        cut, width = raw[:, offset : offset + kind.itemsize], kind.base.itemsize
-        if width > 1:
-            cut = tf.bitcast(tf.reshape(cut, (-1, kind.itemsize // width, width)), tf.as_dtype(kind.base))
-        out[name] = tf.reshape(cut, (-1, *kind.shape))
-    return out

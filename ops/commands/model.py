@@ -1,6 +1,7 @@
-"""`ebbtide model`: what a published model says of itself, whether it is still what was published, and which one serves.
+"""`ebbtide model`: what a published model says of itself, whether it is still what was published, which one serves; and
+a version as a file for another runtime.
 
-It reads and writes files beside models and loads none, so none of its commands waits for TensorFlow.
+It reads and writes files beside models and loads none, so none of its commands but `export` waits for TensorFlow.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.model.errors import ModelMissing, ModelUnwritable
+from ebbtide.model.exporting.recipes import PRECISIONS
 from ebbtide.model.serving import folder, signature
 from ebbtide.model.serving.manifest import verify
 from ebbtide.ops.commands.options import config_option, json_option
@@ -20,6 +22,7 @@ from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
+from ebbtide.ops.tensorflow import load_tensorflow
 
 
 @click.group()
@@ -109,26 +112,93 @@ def sign(version: Path, config: Path | None) -> None:
         raise SettingsError("no key is set", hint="set EBBTIDE_MODEL_KEY_FILE")
     path = folder.locate(version)
     verify(path)
-    _write(path / signature.SIGNATURE, signature.sign((path / folder.MANIFEST).read_bytes(), key) + "\n")
+    signed = signature.sign((path / folder.MANIFEST).read_bytes(), key) + "\n"
+    _write(path / signature.SIGNATURE, signed.encode("ascii"), hint="sign where it is writable")
     console().print(f"signed {path}")
+
+
+@command.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The file to write.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["litert"]),
+    default="litert",
+    show_default=True,
+    help="Of the runtime that is to read it.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=PRECISIONS[0],
+    show_default=True,
+    help="Of the network's matrix products; features and trees stay float32.",
+)
+@config_option
+@json_option
+def export(
+    directory: Path, out: Path, form: str, precision: str, config: Path | None, json_path: Path | None
+) -> None:
+    """Write the model in DIR (a version's folder, or one above it) as one file for a device without TensorFlow.
+
+    What the file says is compared with what the version says, on its warm-up records. It takes a record as it is before
+    a store packs it, `record: uint8[1, size]`, and `as_of: int64[1]`, ms UTC.
+    """
+    with steps() as progress:
+        progress("checking the files")
+        path = folder.locate(directory)
+        manifest = verify(path, key=_key(load_settings(config)))
+        progress("loading TensorFlow")
+        load_tensorflow()
+        from ebbtide.featurestore.record.layout import Layout  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.exporting.litert import apart, in_litert, quantised, sizes  # noqa: PLC0415 - loaded quietly above
+        from ebbtide.model.serving import warmup  # noqa: PLC0415 - loaded quietly above
+
+        progress("converting")
+        layout = Layout(manifest.parsed_spec())
+        made = quantised(in_litert(path, manifest), precision, *warmup.read(path, layout))
+        progress("comparing")
+        off, size = apart(path, manifest, made, precision), sizes(made)
+        _write(out, made, hint="choose another --out")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    rows = {
+        "file": str(out),
+        "model": manifest.title,
+        "form": f"{form}, {precision}",
+        "takes": f"record: uint8[1, {layout.itemsize}], as_of: int64[1]",
+        "bytes": f"{size.file:,}, gzipped {size.gzipped:,}; of weights and tables {size.weights:,}",
+        "p differs": f"by {off:.2g} at most, over the version's warm-up records",
+    }
+    for name, words in rows.items():
+        table.add_row(name, words)
+    data = {
+        "model": manifest.title, "file": str(out), "format": form, "precision": precision, "bytes": size.file,
+        "gzipped": size.gzipped, "weights": size.weights, "difference_max": off, "record_bytes": layout.itemsize,
+    }  # fmt: skip
+    table_and_json(table, data, json_path)
 
 
 def _key(settings: Settings) -> str | None:
     return settings.model_key.get_secret_value() if settings.model_key else None
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes, hint: str) -> None:
     """There whole or not at all."""
     try:
         with contextlib.ExitStack() as undo:
-            handle, name = tempfile.mkstemp(prefix=".signing-", dir=path.parent)
+            handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
             undo.callback(Path(name).unlink, missing_ok=True)
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 os.fchmod(file.fileno(), 0o644)
             Path(name).rename(path)
             undo.pop_all()
     except OSError as error:
-        raise ModelUnwritable(
-            f"{path} cannot be written: {error.strerror}", hint="sign where it is writable"
-        ) from error
+        raise ModelUnwritable(f"{path} cannot be written: {error.strerror}", hint=hint) from error

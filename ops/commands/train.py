@@ -82,6 +82,11 @@ from ebbtide.stream.clock import SystemClock
     "--without-sequence", is_flag=True, help="Aggregates alone: a fraction of the price of a scored row."
 )
 @click.option(
+    "--prune",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the network's weights that become zero; the others learn on. For a small export.  [default: 0]",
+)
+@click.option(
     "--cross-validate",
     "folds",
     type=click.IntRange(2, 20),

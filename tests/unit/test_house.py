@@ -33,6 +33,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tensorflow": ("model/",),
     "keras": ("model/",),
     "sklearn": ("model/",),
+    "ai_edge_litert": ("model/exporting/",),
+    "ai_edge_quantizer": ("model/exporting/",),
     "matplotlib": ("model/",),
     "numba": ("featurestore/record/", "featurestore/hashing.py", "featurestore/files/kernels.py"),
     "pyarrow": (
