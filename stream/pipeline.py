@@ -409,7 +409,6 @@ class Pipeline:
         risks = at_risk(after, floor)
         customers, bounds = work.events.customers, work.bounds.tolist()
         commits: dict[int, Commit] = {}
-        now_ms = self._tools.clock.now_ms()
         for j in work.alive:
             opened, piece = work.pieces[j].opened, work.pieces[j]
             low, high = bounds[j], bounds[j + 1]
@@ -422,9 +421,7 @@ class Pipeline:
                 rows, dues, p = rows[here], dues[here], p[here]
             checkpoint = opened.checkpoint
             epoch = -1 if piece.batch is None else piece.batch.leader_epoch
-            volume = opened.volume
-            if piece.batch is not None:
-                volume = volume.counted([record.timestamp for record in piece.batch.records], now_ms)
+            volume = opened.counted(piece.batch, self._tools.clock.now_ms())
             checkpoint = checkpoint._replace(
                 offset=piece.end,
                 sequence=checkpoint.sequence + 1,

@@ -99,6 +99,12 @@ class Opened:
         """What its log brought, up to the checkpoint."""
         return Volume(self.checkpoint.hour, self.hours)
 
+    def counted(self, batch: FetchedBatch | None, now_ms: int) -> Volume:
+        """What it will have brought with this batch, as of the wall time."""
+        if batch is None:
+            return self.volume
+        return self.volume.counted([record.timestamp for record in batch.records], now_ms)
+
     @property
     def committed(self) -> CommittedOffset:
         """How far this partition is, as Kafka is to remember it."""

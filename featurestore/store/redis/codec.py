@@ -14,7 +14,7 @@ from ebbtide.featurestore.errors import LayoutError
 from ebbtide.featurestore.record.layout import POLICY_VERSION, Rows, fold_bytes
 from ebbtide.featurestore.record.packing import pack, unpack
 from ebbtide.featurestore.store.checkpoint import REBUILD
-from ebbtide.featurestore.store.commit import Loaded
+from ebbtide.featurestore.store.commit import HourCounts, Loaded
 
 
 class RecordCodec:
@@ -53,3 +53,12 @@ class RecordCodec:
             words[found] = present
         records = words.view(np.uint8)[:, : self._dtype.itemsize]
         return np.ascontiguousarray(records).reshape(-1).view(self._dtype), found
+
+
+def hours_of(text: bytes | None, partition: int) -> HourCounts:
+    """Counts as they stand there, in words. Raises LayoutError."""
+    try:
+        return tuple(map(int, (text or b"").split()))
+    except ValueError:
+        said = f"the hours of partition {partition} are no counts"
+        raise LayoutError(said, hint=REBUILD) from None

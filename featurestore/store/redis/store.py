@@ -54,7 +54,7 @@ from ebbtide.featurestore.store.commit import (
 )
 from ebbtide.featurestore.store.outcomes import failed, outcomes
 from ebbtide.featurestore.store.redis.client import Question, RedisClient, Script
-from ebbtide.featurestore.store.redis.codec import RecordCodec
+from ebbtide.featurestore.store.redis.codec import RecordCodec, hours_of
 from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.errors import CLUSTER_HINT
 from ebbtide.featurestore.store.redis.names import OTHER_KEY, Names
@@ -255,9 +255,6 @@ class RedisStore:
         tag = self._tags[partition]
         return tag + "checkpoint", tag + "due", tag + "out", tag + "risk"
 
-    def _hours_key(self, partition: int) -> str:
-        return self._tags[partition] + "hours"
-
     def _parts_keys(self, partition: int) -> tuple[str, ...]:
         return (self._tags[partition] + "parts",) if self._names.composite else ()
 
@@ -269,7 +266,7 @@ class RedisStore:
             *self._parts_keys(commit.partition),
             *self._record_keys(commit.partition, commit.customers),
             *self._record_keys(commit.partition, commit.forgotten),
-            *([] if commit.hours is None else [self._hours_key(commit.partition)]),
+            *([] if commit.hours is None else [self._tags[commit.partition] + "hours"]),
         ]
         risks = commit.risks
         args = [
@@ -312,12 +309,7 @@ class RedisStore:
         return [entry for _, entry in sorted(placed, key=lambda each: (each[1].sequence, each[0]))]
 
     async def hours(self, partition: int) -> HourCounts:
-        text = await self._client.ask("GET", self._hours_key(partition)) or b""
-        try:
-            return tuple(map(int, text.split()))
-        except ValueError:
-            said = f"the hours of partition {partition} at {self.where} are no counts"
-            raise LayoutError(said, hint=REBUILD) from None
+        return hours_of(await self._client.ask("GET", self._tags[partition] + "hours"), partition)
 
     async def due(self, partition: int, until_ms: int, customers_max: int) -> DueCustomers:
         return await self.due_each([(partition, until_ms, customers_max)])[0]
@@ -412,7 +404,7 @@ class RedisStore:
         while names := await self._client.ask("ZRANGE", tag + "due", 0, CUSTOMERS_MAX - 1):
             keys = [tag.encode() + b"c:" + name for name in names]
             await self._reset_page(partition, keys, ["page", *names])
-        await self._reset_page(partition, [self._hours_key(partition)], ["end"])
+        await self._reset_page(partition, [tag + "hours"], ["end"])
 
     async def _reset_page(self, partition: int, keys: Sequence[str | bytes], args: list[str | bytes]) -> None:
         if await self._client.run(RESET, [*self._reset_keys(partition), *keys], [RESETTING, *args]):
