@@ -12,6 +12,7 @@ from ebbtide.ops.state.backfill import StateExists, backfill
 from ebbtide.ops.state.junction import Junction
 from tests.support.oracle.histories import START, columns
 from tests.support.oracle.oracle import Event
+from tests.support.seams.engines import Pickled
 from tests.support.seams.scoring import LAYOUT
 
 PARTITIONS = 3
@@ -69,3 +70,17 @@ async def test_a_backfill_that_died_is_refused_until_it_is_done_again() -> None:
     hours = [await whole.hours(partition) for partition in range(PARTITIONS)]
     kept = 400 - (40 * 24 - 4 * 168)
     assert sum(map(sum, hours)) == kept and {len(each) for each in hours} == {4 * 168}
+
+
+async def test_a_backfill_by_parts_stores_the_same_records() -> None:
+    """As `--jobs` and `--spark` fold it."""
+    log = columns([(f"c{n % 60}", Event(n % 2, START + n * HOUR_MS)) for n in range(400)])
+    junctions = dict.fromkeys(range(PARTITIONS), Junction(7, History(NOW_MS, 7)))
+    one, other = (MemoryStore(LAYOUT.dtype, PARTITIONS) for _ in range(2))
+    assert await backfill(log, LAYOUT, one, junctions, NOW_MS) == await backfill(
+        log, LAYOUT, other, junctions, NOW_MS, engine=Pickled(3)
+    )
+    for partition in junctions:
+        async for names, rows in one.scan(partition):
+            found, there = await other.load(partition, names)
+            assert there.all() and np.array_equal(rows, found)

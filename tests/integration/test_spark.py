@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ebbtide.featurestore.files.reader import read_log
@@ -17,6 +18,8 @@ from ebbtide.featurestore.parts.processes import HERE
 from ebbtide.featurestore.parts.spark import Spark
 from ebbtide.featurestore.parts.states import states_by
 from ebbtide.featurestore.record.layout import Layout
+from ebbtide.model.examples.jobs import gather_by
+from ebbtide.model.examples.sample import Panel, Wanted, snapshot_dates
 from ebbtide.ops.pipeline.run import NAMES, StageFailed
 from ebbtide.ops.pipeline.train import EXAMPLES
 from tests.support.factory import runner, write_config, write_events
@@ -50,6 +53,24 @@ def test_examples_on_spark_are_those_of_one_process(world: Path) -> None:
     for shard in shards:
         there = world / "spark-runs" / shard.relative_to(world / "runs")
         assert there.read_bytes() == shard.read_bytes()
+
+
+def test_points_on_spark_are_those_of_one_process(world: Path) -> None:
+    """Samples that are smaller than what there is, of both sorts, and a panel; on one core and on two."""
+    plan = runner(world / "pipeline.yaml").plan
+    log = read_log(world / "events", plan.spec).events
+    layout, until = Layout(plan.spec), int(log.time.max()) + 1
+    panel = Panel(until - plan.spec.horizon_ms, until, np.arange(len(log.customers)) % 3 == 0)
+    dates = snapshot_dates(plan.spec, log, until - plan.spec.horizon_ms)
+    wanted = Wanted(until, dates, 400, 0, (panel,))
+    one = gather_by(HERE, layout, log, wanted, lambda _: None)
+    assert len(one.decisions) == len(one.snapshots) == 200 and len(one.panels[0]) > 0
+    for master in ("local[1]", "local[2]"):
+        other = gather_by(Spark(master, 3), layout, log, wanted, lambda _: None)
+        pairs = [(one.decisions, other.decisions), (one.snapshots, other.snapshots)]
+        for ours, theirs in [*pairs, *zip(one.panels, other.panels, strict=True)]:
+            for name in ("rows", "customer", "as_of", "cause"):  # events are numbered within the part
+                assert getattr(ours, name).tobytes() == getattr(theirs, name).tobytes()
 
 
 def test_a_backfill_on_spark_stores_the_same_records(world: Path) -> None:
