@@ -84,3 +84,4 @@ async def test_a_backfill_by_parts_stores_the_same_records() -> None:
         async for names, rows in one.scan(partition):
             found, there = await other.load(partition, names)
             assert there.all() and np.array_equal(rows, found)
+        assert await one.hours(partition) == await other.hours(partition)
