@@ -115,7 +115,8 @@ class FeatureLayer(keras.layers.Layer):
         """Days in (today - D, today] whose bit is set; bit j of the words is the day `day_head - j`."""
         if not self.spec.days_active:
             return []
-        words = bits_of(record["day_bits"])
+        # Who was never active has no bit: a choice that no optimizer takes away, see `bits_of`.
+        words = bits_of(_where((record["last_seen"] > 0)[:, None], record["day_bits"]))
         bits = tf.reshape(words, (-1, 64 * words.shape[1]))
         begin = (tf.cast(record["day_head"], tf.int64)[:, None] - _arange64(bits.shape[1])) * DAY_MS
         begun, now = begin <= as_of[:, None], as_of[:, None]

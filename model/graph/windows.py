@@ -92,9 +92,9 @@ class Windows:
 
 
 def bits_of(words: Tensor) -> Tensor:
-    """int64[…] -> int32[…, 64], 0 or 1, the lowest first. Of 32 at a time: LiteRT shifts no 64."""
-    # The maximum changes nothing. Of two bitcasts in a row TensorFlow's optimizer makes one, of the wrong shape.
-    halves = tf.bitcast(tf.maximum(words, tf.int64.min), tf.int32)
+    """int64[…] -> int32[…, 64], 0 or 1, the lowest first. Of 32 at a time: LiteRT shifts no 64. What `words` come from
+    may not be a bitcast: of two in a row XLA and TensorFlow's optimizer make one, of the wrong shape."""
+    halves = tf.bitcast(words, tf.int32)
     bits = tf.math.floormod(tf.bitwise.right_shift(halves[..., None], np.arange(32, dtype=np.int32)), 2)
     return tf.reshape(bits, (-1, *words.shape[1:], 64))
 
