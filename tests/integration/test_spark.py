@@ -86,7 +86,7 @@ def test_a_backfill_on_spark_stores_the_same_records(world: Path) -> None:
 def test_an_executor_that_dies_is_one_error_with_its_stage(world: Path) -> None:
     """And the next run goes on from what was there."""
     made = runner(write_config(world, runs="dying-runs"))
-    made.run(["example_gen", "statistics_gen", "schema_gen", "example_validator"])
+    first = made.run(["example_gen", "statistics_gen", "schema_gen", "example_validator"])["stages"]
     dying = runner(world / "pipeline.yaml")
     dying.plan = replace(dying.plan, engine=Dying("local[2]", 2))
     with pytest.raises(StageFailed) as caught:
@@ -94,7 +94,9 @@ def test_an_executor_that_dies_is_one_error_with_its_stage(world: Path) -> None:
     words = str(caught.value)
     assert words.startswith("stage transform: an executor of Spark ended in the middle of a part (")
     assert "memory" in words and "\n" not in words
-    assert runner(write_config(world, runs="dying-runs")).run(EXAMPLES)["stages"]["example_gen"]["reused"]
+    again = runner(write_config(world, runs="dying-runs")).run(EXAMPLES)["stages"]
+    assert again["transform"]["digest"]
+    assert again["example_gen"] == first["example_gen"], "its seconds, too: it was not made again"
 
 
 def test_an_unreadable_file_on_spark_is_named(tmp_path: Path) -> None:
