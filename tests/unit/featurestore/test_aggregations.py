@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from ebbtide.featurestore.aggregations import AGGREGATIONS, BY_NAME, DISTINCT, STORES
 from ebbtide.featurestore.errors import SpecError
@@ -67,6 +68,11 @@ def test_no_store_is_named_outside_of_the_table(name: str) -> None:
     assert not [store.field for store in STORES if any(store.field in each for each in (text, *graph))]
 
 
+def unpacked(cells: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """[n, rows, tiles] -> [n, rows, tiles, 64]: each word's bits."""
+    return np.unpackbits(cells[..., None].view(np.uint8), axis=-1, bitorder="little")
+
+
 @pytest.mark.parametrize(("many", "error_max"), [(1, 0.01), (8, 0.10), (32, 0.11), (64, 0.11), (128, 0.15)])
 def test_distinct_is_within_its_published_error(many: int, error_max: float) -> None:
     """Standard error and bias over 2,000 customers who saw `many` texts, three times each, in two tiles."""
@@ -75,7 +81,7 @@ def test_distinct_is_within_its_published_error(many: int, error_max: float) -> 
     for i in range(n):
         for token in rng.integers(0, 2**53, many).repeat(3):
             DISTINCT.add(cells, i, 0, int(rng.integers(2)), float(token))
-    bits = DISTINCT.merge(np, cells).astype(np.float32)
+    bits = DISTINCT.merge(np, unpacked(cells)).astype(np.float32)
     figure = BY_NAME["distinct"].figure(np, bits, bits)[:, 0] / many
     assert figure.std() < error_max
     assert abs(figure.mean() - 1) < 0.03
@@ -83,7 +89,7 @@ def test_distinct_is_within_its_published_error(many: int, error_max: float) -> 
 
 def test_distinct_is_bounded() -> None:
     full = np.full((1, 1, 3), -1, np.int64)
-    bits = DISTINCT.merge(np, full).astype(np.float32)
+    bits = DISTINCT.merge(np, unpacked(full)).astype(np.float32)
     assert BY_NAME["distinct"].figure(np, bits, bits) == pytest.approx(310.5, abs=1)
 
 
