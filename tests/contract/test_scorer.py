@@ -151,6 +151,7 @@ def test_a_size_that_is_no_multiple_of_a_block_is_refused(scorer: Scorer) -> Non
         Program(None, LAYOUT, BLOCK + 8, "/CPU:0")
 
 
+@pytest.mark.slow
 def test_weights_alone_need_no_new_program(scorer: Scorer, data: Sample, tmp_path: Path) -> None:
     """Two versions with one graph share what XLA has compiled, also while both are asked; each has its own answers."""
     programs: Programs = {}
@@ -170,6 +171,7 @@ def test_weights_alone_need_no_new_program(scorer: Scorer, data: Sample, tmp_pat
     assert ours.packed.tobytes() == theirs.packed.tobytes()
 
 
+@pytest.mark.slow
 def test_a_worker_may_begin_with_one_size(folder: Path, data: Sample, right: NDArray[np.float32]) -> None:
     """The first size is a block of rows; each other one gives the same bits once it is there."""
     scorer = Scorer.load(folder, LAYOUT, whole=False)

@@ -136,6 +136,7 @@ def test_a_version_copied_by_hand_is_taken_once_it_is_whole(home: Path) -> None:
     assert not slot.refused
 
 
+@pytest.mark.slow
 def test_swaps_do_not_add_up_in_memory(three: Path, tmp_path: Path) -> None:
     """Eleven of one graph, as a trainer publishes them daily: no program is compiled twice, and versions go again."""
     home = tmp_path / TINY.name

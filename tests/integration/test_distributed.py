@@ -100,6 +100,7 @@ def assert_same(found: dict[str, Any], alone: dict[str, Any]) -> None:
     assert np.abs(np.array(found["logits"]) - np.array(alone["logits"])).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_one_and_two_replicas_have_the_same_loss(shards: Path, tmp_path: Path) -> None:
     """One device is trained by Keras' `fit`, several by a step of our own: each row has its weight in both."""
     one, two = (
@@ -242,6 +243,7 @@ def test_a_cluster_that_does_not_fit_is_named(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_killed_worker_restarts_the_cluster(shards: Path, tmp_path: Path) -> None:
     """Killed after an epoch, all begin again and go on there: the undisturbed run's curve and end."""
     epochs, backup = 4, tmp_path / "backup"

@@ -62,6 +62,7 @@ async def rebuilt(world: World, prefix: str, kind: Kind) -> list[Rebuilt]:
         return done
 
 
+@pytest.mark.slow
 async def test_beside_a_worker_then_the_switch_then_back(stack: Services, unique_name: str) -> None:
     """No alert is missing or extra over either switch, no dead letter and no tombstone is said twice, and each state
     equals

@@ -21,6 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(folder, train=SMALL)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was_and_is_shown(world: Path, tmp_path: Path) -> None:
     said: list[str] = []
     first = tune(runner(world), 2, tmp_path, said.append)
