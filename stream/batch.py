@@ -130,10 +130,10 @@ class CommittedOffset(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Partitions whose committed offsets move in transactions, and the generation of the group in which they do."""
+    """Partitions whose committed offsets move in transactions, and the assignment, by number, in which they do."""
 
     partitions: frozenset[int]
-    generation: int
+    assignment: int
 
 
 OnPartitions = Callable[[frozenset[int]], None]

@@ -37,7 +37,7 @@ class Commits:
     ) -> None:
         self._settings, self._committable, self._in_kafka = settings, committable, in_kafka
         self._committing: asyncio.Task[Any] | None = None
-        self._member = Member(-1, "")
+        self._member, self._assignment = Member(-1, ""), 0
         self._held = Counter[TopicPartition]()
         self._doubtful: frozenset[TopicPartition] = frozenset()
 
@@ -45,6 +45,7 @@ class Commits:
         """Partitions were assigned: Kafka takes nothing more of an earlier generation, and a transaction that is left
         over from it is fenced before anything is committed."""
         self._member, self._doubtful, self._held = member, frozenset(), Counter()
+        self._assignment += 1  # not the generation: who joins again unchanged may be given the same one
 
     async def commit(self, consumer: AIOKafkaConsumer) -> Offsets:
         """Commit what may be. Returns what Kafka has; what it may not have stays to be committed."""
@@ -62,8 +63,8 @@ class Commits:
         await offsets.commit(self._settings, consumer, self._member, committed, LAST_COMMIT_S)
 
     async def hold(self, consumer: AIOKafkaConsumer, tps: frozenset[TopicPartition]) -> int:
-        """As `Source.hold_commits`, of partitions of ours. Returns the generation that they are held in."""
-        generation = self._member.generation
+        """As `Source.hold_commits`, of partitions of ours. Returns the assignment that they are held in."""
+        assignment = self._assignment
         self._held.update(tps)
         try:
             while self._committing is not None:
@@ -76,13 +77,13 @@ class Commits:
                 self._doubtful -= doubtful  # of one that is not known, Kafka was asked since, or will be
         except BaseException:
             for tp in tps:
-                self.release(tp, generation)
+                self.release(tp, assignment)
             raise
-        return generation
+        return assignment
 
-    def release(self, tp: TopicPartition, generation: int) -> None:
-        """As `Source.release_commits`; of another generation than the present one, it is over already."""
-        if generation == self._member.generation:
+    def release(self, tp: TopicPartition, assignment: int) -> None:
+        """As `Source.release_commits`; of another assignment than the present one, it is over already."""
+        if assignment == self._assignment:
             self._held[tp] -= 1
 
     async def _commit(self, consumer: AIOKafkaConsumer, committed: Offsets) -> bool:

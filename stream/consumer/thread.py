@@ -386,9 +386,9 @@ class BatchThread(AIOKafkaConsumerThread):
         mine = tps & owned if owned is self._owned else frozenset()
         return mine, await self._commits.hold(self._ensure_consumer(), mine)
 
-    def release(self, tp: TopicPartition, generation: int) -> None:
+    def release(self, tp: TopicPartition, assignment: int) -> None:
         """As `Source.release_commits`."""
-        self._commits.release(tp, generation)
+        self._commits.release(tp, assignment)
 
     # -- start and stop
 

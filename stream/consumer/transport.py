@@ -206,13 +206,13 @@ class BatchConsumer(driver.Consumer):
 
     async def hold_commits(self, partitions: Set[int]) -> Hold:
         tps = frozenset(map(self._tp, partitions))
-        held, generation = await self._thread.call_thread(self._thread.hold, tps, self._owned)
-        return Hold(frozenset(tp.partition for tp in held), generation)
+        held, assignment = await self._thread.call_thread(self._thread.hold, tps, self._owned)
+        return Hold(frozenset(tp.partition for tp in held), assignment)
 
     def release_commits(self, hold: Hold, partition: int) -> None:
         with suppress(RuntimeError):  # the thread has ended: there is no commit
             loop = self._thread.thread_loop
-            loop.call_soon_threadsafe(self._thread.release, self._tp(partition), hold.generation)
+            loop.call_soon_threadsafe(self._thread.release, self._tp(partition), hold.assignment)
 
     def note_committed(self, partition: int, committed: CommittedOffset) -> None:
         if (tp := self._tp(partition)) in self._in_kafka:
