@@ -46,6 +46,11 @@ class Backup:
                 of.update(np.ascontiguousarray(column).tobytes())
             self._path = config.backup_dir / f"{run.replace('/', '-')}-{of.hexdigest()}.npz"
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a folder."""
+        return self._path is not None
+
     def read(self) -> Progress | None:
         """None where nothing was kept. Raises OSError, ValueError for a file that is none of ours."""
         if self._path is None or not self._path.exists():

@@ -131,26 +131,34 @@ class Trainer:
         watch = _Watch(watched, self.config, epochs, rows // batch, board, progress, seen, self._now)
         backup = Backup(self.config, run, train, epochs)
         if epochs:
-            seed = self.config.seed
             if not self._plain:
                 self._fit_across(
                     self._data(train, stream, batch), epochs, rows // batch, batch, watch, backup
                 )
-            elif stream is None:
-                self._network.fit(
-                    batches(train, batch, seed), epochs=epochs, verbose=0, callbacks=[watch], shuffle=False
-                )
             else:
-                self._network.fit(
-                    epochs_of(stream, batch, seed, epochs), epochs=epochs, steps_per_epoch=stream.steps(batch),
-                    verbose=0, callbacks=[watch], shuffle=False,
-                )  # fmt: skip
+                self._fit_plain(train, stream, batch, self.config.seed, epochs, watch)
         # Watched rows choose the recipe, by epoch: what they watch is the network as it would be without pruning.
         if epochs and self.config.prune and watched is None:
             self._prune(train, stream, batch, epochs)
         for weights, start in zip(self._last_layer(), linear, strict=True):
             weights.assign(start + shrinkage * (np.asarray(weights) - start))
         return Fit(in_float32(self._network, self.spec, self._sizes), watch.loss, watch.logits)
+
+    def _fit_plain(
+        self,
+        train: Examples,
+        stream: Shards | None,
+        batch: int,
+        seed: int,
+        epochs: int,
+        callback: keras.callbacks.Callback,
+    ) -> None:
+        """Keras' own, of rows in memory or of a stream."""
+        data = batches(train, batch, seed) if stream is None else epochs_of(stream, batch, seed, epochs)
+        self._network.fit(
+            data, epochs=epochs, steps_per_epoch=None if stream is None else stream.steps(batch), verbose=0,
+            callbacks=[callback], shuffle=False,
+        )  # fmt: skip
 
     def _data(self, train: Examples, stream: Shards | None, batch: int) -> Callable[[int], tf.data.Dataset]:
         """The dataset of an epoch, a function of the seed and its number; for workers elsewhere, who wait for no
@@ -190,7 +198,7 @@ class Trainer:
                 lost = taken.epoch(data(epoch), before, after)
             watch.on_epoch_end(epoch, {"loss": lost})
             over = self._network.stop_training or epoch + 1 == epochs
-            if leads(self.config.strategy):
+            if backup.keeps and leads(self.config.strategy):
                 backup.write(watch.progress([np.asarray(variable) for variable in self._variables], over))
             if over:
                 break
@@ -201,15 +209,8 @@ class Trainer:
         more, seed = self.config.prune_epochs, self.config.seed + epochs
         steps = (len(train) if stream is None else len(stream)) // batch
         pruned = Pruned(self._network, self.config.prune, self.config.learning_rate, more * steps)
-        if self._plain and stream is None:
-            self._network.fit(
-                batches(train, batch, seed), epochs=more, verbose=0, callbacks=[pruned], shuffle=False
-            )
-        elif self._plain and stream is not None:
-            self._network.fit(
-                epochs_of(stream, batch, seed, more), epochs=more, steps_per_epoch=stream.steps(batch), verbose=0,
-                callbacks=[pruned], shuffle=False,
-            )  # fmt: skip
+        if self._plain:
+            self._fit_plain(train, stream, batch, seed, more, pruned)
         else:
             pruned.set_model(self._network)
             taken, data = (
