@@ -35,7 +35,8 @@ ROWS = {
     "must be 0": MUST_BE_ZERO,
     "and besides": (
         "alerts_duplicated", "dead_letters_duplicated", "scores_duplicated", "alerts_uncertain",
-        "alerts_ignored_after_loss", "customers_ambiguous", "customers_lost_track_of", "episodes_ended_unsaid",
+        "alerts_ignored_after_loss", "customers_ambiguous", "customers_lost_track_of", "alerts_of_lost_track",
+        "episodes_ended_unsaid",
         "recovery_s_max", "recovery_s_median", "pause_s_max", "silent_while_ready_s_max", "mute_s_max",
         "alert_latency_s_p50", "alert_latency_s_p99", "drained_s", "rss_mb_max", "load_average", "took_s",
     ),

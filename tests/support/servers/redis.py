@@ -166,6 +166,7 @@ class LocalCluster:
             "cluster-enabled": "yes",
             "cluster-port": str(bus),
             "cluster-node-timeout": "1000",
+            "cluster-replica-validity-factor": "0",  # an election that a busy machine lost is held again, ever
             "cluster-require-full-coverage": "no",
             "repl-diskless-sync-delay": "0",
         }
