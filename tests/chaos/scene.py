@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from redis import Redis
+from redis.exceptions import BusyLoadingError
 
 from ebbtide.ops.stack.local import LocalKafka, LocalValkey
 from ebbtide.ops.stack.server import free_ports
@@ -104,9 +105,18 @@ class Scene:
         return self._follows()
 
     def follow(self) -> None:
-        """Have the replica copy the master."""
+        """Have the replica copy the master. One that has just come back refuses while it loads what it knew itself."""
+        until_s = time.monotonic() + LINK_S_MAX
         with Redis.from_url(self.replica.url) as redis:
-            redis.replicaof("127.0.0.1", str(self.valkey.port))
+            while True:
+                try:
+                    redis.replicaof("127.0.0.1", str(self.valkey.port))
+                except BusyLoadingError:
+                    if time.monotonic() > until_s:
+                        raise
+                    time.sleep(LOOK_S)
+                else:
+                    return
 
     def _follows(self) -> bool:
         until_s = time.monotonic() + LINK_S_MAX
