@@ -19,7 +19,7 @@ from rich.console import Console
 
 from tests.chaos.report import View, show_outcome
 from tests.chaos.run import Run
-from tests.chaos.shape import FULL_S, shape_of
+from tests.chaos.shape import FULL_S, PHASES, shape_of
 
 
 def main() -> int:
@@ -33,6 +33,10 @@ def main() -> int:
     parser.add_argument(
         "--at-least-once", action="store_true", help="alerts.exactly_once off: an alert may be there twice"
     )
+    parser.add_argument(
+        "--phases", nargs="+", choices=PHASES, default=PHASES, metavar="PHASE",
+        help=f"what of it: {', '.join(PHASES)} (default: all)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs, models and data there")
     given = parser.parse_args()
@@ -48,7 +52,7 @@ def main() -> int:
         folder = (given.keep or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         with View(console) as view:
-            outcome = asyncio.run(Run(shape, folder, view).all())
+            outcome = asyncio.run(Run(shape, folder, view, given.phases).all())
         (folder / "timeline.txt").write_text("\n".join(outcome.timeline) + "\n")
         show_outcome(console, outcome.figures, outcome.problems)
         if given.keep:

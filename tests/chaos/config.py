@@ -52,7 +52,7 @@ def write_spec(file: Path, scale: float) -> None:
 def direct(
     scene: Scene,
     spec: Path,
-    models: Path,
+    model: Path,
     bands: Path,
     topic: str,
     shape: Shape,
@@ -60,11 +60,12 @@ def direct(
     exactly_once: bool,
     timers: bool,
 ) -> Settings:
-    """Settings with the servers' own addresses. `bands`: the file of the policy's."""
+    """Settings with the servers' own addresses. `model`: the folder of its versions; `bands`: the file of the
+    policy's."""
     lateness_ms = round((LATE_S_MAX * shape.scale + OUTAGE_S_MAX) * 1000)
     settings = Settings(
         spec=spec,
-        model=models / "chaos",
+        model=model,
         kafka=KafkaSettings(
             url=scene.kafka_url, topic=topic, group=topic, session_timeout_s=SESSION_S, heartbeat_interval_s=0.5,
             request_timeout_s=6.0, poll_interval_max_s=20.0, commit_interval_s=0.25, fetch_records_max=FETCH_RECORDS,

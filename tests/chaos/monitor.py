@@ -5,8 +5,9 @@
                  ╰───────╯
 
 `ends` are where a reader of committed records ends, `high` are the high watermarks: an open transaction lies between.
-It looks at Redis and Kafka directly, not through the proxies, and touches nothing. Invariant: a fault counts as
-recovered from only by checkpoints that were read after its end, and that reached a log end that was read after it, too.
+What lies behind it lags, too, though nobody may read it yet; a pause is only where somebody may. It looks at Redis and
+Kafka directly, not through the proxies, and touches nothing. Invariant: a fault counts as recovered from only by
+checkpoints that were read after its end, and that reached a log end that was read after it, too.
 """
 
 import asyncio
@@ -89,13 +90,19 @@ class Monitor:
     @property
     def lag(self) -> int:
         """Offsets of all partitions between checkpoint and log end."""
-        return int(np.maximum(self.ends - self.checkpoints, 0).sum())
+        return int(np.maximum(self.log_ends - self.checkpoints, 0).sum())
+
+    @property
+    def log_ends(self) -> NDArray[np.int64]:
+        """Where the logs end, open transactions included."""
+        return np.maximum(self.high, self.ends)
 
     @property
     def stuck(self) -> dict[int, tuple[int, int]]:
         """Partitions that lag: checkpoint and log end of each."""
-        behind = np.flatnonzero(self.checkpoints < self.ends)
-        return {int(p): (int(self.checkpoints[p]), int(self.ends[p])) for p in behind}
+        ends = self.log_ends
+        behind = np.flatnonzero(self.checkpoints < ends)
+        return {int(p): (int(self.checkpoints[p]), int(ends[p])) for p in behind}
 
     def began(self) -> None:
         """A fault begins."""
@@ -111,8 +118,7 @@ class Monitor:
 
     async def caught_up(self, timeout_s: float) -> bool:
         """Wait until no partition lags, by looks later than now, no alert waits to be sent, and the group's committed
-        offsets say
-        the same: what an operator sees as lag."""
+        offsets say the same: what an operator sees as lag."""
         since_s = time.monotonic()
         while time.monotonic() - since_s < timeout_s:
             if min(self.heads_read_s, self.ends_read_s) > since_s and self.lag == 0:
@@ -120,7 +126,7 @@ class Monitor:
                     waiting = [await self._store.outbox(p) for p in range(len(self.checkpoints))]
                     self.committed = await marks_of(self._url, self._group, self._topic)
                     behind = [
-                        p for p, end in enumerate(self.ends.tolist()) if self.committed.get(p, 0) != end
+                        p for p, end in enumerate(self.log_ends.tolist()) if self.committed.get(p, 0) != end
                     ]
                     if not any(waiting) and not behind:
                         return True
@@ -162,7 +168,7 @@ class Monitor:
 
     def _note_pause(self) -> None:
         now_s = time.monotonic()
-        if self.lag == 0:
+        if (self.checkpoints >= self.ends).all():
             self._moved_s = now_s
         elif now_s - self._moved_s > self.pause_s_max:
             self.pause_s_max, self.pause_at = now_s - self._moved_s, time.strftime("%H:%M:%S")
@@ -180,7 +186,7 @@ class Monitor:
                 self.ends_read_s = asked_s
                 for fault in self.open:
                     if fault.target is None and fault.ended_s < asked_s:
-                        fault.target = self.ends
+                        fault.target = self.log_ends
             await asyncio.sleep(LOOK_S)
 
 

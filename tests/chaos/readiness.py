@@ -16,8 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from tests.chaos.monitor import Monitor
 from tests.chaos.workers import ADDRESS, OPENED, Crew, Worker, until
 
@@ -119,7 +117,7 @@ class Readiness:
             await asyncio.sleep(LOOK_S)
 
     def _judge(self, now_s: float) -> None:
-        ends = np.maximum(self._monitor.high, self._monitor.ends).tolist()
+        ends = self._monitor.log_ends.tolist()
         at = self._monitor.checkpoints.tolist()
         for partition, owner in self._owners.items():
             ready = self._ready.get(owner.log) is True

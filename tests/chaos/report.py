@@ -23,6 +23,11 @@ MUST_BE_ZERO = (
     "tombstones_missing", "acknowledged_missing", "timers_late", "workers_ended_by_themselves",
     "not_ready_when_quiet",
 )  # fmt: skip
+OPERATORS_ZERO = (
+    "commands_failed", "letters_not_sent_again", "letters_sent_thrice", "letters_made_up", "broken_logs_unnoticed",
+    "whole_logs_stopped",
+)  # fmt: skip
+"""Of the phase of operators, beside what is compared."""
 ROWS = {
     "what happened": (
         "events", "alerts", "escalations", "held_out", "dead_letters", "scores", "points_by_timers", "customers",
@@ -30,9 +35,10 @@ ROWS = {
         "broker_kills", "redis_kills", "redis_losses", "redis_flushes", "network_faults", "model_swaps",
         "model_versions_seen",
         "states_made_again", "states_fallen_back", "workers_started", "aborted_runs", "compacted_gaps",
-        "compacted_kills", "memories",
+        "compacted_kills", "memories", "rebuild_kills", "dlq_replay_kills", "letters_sent_again", "letters_sent_twice",
+        "broken_logs",
     ),
-    "must be 0": MUST_BE_ZERO,
+    "must be 0": (*MUST_BE_ZERO, *OPERATORS_ZERO),
     "and besides": (
         "alerts_duplicated", "dead_letters_duplicated", "scores_duplicated", "alerts_uncertain",
         "alerts_ignored_after_loss", "customers_ambiguous", "customers_lost_track_of", "alerts_of_lost_track",
@@ -93,8 +99,10 @@ def show_outcome(console: Console, figures: Mapping[str, Any], problems: Sequenc
     for title, names in ROWS.items():
         table.add_row(Text(title, style="bold"))
         for name in names:
-            value = figures.get(name, "—")
-            style = "red" if name in MUST_BE_ZERO and value != 0 else ""
+            if name not in figures:
+                continue  # of a phase that was left out
+            value = figures[name]
+            style = "red" if title == "must be 0" and value != 0 else ""
             table.add_row(
                 f"  {name}", Text(f"{value:,}" if isinstance(value, int) else str(value), style=style)
             )

@@ -2,7 +2,10 @@
 
     1. servers, fork server, model      4. faults and events, until both are over
     2. the compacted topic is written   5. everything heals: until nothing lags, some more events, SIGTERM, exit code 0
-    3. workers                          6. the compacted topic is read, under kills      7. all is compared
+    3. workers                          6. the compacted topic is read, under kills
+    7. operators move to another prefix, under kills; logs break      8. all is compared
+
+2 to 6 are the phase `faults`, 7 is the phase `operators`: both, or either.
 
 It knows the order of things and who needs whom; what hurts, what is measured and what is right stand elsewhere.
 Invariant: nothing is compared before the last worker has ended.
@@ -15,14 +18,12 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import load_spec
@@ -32,7 +33,9 @@ from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.tensorflow import load_tensorflow
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.kafka.topics import ensure_topics
+from tests.chaos.broken_logs import BROKERS_OF, HOWS, BrokenLog
 from tests.chaos.compacted import Holes
+from tests.chaos.comparison import Comparison
 from tests.chaos.config import (
     BANDS_FILE,
     FETCH_BYTES,
@@ -48,12 +51,13 @@ from tests.chaos.faults import Faults, publish_next
 from tests.chaos.feed import Acknowledged, Orders
 from tests.chaos.losses import FellBack
 from tests.chaos.monitor import Monitor
+from tests.chaos.operators import Operators
 from tests.chaos.producers import Producers
 from tests.chaos.readiness import Readiness
 from tests.chaos.report import View
 from tests.chaos.scene import Scene, servers
-from tests.chaos.scores import read_scores
-from tests.chaos.shape import BOUNDS, FULL_S, Shape
+from tests.chaos.shape import BOUNDS, FULL_S, OPERATORS_MINIMA, PHASES, Shape
+from tests.chaos.tally import Tally
 from tests.chaos.workers import Crew, Forks
 
 WARM_UP_S_MAX, READY_S_MAX = 120.0, 15.0
@@ -61,22 +65,21 @@ ENCORE_EVENTS, ENCORE_S = 1_000, 2.0
 SHOW_S = 0.5
 COMPACTED_PARTITIONS_MAX = 8
 """Kafka's cleaner has to make gaps in each."""
+OPERATED_PARTITIONS_MAX = 4
 
 
 @dataclass
-class Outcome:
+class Outcome(Tally):
     """`figures` is what `--json` writes; `problems` say why the run failed, none if it did not."""
 
-    figures: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
     timeline: list[str] = field(default_factory=list)
 
 
 class Run:
     """`await Run(shape, folder, view).all()`. Logs, models and data go below `folder`."""
 
-    def __init__(self, shape: Shape, folder: Path, view: View) -> None:
-        self._shape, self._folder, self._view = shape, folder, view
+    def __init__(self, shape: Shape, folder: Path, view: View, phases: Sequence[str] = PHASES) -> None:
+        self._shape, self._folder, self._view, self._phases = shape, folder, view, phases
         self._forks = Forks(folder)
         self._fallen: list[FellBack] = []
         self._outcome = Outcome({"seed": shape.seed, "seconds": shape.seconds})
@@ -95,30 +98,67 @@ class Run:
             # (EFAULT, "Bad address").
             scene = await asyncio.to_thread(stack.enter_context, servers(folder))
             staged = await asyncio.to_thread(self._forks.publish, staged_in, shape.models, spec)
-            (models / "chaos").mkdir(parents=True)
-            publish_next(models / "chaos", staged[0])
+            for name in PHASES:
+                (models / name).mkdir(parents=True)
+                publish_next(models / name, staged[0])
             bands = staged_in / BANDS_FILE
-            settings = direct(
-                scene, spec, models, bands, "chaos", shape, exactly_once=not shape.at_least_once, timers=True
-            )
-            # So that each run has one topic at least of either promise, unless it is told otherwise. What is written
-            # here waits for nobody, so how late an event is follows from the machine: timers are off.
-            few = replace(shape, partitions=min(shape.partitions, COMPACTED_PARTITIONS_MAX))
-            holed = direct(
-                scene, spec, models, bands, "chaos-compacted", few, exactly_once=False, timers=False
-            )
-            holes = Holes(few, scene, holed, self._forks, folder)
-            writing = asyncio.create_task(holes.produce())
-            acknowledged = await self._under_faults(scene, settings, staged)
-            self._view.say("the compacted topic, under kills")
-            holed_acknowledged = await writing
-            await self._holes(holes, holed)
+            comparisons: list[Comparison] = []
+            if "faults" in self._phases:
+                settings = partial(direct, scene, spec, models / "faults", bands)
+                comparisons += await self._faults(scene, settings, staged)
+            if "operators" in self._phases:
+                settings = partial(direct, scene, spec, models / "operators", bands)
+                comparisons += await self._operators(scene, settings)
             self._view.say("comparing every record, alert and letter with an offline replay")
-            await self._compare({"chaos": (settings, acknowledged), "compacted": (holed, holed_acknowledged)})
-            self._outcome.figures["events"] = len(acknowledged.offset)
+            await self._compare(comparisons)
             self._outcome.figures["took_s"] = round(time.monotonic() - self._began_s, 1)
             self._judge_counts()
         return self._outcome
+
+    async def _faults(
+        self, scene: Scene, settings_of: Callable[..., Settings], staged: Sequence[Path]
+    ) -> list[Comparison]:
+        shape = self._shape
+        settings = settings_of("chaos", shape, exactly_once=not shape.at_least_once, timers=True)
+        # So that each run has one topic at least of either promise, unless it is told otherwise. What is written
+        # here waits for nobody, so how late an event is follows from the machine: timers are off.
+        few = replace(shape, partitions=min(shape.partitions, COMPACTED_PARTITIONS_MAX))
+        holed = settings_of("chaos-compacted", few, exactly_once=False, timers=False)
+        holes = Holes(few, scene, holed, self._forks, self._folder)
+        writing = asyncio.create_task(holes.produce())
+        acknowledged = await self._under_faults(scene, settings, staged)
+        self._view.say("the compacted topic, under kills")
+        holed_acknowledged = await writing
+        await self._holes(holes, holed)
+        self._outcome.figures["events"] = len(acknowledged.offset)
+        return [
+            Comparison("chaos", settings, acknowledged, self._fallen, self._due_by_ms),
+            Comparison("compacted", holed, holed_acknowledged, compacted=True),
+        ]
+
+    async def _operators(self, scene: Scene, settings_of: Callable[..., Settings]) -> list[Comparison]:
+        """One model serves here, so that what is made again is decided as it was."""
+        self._view.say("a rebuild, a move to another prefix, dead letters sent again, under kills")
+        shape, folder = self._shape, self._folder / "operators"
+        few = replace(shape, partitions=min(shape.partitions, OPERATED_PARTITIONS_MAX))
+        settings = settings_of("chaos-operated", few, exactly_once=not shape.at_least_once, timers=False)
+        operators = Operators(few, scene, settings, self._forks, folder)
+        comparisons = [Comparison("operated", operators.moved, await operators.run())]
+        self._take(operators.tally, operators.crews)
+        few = replace(shape, partitions=len(BROKERS_OF))
+        for how in HOWS:
+            self._view.say(f"a log that breaks under a worker: {how}")
+            settings = settings_of(f"chaos-{how}", few, exactly_once=False, timers=False)
+            broken = BrokenLog(how, few, scene, settings, self._forks, folder)
+            await broken.run()
+            self._take(broken.tally, broken.crews)
+            comparisons.append(Comparison(how, broken.mended))
+        return comparisons
+
+    def _take(self, tally: Tally, crews: Sequence[Crew]) -> None:
+        self._outcome.add("operators", tally)
+        for crew in crews:
+            self._surprised(crew)
 
     async def _under_faults(self, scene: Scene, settings: Settings, staged: Sequence[Path]) -> Acknowledged:
         shape, figures = self._shape, self._outcome.figures
@@ -283,57 +323,38 @@ class Run:
     def _judge_counts(self) -> None:
         """A run in which too little happened proves little, however clean its verdict. Of a short one it is only said:
         on a busy machine, workers hardly come to work before the next fault."""
-        figures = self._outcome.figures
+        figures, least_of = self._outcome.figures, dict[str, int]()
+        if "faults" in self._phases:
+            least_of |= self._shape.minima
+        if "operators" in self._phases:
+            least_of |= OPERATORS_MINIMA
         figures["too_little"] = [
             f"{name} is {figures[name]}, and should be {least} or more"
-            for name, least in self._shape.minima.items()
+            for name, least in least_of.items()
             if figures[name] < least
-        ] + [f"no fault of this kind took effect: {kind}" for kind, n in figures["faults"].items() if not n]
+        ] + [
+            f"no fault of this kind took effect: {kind}"
+            for kind, n in figures.get("faults", {}).items()
+            if not n
+        ]
         figures["too_much"] = [
             f"{name} is {figures[name]}, and should be {most} or less"
             for name, most in BOUNDS.items()
-            if figures[name] > most
+            if figures.get(name, 0) > most
         ]
         if self._shape.seconds >= FULL_S:
             self._outcome.problems += [f"too little happened: {what}" for what in figures["too_little"]]
             self._outcome.problems += [f"too much: {what}" for what in figures["too_much"]]
 
-    async def _compare(self, topics: dict[str, tuple[Settings, Acknowledged]]) -> None:
-        # Imported now, for it brings TensorFlow: the cores belonged to the workers until here.
+    async def _compare(self, topics: Sequence[Comparison]) -> None:
         quiet_libraries()
         with self._forks.compiled():
             await asyncio.to_thread(load_tensorflow)
-            from tests.chaos.expected import Replay
-            from tests.chaos.outputs import compare_outputs
-            from tests.chaos.verdict import check_timers, compare, joined, timers_of
+            from tests.chaos.comparing import compared
 
-            verdicts, memories = {}, 0
-            for name, (settings, acknowledged) in topics.items():
-                scores = await read_scores(settings)
-                remade = self._fallen if name == "chaos" else []
-                timers = await timers_of(settings)
-                expected = await Replay(settings, scores, remade, timers).run()
-                if name == "chaos":
-                    memories = len(expected.memories)
-                verdict = await compare(settings, expected, acknowledged, compacted=name == "compacted")
-                if name == "chaos":
-                    check_timers(verdict, expected, self._due_by_ms)
-                await compare_outputs(verdict, settings, expected, scores, acknowledged)
-                verdicts[name] = verdict
-        whole = joined(verdicts)
-        # Of the first topic alone: versions of both, added up, would be two without a swap.
-        seen = verdicts["chaos"].figures["model_versions_seen"]
-        self._outcome.figures |= {**whole.figures, "memories": memories, "model_versions_seen": seen}
-        self._outcome.figures |= _latencies(verdicts["chaos"].latencies_s)
+            whole = await compared(topics)
+        self._outcome.figures |= whole.figures
         self._outcome.problems += whole.problems
-
-
-def _latencies(times_s: NDArray[np.float64]) -> dict[str, float]:
-    """Of alerts, from an event's acknowledgement on: faults, outages and replays count."""
-    if not len(times_s):
-        return {"alert_latency_s_p50": 0.0, "alert_latency_s_p99": 0.0}
-    p50, p99 = np.quantile(times_s, (0.5, 0.99)).tolist()
-    return {"alert_latency_s_p50": round(p50, 2), "alert_latency_s_p99": round(p99, 2)}
 
 
 def _worst(times_s: dict[str, list[float]]) -> dict[str, float]:

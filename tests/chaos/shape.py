@@ -47,6 +47,10 @@ BOUNDS = {"silent_while_ready_s_max": 30.0, "rss_mb_max": 1_500, "alert_latency_
 """Figure -> the most of it. Silent while ready: nothing moves in a partition with something to do, and its owner says
 that it is ready; longer than any fault lasts, so only what stands by itself comes near. Latency: most alerts are made
 between faults. Memory: TensorFlow's 600 MB, and our own bounds of a cache, four batches a partition and two models."""
+PHASES = ("faults", "operators")
+OPERATORS_MINIMA = {"rebuild_kills": 2, "dlq_replay_kills": 1, "letters_sent_again": 20, "broken_logs": 4}
+"""Figure -> the least of it in the phase of operators, whatever the length of the run. Partitions of broken logs: one
+of an unclean election, three of a topic made anew."""
 NETWORK = ("cut", "hangs", "slow")
 """Last words of the kinds that hurt a way, not a server."""
 

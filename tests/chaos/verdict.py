@@ -24,30 +24,17 @@ from tests.chaos.expected import Expected, without_episode
 from tests.chaos.feed import Acknowledged
 from tests.chaos.marks import moved_back
 from tests.chaos.monitor import marks_of
+from tests.chaos.tally import Tally
 from tests.support.oracle.decisions import Story
 
-SHOWN = 5
 DUE_PAGE = 1_000_000
 
 
 @dataclass
-class Verdict:
-    """Counts by name; `problems` are sentences with examples. What `clean` says is what `make chaos` exits with.
-    `latencies_s` float64[n]: from an event's acknowledgement to its alert."""
+class Verdict(Tally):
+    """Of one topic, or of several. `latencies_s` float64[n]: from an event's acknowledgement to its alert."""
 
-    figures: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
     latencies_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-
-    @property
-    def clean(self) -> bool:
-        return not self.problems
-
-    def count(self, name: str, wrong: list[Any]) -> None:
-        """Any of these is a defect."""
-        self.figures[name] = self.figures.get(name, 0) + len(wrong)
-        if wrong:
-            self.problems.append(f"{name}: {len(wrong)}, such as {wrong[:SHOWN]}")
 
 
 async def compare(
@@ -64,6 +51,24 @@ async def compare(
     await _check_marks(verdict, settings, {p: end for p, (_, end) in ranges.items()})
     await _check_keys(verdict, settings, expected, len(ranges))
     return verdict
+
+
+async def compare_state(settings: Settings, expected: Expected) -> Verdict:
+    """The state and the committed offsets alone: of a topic that lost what it had acknowledged, nothing else follows
+    from what is there."""
+    verdict = Verdict()
+    ranges = await log_ranges(settings.kafka, settings.kafka.topic)
+    ends = {p: end for p, (_, end) in ranges.items()}
+    async with open_store(settings, Layout(load_spec(settings.spec)), len(ranges)) as store:
+        await _check_store(verdict, store, expected, ends)
+    committed = await marks_of(settings.kafka.url, settings.kafka.group, settings.kafka.topic)
+    verdict.count("marks_behind", _behind(committed, ends))
+    await _check_keys(verdict, settings, expected, len(ranges))
+    return verdict
+
+
+def _behind(committed: dict[int, int], ends: dict[int, int]) -> list[tuple[int, int | None, int]]:
+    return [(p, committed.get(p), end) for p, end in ends.items() if committed.get(p, 0) != end]
 
 
 def _check_log(verdict: Verdict, expected: Expected, acknowledged: Acknowledged, compacted: bool) -> None:
@@ -101,9 +106,7 @@ async def _check_marks(verdict: Verdict, settings: Settings, ends: dict[int, int
     """What the group has committed is the end that a reader of committed records sees: behind the last transaction's
     marker, where the checkpoints are; and none of it ever moved back on the way there."""
     committed = await marks_of(settings.kafka.url, settings.kafka.group, settings.kafka.topic)
-    verdict.count(
-        "marks_behind", [(p, committed.get(p), end) for p, end in ends.items() if committed.get(p, 0) != end]
-    )
+    verdict.count("marks_behind", _behind(committed, ends))
     verdict.count("marks_moved_back", await moved_back(settings.kafka))
 
 
@@ -179,13 +182,3 @@ async def _check_keys(verdict: Verdict, settings: Settings, expected: Expected, 
     listed = {(p, name.decode()) for p, names in enumerate(lists) for name in names if name != TURNED_AWAY}
     verdict.count("keys_unexpected", sorted(found - should))
     verdict.count("risks_of_nobody", sorted(listed - expected.records.keys()))
-
-
-def joined(verdicts: dict[str, Verdict]) -> Verdict:
-    """One verdict of several topics: figures added up, problems by topic."""
-    whole = Verdict()
-    for topic, verdict in verdicts.items():
-        for name, n in verdict.figures.items():
-            whole.figures[name] = whole.figures.get(name, 0) + n
-        whole.problems += [f"{topic}: {problem}" for problem in verdict.problems]
-    return whole

@@ -26,6 +26,8 @@ from ebbtide.featurestore.spec import load_spec
 from ebbtide.model.serving.folder import MANIFEST
 from ebbtide.model.serving.runtime import configure
 from ebbtide.model.serving.scorer import Scorer
+from ebbtide.ops import cli
+from ebbtide.ops.commands import dlq, rebuild  # noqa: F401 -- imported before the fork, not in each
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.observe import logs
 from ebbtide.ops.stack.watchdog import die_with
@@ -68,6 +70,13 @@ def serve_until_told(config: str, log: str) -> None:
     except EbbtideError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(AWAY if isinstance(error, (BrokerUnavailable, StoreUnavailable)) else FATAL)
+
+
+def run_command(words: str, log: str) -> None:
+    """Be `ebbtide` with these words, a list in JSON."""
+    _write_to(log)
+    die_with(os.getppid())()
+    sys.exit(cli.run(json.loads(words)))
 
 
 async def _work(settings: Settings) -> None:

@@ -18,7 +18,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -75,6 +75,13 @@ class Forks:
 
     def start(self, config: Path, log: Path) -> BaseProcess:
         arguments = ("serve_until_told", str(config), str(log))
+        process = self._context.Process(target=_forked, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    def command(self, words: Sequence[str], log: Path) -> BaseProcess:
+        """`ebbtide` with these words."""
+        arguments = ("run_command", json.dumps(words), str(log))
         process = self._context.Process(target=_forked, args=arguments, daemon=True)
         process.start()
         return process
