@@ -24,7 +24,7 @@ ANEW = "delete it with `ebbtide drop --prefix NEW --yes` and begin again, or cho
 
 
 class NothingToRebuild(OpsError):
-    """The group has no committed offset: nobody has decided anything yet."""
+    """The group has no committed offset: nobody has decided anything of this log yet."""
 
 
 class NotOurs(OpsError):
@@ -46,7 +46,8 @@ async def plan(settled: CommittedLog, store: Store, group: str, layout_id: str) 
     committed, ranges = await settled.committed(), await settled.ranges()
     if not committed:
         raise NothingToRebuild(
-            f"group {group!r} has no committed offset: no worker of it has ever run",
+            f"group {group!r} has no committed offset: no worker of it has ever run, or the topic was deleted, and"
+            " Kafka took them away with it",
             hint="start a worker with the new redis.prefix: a first start makes the state by itself",
         )
     starts = {}

@@ -30,6 +30,7 @@ from aiokafka.consumer.fetcher import Fetcher, FetchError
 from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
+from ebbtide.featurestore.store.checkpoint import REBUILD
 from ebbtide.stream.batch import CommittedOffset, Fetched, FetchedBatch, FetchFault, LogPosition
 from ebbtide.stream.consumer import offsets
 from ebbtide.stream.consumer.commits import Commits, Offsets
@@ -260,7 +261,8 @@ class BatchThread(AIOKafkaConsumerThread):
         where = f"{tp.topic}[{tp.partition}] at offset {place.position}"
         if isinstance(error, OffsetOutOfRangeError):
             fault: PartitionFault = CheckpointOutsideLog(
-                f"{where}: Kafka no longer has it", hint="the state has to be rebuilt from what is retained"
+                f"{where}: the log no longer has it: retention passed it, or the log's end was lost",
+                hint=f"what is missing cannot be folded: {REBUILD}",
             )
         else:
             problem = failure(self._settings, f"to read {where}", error)

@@ -99,8 +99,10 @@ class BrokenLog:
         await ensure_topics(kafka, topics(self.settings))
 
     async def _at_work(self, settings: Settings) -> Crew:
-        name = settings.redis.prefix.rstrip(":")
-        crew = Crew(self.forks, self.folder / name, {0: proxied(settings, self.scene)}, random.Random(0))
+        folder = self.folder / f"{self.how}-{len(self.crews) + 1}"
+        crew = Crew(
+            self.forks, folder, {0: proxied(settings, self.scene)}, random.Random(self.shape.seed + 60)
+        )
         self.crews.append(crew)
         crew.man(1)
         await crew.ready(len(BROKERS_OF), OPEN_S_MAX)
@@ -174,7 +176,7 @@ class BrokenLog:
     async def _rebuild(self) -> None:
         """As they said. Kafka took a deleted topic's committed offsets away: then the next start makes the state."""
         settings = proxied(self.settings, self.scene)
-        operator = Operator(self.forks, self.folder / "commands", settings)
+        operator = Operator(self.forks, self.folder / f"{self.how}-commands", settings)
         said = await operator.done(await operator.call("rebuild", "--prefix", self.prefix))
         self.tally.count("commands_failed", [] if NOTHING_TO_REBUILD in said else operator.failed)
 
