@@ -34,13 +34,13 @@ from ebbtide.stream.errors import (
     ScorerUnavailable,
     TopicRepartitioned,
 )
+from ebbtide.stream.opening import open_from_store
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.retry import Backoff
-from ebbtide.stream.suppression import NO_SUPPRESSION, Suppression
 from ebbtide.stream.telemetry import Lag
 from ebbtide.stream.turn.flood import FloodGuard
 from ebbtide.stream.turn.limits import Limits
-from ebbtide.stream.turn.opened import LogState, Opened, check_tail, commit_first, open_partition
+from ebbtide.stream.turn.opened import Opened
 from ebbtide.stream.turn.progress import Progress
 from ebbtide.stream.turn.queue import Budget, Queue
 from ebbtide.stream.turn.state import (
@@ -209,10 +209,18 @@ class Partition:
                 self._pieces.extend(part.cut_before_tombstones())
         return None
 
-    def take_due(self, customers_max: int) -> Piece | None:
-        """The next customers who are due, for one turn; None when nobody is, or the store has to be asked first."""
+    @property
+    def due_now(self) -> bool:
+        """Customers who are due can be taken now; false also when the store has to be asked first."""
         until = self.due_until
-        if self.opened is None or until is None or not self.opened.due.ready(until, self.timers_first):
+        return (
+            self.opened is not None and until is not None and self.opened.due.ready(until, self.timers_first)
+        )
+
+    def take_due(self, customers_max: int) -> Piece | None:
+        """The next customers who are due, for one turn; None when there are none (`due_now`)."""
+        until = self.due_until
+        if self.opened is None or until is None or not self.due_now:
             return None
         due = self.opened.due.take(until, customers_max)
         self.in_turn, self.turns_without_timers = True, 0
@@ -352,33 +360,9 @@ class Partition:
         """Read where the partition is, finish what an earlier owner left, and have it fetched from there."""
         tools, source, number = self._tools, self._source, self.number
         self._fault = None
-        partitions = await source.partition_count()
-        begin, end = await source.log_range(number)
-        # Before the committed offset is read: nobody else moves it any more.
-        await tools.sink.take_over(number)
-        committed = await source.committed(number)
-        if partitions != tools.store.partitions:
-            raise TopicRepartitioned(
-                f"topic {tools.topic!r} has {partitions} partitions, and had {tools.store.partitions} when this"
-                " worker started: customers moved away from their state, so nothing is folded",
-                hint="send all events anew, by key, to another topic, with another kafka.group and redis.prefix",
-            )
-        log_state = LogState(partitions, begin, end, committed, await source.topic_id())
-        suppression = NO_SUPPRESSION if committed is None else Suppression.by(committed)
-        opened = await open_partition(
-            tools.store, tools.layout.id, number, log_state, suppression, self._flood
+        opened, end = await open_from_store(
+            number, self._pipeline, tools, source, self._alerts_from, self._flood
         )
-        if opened.checkpoint.leader_epoch >= 0:
-            check_tail(opened, await source.epoch_end(number, opened.checkpoint.leader_epoch))
-        if self._alerts_from == "now" and not (committed and suppression.timers_known):
-            opened.suppression, asked = suppression.from_now(
-                opened.stored, committed, begin, end, tools.clock.now_ms()
-            )
-            await commit_first(source, number, asked)
-        await self._pipeline.send_outbox(opened)
-        if opened.stored is not None:
-            # Applied and, just now, sent: the owner that applied it may not have lived to say so.
-            source.advance_committed(number, *opened.committed)
         self._queue.clear()
         opened.seek_id = await source.seek(number, opened.checkpoint.offset)
         self._queue.resume()

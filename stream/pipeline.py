@@ -26,21 +26,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import Fenced
 from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.fold import Folder, Points
-from ebbtide.featurestore.record.layout import Layout, Rows
+from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.store.cache import Cache
-from ebbtide.featurestore.store.checkpoint import Stretch
 from ebbtide.featurestore.store.commit import Commit, OutboxEntry
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.decision.policy import Asked
 from ebbtide.stream.errors import DeadLetterFlood, PartitionRevoked
 from ebbtide.stream.outputs import erasure
-from ebbtide.stream.outputs.at_risk import at_risk
+from ebbtide.stream.outputs.commits import commits_of
 from ebbtide.stream.outputs.compose import Composer
 from ebbtide.stream.outputs.message import Delivery, Headers, Message, Parcel
 from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages
@@ -49,6 +47,7 @@ from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.telemetry import Stage, Telemetry, Tracer, TurnTrace
 from ebbtide.stream.turn.answers import answers
+from ebbtide.stream.turn.load import load
 from ebbtide.stream.turn.opened import Opened
 from ebbtide.stream.turn.work import Origin, Piece, Verdicts, Work, not_suppressed
 
@@ -173,7 +172,7 @@ class Pipeline:
         work.fail(self._floods(work))
 
         # 1. load: hot rows from memory, the others in one round trip to each server
-        before = await self._load(work)
+        before = await load(work, tools.layout, tools.cache, tools.store)
         watch.lap("load")
 
         # 2. fold, collecting the points at which customers are to be decided; let time pass for who is due, and for
@@ -229,7 +228,7 @@ class Pipeline:
             watch.lap("store")
             await self._send(work, messages, with_offset=False)
             watch.lap("emit")
-        commits = self._commits(verdicts)
+        commits = commits_of(verdicts, tools.at_risk_from, tools.clock.now_ms())
         await self._apply(work, commits)
         work.applied |= commits.keys() - work.failed.keys()
         watch.lap("store")
@@ -325,34 +324,6 @@ class Pipeline:
                     flooded[j] = error
         return flooded
 
-    async def _load(self, work: Work) -> Rows:
-        tools, customers, bounds = self._tools, work.events.customers, work.bounds.tolist()
-        rows = np.zeros(
-            len(customers), f"V{tools.layout.itemsize}"
-        )  # NumPy copies structured records by field
-        missing: dict[int, NDArray[np.int64]] = {}
-        for j in work.alive:
-            low, high = bounds[j], bounds[j + 1]
-            if low == high:
-                continue
-            opened = work.pieces[j].opened
-            known, found = tools.cache.get(opened.partition, opened.stored, customers[low:high])
-            rows[low:high] = known.view(rows.dtype)
-            if not found.all():
-                missing[j] = np.flatnonzero(~found) + low
-        asked = [
-            (work.pieces[j].opened.partition, [customers[i] for i in at.tolist()])
-            for j, at in missing.items()
-        ]
-        failed: dict[int, Exception] = {}
-        for j, answer in zip(missing, await answers(tools.store.load_each(asked)), strict=True):
-            if isinstance(answer, Exception):
-                failed[j] = answer
-            else:
-                rows[missing[j]] = answer[0].view(rows.dtype)
-        work.fail(failed)
-        return rows.view(tools.layout.dtype)
-
     async def _score(self, work: Work, points: Points) -> Scored:
         chosen = np.flatnonzero(points.scored)
         every = len(chosen) == len(points)
@@ -394,51 +365,6 @@ class Pipeline:
         ]
         outcomes = await self._tools.sink.send_each(parcels)
         work.failed |= {j: error for j, error in zip(messages, outcomes, strict=True) if error is not None}
-
-    def _commits(self, verdicts: Verdicts) -> dict[int, Commit]:
-        """By piece: its records, due times and alerts, and the checkpoint that they lead to."""
-        work, after = verdicts.work, verdicts.after
-        known = after["event_time"] != 0
-        all_known = bool(known.all())
-        due = verdicts.due
-        floor = (
-            verdicts.scored.serving.policy.targets[0].exit
-            if self._tools.at_risk_from is None
-            else self._tools.at_risk_from
-        )
-        risks = at_risk(after, floor)
-        customers, bounds = work.events.customers, work.bounds.tolist()
-        commits: dict[int, Commit] = {}
-        for j in work.alive:
-            opened, piece = work.pieces[j].opened, work.pieces[j]
-            low, high = bounds[j], bounds[j + 1]
-            names, rows, dues, p = customers[low:high], after[low:high], due[low:high], risks[low:high]
-            forgotten: list[str] = []
-            if not all_known:
-                here = known[low:high]
-                forgotten = [names[i] for i in np.flatnonzero(~here).tolist()]
-                names = [names[i] for i in np.flatnonzero(here).tolist()]
-                rows, dues, p = rows[here], dues[here], p[here]
-            checkpoint = opened.checkpoint
-            epoch = -1 if piece.batch is None else piece.batch.leader_epoch
-            volume = opened.counted(piece.batch, self._tools.clock.now_ms())
-            checkpoint = checkpoint._replace(
-                offset=piece.end,
-                sequence=checkpoint.sequence + 1,
-                leader_epoch=checkpoint.leader_epoch if epoch < 0 else epoch,
-                budget=verdicts.spent[j],
-                hour=volume.hour,
-            ).at_timers(piece.timers)
-            if piece.batch is not None and not piece.sends_outputs:
-                start, end = piece.batch.start, piece.batch.end
-                silent = checkpoint.silent or Stretch(start, start)
-                checkpoint = checkpoint._replace(silent=silent.grown(start, end))
-            commits[j] = Commit(
-                opened.partition, opened.stored, checkpoint, names, rows, dues, forgotten,
-                verdicts.alerts.get(j, []), opened.acked, p,
-                None if volume.ended is opened.hours else volume.ended,
-            )  # fmt: skip
-        return commits
 
 
 def _traced(trace: TurnTrace, verdicts: Verdicts, alerts: Iterable[int]) -> dict[int, list[Headers]]:

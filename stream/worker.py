@@ -299,8 +299,9 @@ class Worker:
             room = min(room, -(-len(self._waiting) // 2))
         allowed = self._allowance.left(self._tools.clock.monotonic_s())
         for number, partition in list(self._waiting.items()):
-            if allowed and number in self._due and partition.turns_without_timers >= EVENTS_IN_A_ROW_MAX:
-                continue  # it is its timers' turn
+            timers_turn = allowed and partition.turns_without_timers >= EVENTS_IN_A_ROW_MAX
+            if timers_turn and number in self._due and partition.due_now:
+                continue
             if len(taken) == room or records >= limits.turn_records_max or (taken and partition.alone):
                 break
             del self._waiting[number]

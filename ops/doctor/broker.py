@@ -10,7 +10,7 @@ from ebbtide.ops.worker.connect import MESSAGE_BYTES_MIN, open_delivery
 from ebbtide.stream.clock import Clock
 from ebbtide.stream.kafka.client import check_connection
 from ebbtide.stream.kafka.committed_log import open_committed_log
-from ebbtide.stream.kafka.protocol import Operation
+from ebbtide.stream.kafka.protocol.metadata import Operation
 from ebbtide.stream.kafka.reader import log_at
 from ebbtide.stream.kafka.topics import MESSAGE_BYTES, Examined, examine
 

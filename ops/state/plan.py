@@ -84,6 +84,7 @@ async def open_ours(store: Store, layout_id: str, number: int, log: LogState, fl
     """The partition under the new prefix, all of it suppressed. Raises NotOurs when what is stored belongs to another
     layout, topic or reset, or lies outside the log."""
     try:
-        return await open_partition(store, layout_id, number, log, SUPPRESS_ALL, flood)
+        stored = await store.checkpoint(number)
+        return await open_partition(store, layout_id, number, log, stored, SUPPRESS_ALL, flood)
     except (LayoutError, CheckpointOutsideLog) as error:
         raise NotOurs(f"this prefix holds another state: {error.args[0]}", hint=ANEW) from error

@@ -7,22 +7,26 @@ metadata.
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import Awaitable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka_errors
+from aiokafka.client import ConnectionGroup
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.commit import OffsetCommitRequest
 
 from ebbtide.stream.batch import CommittedOffset, lost_tail
 from ebbtide.stream.errors import AnotherLog, BrokerMisconfigured, BrokerUnavailable
-from ebbtide.stream.kafka import protocol
 from ebbtide.stream.kafka.errors import failure
+from ebbtide.stream.kafka.protocol import group, logs, metadata
 from ebbtide.stream.kafka.settings import KafkaSettings
 
 RETRY_S = 0.1
+NO_LINGER = struct.pack("ii", 1, 0)
 TOGETHER_S = 1.0
 NOT_A_MEMBER = (
     kafka_errors.IllegalGenerationError,
@@ -58,8 +62,8 @@ async def log_ranges(
     client, found = consumer._client, dict[TopicPartition, tuple[int, int] | None].fromkeys(tps)  # noqa: SLF001 -- see below
     with suppress(KafkaError, TimeoutError):
         async with asyncio.timeout(TOGETHER_S):
-            begins = await protocol.log_ends(client, tps, protocol.READ_COMMITTED, protocol.EARLIEST)
-            ends = await protocol.log_ends(client, tps, protocol.READ_COMMITTED)
+            begins = await logs.log_ends(client, tps, logs.READ_COMMITTED, logs.EARLIEST)
+            ends = await logs.log_ends(client, tps, logs.READ_COMMITTED)
         found |= {tp: (begin, ends[tp]) for tp, begin in begins.items() if tp in ends}
     return found
 
@@ -67,13 +71,15 @@ async def log_ranges(
 async def committed(
     settings: KafkaSettings, consumer: AIOKafkaConsumer, tps: Collection[TopicPartition]
 ) -> dict[TopicPartition, CommittedOffset | None]:
-    """The group's committed offset of each; None if there never was one."""
+    """The group's committed offset of each; None if there never was one.
+
+    Not before a transaction of an earlier owner is over, ended by whoever took the partition over: up to Kafka 3.9 its
+    offset may be read for a moment as it was before.
+    """
     coordinator = consumer._coordinator  # noqa: SLF001 -- consumer.committed() drops the metadata
-    found = await _answer(settings, coordinator.fetch_committed_offsets(list(tps)))
-    return {
-        tp: CommittedOffset(found[tp].offset, found[tp].metadata) if found.get(tp) is not None else None
-        for tp in tps
-    }
+    asked = group.ask_committed(coordinator, settings.group, tps, stable=True)
+    found = await _answer(settings, asked)
+    return {tp: CommittedOffset(*found[tp]) if tp in found else None for tp in tps}
 
 
 async def epoch_end(
@@ -84,7 +90,7 @@ async def epoch_end(
     async def ask() -> int | None:
         while True:
             try:
-                return await protocol.epoch_end_offset(consumer._client, tp, leader_epoch)  # noqa: SLF001 -- it has no public way to ask
+                return await logs.epoch_end_offset(consumer._client, tp, leader_epoch)  # noqa: SLF001 -- it has no public way to ask
             except KafkaError as error:
                 if not error.retriable:
                     raise
@@ -108,7 +114,7 @@ async def ask_tail(
 
 async def topic_id(settings: KafkaSettings, consumer: AIOKafkaConsumer) -> str:
     """As `Source.topic_id`."""
-    described = await _answer(settings, protocol.describe(consumer._client, [settings.topic]))  # noqa: SLF001 -- see above
+    described = await _answer(settings, metadata.describe(consumer._client, [settings.topic]))  # noqa: SLF001 -- see above
     found: str = described[settings.topic].topic_id
     return found
 
@@ -118,8 +124,8 @@ async def log_ends(
 ) -> dict[TopicPartition, tuple[int, int]]:
     """(high watermark, last stable offset) of the partitions whose leaders answer. Raises KafkaError."""
     client = consumer._client  # noqa: SLF001 -- end_offsets() knows one of the two
-    high = await protocol.log_ends(client, tps, protocol.READ_UNCOMMITTED)
-    stable = await protocol.log_ends(client, tps, protocol.READ_COMMITTED)
+    high = await logs.log_ends(client, tps, logs.READ_UNCOMMITTED)
+    stable = await logs.log_ends(client, tps, logs.READ_COMMITTED)
     return {tp: (end, stable.get(tp, -1)) for tp, end in high.items()}
 
 
@@ -143,6 +149,7 @@ async def commit(
             while True:
                 try:
                     await coordinator.ensure_coordinator_known()
+                    await _lets_go_when_closed(consumer, coordinator.coordinator_id)
                     _raise_refusal(settings, await coordinator._send_req(request))  # noqa: SLF001 -- it keeps the connection
                     return True
                 except NOT_A_MEMBER:
@@ -159,6 +166,19 @@ async def commit(
             raise problem from error
         log.warning("not committed", extra={"reason": str(problem)})
         return False
+
+
+async def _lets_go_when_closed(consumer: AIOKafkaConsumer, coordinator_id: int) -> None:
+    """Closed before it was answered, the coordinator's connection takes a commit with it that has not left this
+    machine. Closed in good manners, the system would go on sending it for minutes, and it would arrive behind the next
+    one, which goes by another connection: the committed offset would move back."""
+    client, lane = consumer._client, ConnectionGroup.COORDINATION  # noqa: SLF001 -- its connections are private
+    await client.ready(coordinator_id, group=lane)
+    connection = client._conns.get((coordinator_id, lane))  # noqa: SLF001 -- see above
+    writer = connection._writer if connection is not None else None  # noqa: SLF001 -- see above
+    if writer is not None and (sock := writer.get_extra_info("socket")) is not None:
+        with suppress(OSError):  # it is closed already
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
 
 
 def _raise_refusal(settings: KafkaSettings, answer: Any) -> None:

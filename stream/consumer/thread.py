@@ -46,7 +46,7 @@ from ebbtide.stream.errors import (
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
 from ebbtide.stream.kafka.records import RecordBatches, read_safely
-from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.settings import KafkaSettings, ms
 
 FETCH_SHARE_BYTES_MIN = 16 << 10  # less of a partition at a time costs more requests than it saves memory
 PACE_S = 0.004
@@ -116,6 +116,7 @@ class BatchThread(AIOKafkaConsumerThread):
         self._watch = TopicWatch(self._settings, self.wake)
         self._membership = Membership(self._settings)
         self._next_s = 0.0  # not earlier are records handed on, by the thread's loop
+        self._asked_ms: Mapping[TopicPartition, int] = {}  # the fetch whose answer came last, wall time
 
     def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> AIOKafkaConsumer:  # noqa: ARG002 -- it runs on this one
         return group_consumer(self._settings)
@@ -359,6 +360,9 @@ class BatchThread(AIOKafkaConsumerThread):
             if assignment is not None and tp in assignment.tps:
                 state = assignment.state_value(tp)
                 seen_ms = state.timestamp or 0  # first: an end that is newer than its time does no harm
+                # An answer may lie unread for as long as this process, or its machine, stands still.
+                held_ms = ms(self._settings.fetch_wait_max_s)
+                seen_ms = min(seen_ms, self._asked_ms.get(tp, 0) + held_ms)
             ends = [(-1, -1), self._watch.ends(tp)]
             if state is not None and state.highwater is not None:
                 ends[0] = (state.highwater, -1 if state.lso is None else state.lso)
@@ -399,7 +403,10 @@ class BatchThread(AIOKafkaConsumerThread):
             await super().on_start()
             require_metadata(self._ensure_consumer()._client)
             # Nothing is subscribed yet, so nothing has been fetched.
-            read_safely(self._ensure_consumer(), self._settings.fetch_uncompressed_bytes_max, bare=True)
+            answers = read_safely(
+                self._ensure_consumer(), self._settings.fetch_uncompressed_bytes_max, bare=True
+            )
+            self._asked_ms = answers.asked_ms
         except (KafkaError, OSError) as error:
             raise await unreachable(self._settings, error) from error
 

@@ -6,6 +6,7 @@ metadata of one committed offset, the highest of them, so that Kafka's own tools
 letters and sends nothing. The invariant: a committed offset never moves back.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping
 from types import TracebackType
@@ -17,6 +18,7 @@ from aiokafka.errors import KafkaError
 from ebbtide.stream.ending import closed
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
+from ebbtide.stream.kafka.protocol.group import ask_committed
 from ebbtide.stream.kafka.settings import KafkaSettings
 
 Progress = dict[int, dict[str, int]]
@@ -38,12 +40,13 @@ class Bookmarks:
         tps = [TopicPartition(self._topic, number) for number in range(partitions)]
         self._consumer.assign(tps)
         try:
-            for tp in tps:
+            async with asyncio.timeout(self._settings.request_timeout_s):
                 # Asked of the group's coordinator, not of the consumer's memory.
-                found = await self._consumer._coordinator.fetch_committed_offsets([tp])  # noqa: SLF001 -- committed() hides metadata
-                if tp in found and found[tp].offset >= 0:
-                    progress[tp.partition] = _labels(found[tp].metadata)
-        except KafkaError as error:
+                coordinator = self._consumer._coordinator  # noqa: SLF001 -- committed() hides metadata
+                found = await ask_committed(coordinator, self._group, tps)
+            for tp, (_, metadata) in found.items():
+                progress[tp.partition] = _labels(metadata)
+        except (KafkaError, TimeoutError) as error:
             raise failure(self._settings, f"to tell what {self._group!r} has done", error) from error
         return progress
 

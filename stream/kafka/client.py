@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 from ebbtide.stream.ending import closed
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure
-from ebbtide.stream.kafka.protocol import describe
+from ebbtide.stream.kafka.protocol.metadata import describe
 from ebbtide.stream.kafka.settings import KafkaSettings
 
 

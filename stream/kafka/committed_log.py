@@ -13,15 +13,18 @@ into.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import CoordinationType
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch
 from ebbtide.stream.errors import BrokerUnavailable, CheckpointOutsideLog, StreamError
 from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.errors import failure
+from ebbtide.stream.kafka.protocol.group import committed_offsets
 from ebbtide.stream.kafka.reader import reader
 from ebbtide.stream.kafka.settings import KafkaSettings
 
@@ -60,9 +63,8 @@ class CommittedLog:
             async with asyncio.timeout(self._settings.request_timeout_s):
                 while True:
                     try:
-                        found = await self._admin.list_consumer_group_offsets(
-                            self._settings.group, partitions=list(self._tps.values())
-                        )
+                        group, tps = self._settings.group, list(self._tps.values())
+                        found = await committed_offsets(self._ask_coordinator, group, tps)
                         break
                     except KafkaError as error:  # a coordinator that moves, or is elected just now
                         if not error.retriable:
@@ -74,11 +76,12 @@ class CommittedLog:
             raise failure(
                 self._settings, f"to tell the committed offsets of {self._settings.group!r}", problem
             ) from error
-        return {
-            tp.partition: CommittedOffset(at.offset, at.metadata)
-            for tp, at in found.items()
-            if at.offset >= 0
-        }
+        return {tp.partition: CommittedOffset(*at) for tp, at in found.items()}
+
+    async def _ask_coordinator(self, request: Any) -> Any:
+        client = self._admin._client  # noqa: SLF001 -- its own question passes over what is said of the whole group
+        node = await client.coordinator_lookup(CoordinationType.GROUP, self._settings.group)
+        return await client.send(node, request)
 
     async def ranges(self) -> dict[int, tuple[int, int]]:
         """By partition: the first retained offset, and the one after the last that may be read."""

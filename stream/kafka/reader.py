@@ -18,7 +18,7 @@ from ebbtide.stream.ending import closed
 from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.diagnose import require_metadata, unreachable
 from ebbtide.stream.kafka.errors import failure, forbidden
-from ebbtide.stream.kafka.protocol import Operation, describe
+from ebbtide.stream.kafka.protocol.metadata import Operation, describe
 from ebbtide.stream.kafka.records import read_safely
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
 

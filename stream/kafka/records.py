@@ -30,6 +30,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 from numpy.typing import NDArray
 
+from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.errors import UnreadableBatch
 
 HEADER = struct.Struct(">qiibIhiqqqhii")
@@ -259,29 +260,39 @@ def _frames(raw: bytes) -> Iterator[bytes]:
         at = end
 
 
-class _Answers:
-    """A client that keeps the bytes each partition was last answered with, until they have been taken."""
+class Answers:
+    """A client that keeps the bytes that the last fetch was answered with, until they have been taken: at once, or not
+    at all, of partitions that were given away meanwhile.
+
+    asked_ms: when each partition's last answer was asked for, by the wall clock, ms UTC: it was not made before that,
+    whenever it is read (a machine that was suspended meanwhile reads it an hour later).
+    """
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self._client, self._clock = client, SystemClock()
         self.raw: dict[TopicPartition, bytes] = {}
+        self.asked_ms: dict[TopicPartition, int] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
     async def send(self, node_id: int, request: Any) -> Any:
+        asked_ms = self._clock.now_ms()
         response = await self._client.send(node_id, request)
         if request.API_KEY == FETCH:
-            for topic, partitions in response.topics:
-                for partition, *_, records in partitions:
-                    self.raw[TopicPartition(topic, partition)] = records
+            self.raw = {
+                TopicPartition(topic, partition): records
+                for topic, partitions in response.topics
+                for partition, *_, records in partitions
+            }
+            self.asked_ms.update(dict.fromkeys(self.raw, asked_ms))
         return response
 
 
 class _Arrivals(OrderedDict[TopicPartition, Any]):
     """What has been fetched and not taken, by partition. Whatever is put in is read by us from then on."""
 
-    def __init__(self, answers: _Answers, bytes_max: int, bare: bool) -> None:
+    def __init__(self, answers: Answers, bytes_max: int, bare: bool) -> None:
         super().__init__()
         self._answers, self._bare = answers, bare
         self._decompressor = Decompressor(bytes_max)
@@ -300,11 +311,12 @@ class _Arrivals(OrderedDict[TopicPartition, Any]):
         super().__setitem__(tp, held)
 
 
-def read_safely(consumer: AIOKafkaConsumer, bytes_max: int, *, bare: bool = False) -> None:
+def read_safely(consumer: AIOKafkaConsumer, bytes_max: int, *, bare: bool = False) -> Answers:
     """Read what `consumer` fetches as this module says. Called once it has started and before it has a partition.
 
     `bytes_max`: of one batch, decompressed. `bare`: records know no topic and partition, and cost half as much.
     """
     fetcher = consumer._fetcher
-    fetcher._client = answers = _Answers(fetcher._client)
+    fetcher._client = answers = Answers(fetcher._client)
     fetcher._records = _Arrivals(answers, bytes_max, bare)
+    return answers

@@ -21,7 +21,7 @@ from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.diagnose import unreachable
 from ebbtide.stream.kafka.errors import RIGHTS, forbidden
-from ebbtide.stream.kafka.protocol import Described, Operation, describe
+from ebbtide.stream.kafka.protocol.metadata import Described, Operation, describe
 from ebbtide.stream.kafka.settings import KafkaSettings, ms
 
 MESSAGE_BYTES = "max.message.bytes"

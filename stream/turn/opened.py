@@ -124,14 +124,20 @@ class Opened:
 
 
 async def open_partition(
-    store: Store, layout_id: str, partition: int, log: LogState, suppression: Suppression, flood: FloodGuard
+    store: Store,
+    layout_id: str,
+    partition: int,
+    log: LogState,
+    stored: Checkpoint | None,
+    suppression: Suppression,
+    flood: FloodGuard,
 ) -> Opened:
-    """Read the checkpoint and hold it against the log.
+    """Hold the stored checkpoint against the log. `log`: as of a moment when the checkpoint and the committed offset
+    had been read: of a moment before, a log that grows could seem to end below them.
 
     Raises LayoutError for state of another layout or number of partitions, CheckpointOutsideLog when the log no longer
     has what comes next, StoreUnavailable.
     """
-    stored = await store.checkpoint(partition)
     check_checkpoint(stored, layout_id, log.partitions)
     check_log(partition, stored, log)
     # Of a later checkpoint, if another owner commits meanwhile: then our first commit is fenced.

@@ -22,11 +22,11 @@ from ebbtide.stream.kafka.topics import ensure_topics
 from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.turn.flood import FLOOD_RECORDS
-from tests.integration.test_pipeline import LIMITS, T0, World, logs_of
-from tests.integration.test_pipeline import PARTITIONS as WORLD_PARTITIONS
 from tests.support.seams.models import TINY
 from tests.support.seams.scoring import ArithmeticModel
 from tests.support.seams.streams import LogRecord, LogSource
+from tests.support.seams.world import LIMITS, T0, World, logs_of
+from tests.support.seams.world import PARTITIONS as WORLD_PARTITIONS
 from tests.support.workers.outages import (
     PARTITIONS,
     Outage,

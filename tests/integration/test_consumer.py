@@ -17,8 +17,8 @@ from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import ensure_topics
 from ebbtide.stream.outputs.message import Message
 from tests.consumer.campaign import Campaign, Whom, connect, records
-from tests.integration.test_pipeline import DAY_MS, PARTITIONS, World, logs_of
 from tests.support.seams.scoring import ArithmeticModel
+from tests.support.seams.world import DAY_MS, PARTITIONS, World, logs_of
 from tests.support.servers.services import Services
 
 PUBLISHED = json.loads((Path(__file__).parents[2] / "ops/schemas/alert.json").read_text(encoding="utf-8"))

@@ -10,9 +10,9 @@ import random
 import pytest
 
 from ebbtide.featurestore.store.checkpoint import Checkpoint
-from tests.integration.test_pipeline import PARTITIONS, World, logs_of
 from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.streams import Faults, FaultyStore
+from tests.support.seams.world import PARTITIONS, World, logs_of
 
 ROUNDS, AT_ONCE, TURNS = 5, 20, 1_000
 

@@ -20,10 +20,10 @@ from ebbtide.stream.kafka.topics import partition_for
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.telemetry import Telemetry, TurnDone
 from ebbtide.stream.turn.limits import Limits
-from tests.integration.test_pipeline import TOPIC, World
 from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.streams import LogRecord, LogSource
 from tests.support.seams.turns import from_the_beginning, take_over
+from tests.support.seams.world import TOPIC, World
 from tests.support.servers.services import Services
 from tests.support.workers import worlds
 

@@ -17,15 +17,15 @@ from ebbtide.stream.decision.episodes import EpisodePolicy
 from ebbtide.stream.decision.holdout import Holdout
 from ebbtide.stream.decision.policy import Asked, Decided
 from ebbtide.stream.decision.rules import Band, Rules
-from tests.integration.test_pipeline import (
+from tests.integration.test_timers import Timed, live_to_the_end
+from tests.support.seams.scoring import ArithmeticModel
+from tests.support.seams.world import (
     DAY_MS,
     PARTITIONS,
     World,
     assert_same_end,
     logs_of,
 )
-from tests.integration.test_timers import Timed, live_to_the_end
-from tests.support.seams.scoring import ArithmeticModel
 
 RULES = Rules(
     enter=0.3, exit=0.25, dwell_ms=2 * DAY_MS, cooldown_ms=DAY_MS, bands=(Band(name="critical", enter=0.5),)

@@ -19,9 +19,9 @@ from ebbtide.ops.policy.simulate import Outcome, Truth, score_log, simulate
 from ebbtide.stream.decision.episodes import EpisodePolicy
 from ebbtide.stream.decision.holdout import Holdout
 from ebbtide.stream.decision.rules import Band, Rules
-from tests.integration.test_pipeline import DAY_MS, PARTITIONS, T0, World, logs_of
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel
 from tests.support.seams.streams import LogRecord
+from tests.support.seams.world import DAY_MS, PARTITIONS, T0, World, logs_of
 
 RULES = Rules(
     enter=0.3, exit=0.25, dwell_ms=2 * DAY_MS, cooldown_ms=DAY_MS, bands=(Band(name="critical", enter=0.5),)

@@ -25,10 +25,10 @@ from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.stream.telemetry import Telemetry, TurnDone
-from tests.integration.test_pipeline import T0, World, assert_same_end, clean_run, logs_of
 from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.stores import DTYPE, random_step, state_of, step_of
 from tests.support.seams.streams import LogRecord
+from tests.support.seams.world import T0, World, assert_same_end, clean_run, logs_of
 from tests.support.servers.production import (
     ACL,
     CLUSTER_ACL,

@@ -23,10 +23,10 @@ from ebbtide.stream.pipeline import Pipeline
 from ebbtide.stream.suppression import SUPPRESS_ALL, Suppression
 from ebbtide.stream.turn.timers import TimerLimits
 from ebbtide.stream.worker import Worker
-from tests.integration.test_pipeline import DAY_MS, LIMITS, PARTITIONS, T0, World, logs_of
 from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.streams import LogRecord
 from tests.support.seams.turns import from_the_beginning, take_over
+from tests.support.seams.world import DAY_MS, LIMITS, PARTITIONS, T0, World, logs_of
 
 LATENESS_MS = 3_600_000
 TIMERS = TimerLimits(LATENESS_MS, source_quiet_max_ms=30_000 * DAY_MS, customers_per_s_max=100_000)
@@ -387,6 +387,18 @@ async def test_a_backlog_of_the_due_delays_no_event() -> None:
         seconds = loop.time() - began_s
         assert 100 < taken < 300 * (seconds + 1)
         assert sorted(waits)[20] < 0.1, waits
+
+
+async def test_a_lone_partition_goes_on_when_nobody_is_due() -> None:
+    """After three turns of events it is its timers' turn; when nobody is due by then, events go on at once."""
+    timed = Timed()
+    timed.say(0, T0)
+    async with timed.at_work():
+        await timed.settled()
+        for n in range(6_000):
+            timed.say(3, T0 + 2 * DAY_MS + n)
+        timed.clock.at_ms = T0 + 2 * DAY_MS + 6_000
+        await timed.settled(10.0)
 
 
 async def test_a_rebuild_ends_where_the_timers_were() -> None:

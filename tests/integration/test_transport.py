@@ -13,10 +13,16 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 
-from ebbtide.stream.batch import Fetched, FetchedBatch
+from ebbtide.ops.stack.local import LocalKafka
+from ebbtide.ops.stack.server import free_ports
+from ebbtide.stream.batch import Fetched, FetchedBatch, LogPosition
+from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.errors import CheckpointOutsideLog, PartitionRevoked
 from ebbtide.stream.kafka.client import admin
+from ebbtide.stream.kafka.settings import KafkaSettings
+from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.support.receiver import MemoryChain, Receiver, until
+from tests.support.servers.proxy import Proxy
 from tests.support.servers.services import Services
 from tests.support.transport import Feed, Join, check, committed, folded, settings_for
 
@@ -275,3 +281,51 @@ async def test_one_record_a_message(stack: Services, unique_name: str, feed: Fee
     await until(lambda: folded(chain, feed), "all folded")
     await check(chain, feed)
     assert receiver.seen["batches"] == 400
+
+
+async def test_an_answer_that_came_late_is_not_of_now(unique_name: str) -> None:
+    """What a log's end was when the broker answered says nothing of the time until somebody reads it: a network that
+    is slow, a machine that was suspended. Silence would be proved by what nobody has looked at.
+
+    answers   asked ──2 s──▶ broker ──2 s──▶ read: "the log ends at 1"
+    producer                        ▲ a record
+    """
+    (inner,) = free_ports(1)
+    listener = {
+        "listeners": f"PROXIED://127.0.0.1:{inner}",
+        "listener.security.protocol.map": "PROXIED:PLAINTEXT",
+    }
+    with (
+        Proxy(inner) as proxy,
+        LocalKafka(
+            settings=listener | {"advertised.listeners": f"PROXIED://127.0.0.1:{proxy.port}"}
+        ) as kafka,
+    ):
+        quick = KafkaSettings(url=kafka.url, group=unique_name, topic=unique_name, session_timeout_s=30.0)
+        settings = quick.model_copy(update={"url": f"127.0.0.1:{proxy.port}"})
+        await ensure_topics(quick, [TopicSpec(unique_name, 1, "s")])
+        receiver = Receiver(settings, MemoryChain())
+
+        def seen() -> LogPosition:
+            return receiver.source.positions().get(0, LogPosition(-1, -1, -1))
+
+        async with AIOKafkaProducer(bootstrap_servers=kafka.url) as producer:
+            await producer.send_and_wait(unique_name, b"1", partition=0)
+            await receiver.app.start()
+            try:
+                await until(lambda: seen().position == seen().high_watermark == 1, "the end was reached")
+                proxy.slow(2.0)
+                await asyncio.sleep(0.5)
+                first_ms = seen().seen_ms
+                await until(lambda: seen().seen_ms > first_ms, "an answer through the slow network")
+                last_ms = seen().seen_ms
+                await asyncio.sleep(3.0)  # the next one is on its way back now
+                await producer.send_and_wait(unique_name, b"2", partition=0)
+                produced_ms = SystemClock().now_ms()
+                await until(lambda: seen().seen_ms > last_ms, "the next one")
+                while (position := seen()).high_watermark == 1:
+                    assert position.seen_ms < produced_ms + 500
+                    await asyncio.sleep(0.05)
+            finally:
+                proxy.heal()
+                await receiver.stop()

@@ -29,7 +29,7 @@ USED: dict[str, tuple[str, ...]] = {
     "aiokafka.consumer.subscription_state.SubscriptionState": ("subscription", "fetch_context"),
     "aiokafka.consumer.group_coordinator.GroupCoordinator": (
         "_coordination_task", "_closing", "member_id", "coordinator_id", "coordinator_dead", "request_rejoin",
-        "check_errors", "ensure_coordinator_known", "fetch_committed_offsets", "generation", "_send_req",
+        "check_errors", "ensure_coordinator_known", "generation", "_send_req",
     ),
     "aiokafka.producer.producer.AIOKafkaProducer": ("_sender", "_closed", "_message_accumulator"),
     "aiokafka.producer.message_accumulator.MessageAccumulator": ("_pending_batches", "_batches", "fail_all"),

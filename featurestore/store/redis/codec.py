@@ -1,10 +1,12 @@
-"""Records as the server keeps them: one byte that says whose policy section it is, then the record without its zeros.
+"""Records and outbox entries as the server keeps them. A record: one byte that says whose policy section it is, then
+itself without its zeros.
 
 The packed bytes (`record/packing.py`) are the store's own business: caches, folds and golden vectors see whole records.
 What was written under another version of the policy's section is read without it: the fold's section as it was, the
 rest zero, so that the policy's state can grow without a rebuild.
 """
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +16,9 @@ from ebbtide.featurestore.errors import LayoutError
 from ebbtide.featurestore.record.layout import POLICY_VERSION, Rows, fold_bytes
 from ebbtide.featurestore.record.packing import pack, unpack
 from ebbtide.featurestore.store.checkpoint import REBUILD
-from ebbtide.featurestore.store.commit import HourCounts, Loaded
+from ebbtide.featurestore.store.commit import HourCounts, Loaded, OutboxEntry
+
+_ENTRY = struct.Struct(">QII")  # sequence, place in it, length of the key
 
 
 class RecordCodec:
@@ -62,3 +66,16 @@ def hours_of(text: bytes | None, partition: int) -> HourCounts:
     except ValueError:
         said = f"the hours of partition {partition} are no counts"
         raise LayoutError(said, hint=REBUILD) from None
+
+
+def packed(at: int, entry: OutboxEntry) -> bytes:
+    """An entry of the outbox, the `at`-th of its commit."""
+    header = _ENTRY.pack(entry.sequence, at, len(entry.key))
+    return b"".join((header, entry.key, entry.value))
+
+
+def unpacked(identity: bytes, stored: bytes) -> tuple[int, OutboxEntry]:
+    """An entry and its place in its commit. Raises struct.error for what is too short to be one."""
+    sequence, at, length = _ENTRY.unpack_from(stored)
+    value_at = _ENTRY.size + length
+    return at, OutboxEntry(identity, sequence, stored[_ENTRY.size : value_at], stored[value_at:])

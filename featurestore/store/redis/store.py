@@ -1,22 +1,8 @@
-"""The store in Redis or Valkey: six or seven kinds of keys a partition, and one script that moves them together.
+"""The store in Redis or Valkey: six or seven kinds of keys a partition (`keys.py`), and one script that moves them
+together.
 
-    {prefix}{topic}:{p7}:checkpoint     string  where the partition is, in words (`Checkpoint.text`)
-    {prefix}{topic}:{p7}:c:<customer>   string  the record, packed (`codec.py`)
-    {prefix}{topic}:{p7}:due            zset    customer → ms UTC, one entry for each record
-    {prefix}{topic}:{p7}:out            hash    id → entry of the outbox, until Kafka has acknowledged it: sequence,
-                                                place in it, length of the key; then key and value
-    {prefix}{topic}:{p7}:risk           zset    customer → p as of the last decision, of those at risk, AT_RISK_MAX at
-                                                most; and b"\\xff" → the highest p that found no room, if any did
-    {prefix}{topic}:{p7}:parts          zset    only where customers are composite: each of them, all with 0, so that
-                                                those of a first part are a range (BYLEX)
-    {prefix}{topic}:{p7}:hours          string  records of its log by hour, in words, once an hour has ended
-
-What stands for a customer, also as the checkpoint's timer cursor, is their id, or hidden by a key (`names.py`), as are
-the outbox's ids and entries then. The checkpoint says by which key.
-
-The braces are a hash tag: all keys of a partition live in one slot, so one script may change them together on a
-Cluster, too. `apply.lua` holds the atomicity argument, `redis_client` says what the server's refusals mean. This module
-knows keys and commands; it refuses to know what the bytes mean, and which server holds a key.
+`apply.lua` holds the atomicity argument, `calls.py` what it is given, `client.py` says what the server's refusals mean.
+This module knows commands; it refuses to know what the bytes mean, and which server holds a key.
 
 No key has a TTL, and a server that evicts is refused, since either would change state behind the fence. Needs Redis 7.0
 or Valkey, and of an ACL user `~{prefix}{topic}:* +@read +@write -@dangerous +eval +evalsha +info` (`+memory` for
@@ -25,7 +11,6 @@ Sentinel's user `+sentinel|get-master-addr-by-name`. `-@dangerous`: `+@write` al
 """
 
 import asyncio
-import re
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -53,11 +38,13 @@ from ebbtide.featurestore.store.commit import (
     pages,
 )
 from ebbtide.featurestore.store.outcomes import failed, outcomes
+from ebbtide.featurestore.store.redis.calls import Calls
 from ebbtide.featurestore.store.redis.client import Question, RedisClient, Script
-from ebbtide.featurestore.store.redis.codec import RecordCodec, hours_of
+from ebbtide.featurestore.store.redis.codec import RecordCodec, hours_of, unpacked
 from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.errors import CLUSTER_HINT
-from ebbtide.featurestore.store.redis.names import OTHER_KEY, Names
+from ebbtide.featurestore.store.redis.keys import Keys
+from ebbtide.featurestore.store.redis.names import Names
 from ebbtide.featurestore.store.redis.url import SETTING
 
 VERSION_MIN = (7, 0)  # the first whose scripts declare flags and are refused as a whole
@@ -68,26 +55,6 @@ TIMEOUT_S = 5.0
 DUE_SAMPLES = 100  # entries of the sorted set that a memory report looks at
 Item = TypeVar("Item")
 APPLY, RESET = Script.read("apply.lua"), Script.read("reset.lua")
-
-
-_ENTRY = struct.Struct(">QII")  # sequence, place in it, length of the key
-
-
-def _packed(at: int, entry: OutboxEntry) -> bytes:
-    header = _ENTRY.pack(entry.sequence, at, len(entry.key))
-    return b"".join((header, entry.key, entry.value))
-
-
-def _unpacked(identity: bytes, packed: bytes) -> tuple[int, OutboxEntry]:
-    """An entry and its place in its commit. Raises struct.error for what is too short to be one."""
-    sequence, at, length = _ENTRY.unpack_from(packed)
-    value_at = _ENTRY.size + length
-    return at, OutboxEntry(identity, sequence, packed[_ENTRY.size : value_at], packed[value_at:])
-
-
-def _unnamed(text: str) -> str:
-    """A checkpoint's text for a log, where nobody is named."""
-    return re.sub(r" timer_cursor=\S+", "", text)
 
 
 TURNED_AWAY = b"\xff"
@@ -123,16 +90,15 @@ class RedisStore:
         names: Names | None = None,
         at_risk_max: int = AT_RISK_MAX,
     ) -> None:
-        if {"{", "}"} & {*prefix, *topic}:
-            raise StoreMisconfigured(f"prefix {prefix!r} and topic {topic!r} must not contain braces")
         self.dtype = dtype
         self.partitions = partitions
         self._names = names or Names()
-        self._at_risk_max = at_risk_max
         self._codec = RecordCodec(dtype, policy_version)
         self._client = RedisClient(url, credentials, timeout_s=timeout_s, connections_max=connections_max)
         self.where = self._client.where
-        self._tags = [f"{prefix}{topic}:{{p{partition}}}:" for partition in range(partitions)]
+        self._keys = Keys(prefix, topic, partitions, self._names)
+        self._tags = self._keys.tags
+        self._calls = Calls(self._keys, self._names, self._codec, at_risk_max)
 
     async def start(self) -> None:
         await asyncio.to_thread(self._codec.warm)
@@ -156,9 +122,8 @@ class RedisStore:
                 )
 
     async def checkpoint(self, partition: int) -> Checkpoint | None:
-        return self._checkpoint_of(
-            partition, await self._client.ask("GET", self._tags[partition] + "checkpoint")
-        )
+        text = await self._client.ask("GET", self._tags[partition] + "checkpoint")
+        return self._checkpoint_of(partition, text)
 
     def checkpoint_each(self, partitions: Sequence[int]) -> list[asyncio.Future[Checkpoint | None]]:
         keys = [(partition, self._tags[partition] + "checkpoint") for partition in partitions]
@@ -167,26 +132,15 @@ class RedisStore:
         )
 
     def _checkpoint_of(self, partition: int, text: bytes | None) -> Checkpoint | None:
-        if text is None:
-            return None
         try:
-            stored = Checkpoint.parse(text.decode(errors="replace"))
-            if stored.names != self._names.id:
-                here, there = (f"by key {key}" if key else "not" for key in (self._names.id, stored.names))
-                raise LayoutError(f"customers' ids are hidden {there}, and here {here}", hint=OTHER_KEY)
-            cursor = stored.timer_cursor
-            if cursor is None or not stored.names:
-                return stored._replace(names="")
-            return stored._replace(
-                names="", timer_cursor=(cursor[0], self._names.customer(cursor[1].encode()))
-            )
+            return None if text is None else self._calls.checkpoint_of(text)
         except LayoutError as error:
             said = f"partition {partition} at {self.where}: {error.args[0]}"
             raise LayoutError(said, hint=error.hint) from error
 
     async def load(self, partition: int, customers: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
         check_count(customers)
-        keys = self._record_keys(partition, customers)
+        keys = self._keys.records(partition, customers)
         return self._codec.unpack(await self._client.ask("MGET", *keys) if keys else [], partition)
 
     def load_each(self, requests: Sequence[LoadRequest]) -> list[asyncio.Future[Loaded]]:
@@ -198,7 +152,7 @@ class RedisStore:
     def _load_question(self, request: LoadRequest) -> Question:
         partition, customers = request
         check_count(customers)
-        keys = self._record_keys(partition, customers)
+        keys = self._keys.records(partition, customers)
         # One key that is there for nobody's sake: MGET must have one, and all go the same way.
         command = ("MGET", *keys) if keys else ("MGET", self._tags[partition] + "c:")
         n = len(keys)
@@ -206,8 +160,8 @@ class RedisStore:
 
     async def apply(self, commit: Commit) -> None:
         commit.check(self.dtype)
-        keys, args = self._call(commit)
-        self._check_reply(commit, await self._client.run(APPLY, keys, args))
+        keys, args = self._calls.apply(commit)
+        self._calls.check_reply(commit, await self._client.run(APPLY, keys, args))
 
     def apply_each(self, commits: Sequence[Commit]) -> list[asyncio.Future[None]]:
         return self._ask_valid(commits, self._apply_question)
@@ -217,9 +171,9 @@ class RedisStore:
 
     def _apply_question(self, commit: Commit) -> Question:
         commit.check(self.dtype)
-        keys, args = self._call(commit)
+        keys, args = self._calls.apply(commit)
         return Question(
-            keys[0], (len(keys), *keys, *args), lambda reply: self._check_reply(commit, reply), APPLY
+            keys[0], (len(keys), *keys, *args), lambda reply: self._calls.check_reply(commit, reply), APPLY
         )
 
     def _ask_valid(
@@ -236,73 +190,11 @@ class RedisStore:
         answers = iter(self._client.ask_each(questions))
         return [failed(refused[i]) if i in refused else next(answers) for i in range(len(items))]
 
-    def _record_keys(self, partition: int, customers: Sequence[str]) -> list[str]:
-        record, stored = self._tags[partition] + "c:", self._names.stored
-        return [record + stored(customer) for customer in customers]
-
-    def _text_of(self, checkpoint: Checkpoint | None) -> str:
-        """A checkpoint as it is stored; "" for none."""
-        if checkpoint is None:
-            return ""
-        if self._names.id:
-            if checkpoint.timer_cursor is not None:
-                due_ms, customer = checkpoint.timer_cursor
-                checkpoint = checkpoint._replace(timer_cursor=(due_ms, self._names.stored(customer)))
-            checkpoint = checkpoint._replace(names=self._names.id)
-        return checkpoint.text()
-
-    def _fixed_keys(self, partition: int) -> tuple[str, ...]:
-        tag = self._tags[partition]
-        return tag + "checkpoint", tag + "due", tag + "out", tag + "risk"
-
-    def _parts_keys(self, partition: int) -> tuple[str, ...]:
-        return (self._tags[partition] + "parts",) if self._names.composite else ()
-
-    def _call(self, commit: Commit) -> tuple[list[str], list[Any]]:
-        """Keys and arguments of the script, as `apply.lua` lists them."""
-        record, sealed = self._tags[commit.partition] + "c:", self._names.sealed
-        keys = [
-            *self._fixed_keys(commit.partition),
-            *self._parts_keys(commit.partition),
-            *self._record_keys(commit.partition, commit.customers),
-            *self._record_keys(commit.partition, commit.forgotten),
-            *([] if commit.hours is None else [self._tags[commit.partition] + "hours"]),
-        ]
-        risks = commit.risks
-        args = [
-            self._text_of(commit.expected),
-            self._text_of(commit.checkpoint),
-            len(record.encode()) + 1,  # Lua counts bytes, from 1
-            len(commit.customers),
-            len(commit.outbox),
-            len(commit.acked),
-            len(risks),
-            self._at_risk_max,
-            int(self._names.composite),
-            " ".join(map(str, commit.hours or ())),
-            *commit.due.tolist(),
-            *self._codec.pack(commit.rows),
-            *(
-                sealed(part)
-                for at, entry in enumerate(commit.outbox)
-                for part in (entry.id, _packed(at, entry))
-            ),
-            *map(sealed, commit.acked),
-            *(part for p, customer in risks for part in (p, self._names.stored(customer))),
-        ]
-        return keys, args
-
-    def _check_reply(self, commit: Commit, found: list[bytes]) -> None:
-        if found:
-            expected = _unnamed(self._text_of(commit.expected)) or "not begun"
-            at = _unnamed(found[0].decode(errors="replace")) or "not begun"
-            raise Fenced(f"partition {commit.partition} is at [{at}], this owner expected [{expected}]")
-
     async def outbox(self, partition: int) -> list[OutboxEntry]:
         packed: dict[bytes, bytes] = await self._client.ask("HGETALL", self._tags[partition] + "out")
         try:
             opened = self._names.opened
-            placed = [_unpacked(opened(identity), opened(value)) for identity, value in packed.items()]
+            placed = [unpacked(opened(identity), opened(value)) for identity, value in packed.items()]
         except struct.error:
             said = f"the outbox of partition {partition} at {self.where} was written by another release"
             raise LayoutError(said, hint=REBUILD) from None
@@ -349,7 +241,7 @@ class RedisStore:
 
     def _first_question(self, request: FirstRequest) -> Question:
         partition, first, customers_max = request
-        keys = self._parts_keys(partition)
+        keys = self._keys.parts(partition)
         if not keys:
             raise ValueError("customers here are of one part: none begins with another")
         low = self._names.beginning(first).encode()
@@ -400,25 +292,21 @@ class RedisStore:
 
     async def reset(self, partition: int) -> None:
         tag = self._tags[partition]
-        await self._client.run(RESET, self._reset_keys(partition), [RESETTING, "begin"])
+        await self._client.run(RESET, self._keys.all(partition), [RESETTING, "begin"])
         while names := await self._client.ask("ZRANGE", tag + "due", 0, CUSTOMERS_MAX - 1):
             keys = [tag.encode() + b"c:" + name for name in names]
             await self._reset_page(partition, keys, ["page", *names])
         await self._reset_page(partition, [tag + "hours"], ["end"])
 
     async def _reset_page(self, partition: int, keys: Sequence[str | bytes], args: list[str | bytes]) -> None:
-        if await self._client.run(RESET, [*self._reset_keys(partition), *keys], [RESETTING, *args]):
+        if await self._client.run(RESET, [*self._keys.all(partition), *keys], [RESETTING, *args]):
             raise Fenced(f"partition {partition}: somebody else finished this reset")
-
-    def _reset_keys(self, partition: int) -> tuple[str, ...]:
-        """All that a partition may have, of whatever spec its state was."""
-        return *self._fixed_keys(partition), self._tags[partition] + "parts"
 
     async def memory_usage(self, partition: int, customers: Sequence[str]) -> MemoryUsage:
         """What these customers (at most CUSTOMERS_MAX) cost the server, for reports. Not part of `Store`."""
         check_count(customers)
         tag = self._tags[partition]
-        of_records = [("MEMORY USAGE", key) for key in self._record_keys(partition, customers)]
+        of_records = [("MEMORY USAGE", key) for key in self._keys.records(partition, customers)]
         of_due = [("MEMORY USAGE", tag + "due", "SAMPLES", DUE_SAMPLES), ("ZCARD", tag + "due")]
         *records, due, entries = await self._client.ask_all([*of_records, *of_due])
         return MemoryUsage(np.array([used or 0 for used in records], np.int64), (due or 0) / max(entries, 1))

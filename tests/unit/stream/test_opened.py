@@ -24,7 +24,8 @@ async def opened(stored: Checkpoint | None, log: LogState = LOG) -> Opened:
     store = MemoryStore(LAYOUT.dtype, 2)
     if stored is not None:
         await store.apply(Commit(1, None, stored, [], LAYOUT.empty(0), np.empty(0, np.int64)))
-    return await open_partition(store, LAYOUT.id, 1, log, NO_SUPPRESSION, FloodGuard(1.0))
+    found = await store.checkpoint(1)
+    return await open_partition(store, LAYOUT.id, 1, log, found, NO_SUPPRESSION, FloodGuard(1.0))
 
 
 async def test_a_partition_opens_where_it_was_with_a_nonce_of_its_own() -> None:

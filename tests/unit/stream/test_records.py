@@ -4,18 +4,21 @@ import gzip
 import struct
 import tracemalloc
 import zlib
+from dataclasses import dataclass
+from typing import ClassVar
 
 import cramjam
 import numpy as np
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import PartitionRecords
+from aiokafka.protocol.fetch import FetchResponse_v4
 from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebbtide.stream.errors import UnreadableBatch
-from ebbtide.stream.kafka.records import Decompressor, RecordBatches, forgiving
+from ebbtide.stream.kafka.records import FETCH, Answers, Decompressor, RecordBatches, forgiving
 from tests.support.raw_batches import ATTRIBUTES_AT, CODECS, CRC_AT, HEADER_BYTES, Row, batch_of, replaced
 
 TP = TopicPartition("clicks", 3)
@@ -192,3 +195,27 @@ def test_the_leader_epoch_is_of_the_last_batch_passed() -> None:
     epochs = [(record.offset, found.leader_epoch) for record in found]  # as each is given out
     assert epochs == [(0, 4), (1, 4)]
     assert (found.leader_epoch, found.next_fetch_offset) == (6, 3)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A fetch of one partition."""
+
+    partition: int
+    API_KEY: ClassVar[int] = FETCH
+
+
+class OneBatch:
+    """A broker that has a batch in every partition."""
+
+    async def send(self, _node_id: int, request: Asked) -> FetchResponse_v4:
+        raw = batch_of([ROW])
+        return FetchResponse_v4(0, [(TP.topic, [(request.partition, 0, 1, 1, [], raw)])])
+
+
+async def test_what_nobody_took_of_an_answer_is_let_go() -> None:
+    """Partitions come and go; of one that went while it was fetched, the bytes would stay for as long as the worker."""
+    answers = Answers(OneBatch())
+    for partition in range(200):
+        await answers.send(1, Asked(partition))
+        assert list(answers.raw) == [TopicPartition(TP.topic, partition)]
