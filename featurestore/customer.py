@@ -63,3 +63,9 @@ def split(customer: str) -> list[str]:
 def first_of(customer: str) -> str:
     """The first part, as it is written; of a first part itself."""
     return customer.partition(SEPARATOR)[0]
+
+
+def first_parts(customers: Sequence[str], composite: Composite | None) -> Sequence[str]:
+    """Of each customer the first part; of one who is no composite, all of the id. Customers of one first part are one
+    person: a split of customers that is to judge on strangers keeps them together."""
+    return customers if composite is None else [first_of(customer) for customer in customers]

@@ -7,7 +7,8 @@
     short history (at least 1.75 horizons)
 
         ├──────── train ────────┤·· H ··├── test ──┤·· H ··┤        calibration: customers held out of the train
-                                                                      slice, 15 %, by a hash of their id
+                                                                      slice, 15 %, by a hash of their id; composite
+                                                                      ones by that of the first part
 
 A row in a gap belongs to no slice; it is learned from where its horizon is over before what is asked of it.
 
@@ -19,12 +20,14 @@ customers.
         ├──────── fit ─────────┤·· H ··├ calibration ┤
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.customer import first_parts
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
@@ -95,11 +98,11 @@ def plan_slices(spec: Spec, first_ms: int, known_until_ms: int) -> Slices:
     return Slices((first_ms, train_end), None, (train_end + horizon, end))
 
 
-def held_out(customers: list[str], seed: int = 0) -> NDArray[np.bool_]:
-    """bool[m]: HELD_OUT_PERCENT of the customers, by a hash of their id, the same in every log they appear in."""
-    hashes = np.fromiter(
-        (crc32(f"{seed}:{customer}".encode()) for customer in customers), np.int64, len(customers)
-    )
+def held_out(spec: Spec, customers: Sequence[str], seed: int = 0) -> NDArray[np.bool_]:
+    """bool[m]: HELD_OUT_PERCENT of the customers, by a hash of their id, the same in every log they appear in. All of
+    one first part are on one side."""
+    whose = first_parts(customers, spec.customer)
+    hashes = np.fromiter((crc32(f"{seed}:{each}".encode()) for each in whose), np.int64, len(whose))
     return hashes % 100 < HELD_OUT_PERCENT
 
 

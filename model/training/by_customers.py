@@ -1,19 +1,21 @@
 """Cross-validation over customers: what papers print, and what no service can have.
 
 A split of customers knows the future of the others: it judges a recipe on a time that it has seen. It needs a few dates
-only, so it is for histories too short for slices of time, and to stand beside published tables.
+only, so it is for histories too short for slices of time, and to stand beside published tables. Composite customers are
+split by their first part: whoever scores a learner in one course has not learned from the same learner in another.
 
     customers in K parts by a hash ──▶ for each part: recipe and model from the others' snapshots ──▶ p of this part's
                                                                                               all p together ──▶ table
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.customer import first_parts
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.hashing import hash_texts
@@ -80,9 +82,7 @@ def cross_validate(
             f"{len(rows)} customers with a known outcome, {churned} of them churned: too few to learn from",
             hint="take other dates, or another --horizon",
         )
-    hashes = hash_texts(known.log.customers)[rows.customer]
-    part = (hashes % np.uint64(folds)).astype(np.int64)
-    inner = (hashes // np.uint64(folds) % np.uint64(100)).astype(np.int64) < HELD_OUT_PERCENT
+    part, inner = (each[rows.customer] for each in split_of(spec, known.log.customers, folds))
     trainer = Trainer(spec, config, len(rows))
     scores: dict[str, NDArray[np.float64]] = {}
     for number in range(folds):
@@ -96,6 +96,14 @@ def cross_validate(
     progress("judging")
     evaluation = evaluate(scores, rows.churned, rows.customer, bootstrap=config.bootstrap, seed=config.seed)
     return CrossValidated(folds, asked, evaluation)
+
+
+def split_of(spec: Spec, customers: Sequence[str], folds: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """int64[m], the part of each customer, 0 to folds - 1; bool[m], who finds the recipe when others are scored. Both
+    by a hash of the id, of a composite customer by that of the first part."""
+    hashes = hash_texts(first_parts(customers, spec.customer))
+    inner = (hashes // np.uint64(folds) % np.uint64(100)).astype(np.int64) < HELD_OUT_PERCENT
+    return (hashes % np.uint64(folds)).astype(np.int64), inner
 
 
 def _scored(

@@ -222,7 +222,7 @@ def _learned(history: History, scorer: Scorer) -> tuple[Examples, int]:
 def _baselines(spec: Spec, learned: Examples, customers: list[str], scorer: Scorer) -> Baselines:
     """Fitted on what the model knew, for the target whose labels the examples have."""
     usable, config = learned.usable(), scorer.manifest.train_config or TrainConfig()
-    held = held_out(customers)[usable.customer]
+    held = held_out(spec, customers)[usable.customer]
     return Baselines.of(spec, usable.take(~held), usable.take(held), config.seed)
 
 

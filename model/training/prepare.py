@@ -158,7 +158,7 @@ def prepare(
     panels = tuple(Panel(*span, panel_of(log, span, config.examples_max // 2, seed)) for span in spans)
     wanted = wanted_of(layout, log, until, config.examples_max, config.snapshot_every_ms, seed, panels)
     found = gather_by(engine, layout, log, wanted, progress)
-    history, held = History(layout, log, until), held_out(log.customers)
+    history, held = History(layout, log, until), held_out(spec, log.customers)
     drawn = history.examples(Points.joined(layout, [found.decisions, found.snapshots]))
     before_test, in_test, recent = (
         Decisions(panel.start_ms, history.examples(points))

@@ -67,8 +67,9 @@ def fit_baselines(history: History, labels_until_ms: int, config: TrainConfig) -
     usable = draw(
         known, examples_max=config.examples_max, every_ms=config.snapshot_every_ms, seed=config.seed
     ).usable()
-    held = held_out(history.log.customers)[usable.customer]
-    return Baselines.of(history.layout.spec, usable.take(~held), usable.take(held), config.seed)
+    spec = history.layout.spec
+    held = held_out(spec, history.log.customers)[usable.customer]
+    return Baselines.of(spec, usable.take(~held), usable.take(held), config.seed)
 
 
 def judge(

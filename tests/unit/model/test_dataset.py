@@ -13,7 +13,7 @@ from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.fold import EVENT, SILENCE, Points
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.record.replay import SNAPSHOT, replay
-from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.examples.dataset import History, Inputs, draw
 from ebbtide.model.examples.examples import Examples
@@ -21,6 +21,7 @@ from ebbtide.model.examples.labels import CANCELLED, CHURNED, STAYED, Labeller
 from ebbtide.model.examples.rows_file import write_rows
 from ebbtide.model.examples.sample import Sample, snapshot_dates
 from ebbtide.model.examples.slices import HELD_OUT_PERCENT, held_out, plan_slices
+from ebbtide.model.training.by_customers import split_of
 from tests.support.oracle.histories import START, columns
 from tests.support.oracle.oracle import Event
 from tests.support.seams.models import SPEC, TINY
@@ -146,7 +147,7 @@ def test_a_history_too_short_says_what_it_needs() -> None:
 
 
 def test_calibration_by_customers_when_time_is_short() -> None:
-    examples, held = drawn(), held_out(LOG.customers)
+    examples, held = drawn(), held_out(SPEC, LOG.customers)
     slices = plan_slices(TINY, START, START + 4 * H)
     slice_of = slices.of(examples, held)
     assert set(slice_of) == {"train", "calibration", "test", "gap"}
@@ -158,9 +159,23 @@ def test_calibration_by_customers_when_time_is_short() -> None:
 
 def test_who_is_held_out_depends_on_the_id_alone() -> None:
     names = [f"customer-{i}" for i in range(5_000)]
-    held = held_out(names)
+    held = held_out(SPEC, names)
     assert abs(held.mean() * 100 - HELD_OUT_PERCENT) < 2
-    assert (held_out(names[::-1])[::-1] == held).all()
+    assert (held_out(SPEC, names[::-1])[::-1] == held).all()
+
+
+def test_a_split_keeps_a_first_part_on_one_side() -> None:
+    """A learner's courses are held out together; an id that only looks like a composite one is a whole."""
+    names = [f"learner-{i}/course-{j}" for i in range(2_000) for j in range(3)]
+    learners = parse_spec(dump_spec(SPEC) | {"customer": ["learner", "course"]})
+    together = held_out(learners, names).reshape(-1, 3)
+    assert (together == together[:, :1]).all()
+    assert abs(together.mean() * 100 - HELD_OUT_PERCENT) < 3
+    apart = held_out(SPEC, names).reshape(-1, 3)
+    assert (apart != apart[:, :1]).any()
+    for split in split_of(learners, names, 4):
+        assert (split.reshape(-1, 3) == split.reshape(-1, 3)[:, :1]).all()
+    assert np.bincount(split_of(learners, names, 4)[0]).min() > 3 * 400
 
 
 def test_snapshot_dates_are_whole_days_for_long_horizons() -> None:
