@@ -6,7 +6,10 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ebbtide.model.fitting.trees import GROWN, as_forest
+from ebbtide.featurestore.record.fold import EVENT
+from ebbtide.featurestore.record.replay import SNAPSHOT
+from ebbtide.model.examples.examples import Examples
+from ebbtide.model.fitting.trees import GROWN, LEAF_ROWS_MAX, as_forest, grow
 from ebbtide.model.graph.forest import DEPTH, INNER, NODES, TREES, Forest, ForestGraph
 
 F4 = NDArray[np.float32]
@@ -33,6 +36,24 @@ def trees() -> HistGradientBoostingClassifier:
 @pytest.fixture(scope="module")
 def graph(trees: HistGradientBoostingClassifier) -> ForestGraph:
     return ForestGraph(as_forest(trees))
+
+
+@pytest.mark.parametrize("n", [60, 5_000])
+def test_grown_on_bins_they_are_the_same_trees(n: int) -> None:
+    """As scikit-learn grows them by itself of the same weighted rows: the same questions and leaves, to the bit."""
+    rng, x = np.random.default_rng(6), figures(n, 5)
+    cause = np.where(rng.random(n) < 0.3, SNAPSHOT, EVENT).astype(np.uint8)
+    churned = (np.log(x[:, 0]) + rng.normal(0, 1, n) > 0.3).astype(np.int8)
+    who, when = rng.integers(0, n // 4, n).astype(np.int32), rng.permutation(n).astype(np.int64)
+    rows = Examples(who, when, cause, churned, {"features": x})
+    assert len(np.unique(rows.weights())) > 5
+    leaf = max(1, min(n // 50, LEAF_ROWS_MAX))
+    own = HistGradientBoostingClassifier(**GROWN, min_samples_leaf=leaf, random_state=3)
+    ours, theirs = as_forest(grow(rows, 3)), as_forest(own.fit(x, churned, rows.weights()))
+    np.testing.assert_array_equal(ours.feature, theirs.feature)
+    np.testing.assert_array_equal(ours.threshold, theirs.threshold)
+    np.testing.assert_array_equal(ours.value, theirs.value)
+    assert ours.base == theirs.base
 
 
 def at_the_edges(trees: HistGradientBoostingClassifier, n: int = 4_000) -> F4:
