@@ -92,8 +92,9 @@ def main() -> None:
         again = measured(command, asked.tree) if asked.again else None
     fitted = sum(took for stage, took in found["seconds"].items() if stage.startswith(FITTING))
     figures = {
-        "events": found["events"], "customers": found["customers"], "seconds": seconds, "seconds_without_fitting": seconds - fitted, "again": again,
-        "peak_rss_bytes": peak, "stages": found["seconds"], "load": os.getloadavg()[0],
+        "events": found["events"], "customers": found["customers"], "seconds": seconds,
+        "seconds_without_fitting": seconds - fitted, "again": again, "peak_rss_bytes": peak,
+        "stages": found["seconds"], "load": os.getloadavg()[0],
     }  # fmt: skip
     print(f"\n{found['events']:,} events of {found['customers']:,} customers")
     for stage, took in found["seconds"].items():
