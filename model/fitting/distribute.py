@@ -17,7 +17,8 @@ examples and takes the same decisions; what they exchange are gradients. One dev
 the same loss: `row_losses`.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Literal
 
@@ -146,6 +147,12 @@ class Steps:
         self._step = tf.function(self._of_iterator if self._apart else self._of_batch)
         self._iterator: Any = None
         self._data: tuple[tf.data.Dataset, Any] | None = None
+        self._numbers: list[int] = []
+
+    @property
+    def by_worker(self) -> list[int]:
+        """`scheduled` steps that each worker has taken, the most first."""
+        return steps_by_worker(self._numbers)
 
     def epoch(
         self, data: tf.data.Dataset, before: Callable[[int], None], after: Callable[[int], None]
@@ -174,21 +181,24 @@ class Steps:
         makes a worker's dataset, which has no end; before, after: called around the scheduling of each step."""
         coordinator = _coordinator(self._strategy)
         if self._iterator is None:
-            self._iterator = iter(coordinator.create_per_worker_dataset(lambda: make().repeat()))
-        losses = []
+            self._iterator = iter(coordinator.create_per_worker_dataset(lambda: make().repeat().enumerate()))
+        scheduled = []
         for number in range(steps):
             before(number)
-            losses.append(coordinator.schedule(self._step, args=(self._iterator,)))
+            scheduled.append(coordinator.schedule(self._step, args=(self._iterator,)))
             after(number)
         coordinator.join()
-        return sum(float(loss.fetch()) for loss in losses) / max(steps, 1)
+        done = [step.fetch() for step in scheduled]
+        self._numbers += [int(number) for number, _ in done]
+        return sum(float(lost) for _, lost in done) / max(steps, 1)
 
     def _of_batch(self, *columns: Any) -> Any:
         lost = self._strategy.run(self._replica, args=columns)
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, lost, axis=None)
 
     def _of_iterator(self, iterator: Any) -> Any:
-        return self._strategy.run(self._replica, args=next(iterator))
+        number, columns = next(iterator)
+        return number, self._strategy.run(self._replica, args=columns)
 
     def _replica(self, inputs: Any, churned: Any, weight: Any) -> Any:
         replicas = 1 if self._apart else self._strategy.num_replicas_in_sync
@@ -206,6 +216,14 @@ class Steps:
             gradients = [gradient / replicas for gradient in summed]
         self._optimizer.apply(gradients, variables)
         return lost
+
+
+def steps_by_worker(numbers: Iterable[int]) -> list[int]:
+    """Steps that each worker took, the most first. numbers: of the batches of all steps, each by its place in its
+    worker's own dataset. Every worker counts from 0, so as many took more than i steps as there are batches of number
+    i. One that was started again counts anew, as if it were another."""
+    found = Counter(numbers).values()
+    return [sum(workers >= place for workers in found) for place in range(1, max(found, default=0) + 1)]
 
 
 @cache

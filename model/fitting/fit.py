@@ -19,7 +19,7 @@ Same seed, same machine, same examples: the same weights.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -35,6 +35,7 @@ from ebbtide.model.examples.shards import Shards, epochs_of
 from ebbtide.model.fitting.backup import Backup, Progress
 from ebbtide.model.fitting.board import Board
 from ebbtide.model.fitting.distribute import (
+    ClusterUnfit,
     Steps,
     clip_of,
     is_asynchronous,
@@ -60,11 +61,13 @@ XLA_ROWS_MIN = 100_000
 @dataclass(frozen=True, slots=True)
 class Fit:
     """A trained network in float32, and the training loss of each epoch. watched: float32[epochs + 1, m], the logits of
-    the m watched rows before the first and after each epoch, without shrinkage; m = 0 without such rows."""
+    the m watched rows before the first and after each epoch, without shrinkage; m = 0 without such rows. taken: rows of
+    all steps, those of pruning too: by worker, the most first, where steps are asynchronous; one number elsewhere."""
 
     network: keras.Model
     loss: list[float]
     watched: NDArray[np.float32]
+    taken: list[int] = field(default_factory=list)
 
 
 class Trainer:
@@ -122,7 +125,12 @@ class Trainer:
         epoch, and training stops once `patience` epochs have not made the best one better. `run` names the curves;
         `progress`: share done, 0 to 1. `trunk`: a trained network whose trunk this one has. stream: more rows than fit
         into memory; `train` is then a sample of them, for what needs rows at once, and the steps read the stream. seen:
-        called with each epoch and what the watched rows lost there; what it raises ends the training."""
+        called with each epoch and what the watched rows lost there; what it raises ends the training. Raises
+        ClusterUnfit for a stream over a parameter server: its workers could not call what reads shards here."""
+        if stream is not None and is_asynchronous(self._strategy):
+            raise ClusterUnfit(
+                "the workers of a parameter server cannot read shards", hint="take strategy: multi_worker"
+            )
         self._begin(train, trunk)
         linear = [np.asarray(weights) for weights in self._last_layer()]
         rows = len(train if stream is None else stream)
@@ -130,19 +138,27 @@ class Trainer:
         board = Board(self.config.log_dir, run, train)
         watch = _Watch(watched, self.config, epochs, rows // batch, board, progress, seen, self._now)
         backup = Backup(self.config, run, train, epochs)
-        if epochs:
-            if not self._plain:
-                self._fit_across(
-                    self._data(train, stream, batch), epochs, rows // batch, batch, watch, backup
-                )
-            else:
-                self._fit_plain(train, stream, batch, self.config.seed, epochs, watch)
+        across = None if self._plain else Steps(self._strategy, self._network, self._optimizer, batch)
+        data = self._data(train, stream, batch)
+        if epochs and across is None:
+            self._fit_plain(train, stream, batch, self.config.seed, epochs, watch)
+        elif epochs and across is not None:
+            self._fit_across(across, data, epochs, rows // batch, watch, backup)
         # Watched rows choose the recipe, by epoch: what they watch is the network as it would be without pruning.
-        if epochs and self.config.prune and watched is None:
-            self._prune(train, stream, batch, epochs)
+        more = self.config.prune_epochs if epochs and self.config.prune and watched is None else 0
+        if more:
+            pruned = Pruned(
+                self._network, self.config.prune, self.config.learning_rate, more * (rows // batch)
+            )
+            if across is None:
+                self._fit_plain(train, stream, batch, self.config.seed + epochs, more, pruned)
+            else:
+                self._prune_across(across, data, range(epochs, epochs + more), rows // batch, pruned)
         for weights, start in zip(self._last_layer(), linear, strict=True):
             weights.assign(start + shrinkage * (np.asarray(weights) - start))
-        return Fit(in_float32(self._network, self.spec, self._sizes), watch.loss, watch.logits)
+        steps = (across and across.by_worker) or [(len(watch.loss) + more) * (rows // batch)]
+        network = in_float32(self._network, self.spec, self._sizes)
+        return Fit(network, watch.loss, watch.logits, [batch * each for each in steps])
 
     def _fit_plain(
         self,
@@ -172,10 +188,10 @@ class Trainer:
 
     def _fit_across(
         self,
+        taken: Steps,
         data: Callable[[int], tf.data.Dataset],
         epochs: int,
         steps: int,
-        batch: int,
         watch: "_Watch",
         backup: Backup,
     ) -> None:
@@ -183,7 +199,6 @@ class Trainer:
         goes on where `backup` says that it was."""
         self._network.stop_training = False
         watch.set_model(self._network)
-        taken = Steps(self._strategy, self._network, self._optimizer, batch)
         before, after = watch.on_train_batch_begin, watch.on_train_batch_end
         watch.on_train_begin()
         if kept := backup.read():
@@ -204,26 +219,18 @@ class Trainer:
                 break
         watch.on_train_end()
 
-    def _prune(self, train: Examples, stream: Shards | None, batch: int, epochs: int) -> None:
-        """Prune what has learned for so many epochs, and let the rest learn on."""
-        more, seed = self.config.prune_epochs, self.config.seed + epochs
-        steps = (len(train) if stream is None else len(stream)) // batch
-        pruned = Pruned(self._network, self.config.prune, self.config.learning_rate, more * steps)
-        if self._plain:
-            self._fit_plain(train, stream, batch, seed, more, pruned)
-        else:
-            pruned.set_model(self._network)
-            taken, data = (
-                Steps(self._strategy, self._network, self._optimizer, batch),
-                self._data(train, stream, batch),
-            )
-            before, after = pruned.on_train_batch_begin, pruned.on_train_batch_end
-            for epoch in range(epochs, epochs + more):
-                if is_asynchronous(self._strategy):
-                    taken.scheduled(lambda: data(0), steps, before, after)
-                else:
-                    taken.epoch(data(epoch), before, after)
-            pruned.on_train_end()
+    def _prune_across(
+        self, taken: Steps, data: Callable[[int], tf.data.Dataset], epochs: range, steps: int, pruned: Pruned
+    ) -> None:
+        """Let what has been pruned learn on, over several replicas."""
+        pruned.set_model(self._network)
+        before, after = pruned.on_train_batch_begin, pruned.on_train_batch_end
+        for epoch in epochs:
+            if is_asynchronous(self._strategy):
+                taken.scheduled(lambda: data(0), steps, before, after)
+            else:
+                taken.epoch(data(epoch), before, after)
+        pruned.on_train_end()
 
     def _now(self) -> keras.Model:
         """The network as it is, in one place."""

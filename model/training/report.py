@@ -30,6 +30,7 @@ class TrainReport:
     recipe: of both fits, see `recipe.py`, found by `folds` folds      added: what the sequence adds, None without one
     refusals: what the gate said against a model that was published by force
     survival: the time to the next event, on the snapshots of the test slice
+    rows_taken: of the published network's steps; by worker, where steps are asynchronous
     further: of the spec's other targets, where this is the primary one's
     """
 
@@ -56,6 +57,7 @@ class TrainReport:
     refit: bool
     data_hash: str
     survival: Survival | None = None
+    rows_taken: list[int] = field(default_factory=list)
     further: list["TrainReport"] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -92,6 +94,7 @@ class TrainReport:
             "shrinkage": self.recipe.shrinkage,
             "forest_share": self.recipe.share,
             "folds": self.folds,
+            "rows_taken": self.rows_taken,
             "sequence_adds": None
             if self.added is None
             else {**asdict(self.added), "nothing": self.added.nothing},

@@ -167,7 +167,7 @@ def finish(prepared: Prepared, judged: Judged, config: TrainConfig, stages: Stag
             trained = _refit(each, found, config, stages, trunk) if config.refit else found.trained
             with stages.of("choosing the thresholds", 4):
                 thresholds = choose_thresholds(each, trained, config)
-            done.append(Finished(trained, _report(each, found, thresholds, config)))
+            done.append(Finished(trained, _report(each, found, thresholds, config, trained)))
     first, *others = done
     report = replace(first.report, further=[each.report for each in others])
     return Finished(first.trained, report, tuple(others))
@@ -286,7 +286,9 @@ def choose_thresholds(prepared: Prepared, published: Trained, config: TrainConfi
     return chosen
 
 
-def _report(prepared: Prepared, judged: Judged, thresholds: Thresholds, config: TrainConfig) -> TrainReport:
+def _report(
+    prepared: Prepared, judged: Judged, thresholds: Thresholds, config: TrainConfig, published: Trained
+) -> TrainReport:
     rows = {name: len(getattr(prepared, name)) for name in ("train", "calibration", "test")}
     rows["judged"] = len(learned_from(prepared.early, config))
     if config.refit:
@@ -315,6 +317,7 @@ def _report(prepared: Prepared, judged: Judged, thresholds: Thresholds, config: 
         refusals=[str(each) for each in judged.refusals],
         refit=config.refit,
         survival=judged.survival,
+        rows_taken=published.fit.taken,
         data_hash=data_hash(prepared.drawn),
     )
 

@@ -233,6 +233,9 @@ def show_survival(data: Mapping[str, Any]) -> None:
 def _recipe(data: Mapping[str, Any]) -> str:
     """How the model is made, and what the sequence is worth."""
     made = f"Made of {data['forest_share']:.0%} trees; the network after {data['epochs']} epochs."
+    if len(data["rows_taken"]) > 1:
+        by = ", ".join(f"{rows:,}" for rows in data["rows_taken"])
+        made = f"{made} Of their rows each worker took {by}."
     added = data["sequence_adds"]
     if added is None:
         return made

@@ -1,6 +1,6 @@
 """`ebbtide train` on a log of a million events: seconds by stage and the peak memory of its process.
 
-    python -m tests.bench.bench_train [--events N] [--jobs N] [--json FILE] [-- options of `ebbtide train`]
+    python -m tests.bench.bench_train [--events N] [--again] [--json FILE] [-- options of `ebbtide train`]
 
 The log is made of the public complete_journey log: its customers over again under new ids, whole customers in an order
 drawn from a seed, until N events are reached. So customers behave as they do in life, and there are many of them; what
@@ -24,6 +24,8 @@ LOG = ROOT.parent / "shared" / "data" / "complete_journey" / "events.csv.gz"
 SPEC = ROOT / "ops" / "specs" / "complete_journey.yaml"
 SEED = 11
 MIB = 1 << 20
+FITTING = ("building the network", "cross-fitting", "finding the recipe", "training", "fitting")
+"""How the stages begin that fit something."""
 
 
 def repeated(rows: list[dict[str, str]], events: int, seed: int = SEED) -> Iterator[dict[str, str]]:
@@ -74,22 +76,25 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--tree", type=Path, default=ROOT, help="measure another checkout")
     parser.add_argument("--module", default="ebbtide.ops.cli", help="its command's module")
+    parser.add_argument("--again", action="store_true", help="run it twice, with what the first run made")
     parser.add_argument("options", nargs="*", help="options of `ebbtide train`, after --")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ebbtide-bench-") as folder:
         log, report = Path(folder) / "events.csv", Path(folder) / "report.json"
         write_log(log, asked.events, asked.log)
-        seconds, peak = measured(
-            [
-                sys.executable, "-m", asked.module, "train", "--events", str(log), "--spec", str(SPEC), "--out",
-                f"{folder}/models", "--json", str(report), *asked.options,
-            ],
-            asked.tree,
-        )  # fmt: skip
+        kept = ["--runs", f"{folder}/runs"] if asked.again else []
+        command = [
+            sys.executable, "-m", asked.module, "train", "--events", str(log), "--spec", str(SPEC), "--out",
+            f"{folder}/models", "--json", str(report), *kept, *asked.options,
+        ]  # fmt: skip
+        seconds, peak = measured(command, asked.tree)
         found = json.loads(report.read_text())
+        again = measured(command, asked.tree) if asked.again else None
+    fitted = sum(took for stage, took in found["seconds"].items() if stage.startswith(FITTING))
     figures = {
         "events": found["events"], "customers": found["customers"], "seconds": seconds,
-        "peak_rss_bytes": peak, "stages": found["seconds"], "load": os.getloadavg()[0],
+        "seconds_without_fitting": seconds - fitted, "again": again, "peak_rss_bytes": peak,
+        "stages": found["seconds"], "load": os.getloadavg()[0],
     }  # fmt: skip
     print(f"\n{found['events']:,} events of {found['customers']:,} customers")
     for stage, took in found["seconds"].items():
@@ -97,6 +102,9 @@ def main() -> None:
     print(
         f"{seconds:8.1f} s  in all, the start included; peak {peak / MIB:,.0f} MiB, load {figures['load']:.1f}"
     )
+    print(f"{seconds - fitted:8.1f} s  of it without fitting")
+    if again:
+        print(f"{again[0]:8.1f} s  once more with nothing new; peak {again[1] / MIB:,.0f} MiB")
     if asked.json:
         asked.json.write_text(json.dumps(figures, indent=2) + "\n")
 

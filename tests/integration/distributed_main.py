@@ -1,10 +1,12 @@
 """One task of a cluster: train on shards by a strategy, and say what came of it. `python distributed_main.py STRATEGY
-FOLDER OUT DROPOUT EPOCHS BATCH`; with two CPUs for `mirrored`, with one for `alone`: our own step in one process."""
+FOLDER OUT DROPOUT EPOCHS BATCH [BACKUP|- [PRUNE]]`; with two CPUs for `mirrored`, with one for `alone`: our own step in
+one process. With PRUNE, such a share of the weights is pruned, and steps read the shards as a stream where they can."""
 
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from ebbtide.model.config import TrainConfig
@@ -13,7 +15,8 @@ from ebbtide.model.graph.sizes import NetworkConfig
 
 
 def main() -> None:
-    asked, folder, out, dropout, epochs, batch, *backup = sys.argv[1:]
+    asked, folder, out, dropout, epochs, batch, *more = sys.argv[1:]
+    backup, prune = [*more, "-", "0"][:2]
     strategy = "mirrored" if asked == "alone" else asked
     if asked == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -25,23 +28,32 @@ def main() -> None:
             "epochs_max": int(epochs),
             "batch": int(batch),
             "network": network,
-            "backup_dir": backup[0] if backup else None,
+            "backup_dir": None if backup == "-" else backup,
+            "prune": float(prune),
+            "prune_epochs": 1,
         }
     )
     serve(config.strategy)
     strategy_of(config.strategy)  # before TensorFlow does anything else
-    from ebbtide.model.examples.shards import read_shards
-    from ebbtide.model.fitting.fit import Trainer
+    from ebbtide.model.examples.shards import Shards, read_shards
+    from ebbtide.model.fitting.fit import Trainer, logits
+    from ebbtide.model.fitting.prune import masked
     from tests.integration.test_train import demo_spec
 
     rows = read_shards(Path(folder))
     odd = rows.customer % 2 == 1
-    found = Trainer(demo_spec(), config, int((~odd).sum())).fit(
-        rows.take(~odd), int(epochs), watched=rows.take(odd)
-    )
-    last = found.watched[-1].astype(float)
+    trainer = Trainer(demo_spec(), config, int((~odd).sum()))
+    if config.prune:
+        streams = strategy != "parameter_server"
+        found = trainer.fit(rows, int(epochs), stream=Shards(Path(folder)) if streams else None)
+        last = logits(found.network, rows.inputs)
+    else:
+        found = trainer.fit(rows.take(~odd), int(epochs), watched=rows.take(odd))
+        last = found.watched[-1]
+    zeros = [float((np.asarray(weights) == 0).mean()) for weights in masked(found.network)]
+    said = {"loss": found.loss, "logits": last.astype(float).tolist(), "taken": found.taken, "zeros": zeros}
     if leads(config.strategy):
-        Path(out).write_text(json.dumps({"loss": found.loss, "logits": last.tolist()}))
+        Path(out).write_text(json.dumps(said))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pytest
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.examples.dataset import History, draw
 from ebbtide.model.examples.shards import write_shards
+from ebbtide.model.fitting.distribute import steps_by_worker
 from ebbtide.model.judging.metrics import log_loss
 from ebbtide.ops.pipeline.cluster import run_cluster
 from ebbtide.ops.pipeline.config import load_config
@@ -51,13 +52,14 @@ def task(
     dropout: float = 0.0,
     cluster: dict[str, Any] | None = None,
     batch: int = BATCH,
+    prune: float = 0.0,
 ) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     environment |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment |= {} if cluster is None else configured(cluster)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.integration.distributed_main", strategy, str(shards), str(out), str(dropout),
-         str(EPOCHS), str(batch)],
+         str(EPOCHS), str(batch), "-", str(prune)],
         cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -130,26 +132,25 @@ def test_two_workers_compute_what_one_does(shards: Path, alone: dict[str, Any], 
     assert not (tmp_path / "1.json").exists(), "the first worker alone writes"
 
 
-def test_a_parameter_server_learns_as_well(shards: Path, alone: dict[str, Any], tmp_path: Path) -> None:
-    """Asynchronous: other numbers each time, so what is asked is how well it does on rows it has not seen."""
+def parameter_served(shards: Path, out: Path, prune: float = 0.0) -> dict[str, Any]:
+    """Of a coordinator, two workers and a parameter server."""
     chief, *workers, keeper = addresses(4)
     cluster = {"chief": [chief], "worker": workers, "ps": [keeper]}
     tasks = [("worker", 0), ("worker", 1), ("ps", 0), ("chief", 0)]
     processes = [
-        task(
-            "parameter_server",
-            shards,
-            tmp_path / "out.json",
-            0.0,
-            {"cluster": cluster, "task": {"type": job, "index": at}},
-        )
-        for job, at in tasks
+        task("parameter_server", shards, out, 0.0, member(cluster, job, at), prune=prune) for job, at in tasks
     ]
     try:
-        found = result(processes[-1], tmp_path / "out.json")
+        return result(processes[-1], out)
     finally:
         for process in processes:
             process.kill()
+
+
+def test_a_parameter_server_learns_as_well(shards: Path, alone: dict[str, Any], tmp_path: Path) -> None:
+    """Asynchronous: other numbers each time, so what is asked is how well it does on rows it has not seen, and that
+    both workers took their part of as many rows."""
+    found = parameter_served(shards, tmp_path / "out.json")
     spec = demo_spec()
     rows = draw(History(Layout(spec), simulated(demo_spec()), KNOWN_UNTIL), examples_max=3_000).usable()
     later = rows.take(rows.customer % 2 == 1)
@@ -159,6 +160,32 @@ def test_a_parameter_server_learns_as_well(shards: Path, alone: dict[str, Any], 
     ]
     assert lost[0] == pytest.approx(lost[1], abs=0.01)
     assert len(found["loss"]) == EPOCHS and found["loss"][-1] < found["loss"][0] + 0.01
+    steps = (len(rows) - len(later)) // BATCH * EPOCHS
+    assert alone["taken"] == [steps * BATCH]
+    assert sum(found["taken"]) == steps * BATCH, "each step that was asked for, once"
+    assert len(found["taken"]) == 2 and min(found["taken"]) >= BATCH, "no worker stood aside"
+
+
+@pytest.mark.slow
+def test_replicas_prune_a_streamed_network_alike(shards: Path, tmp_path: Path) -> None:
+    """Of shards, under masks: several replicas come to what one does. Asynchronous ones, of rows in memory, to as many
+    zeros."""
+    whole = {
+        name: result(task(name, shards, tmp_path / name, prune=0.5), tmp_path / name)
+        for name in ("alone", "mirrored")
+    }
+    assert_same(whole["mirrored"], whole["alone"])
+    apart = parameter_served(shards, tmp_path / "apart", prune=0.5)
+    for found in (*whole.values(), apart):
+        assert len(found["loss"]) == EPOCHS
+        assert len(found["zeros"]) == 4 and all(0.49 < share < 0.52 for share in found["zeros"])
+        assert sum(found["taken"]) == whole["alone"]["taken"][0], "the epoch under masks among them"
+
+
+def test_workers_steps_are_told_from_their_numbers() -> None:
+    assert steps_by_worker([]) == []
+    assert steps_by_worker([2, 0, 1]) == [3]
+    assert steps_by_worker([0, 0, 1, 2, 0, 1]) == [3, 2, 1]
 
 
 def test_dropout_over_devices_learns_as_well(shards: Path, tmp_path: Path) -> None:

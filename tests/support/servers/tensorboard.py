@@ -7,13 +7,26 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Ask = Callable[..., Any]
-"""ask(path, body=None, **query): GET (POST with a body) of /data/<path>; JSON where it is JSON."""
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """ask(path, body=None, **query): GET (POST with a body) of <address>/data/<path>; JSON where it is JSON."""
+
+    address: str
+
+    def __call__(self, path: str, body: Any = None, **query: Any) -> Any:
+        url = f"{self.address}/data/{path}?{urllib.parse.urlencode(query)}"
+        data = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            text = answer.read().decode()
+        return json.loads(text) if text[:1] in "[{" else text
 
 
 @contextmanager
@@ -30,14 +43,7 @@ def tensorboard(folder: Path, run: str) -> Iterator[Ask]:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
-    def ask(path: str, body: Any = None, **query: Any) -> Any:
-        url = f"http://127.0.0.1:{port}/data/{path}?{urllib.parse.urlencode(query)}"
-        data = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})
-        with urllib.request.urlopen(asked, timeout=30) as answer:
-            text = answer.read().decode()
-        return json.loads(text) if text[:1] in "[{" else text
-
+    ask = Ask(f"http://127.0.0.1:{port}")
     try:
         deadline = time.monotonic() + 90
         while True:
