@@ -257,3 +257,27 @@ async def test_memory_usage_counts_key_record_and_due(store: RedisStore) -> None
     assert usage.records[-1] == 0
     assert 20 < usage.due < 300
     assert (await store.memory_usage(1, [])).due == 0
+
+
+async def test_who_is_armed_between_two_questions_is_due_once(server: LocalValkey, admin: Any) -> None:
+    """Under a key a page takes two questions; meanwhile somebody of it is armed for its last millisecond."""
+    names = HiddenNames("k" * 32)
+    store = RedisStore(server.url, DTYPE, "clicks", 1, prefix="t:", names=names)
+    who = ["a", "b", "c", "d"]
+    await store.apply(step_of(None, who, RNG, due=np.array([1, 5, 5, 9])))
+    asked = asyncio.Event()
+
+    async def arm() -> int:
+        times = 0
+        while not asked.is_set():
+            times += 1
+            await admin.zadd("t:clicks:{p0}:due", {names.stored("a"): 5 if times % 2 else 1})
+        return times
+
+    arming = asyncio.create_task(arm())
+    pages = [await store.due(0, 10, 2) for _ in range(500)]
+    asked.set()
+    assert await arming > len(pages)
+    assert [found for found, _ in pages if len(set(found)) < len(found)] == []
+    assert {tuple(found) for found, _ in pages} <= {("a", "b"), ("b", "c"), ("a",), ("b",)}
+    await store.close()

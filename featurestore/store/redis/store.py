@@ -221,15 +221,15 @@ class RedisStore:
         needed to know who comes first."""
         partition, _, customers_max = request
         names, times = self._due(await self._client.ask(*self._due_command(request)))
+        due = dict(zip(names, times.tolist(), strict=True))
         if len(names) == customers_max > 0:
             last_ms = int(times[-1])
             at_once = ("ZRANGE", self._tags[partition] + "due", last_ms, last_ms, "BYSCORE", "WITHSCORES")
-            others, same = self._due(await self._client.ask(*at_once))
-            before = times < last_ms
-            names = [name for name, keep in zip(names, before.tolist(), strict=True) if keep] + others
-            times = np.concatenate([times[before], same])
-        order = sorted(range(len(names)), key=lambda i: (times[i], names[i]))[:customers_max]
-        return [names[i] for i in order], times[order]
+            others, _ = self._due(await self._client.ask(*at_once))
+            # A commit in between may have armed one of the page for just then: they are due once.
+            due = {name: ms for name, ms in due.items() if ms < last_ms} | dict.fromkeys(others, last_ms)
+        names = sorted(due, key=lambda name: (due[name], name))[:customers_max]
+        return names, np.array([due[name] for name in names], np.int64)
 
     def _due_command(self, request: DueRequest) -> tuple[Any, ...]:
         partition, until_ms, customers_max = request
