@@ -22,6 +22,9 @@ GROWN: dict[str, Any] = {
     "max_leaf_nodes": 15,
     "l2_regularization": 1.0,
     "early_stopping": False,
+    # Of features that say much the same (a count over 30, 90, 180 days) each split takes another: what one of them will
+    # mean once it lies beyond all that was learned from weighs less.
+    "max_features": 0.25,
 }
 LEAF_ROWS_MAX = 100
 BINS = 255
