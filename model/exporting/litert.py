@@ -129,10 +129,10 @@ def sizes(model: bytes) -> Sizes:
     from ai_edge_litert.schema_py_generated import Model  # noqa: PLC0415 - of the extra `edge`
 
     found = Model.GetRootAs(model, 0)
-    buffers = (found.Buffers(i) for i in range(found.BuffersLength()))
-    return Sizes(
-        len(model), len(gzip.compress(model, 9, mtime=0)), sum(buffer.DataLength() for buffer in buffers)
-    )
+    buffers = [found.Buffers(i) for i in range(found.BuffersLength())]
+    # In a file that the quantizer writes, what is large lies behind the model: such a buffer has a place and a size.
+    weights = sum(max(buffer.DataLength(), buffer.Size()) for buffer in buffers)
+    return Sizes(len(model), len(gzip.compress(model, 9, mtime=0)), weights)
 
 
 def apart(path: Path, manifest: Manifest, model: bytes, precision: str) -> float:

@@ -9,9 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Layout
@@ -170,6 +172,15 @@ def test_a_smaller_file_says_nearly_the_same(
     found = Runner(made).score(data.rows, data.as_of)
     differ = np.median(np.abs(found["logit"] - right["logit"]))
     assert 0 < differ < off, "of half of the rows: a row at a tree's threshold may fall to its other side"
+
+
+def test_weights_behind_the_model_are_counted() -> None:
+    within, behind, model = schema.BufferT(), schema.BufferT(), schema.ModelT()
+    within.data, behind.offset, behind.size = np.arange(10, dtype=np.uint8), 4_096, 1_000
+    model.buffers = [within, behind]
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    assert sizes(bytes(builder.Output())).weights == 1_010
 
 
 ALONE = """
