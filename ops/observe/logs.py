@@ -35,7 +35,7 @@ TEMPLATES_MAX = 256
 
 
 class JsonFormatter(logging.Formatter):
-    """time, level, logger, message, then whatever the call put into `extra`, and the error with its trace."""
+    """time, level, logger, message, then whatever the call put into `extra`; of an error its words, and its trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
@@ -45,8 +45,9 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         fields |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        if record.exc_info:
-            fields["error"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            fields.setdefault("error", repr(record.exc_info[1]))
+            fields["trace"] = self.formatException(record.exc_info)
         return json.dumps(fields, default=str)
 
 

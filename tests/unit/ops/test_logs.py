@@ -100,6 +100,19 @@ def test_no_secret_is_written_in_whatever_form() -> None:
         assert "going with ***" in log.text and "user ann" in log.text
 
 
+def test_an_errors_words_stand_beside_its_trace() -> None:
+    """What a call says of it is what a person greps for; without that it is the error itself."""
+    for extra, words in (({"error": "the log lost its end"}, "the log lost its end"), ({}, "ValueError('gone')")):
+        try:
+            raise ValueError("gone")
+        except ValueError:
+            record = logging.LogRecord("x", logging.ERROR, __file__, 1, "stopped", (), sys.exc_info())
+        vars(record).update(extra)
+        said = json.loads(JsonFormatter().format(record))
+        assert said["error"] == words
+        assert said["trace"].startswith("Traceback") and said["trace"].endswith("ValueError: gone")
+
+
 def test_nobodys_words_forge_a_line_of_text() -> None:
     """A broker's words with a newline in them are one line; a trace is lines of its own, none at the margin."""
     log = Log(form=TextFormatter("%(levelname)s %(name)s: %(message)s"))
