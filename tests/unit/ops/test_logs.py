@@ -102,7 +102,10 @@ def test_no_secret_is_written_in_whatever_form() -> None:
 
 def test_an_errors_words_stand_beside_its_trace() -> None:
     """What a call says of it is what a person greps for; without that it is the error itself."""
-    for extra, words in (({"error": "the log lost its end"}, "the log lost its end"), ({}, "ValueError('gone')")):
+    for extra, words in (
+        ({"error": "the log lost its end"}, "the log lost its end"),
+        ({}, "ValueError('gone')"),
+    ):
         try:
             raise ValueError("gone")
         except ValueError:
