@@ -100,12 +100,12 @@ async def committed_offsets(
     transaction may still move one of them.
     """
     answer = await send(OffsetFetch(group, tps, stable=stable))
-    _raise_of_group(answer.error_code, group)
+    _raise(answer.error_code, group, group)
     found: dict[TopicPartition, tuple[int, str]] = {}
     for topic, partitions, *_ in answer.topics:
         for each in partitions:
             partition, offset, metadata, code = each if len(each) == 4 else (*each[:2], *each[3:5])
-            _raise_of_group(code, group)
+            _raise(code, topic, group)
             if offset >= 0:
                 found[TopicPartition(topic, partition)] = (offset, metadata or "")
     return found
@@ -128,9 +128,10 @@ async def ask_committed(
         await asyncio.sleep(ASK_AGAIN_S)
 
 
-def _raise_of_group(code: int, group: str) -> None:
+def _raise(code: int, of: str, group: str) -> None:
+    """The error of a topic or a group: whoever is refused is told by the error whose right it lacks."""
     if code == UNSTABLE_OFFSET_COMMIT:
         raise kafka_errors.GroupLoadInProgressError(f"a transaction of {group!r} is not over yet")
     error = kafka_errors.for_code(code)
     if error is not kafka_errors.NoError:
-        raise error(group)
+        raise error(of)
