@@ -33,7 +33,9 @@ def test_the_wheel_owns_one_import_name_and_holds_every_file(wheel: Path) -> Non
         ["git", "ls-files", "featurestore", "model", "stream", "ops"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
-    wanted = {f"ebbtide/{name}" for name in tracked if not name.endswith((".md", ".png", ".webp"))}  # documents
+    wanted = {
+        f"ebbtide/{name}" for name in tracked if not name.endswith((".md", ".png", ".webp"))
+    }  # documents
     assert wanted - set(names) == set()
     assert "ebbtide/py.typed" in names
 
