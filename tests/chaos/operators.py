@@ -40,6 +40,8 @@ PREFIX = "chaos-moved:"
 SLOTS, CUSTOMERS, FETCH_RECORDS = 2, 2_000, 50
 FEED_S, MORE_S, MORE_EVENTS = 6.0, 2.0, 1_500
 OPEN_S_MAX = 60.0
+REBUILT_MIN = 6_000
+"""Records that a rebuild has to fold, at least: half of what there is."""
 KILLS = 2
 """Of the rebuild, each with something left to fold."""
 REDIS_S, KAFKA_S, KAFKA_BYTES_A_S = 0.03, 0.05, 30e3
@@ -121,7 +123,13 @@ class Operators:
     async def _rebuild(self, operator: Operator, crew: Crew) -> None:
         """Killed when it has moved, with a worker each time; then until it is done."""
         words = ("rebuild", "--prefix", PREFIX)
-        async with open_store(self.moved, self._layout, self.shape.partitions) as store:
+        partitions = self.shape.partitions
+        async with (
+            open_store(self.settings, self._layout, partitions) as old,
+            open_store(self.moved, self._layout, partitions) as store,
+        ):
+            # Else a rebuild is over before it can be killed.
+            await self._until_beyond(old, REBUILT_MIN, lambda: False)
             for way in self.scene.proxies("redis"):
                 way.slow(REDIS_S)
             for _ in range(KILLS):
@@ -133,16 +141,19 @@ class Operators:
             await operator.done(await operator.call(*words))
 
     async def _kill_when_moved(self, store: Store, command: Worker) -> None:
-        async def folded() -> int:
-            found = [await store.checkpoint(p) for p in range(self.shape.partitions)]
-            return sum(checkpoint.offset for checkpoint in found if checkpoint is not None)
-
-        async def moved() -> bool:
-            return await folded() > at
-
-        at = await folded()
-        await _until(moved, lambda: not command.alive)
+        await self._until_beyond(store, await self._folded(store), lambda: not command.alive)
         self.tally.figures["rebuild_kills"] += command.kill()
+
+    async def _folded(self, store: Store) -> int:
+        """Records so far, of all partitions."""
+        found = [await store.checkpoint(p) for p in range(self.shape.partitions)]
+        return sum(checkpoint.offset for checkpoint in found if checkpoint is not None)
+
+    async def _until_beyond(self, store: Store, records: int, over: Callable[[], bool]) -> None:
+        async def beyond() -> bool:
+            return await self._folded(store) > records
+
+        await _until(beyond, over)
 
     async def _send_again(self, operator: Operator) -> None:
         """Every dead letter that there is, with nobody at work; killed while they are on their way, and begun again."""
