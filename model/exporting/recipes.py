@@ -51,12 +51,12 @@ def _of_products(algorithm: str, names: str = ".*", **config: Any) -> Recipe:
     ]
 
 
-DYNAMIC = _of_products(
-    "min_max_uniform_quantize",
-    weight_tensor_config=_weights(8),
-    compute_precision="INTEGER",
-    explicit_dequantize=False,
-)
+_INTEGER: dict[str, Any] = {
+    "weight_tensor_config": _weights(8),
+    "compute_precision": "INTEGER",
+    "explicit_dequantize": False,
+}
+DYNAMIC = _of_products("min_max_uniform_quantize", **_INTEGER)
 RECIPES: dict[str, Recipe] = {
     "float32": [],
     "float16": _of_products(
@@ -77,9 +77,7 @@ RECIPES: dict[str, Recipe] = {
                 "granularity": "TENSORWISE",
                 "dtype": "INT",
             },
-            weight_tensor_config=_weights(8),
-            compute_precision="INTEGER",
-            explicit_dequantize=False,
+            **_INTEGER,
         ),
     ],
 }

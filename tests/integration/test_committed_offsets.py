@@ -17,6 +17,7 @@ from ebbtide.stream.errors import BrokerUnavailable
 from ebbtide.stream.kafka.bookmarks import Bookmarks
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
+from tests.support.servers.listener import proxied_listener
 from tests.support.servers.proxy import Proxy
 from tests.support.servers.services import Services
 
@@ -81,23 +82,17 @@ async def test_a_commit_does_not_outlive_its_connection(unique_name: str) -> Non
     there                                               commits 9 by another connection
     """
     (inner,) = free_ports(1)
-    with Proxy(inner) as proxy:
-        listener = {
-            "listeners": f"PROXIED://127.0.0.1:{inner}",
-            "advertised.listeners": f"PROXIED://127.0.0.1:{proxy.port}",
-            "listener.security.protocol.map": "PROXIED:PLAINTEXT",
-        }
-        with LocalKafka(settings=listener) as kafka:
-            there = KafkaSettings(url=kafka.url, topic=unique_name, group=unique_name)
-            behind = there.model_copy(update={"url": f"127.0.0.1:{proxy.port}", "request_timeout_s": 1.0})
-            await ensure_topics(there, [TopicSpec(unique_name, 1, "s")])
-            tp, nobody = TopicPartition(unique_name, 0), Member(-1, "")
-            async with consumer_of(behind) as mine, consumer_of(there) as theirs:
-                assert await offsets.commit(behind, mine, nobody, {tp: CommittedOffset(5, "")}, 5.0)
-                proxy.hang()
-                assert not await offsets.commit(behind, mine, nobody, {tp: CommittedOffset(7, "")}, 2.0)
-                await asyncio.sleep(0.5)
-                assert await offsets.commit(there, theirs, nobody, {tp: CommittedOffset(9, "")}, 5.0)
-                proxy.heal()
-                await asyncio.sleep(1.0)
-                assert await offsets.committed(there, theirs, [tp]) == {tp: CommittedOffset(9, "")}
+    with Proxy(inner) as proxy, LocalKafka(settings=proxied_listener(inner, proxy)) as kafka:
+        there = KafkaSettings(url=kafka.url, topic=unique_name, group=unique_name)
+        behind = there.model_copy(update={"url": f"127.0.0.1:{proxy.port}", "request_timeout_s": 1.0})
+        await ensure_topics(there, [TopicSpec(unique_name, 1, "s")])
+        tp, nobody = TopicPartition(unique_name, 0), Member(-1, "")
+        async with consumer_of(behind) as mine, consumer_of(there) as theirs:
+            assert await offsets.commit(behind, mine, nobody, {tp: CommittedOffset(5, "")}, 5.0)
+            proxy.hang()
+            assert not await offsets.commit(behind, mine, nobody, {tp: CommittedOffset(7, "")}, 2.0)
+            await asyncio.sleep(0.5)
+            assert await offsets.commit(there, theirs, nobody, {tp: CommittedOffset(9, "")}, 5.0)
+            proxy.heal()
+            await asyncio.sleep(1.0)
+            assert await offsets.committed(there, theirs, [tp]) == {tp: CommittedOffset(9, "")}

@@ -29,6 +29,7 @@ from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, partition_for
 from ebbtide.stream.outputs.message import Message
 from tests.support.receiver import until
+from tests.support.servers.listener import proxied_listener
 from tests.support.servers.proxy import Proxy
 from tests.support.servers.services import Services
 
@@ -371,12 +372,7 @@ async def test_what_was_not_acknowledged_is_not_delivered_later(unique_name: str
     on. Then the network heals: the tombstone stays her last word."""
     (inner,) = free_ports(1)
     with Proxy(inner) as proxy:
-        listener = {
-            "listeners": f"PROXIED://127.0.0.1:{inner}",
-            "advertised.listeners": f"PROXIED://127.0.0.1:{proxy.port}",
-            "listener.security.protocol.map": "PROXIED:PLAINTEXT",
-        }
-        kafka = LocalKafka(settings=listener)
+        kafka = LocalKafka(settings=proxied_listener(inner, proxy))
         url = await asyncio.to_thread(kafka.start)
         there = KafkaSettings(url=url, topic=unique_name)
         behind = KafkaSettings(url=f"127.0.0.1:{proxy.port}", topic=unique_name, request_timeout_s=2.0)

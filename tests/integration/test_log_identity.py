@@ -20,6 +20,7 @@ from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.support.raw_batches import batch_of, produce_raw, replaced
 from tests.support.receiver import MemoryChain, Receiver, until
+from tests.support.servers.listener import proxied_listener
 from tests.support.servers.proxy import Proxy
 
 pytestmark = pytest.mark.kafka
@@ -216,12 +217,7 @@ async def test_a_tail_lost_under_a_worker_stops_its_partition(unique_name: str) 
     leader makes it ask. The other partition, which lost nothing, goes on."""
     (inner,) = free_ports(1)
     with Proxy(inner) as proxy:
-        listener = {
-            "listeners": f"PROXIED://127.0.0.1:{inner}",
-            "advertised.listeners": f"PROXIED://127.0.0.1:{proxy.port}",
-            "listener.security.protocol.map": "PROXIED:PLAINTEXT",
-        }
-        kafka = LocalKafka(settings=listener)
+        kafka = LocalKafka(settings=proxied_listener(inner, proxy))
         url = await asyncio.to_thread(kafka.start)
         try:
             there = settings_of(url, unique_name)

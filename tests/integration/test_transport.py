@@ -22,6 +22,7 @@ from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.support.receiver import MemoryChain, Receiver, until
+from tests.support.servers.listener import proxied_listener
 from tests.support.servers.proxy import Proxy
 from tests.support.servers.services import Services
 from tests.support.transport import Feed, Join, check, committed, folded, settings_for
@@ -291,15 +292,9 @@ async def test_an_answer_that_came_late_is_not_of_now(unique_name: str) -> None:
     producer                        ▲ a record
     """
     (inner,) = free_ports(1)
-    listener = {
-        "listeners": f"PROXIED://127.0.0.1:{inner}",
-        "listener.security.protocol.map": "PROXIED:PLAINTEXT",
-    }
     with (
         Proxy(inner) as proxy,
-        LocalKafka(
-            settings=listener | {"advertised.listeners": f"PROXIED://127.0.0.1:{proxy.port}"}
-        ) as kafka,
+        LocalKafka(settings=proxied_listener(inner, proxy)) as kafka,
     ):
         quick = KafkaSettings(url=kafka.url, group=unique_name, topic=unique_name, session_timeout_s=30.0)
         settings = quick.model_copy(update={"url": f"127.0.0.1:{proxy.port}"})

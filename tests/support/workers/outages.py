@@ -58,6 +58,7 @@ from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.worker import Worker
 from tests.support.seams.models import TINY, publish
 from tests.support.seams.streams import Faults, ListSink, LogRecord, LogSource
+from tests.support.servers.listener import proxied_listener
 from tests.support.servers.proxy import Proxy
 
 PARTITIONS = 4
@@ -118,14 +119,13 @@ def outage(folder: Path, sizes: tuple[int, ...] = (8, 64)) -> Iterator[Outage]:
     (folder / "spec.yaml").write_text(yaml.safe_dump(dump_spec(TINY)))
     publish(folder / "models", spec=TINY, sizes=sizes)
     (inner,) = free_ports(1)
-    with Proxy(inner) as kafka_proxy, LocalValkey() as valkey, Proxy(valkey.port) as redis_proxy:
-        listener = {
-            "listeners": f"PROXIED://127.0.0.1:{inner}",
-            "advertised.listeners": f"PROXIED://127.0.0.1:{kafka_proxy.port}",
-            "listener.security.protocol.map": "PROXIED:PLAINTEXT",
-        }
-        with LocalKafka(settings=listener) as kafka:
-            yield Outage(kafka, valkey, kafka_proxy, redis_proxy, folder)
+    with (
+        Proxy(inner) as kafka_proxy,
+        LocalValkey() as valkey,
+        Proxy(valkey.port) as redis_proxy,
+        LocalKafka(settings=proxied_listener(inner, kafka_proxy)) as kafka,
+    ):
+        yield Outage(kafka, valkey, kafka_proxy, redis_proxy, folder)
 
 
 # -- producers
