@@ -180,7 +180,7 @@ async def successor_finishes(service: Outage, name: str, feed: Feed) -> None:
             done,
             "the successor is at the end of the log",
             30.0,
-            lambda: str(successor.worker.not_ready_reasons),
+            lambda: f"{sent} events, {successor.described()}",
         )
     again = await same_as_the_log(direct, scorer)
     print(f"{sent} events, {again} alerts twice")

@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 import yaml
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -182,11 +182,20 @@ class Feed:
         await until(lambda: self.sent >= sent, f"{sent} events produced")
 
     async def stop(self) -> int:
-        """Returns how many are in the log; waits for a Kafka that is away."""
+        """Returns how many are in the log; waits for a Kafka that is away.
+
+        They may be more than were sent. Kafka forgets a producer by the times of its records, and ours are years old
+        (`producer.id.expiration.ms` is 24 days at most): what a killed broker wrote and did not answer is taken twice.
+        """
         self._over = True
         self._flowing.set()
         await self._task
-        return self.sent
+        topic = self._settings.kafka.topic
+        async with AIOKafkaConsumer(bootstrap_servers=self._settings.kafka.url) as consumer:
+            ends = await consumer.end_offsets([TopicPartition(topic, n) for n in range(PARTITIONS)])
+        written = sum(ends.values())
+        assert written >= self.sent, f"{self.sent} acknowledged, {written} in the log"
+        return written
 
     async def __aenter__(self) -> "Feed":
         self._task = asyncio.create_task(self._run(), name="feed")
@@ -223,6 +232,14 @@ class Inner:
     metrics: Metrics
     tools: Tools
     running: asyncio.Task[None]
+
+    def described(self) -> str:
+        """Where its partitions stand: for the message of a wait that was in vain."""
+        positions, lags = self.source.positions(), self.worker.lags()
+        found = [
+            f"{n}: {p.state}, {positions.get(n)}, {lags.get(n)}" for n, p in self.worker.partitions.items()
+        ]
+        return "; ".join(found + self.worker.not_ready_reasons)
 
     def value(self, name: str, **labels: str) -> float:
         """A sample of its metrics, 0 when there is none."""
