@@ -42,7 +42,7 @@ from ebbtide.stream.outputs.commits import commits_of
 from ebbtide.stream.outputs.compose import Composer
 from ebbtide.stream.outputs.message import Delivery, Headers, Message, Parcel
 from ebbtide.stream.outputs.pre_commit import Outputs, pre_commit_messages
-from ebbtide.stream.outputs.report import record_of, report
+from ebbtide.stream.outputs.report import records_of, report
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.telemetry import Stage, Telemetry, Tracer, TurnTrace
@@ -370,7 +370,7 @@ class Pipeline:
 def _traced(trace: TurnTrace, verdicts: Verdicts, alerts: Iterable[int]) -> dict[int, list[Headers]]:
     """By piece of `alerts`, the headers of each of its alerts, in the order of decision."""
     found: dict[int, list[Headers]] = {j: [] for j in alerts}
-    for t in verdicts.transitions:
+    for t, record in zip(verdicts.transitions, records_of(verdicts), strict=True):
         if (j := int(verdicts.origin.piece[t.point])) in found:
-            found[j].append(trace.alert(record_of(verdicts, t)))
+            found[j].append(trace.alert(record))
     return found

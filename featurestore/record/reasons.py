@@ -53,6 +53,7 @@ class Reasons:
         self.groups: tuple[str, ...] = (*dict.fromkeys(each.group for each in self._features), SEQUENCE)
         """In the order of the features; the sequence is the last."""
         self._group_of = np.array([self.groups.index(each.group) for each in self._features])
+        self._features_of = [np.flatnonzero(self._group_of == g) for g in range(len(self.groups))]
         longest = max(spec.windows, key=lambda window: window.length_ms).words
         self._kinds = {kind.name: (kind, f"{kind.name}_count_{longest}", longest) for kind in spec.kinds}
         self._check()
@@ -69,20 +70,11 @@ class Reasons:
 
         values, contributions: float32[F] of one row; sequence: the sequence's contribution.
         """
-        sums = np.append(self.sums(contributions), sequence)
-        order = np.argsort(sums * -towards, kind="stable")[:most]
-        return [
-            self._said(int(g), float(sums[g]), values, contributions, towards)
-            for g in order
-            if sums[g] * towards > 0
-        ]
-
-    def sums(self, contributions: NDArray[np.float32]) -> NDArray[np.float64]:
-        """float64[G - 1]: each group's contribution, the sequence's left out."""
-        sums: NDArray[np.float64] = np.bincount(
-            self._group_of, contributions.astype(np.float64), len(self.groups) - 1
-        ).astype(np.float64)
-        return sums
+        sums = np.bincount(self._group_of, contributions, len(self.groups)).tolist()
+        sums[-1] = sequence
+        towards_it = [g for g, each in enumerate(sums) if each * towards > 0]
+        loudest = sorted(towards_it, key=lambda g: -towards * sums[g])[:most]
+        return [self._said(g, sums[g], values, contributions, towards) for g in loudest]
 
     def words(self, group: str, feature: int, values: NDArray[np.float32]) -> str:
         """What a group says of a row; `feature`: the index of its loudest."""
@@ -135,7 +127,7 @@ class Reasons:
         group = self.groups[g]
         if group == SEQUENCE:
             return Said(group, SEQUENCE, None, total, self.words(group, -1, values))
-        own = np.flatnonzero(self._group_of == g)
+        own = self._features_of[g]
         loudest = int(own[np.argmax(contributions[own] * towards)])
         return Said(
             group,

@@ -20,7 +20,7 @@ from ebbtide.featurestore.record.reasons import Reasons
 from ebbtide.model.explaining.explained import Explained
 from ebbtide.stream.batch import Record
 from ebbtide.stream.outputs.alert import REASONS_MAX, Alert, logit_of, reasons_of
-from ebbtide.stream.outputs.audit import AuditRecord, row_bytes, row_sha256
+from ebbtide.stream.outputs.audit import AuditRecord, row_sha256, rows_bytes
 from ebbtide.stream.outputs.compose import RISES
 
 TOLERANCE = 1e-5
@@ -57,7 +57,7 @@ def compare(
     alert: Alert, audit: AuditRecord, layout: Layout, p: np.float32, why: Explained, platform: str
 ) -> Replayed:
     """The alert beside what the version says now: p, and why of the one row."""
-    raw = row_bytes(audit.rows(layout)[0], layout)
+    (raw,) = rows_bytes(audit.rows(layout), layout)
     towards = 1 if alert.state in RISES else -1
     said = reasons_of(
         Reasons(layout.spec).top(
@@ -87,17 +87,17 @@ def compare(
 def makes_again(records: Sequence[Record], alert: Alert, audit: AuditRecord, layout: Layout) -> bool:
     """Does a customer's history, the records with their key in the alert's partition in order, make the alert's row
     again?"""
-    wanted, folder = row_bytes(audit.rows(layout)[0], layout), Folder(layout)
+    (wanted,), folder = rows_bytes(audit.rows(layout), layout), Folder(layout)
     events = Parser(layout.spec).parse(records).events
     theirs = [name == alert.customer for name in events.customers]  # others may have the same key
     events = events.take(np.array(theirs, np.bool_)[events.customer])
     rows, points = folder.fold(layout.empty(len(events.customers)), events)
     _, passed = folder.elapse(rows, np.full(len(rows), audit.as_of + 1, np.int64))
     return any(
-        row_bytes(each.rows[m], layout) == wanted
+        raw == wanted and CAUSES[cause] == alert.decision.cause
         for each in (points, passed)
-        for m in np.flatnonzero(each.as_of == audit.as_of).tolist()
-        if CAUSES[int(each.cause[m])] == alert.decision.cause
+        for at in [each.take(each.as_of == audit.as_of)]
+        for raw, cause in zip(rows_bytes(at.rows, layout), at.cause.tolist(), strict=True)
     )
 
 

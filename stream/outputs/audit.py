@@ -47,9 +47,12 @@ class AuditRecord(BaseModel):
         return rows
 
 
-def row_bytes(row: np.void, layout: Layout) -> bytes:
-    """What the model reads of a record: the bytes of `layout.model_fields`, one after the other."""
-    return b"".join(np.ascontiguousarray(row[name]).tobytes() for name in layout.model_fields)
+def rows_bytes(rows: Rows, layout: Layout) -> list[bytes]:
+    """What the model reads of each record: the bytes of `layout.model_fields`, one after the other."""
+    n = len(rows)
+    columns = [np.ascontiguousarray(rows[name]).reshape(n, -1).view(np.uint8) for name in layout.model_fields]
+    packed = np.concatenate(columns, axis=1)
+    return [row.tobytes() for row in packed]
 
 
 def row_sha256(raw: bytes, as_of: int) -> str:
@@ -61,7 +64,7 @@ def audit_entry(
     alert_id: str,
     customer: str,
     as_of: int,
-    p: np.float32,
+    p: float,
     model: str,
     version: int,
     layout: str,
@@ -70,7 +73,7 @@ def audit_entry(
 ) -> tuple[bytes, bytes]:
     """Key and value of the record, the same bytes for the same decision."""
     record = {
-        "alert_id": alert_id, "customer": customer, "as_of": as_of, "p": float(p), "model": model,
+        "alert_id": alert_id, "customer": customer, "as_of": as_of, "p": p, "model": model,
         "model_version": version, "layout": layout, "platform": platform, "row": base64.b64encode(raw).decode(),
     }  # fmt: skip
     return customer.encode(), orjson.dumps(record)

@@ -6,6 +6,7 @@ row the model cannot explain, or whose parts do not add up to what they explain,
 that it happened matters more than why.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ from ebbtide.stream.outputs.alert import (
     logit_of,
     reasons_of,
 )
-from ebbtide.stream.outputs.audit import audit_entry, row_bytes, row_sha256
+from ebbtide.stream.outputs.audit import audit_entry, row_sha256, rows_bytes
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.model import Scored
 from ebbtide.stream.turn.work import Origin, Work
@@ -68,17 +69,23 @@ class Composer:
         """Alerts of the transitions. Raises ScorerUnavailable."""
         if not transitions:
             return Composed({}, {})
-        told = await self._explained([t for t in transitions if points.scored[t.point]], points, scored)
-        lost_ms = self._lost_ms(transitions, points)
+        chosen = np.array([t.point for t in transitions])
+        decided = points.take(chosen)
+        told = await self._explained(transitions, decided, scored)
+        lost_ms = self._lost_ms(transitions, decided)
+        raws = rows_bytes(decided.rows, self._layout)
+        pieces, offsets = origin.piece[chosen].tolist(), origin.offset[chosen].tolist()
+        customers, times = points.customer[chosen].tolist(), decided.as_of.tolist()
+        horizon_days = self._layout.spec.horizon_ms / DAY_MS
         entries: dict[int, list[OutboxEntry]] = {}
         audits: dict[int, list[tuple[bytes, bytes]]] = {}
-        for n, t in enumerate(transitions):
-            piece, offset = int(origin.piece[t.point]), int(origin.offset[t.point])
+        for n, (t, is_scored, cause) in enumerate(
+            zip(transitions, decided.scored.tolist(), decided.cause.tolist(), strict=True)
+        ):
+            piece, offset, as_of = pieces[n], offsets[n], times[n]
             opened = work.pieces[piece].opened
-            customer, target = work.events.customers[points.customer[t.point]], self._targets[t.target]
-            p = float(scored.of(t.point, t.target)) if points.scored[t.point] else None
-            as_of = int(points.as_of[t.point])
-            raw = None if p is None else row_bytes(points.rows[t.point], self._layout)
+            customer, target = work.events.customers[customers[n]], self._targets[t.target]
+            p = float(scored.of(t.point, t.target)) if is_scored else None
             band = scored.serving.policy.targets[t.target].band(t.band)
             alert = Alert(
                 schema_version=SCHEMA_VERSION,
@@ -92,16 +99,16 @@ class Composer:
                 probability=None if p is None else round(p, 6),
                 logit=None if p is None else logit_of(p),
                 threshold=band.enter,
-                horizon_days=self._layout.spec.horizon_ms / DAY_MS,
-                lost_at=instant(int(lost_ms[n])) if lost_ms[n] else None,
-                **told.get((t.point, t.target), {"reasons": ()}),
+                horizon_days=horizon_days,
+                lost_at=instant(lost_ms[n]) if lost_ms[n] else None,
+                **told[n],
                 model=scored.serving.name,
                 model_version=scored.serving.version,
                 layout=self._layout.id,
-                row_sha256=None if raw is None else row_sha256(raw, as_of),
+                row_sha256=None if p is None else row_sha256(raws[n], as_of),
                 decision=Decision(
                     as_of=instant(as_of),
-                    cause=CAUSES[int(points.cause[t.point])],  # type: ignore[arg-type]  # RESET makes no transition
+                    cause=CAUSES[cause],  # type: ignore[arg-type]  # RESET makes no transition
                     topic=self._topic,
                     partition=opened.partition,
                     offset=offset if offset >= 0 else None,
@@ -115,58 +122,72 @@ class Composer:
                     encode(alert),
                 )
             )
-            if raw is not None and self._audited:
+            if p is not None and self._audited:
                 audits.setdefault(piece, []).append(
                     audit_entry(
-                        alert.alert_id, customer, as_of, scored.of(t.point, t.target), alert.model,
-                        alert.model_version, alert.layout, self._platform, raw,
+                        alert.alert_id, customer, as_of, p, alert.model, alert.model_version, alert.layout,
+                        self._platform, raws[n],
                     )
                 )  # fmt: skip
         return Composed(entries, audits)
 
-    def _lost_ms(self, transitions: list[Transition], points: Points) -> NDArray[np.int64]:
-        """int64[transitions], ms UTC: when each customer is lost by the target's definition; 0 where no silence makes
-        it so, and where there was none of the target's events yet."""
+    def _lost_ms(self, transitions: list[Transition], decided: Points) -> list[int]:
+        """By transition, ms UTC: when each customer is lost by the target's definition; 0 where no silence makes it so,
+        and where there was none of the target's events yet."""
         spec = self._layout.spec
-        last = self._folder.last_target(points.rows[[t.point for t in transitions]])
+        last = self._folder.last_target(decided.rows)
         armed = last[np.arange(len(transitions)), [t.target for t in transitions]]
         absence = np.array([self._absence[t.target] for t in transitions])
-        return np.where((armed != 0) & absence, np.minimum(armed + spec.horizon_ms, TIME_MS_MAX), 0)
+        found: list[int] = np.where(
+            (armed != 0) & absence, np.minimum(armed + spec.horizon_ms, TIME_MS_MAX), 0
+        ).tolist()
+        return found
 
     async def _explained(
-        self, transitions: list[Transition], points: Points, scored: Scored
-    ) -> dict[tuple[int, int], dict[str, Any]]:
-        """By point and target the alert's fields that the model has to be asked for again: `reasons`, none of a row
-        that cannot be explained, or whose explanation does not add up; `survival` and `activity_in_days`."""
-        if not transitions:
-            return {}
-        chosen = [t.point for t in transitions]
-        found = await self._batcher.explain(points.rows[chosen], points.as_of[chosen], scored.serving)
-        told: dict[tuple[int, int], dict[str, Any]] = {}
-        for n, t in enumerate(transitions):
-            why = found.of_target(t.target).of(slice(n, n + 1))
-            towards = 1 if t.state in RISES else -1
-            reasons = self._reasons_of.top(
-                why.values[0], why.contributions[0], float(why.sequence[0]), towards, REASONS_MAX
-            ) if why.holds[0] else []  # fmt: skip
-            told[t.point, t.target] = {"reasons": reasons_of(reasons), **self._when(why.survival)}
+        self, transitions: list[Transition], decided: Points, scored: Scored
+    ) -> list[dict[str, Any]]:
+        """By transition the alert's fields that the model has to be asked for again: `reasons`, none of a row that was
+        not scored, that cannot be explained, or whose explanation does not add up; `survival`, `activity_in_days`."""
+        told: list[dict[str, Any]] = [{"reasons": ()} for _ in transitions]
+        asked = np.flatnonzero(decided.scored)
+        if not len(asked):
+            return told
+        found = await self._batcher.explain(decided.rows[asked], decided.as_of[asked], scored.serving)
+        for target in {t.target for t in transitions}:
+            why = found.of_target(target)
+            holds, when = why.holds.tolist(), self._when(why.survival, len(asked))
+            for i, n in enumerate(asked.tolist()):
+                t = transitions[n]
+                if t.target != target:
+                    continue
+                towards = 1 if t.state in RISES else -1
+                reasons = self._reasons_of.top(
+                    why.values[i], why.contributions[i], float(why.sequence[i]), towards, REASONS_MAX
+                ) if holds[i] else []  # fmt: skip
+                told[n] = {"reasons": reasons_of(reasons), **when[i]}
         return told
 
-    def _when(self, survival: NDArray[np.float32] | None) -> dict[str, Any]:
-        """survival: [1, K], NaN for a row that cannot be explained; None of a model that knows one horizon."""
-        if survival is None or not np.isfinite(survival).all():
-            return {}
+    def _when(self, survival: NDArray[np.float32] | None, n: int) -> list[dict[str, Any]]:
+        """Of n rows. survival: [n, K], NaN of a row that is not explained; None of a model that knows one horizon."""
+        if survival is None:
+            return [{}] * n
         horizons = self._layout.spec.horizons_ms
-        days = [float(time_to_next_ms(horizons, survival, quantile)[0]) / DAY_MS for quantile in QUANTILES]
-        return {
-            "survival": tuple(
-                SurvivalAt(horizon_days=horizon / DAY_MS, probability=round(float(s), 6))
-                for horizon, s in zip(horizons, survival[0], strict=True)
-            ),
-            "activity_in_days": ActivityIn.model_validate(
-                {
-                    f"p{round(100 * quantile)}": round(day, 3) if np.isfinite(day) else None
-                    for quantile, day in zip(QUANTILES, days, strict=True)
-                }
-            ),
-        }
+        known = np.asarray(np.isfinite(survival).all(axis=1)).tolist()
+        days = np.stack([time_to_next_ms(horizons, survival, q) for q in QUANTILES], axis=1) / DAY_MS
+        return [
+            {
+                "survival": tuple(
+                    SurvivalAt(horizon_days=horizon / DAY_MS, probability=round(s, 6))
+                    for horizon, s in zip(horizons, survival[i].tolist(), strict=True)
+                ),
+                "activity_in_days": ActivityIn.model_validate(
+                    {
+                        f"p{round(100 * quantile)}": round(day, 3) if math.isfinite(day) else None
+                        for quantile, day in zip(QUANTILES, days[i].tolist(), strict=True)
+                    }
+                ),
+            }
+            if known[i]
+            else {}
+            for i in range(n)
+        ]

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.events.event import TOMBSTONE
 from ebbtide.featurestore.record.fold import CAUSES, EVENT, EXPIRED
 from ebbtide.stream.batch import Record, first_timestamp
-from ebbtide.stream.decision.policy import Transition
 from ebbtide.stream.outputs.dead_letter import UNSCORED
 from ebbtide.stream.outputs.pre_commit import unscored
 from ebbtide.stream.telemetry import AlertSent, Judged, PieceDone, Stage, TurnDone
@@ -62,36 +61,41 @@ def report(verdicts: Verdicts, seconds: dict[Stage, float], now_ms: int) -> Turn
 
 
 def _sent(verdicts: Verdicts, applied: NDArray[np.bool_], now_ms: int) -> list[AlertSent]:
-    """Few of many points are alerts: one by one."""
     points, origin, scored, pieces = verdicts.points, verdicts.origin, verdicts.scored, verdicts.work.pieces
+    chosen = np.array([t.point for t in verdicts.transitions], np.int64)
+    is_scored, causes = points.scored[chosen].tolist(), points.cause[chosen].tolist()
+    ages_s = ((now_ms - points.as_of[chosen]) / 1000).tolist()
+    at, offsets = origin.piece[chosen].tolist(), origin.offset[chosen].tolist()
+    told, targets = applied.tolist(), scored.serving.policy.targets
     sent: list[AlertSent] = []
-    for t in verdicts.transitions:
-        piece = pieces[origin.piece[t.point]]
-        if not applied[origin.piece[t.point]]:
-            continue
-        offset = int(origin.offset[t.point])
-        record = record_of(verdicts, t)
-        arrived_ms = None if record is None else record.timestamp
-        sent.append(
-            AlertSent(
-                t.state, scored.serving.policy.targets[t.target].band(t.band).name, CAUSES[int(points.cause[t.point])],
-                float(scored.of(t.point, t.target)) if points.scored[t.point] else None, scored.serving.version,
-                piece.opened.partition, offset, None if arrived_ms is None else (now_ms - arrived_ms) / 1000,
-                (now_ms - int(points.as_of[t.point])) / 1000,
-            )
-        )  # fmt: skip
+    for n, (t, record) in enumerate(zip(verdicts.transitions, records_of(verdicts), strict=True)):
+        if told[at[n]]:
+            arrived_ms = None if record is None else record.timestamp
+            sent.append(
+                AlertSent(
+                    t.state, targets[t.target].band(t.band).name, CAUSES[causes[n]],
+                    float(scored.of(t.point, t.target)) if is_scored[n] else None, scored.serving.version,
+                    pieces[at[n]].opened.partition, offsets[n],
+                    None if arrived_ms is None else (now_ms - arrived_ms) / 1000, ages_s[n],
+                )
+            )  # fmt: skip
     return sent
 
 
-def record_of(verdicts: Verdicts, transition: Transition) -> Record | None:
-    """The record that a transition was decided at; None of what time brought about, which is of an activity of long
+def records_of(verdicts: Verdicts) -> list[Record | None]:
+    """The record that each transition was decided at; None of what time brought about, which is of an activity of long
     ago, and where its piece has none there."""
-    point, piece = transition.point, verdicts.work.pieces[verdicts.origin.piece[transition.point]]
-    if verdicts.points.of_time[point] or piece.batch is None:
-        return None
-    records, offset = piece.batch.records, int(verdicts.origin.offset[point])
-    at = bisect_left(records, offset, key=lambda record: record.offset)
-    return records[at] if at < len(records) and records[at].offset == offset else None
+    of_time, origin, pieces = verdicts.points.of_time, verdicts.origin, verdicts.work.pieces
+    found: list[Record | None] = []
+    for t in verdicts.transitions:
+        batch = None if of_time[t.point] else pieces[origin.piece[t.point]].batch
+        if batch is None:
+            found.append(None)
+            continue
+        records, offset = batch.records, int(origin.offset[t.point])
+        at = bisect_left(records, offset, key=lambda record: record.offset)
+        found.append(records[at] if at < len(records) and records[at].offset == offset else None)
+    return found
 
 
 def _judged(verdicts: Verdicts, applied: NDArray[np.bool_], now_ms: int) -> Judged:

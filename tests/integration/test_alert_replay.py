@@ -20,7 +20,7 @@ from ebbtide.featurestore.spec import dump_spec
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.ops.config.policy import PolicySettings
 from ebbtide.ops.worker.compose import serving
-from ebbtide.stream.outputs.audit import AuditRecord, read_audit, row_bytes, row_sha256
+from ebbtide.stream.outputs.audit import AuditRecord, read_audit, row_sha256, rows_bytes
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.outputs.versions import read_alert
 from tests.support.seams.models import publish, sample
@@ -129,7 +129,7 @@ async def test_an_alert_is_decided_again_to_the_bit(
 def _encoded(row: np.void) -> str:
     import base64
 
-    return base64.b64encode(row_bytes(row, LAYOUT)).decode()
+    return base64.b64encode(rows_bytes(row.reshape(1), LAYOUT)[0]).decode()
 
 
 def test_a_row_reads_back_from_its_audit_record() -> None:
@@ -137,7 +137,7 @@ def test_a_row_reads_back_from_its_audit_record() -> None:
     data = sample(5, spec=SPEC, seed=4)
     layout = Layout(SPEC)
     for row, as_of in zip(data.rows, data.as_of.tolist(), strict=True):
-        raw = row_bytes(row, layout)
+        (raw,) = rows_bytes(row.reshape(1), layout)
         record = AuditRecord(
             alert_id="0" * 32, customer="ann", as_of=as_of, p=0.5, model="shop", model_version=1, layout=layout.id,
             platform="", row=_encoded(row),

@@ -193,7 +193,7 @@ class Feed:
         topic = self._settings.kafka.topic
         async with AIOKafkaConsumer(bootstrap_servers=self._settings.kafka.url) as consumer:
             ends = await consumer.end_offsets([TopicPartition(topic, n) for n in range(PARTITIONS)])
-        written = sum(ends.values())
+        written: int = sum(ends.values())
         assert written >= self.sent, f"{self.sent} acknowledged, {written} in the log"
         return written
 
