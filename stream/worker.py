@@ -8,8 +8,8 @@ another is committed.
     half   under a backlog a turn takes half of the waiting partitions, so that there is work for the second place
     pace   without one, what comes while a turn is under way waits for its end, at most GATHER_S: a turn costs nearly
            the same for one event as for ten. An idle worker answers at once
-    time   behind the events of a turn come customers who are due, no more a second than is allowed; of a partition that
-           always has events, after three turns of those
+    time   customers who are due have turns of their own, one at a time, no more a second than is allowed: when no event
+           waits, and of a partition that always has events after three turns of those
 
 A turn takes out its partitions, not the worker: an error of one is told to that one, an error of all to all. Only what
 is wrong for every partition (a setting, a right) ends the worker: `run` raises it, and the process exits with a message
@@ -129,8 +129,11 @@ class Worker:
         self._own_clock = self._limits.timers.clock != "wall"
         self._source_watch = SourceWatch(self._limits.timers.source_quiet_max_ms)
         self._turns: set[asyncio.Task[None]] = set()
-        self._began_s = 0.0  # the last of them
+        self._timers_turn: asyncio.Task[None] | None = None
+        """The one of them, or the last one, that took customers who are due."""
+        self._began_s = 0.0  # the last of them that took what waited
         self._wake = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
         self._fatal: asyncio.Future[None] | None = None
         self._source: Source | None = None
         self._pulse = Pulse(tools.store)
@@ -275,33 +278,49 @@ class Worker:
             self._wake.clear()
             while (self._waiting or self._due) and len(self._turns) < self._limits.turns_in_flight:
                 backlog = self._backlog()
-                if self._turns and not backlog:
+                if self._turns - {self._timers_turn} and not backlog:
                     early_s = self._began_s + GATHER_S - clock.monotonic_s()
                     if early_s > 0:
-                        asyncio.get_running_loop().call_later(early_s, self._wake.set)
+                        self._wake_in(early_s)
                         break
                 if not (taken := self._take(backlog)):
+                    if self._due and (wait_s := self._allowance.wait_s(clock.monotonic_s())):
+                        self._wake_in(wait_s)
                     break
-                self._began_s = clock.monotonic_s()
                 task = asyncio.create_task(self._turn(taken), name="turn")
+                if taken[0].piece.due is None:
+                    self._began_s = clock.monotonic_s()
+                else:
+                    self._timers_turn = task
                 self._turns.add(task)
                 task.add_done_callback(self._turned)
+
+    def _wake_in(self, seconds: float) -> None:
+        """Look again then, or before."""
+        loop = asyncio.get_running_loop()
+        when = loop.time() + seconds
+        if self._alarm is None or not loop.time() < self._alarm.when() <= when:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = loop.call_at(when, self._wake.set)
 
     def _backlog(self) -> bool:
         """Nobody knows how much waits without looking; a queue of more than one batch is a backlog."""
         return sum(partition.queued_records for partition in self._waiting.values()) > BACKLOG_RECORDS
 
     def _take(self, backlog: bool) -> list[Taken]:
-        """The pieces of the next turn, whoever has waited longest first."""
+        """The pieces of the next turn: of the logs, or of who is due, never of both. What is due may be hundreds of
+        alerts; an event that shared a turn with them would wait for all of them to be sent."""
+        pressing = self._take_due(after=EVENTS_IN_A_ROW_MAX)
+        return pressing or self._take_waiting(backlog) or self._take_due()
+
+    def _take_waiting(self, backlog: bool) -> list[Taken]:
+        """Pieces of the logs, whoever has waited longest first."""
         limits, taken, records = self._limits, list[Taken](), 0
         room = limits.turn_partitions_max
         if backlog and not self._turns:
             room = min(room, -(-len(self._waiting) // 2))
-        allowed = self._allowance.left(self._tools.clock.monotonic_s())
         for number, partition in list(self._waiting.items()):
-            timers_turn = allowed and partition.turns_without_timers >= EVENTS_IN_A_ROW_MAX
-            if timers_turn and number in self._due and partition.due_now:
-                continue
             if len(taken) == room or records >= limits.turn_records_max or (taken and partition.alone):
                 break
             del self._waiting[number]
@@ -311,11 +330,20 @@ class Worker:
             taken.append(Taken(partition, piece))
             records += 0 if piece.batch is None else len(piece.batch.records)
             if partition.alone:
-                return taken
-        for number, partition in list(self._due.items()):
-            if len(taken) == room or not allowed or (taken and partition.alone):
                 break
-            if partition.in_turn:
+        return taken
+
+    def _take_due(self, after: int = 0) -> list[Taken]:
+        """Customers who are due, of partitions that gave `after` pieces of their logs since they last had a turn for
+        it; of as few partitions as there is allowance for, and one such turn at a time, since no event of theirs is
+        taken meanwhile."""
+        taken, allowed = list[Taken](), self._allowance.left(self._tools.clock.monotonic_s())
+        if self._timers_turn is not None and not self._timers_turn.done():
+            return taken
+        for number, partition in list(self._due.items()):
+            if len(taken) == self._limits.turn_partitions_max or not allowed or (taken and partition.alone):
+                break
+            if partition.in_turn or partition.turns_without_timers < after:
                 continue  # afterwards
             del self._due[number]
             # A state that is made again has to be where it was before anything else happens.
@@ -398,8 +426,6 @@ class Worker:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             now_s = self._tools.clock.monotonic_s()
-            if self._due:
-                self._wake.set()  # more of them are allowed by now
             if now_s - looked_s >= LOOK_S:
                 looked_s = now_s
                 self.lags()

@@ -49,8 +49,10 @@ class AuditRecord(BaseModel):
 
 def rows_bytes(rows: Rows, layout: Layout) -> list[bytes]:
     """What the model reads of each record: the bytes of `layout.model_fields`, one after the other."""
-    n = len(rows)
-    columns = [np.ascontiguousarray(rows[name]).reshape(n, -1).view(np.uint8) for name in layout.model_fields]
+    columns = [
+        np.ascontiguousarray(rows[name]).view(np.uint8).reshape(len(rows), layout.dtype[name].itemsize)
+        for name in layout.model_fields
+    ]
     packed = np.concatenate(columns, axis=1)
     return [row.tobytes() for row in packed]
 

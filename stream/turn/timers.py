@@ -111,17 +111,24 @@ class VolumeWatch:
 
 
 class Allowance:
-    """A bound of customers a second: what is not used up is kept for a sixteenth of a second."""
+    """A bound of customers a second, in portions: a turn has its price, however few it takes, and one that takes many
+    keeps events waiting. What is not used up is kept, no more than a portion beyond the one that is due."""
+
+    PORTIONS_PER_S = 50
 
     def __init__(self, per_s: int) -> None:
-        self._per_s, self._most = per_s, max(per_s / 16, 1.0)
-        self._left, self._at_s = self._most, 0.0
+        self._per_s, self._portion = per_s, max(per_s / self.PORTIONS_PER_S, 1.0)
+        self._left, self._at_s = self._portion, 0.0
 
     def left(self, now_s: float) -> int:
-        """How many may be taken now."""
-        self._left = min(self._most, self._left + (now_s - self._at_s) * self._per_s)
+        """How many may be taken now: none before there is a portion."""
+        self._left = min(2 * self._portion, self._left + (now_s - self._at_s) * self._per_s)
         self._at_s = now_s
-        return int(self._left)
+        return int(self._left) if self._left >= self._portion else 0
+
+    def wait_s(self, now_s: float) -> float:
+        """How long until there is a portion, seconds; 0 when there is one."""
+        return 0.0 if self.left(now_s) else max(self._portion - self._left, 0.001) / self._per_s
 
     def spend(self, customers: int) -> None:
         """So many were taken."""

@@ -151,10 +151,13 @@ def test_the_topics_silence_is_nobodys() -> None:
     assert not watch.holds(60_500), "a record of the future is one of now"
 
 
-def test_an_allowance_is_spent_and_comes_back() -> None:
-    allowance = Allowance(160)
-    assert allowance.left(100.0) == 10
-    allowance.spend(10)
-    assert allowance.left(100.0) == 0
-    assert allowance.left(100.03125) == 5
-    assert allowance.left(200.0) == 10
+def test_an_allowance_is_spent_and_comes_back_in_portions() -> None:
+    allowance = Allowance(500)
+    assert (allowance.left(100.0), allowance.wait_s(100.0)) == (20, 0.0)
+    allowance.spend(20)
+    assert (allowance.left(100.0), allowance.wait_s(100.0)) == (0, 0.02)
+    assert allowance.left(100.015625) == 0, "no portion yet"
+    assert allowance.left(100.03125) == 15
+    assert allowance.left(200.0) == 20
+    allowance.spend(100)
+    assert allowance.left(200.09375) == 0, "what was taken beyond it is waited for"
