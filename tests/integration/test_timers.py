@@ -21,6 +21,7 @@ from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.pipeline import Pipeline
 from ebbtide.stream.suppression import SUPPRESS_ALL, Suppression
+from ebbtide.stream.telemetry import Telemetry, TurnDone
 from ebbtide.stream.turn.timers import TimerLimits
 from ebbtide.stream.worker import Worker
 from tests.support.seams.scoring import LAYOUT
@@ -43,6 +44,16 @@ class Wall(SystemClock):
         return self.at_ms
 
 
+class Turns(Telemetry):
+    """Of each turn: how many records it had, and how many customers who were due."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def turn_done(self, turn: TurnDone) -> None:
+        self.seen.append((turn.records, turn.due))
+
+
 class Timed:
     """A world whose time passes by hand, with one worker at a time."""
 
@@ -52,13 +63,15 @@ class Timed:
         self.world = World(seed, self.logs, rate)
         self.world.source.now_ms = self.clock.now_ms
         self.timers = timers
-        self.worker: Worker | None = None
+        self.telemetry = Turns()
 
     @asynccontextmanager
     async def at_work(self, alerts_from: Any = "start") -> AsyncIterator[Worker]:
         """A worker that owns everything; at the end it dies."""
         limits = replace(LIMITS, timers=self.timers, idle_check_s=5.0)
-        worker = self.world.worker(alerts_from=alerts_from, limits=limits, clock=self.clock)
+        worker = self.world.worker(
+            alerts_from=alerts_from, limits=limits, telemetry=self.telemetry, clock=self.clock
+        )
         async with self.world.at_work(worker):
             yield worker
         self.world.source.revoke()
@@ -367,7 +380,8 @@ async def test_a_late_event_is_no_loose_end() -> None:
 
 
 async def test_a_backlog_of_the_due_delays_no_event() -> None:
-    """Three hundred a second are allowed: events go through meanwhile, and so many are taken and no more."""
+    """Three hundred a second are allowed: events go through meanwhile, in turns of their own that hold none of the due
+    and their alerts, and so many are taken and no more."""
     timed = Timed(timers=replace(TIMERS, customers_per_s_max=300))
     for who in range(1_500):
         timed.say(who, T0)
@@ -387,6 +401,9 @@ async def test_a_backlog_of_the_due_delays_no_event() -> None:
         seconds = loop.time() - began_s
         assert 100 < taken < 300 * (seconds + 1)
         assert sorted(waits)[20] < 0.1, waits
+    assert not [turn for turn in timed.telemetry.seen if all(turn)]
+    portions = [due for _, due in timed.telemetry.seen if due]
+    assert max(portions) <= 2 * 300 // 50, "what is due at once goes in portions"
 
 
 async def test_a_lone_partition_goes_on_when_nobody_is_due() -> None:
