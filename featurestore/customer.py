@@ -13,6 +13,8 @@ tombstone of the first part forgets all of that first part in its partition.
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
 from ebbtide.featurestore.kinds import Frozen
@@ -69,3 +71,13 @@ def first_parts(customers: Sequence[str], composite: Composite | None) -> Sequen
     """Of each customer the first part; of one who is no composite, all of the id. Customers of one first part are one
     person: a split of customers that is to judge on strangers keeps them together."""
     return customers if composite is None else [first_of(customer) for customer in customers]
+
+
+def people(customers: Sequence[str], composite: Composite | None) -> NDArray[np.int32] | None:
+    """int32[m]: of each customer the number of the person, equal where the first part is; None where no customer is
+    composite, and each is a person. What one person does in two parts of a customer is not independent."""
+    if composite is None:
+        return None
+    number: dict[str, int] = {}
+    found = (number.setdefault(part, len(number)) for part in first_parts(customers, composite))
+    return np.fromiter(found, np.int32, len(customers))

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ebbtide.featurestore.customer import people
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.parts.part import Part
 from ebbtide.featurestore.record.fold import Points
@@ -61,6 +62,7 @@ class History:
     ) -> None:
         self.layout, self.log, self.known_until_ms = layout, log, known_until_ms
         self.labeller = Labeller(layout.spec, log, known_until_ms)
+        self._people = people(log.customers, layout.spec.customer)
         self.inputs = inputs or Inputs(layout)
 
     def examples(self, points: Points) -> Examples:
@@ -69,7 +71,13 @@ class History:
         at = points.customer, points.as_of
         outcomes = Outcomes(self.labeller.labels(*at), self.labeller.wait_ms(*at), self.labeller.seen_ms(*at))
         inputs = self.inputs(points.rows, points.as_of)
-        return Examples(*at, points.cause, outcomes.labels[:, 0], inputs, outcomes)
+        return Examples(
+            *at, points.cause, outcomes.labels[:, 0], inputs, outcomes, person=self.people(points.customer)
+        )
+
+    def people(self, customer: NDArray[np.integer[Any]]) -> NDArray[np.int32] | None:
+        """customer: int[n], index into the log's customers -> `Examples.person` of such rows."""
+        return None if self._people is None else self._people[customer]
 
 
 def wanted_of(

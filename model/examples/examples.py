@@ -42,6 +42,7 @@ class Examples:
     cause:    uint8[n], EVENT, SILENCE or SNAPSHOT         label: int8[n], of the target, as `model.examples.labels`
     inputs:   the feature layer's outputs by name, [n, ...]
     outcomes: of all targets; None where nobody asks for more than the label
+    person:   int32[n], whose row it is where customers are composite; None where each customer is a person
     """
 
     customer: NDArray[np.int32]
@@ -51,6 +52,7 @@ class Examples:
     inputs: dict[str, NDArray[Any]]
     outcomes: Outcomes | None = None
     target: int = 0
+    person: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.as_of)
@@ -86,6 +88,11 @@ class Examples:
         return target
 
     @property
+    def people(self) -> NDArray[np.int32]:
+        """int32[n]: rows of one number are one person's, and no two of them independent."""
+        return self.customer if self.person is None else self.person
+
+    @property
     def wait_ms(self) -> NDArray[np.int64]:
         """int64[n], ms: to the next event of the target, `labels.NEVER` without one. Only with `outcomes`."""
         assert self.outcomes is not None
@@ -114,6 +121,7 @@ class Examples:
             label=self.label[rows],
             inputs={name: column[rows] for name, column in self.inputs.items()},
             outcomes=self.outcomes and self.outcomes.take(rows),
+            person=None if self.person is None else self.person[rows],
         )
 
     def usable(self) -> "Examples":

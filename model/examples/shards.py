@@ -37,6 +37,7 @@ PREFETCHED = 4
 PLAIN = ("customer", "as_of", "cause", "label", "weight")
 WEIGHT = "weight"
 OUTCOMES = ("labels", "wait_ms", "seen_ms")
+PERSON = "person"
 TARGET = "target"
 """Which target the labels are of: the files' metadata say it."""
 
@@ -55,6 +56,8 @@ def write_shards(folder: Path, examples: Examples, shard_rows: int = SHARD_ROWS)
         if examples.outcomes is not None:
             became = examples.outcomes
             columns |= {f"outcome.{name}": _column(getattr(became, name)[rows]) for name in OUTCOMES}
+        if examples.person is not None:
+            columns[PERSON] = examples.person[rows]
         path = folder / f"part-{number:05d}-of-{count:05d}.parquet"
         # Bits as they are: a dictionary would take one NaN for another, and packing floats saves little.
         table = pa.table(columns).replace_schema_metadata({TARGET: str(examples.target)})
@@ -112,7 +115,7 @@ class Shards:
         became = [columns[f"outcome.{name}"] for name in OUTCOMES if f"outcome.{name}" in columns]
         return Examples(
             columns["customer"], columns["as_of"], columns["cause"], columns["label"], inputs,
-            Outcomes(*became) if became else None, int(self._schema.metadata[TARGET.encode()]),
+            Outcomes(*became) if became else None, int(self._schema.metadata[TARGET.encode()]), columns.get(PERSON),
         )  # fmt: skip
 
     def sample(self, rows_max: int, seed: int = 0) -> Examples:

@@ -134,7 +134,7 @@ def sequence_adds(rows: Examples, with_it: Logits, without: Logits, seed: int = 
         for z in (with_it, without)
     ]
     rankings = [Ranking(each, y) for each in p]
-    drawn = list(resamplings(rows.customer, RESAMPLED, seed))
+    drawn = list(resamplings(rows.people, RESAMPLED, seed))
 
     def apart(w: NDArray[np.floating[Any]] | None) -> tuple[float, float]:
         total = weight if w is None else weight * w

@@ -32,7 +32,7 @@ class Evaluation:
     base_rate:   share of the rows that churned, 0 to 1
     values:      metric -> name -> value: auroc and auprc 0 to 1, log_loss in nats, ece 0 to 1, lift_at_10 >= 0 (1 is
                  chance); NaN where one class is missing
-    intervals:   metric -> name -> 95 % interval by bootstrap over customers, for auroc, auprc, log_loss
+    intervals:   metric -> name -> 95 % interval by bootstrap over people, for auroc, auprc, log_loss
     differences: metric -> baseline -> 95 % interval of model minus baseline, paired
     ece_bound:   name -> the ece that a perfectly calibrated model with these probabilities stays below in 95 % of
                  samples
@@ -83,10 +83,13 @@ def evaluate(
     churned: NDArray[Any],
     customer: NDArray[np.integer[Any]],
     *,
+    people: NDArray[np.integer[Any]] | None = None,
     bootstrap: int = 400,
     seed: int = 0,
 ) -> Evaluation:
     """scores: float[n] by name, among them `model`; churned: [n] of 0 and 1; customer: int[n], whose row it is.
+    people: int[n], whom to resample: rows of one number are drawn together; default: customers. Of composite customers,
+    whose rows are one person's where their first part is (`Examples.people`).
 
     Figures that need both classes are NaN when there is but one. Raises ValueError on no rows.
     """
@@ -101,7 +104,7 @@ def evaluate(
         metric: {name: measure(None) for name, measure in named.items()} for metric, named in measures.items()
     }
     drawn: dict[str, dict[str, list[float]]] = {metric: {name: [] for name in scores} for metric in METRICS}
-    for weight in resamplings(customer, bootstrap, seed):
+    for weight in resamplings(customer if people is None else people, bootstrap, seed):
         for metric, named in measures.items():
             for name, measure in named.items():
                 drawn[metric][name].append(measure(weight))

@@ -2,8 +2,8 @@
 
 Everything takes `p` float[n] in [0, 1], `y` [n] of 0 and 1 and optional weights [n] >= 0, in NumPy alone; the tests
 hold it to scikit-learn and to definitions written out. Intervals come from a bootstrap over *customers*: the rows of
-one customer say much the same, and a bootstrap over rows would take them for independent. One draw of customers
-serves all models, so that differences are paired.
+one customer say much the same, and a bootstrap over rows would take them for independent. Of composite customers it is
+one over first parts: ann in two courses is one person. One draw serves all models, so that differences are paired.
 """
 
 from collections.abc import Callable, Iterator

@@ -188,7 +188,7 @@ def _counts(rows: Examples, mask: NDArray[np.bool_]) -> bool:
 
 
 class _Sure:
-    """One draw of customers serves all parts and all scores: so bounds hold in all parts at once, and differences are
+    """One draw of people serves all parts and all scores: so bounds hold in all parts at once, and differences are
     paired."""
 
     def __init__(
@@ -209,7 +209,7 @@ class _Sure:
         gaps = {kind: ([], []) for kind in ("plain", "shifted")}  # type: dict[str, tuple[list[Any], list[Any]]]
         self._drawn: dict[tuple[str, str, str], list[float]] = {}
         self._points: dict[tuple[str, str, str], float] = {}
-        for draw, weight in enumerate([None, *resamplings(rows.customer, bootstrap, seed)]):
+        for draw, weight in enumerate([None, *resamplings(rows.people, bootstrap, seed)]):
             for kind, q in (("plain", p), ("shifted", shifted)):
                 found = [_gap(q, y, mask, weight) for mask in masks.values()]
                 gaps[kind][0 if draw == 0 else 1].append(found)

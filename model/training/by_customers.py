@@ -94,7 +94,9 @@ def cross_validate(
         for name, p in found.items():
             scores.setdefault(name, np.zeros(len(rows)))[mine] = p
     progress("judging")
-    evaluation = evaluate(scores, rows.churned, rows.customer, bootstrap=config.bootstrap, seed=config.seed)
+    evaluation = evaluate(
+        scores, rows.churned, rows.customer, people=rows.people, bootstrap=config.bootstrap, seed=config.seed
+    )
     return CrossValidated(folds, asked, evaluation)
 
 

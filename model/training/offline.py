@@ -230,7 +230,9 @@ def _judged(
     rows: Examples, scores: Mapping[str, NDArray[np.float64]], mask: NDArray[np.bool_], bootstrap: int
 ) -> Evaluation:
     cut = {name: p[mask] for name, p in scores.items()}
-    return evaluate(cut, rows.churned[mask], rows.customer[mask], bootstrap=bootstrap)
+    return evaluate(
+        cut, rows.churned[mask], rows.customer[mask], people=rows.people[mask], bootstrap=bootstrap
+    )
 
 
 def _alerts(rows: Examples, p: NDArray[np.float64], scorer: Scorer) -> Thresholds | None:

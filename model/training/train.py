@@ -238,7 +238,7 @@ def _judge(prepared: Prepared, learned: Learned, config: TrainConfig, stages: St
         snapshot = test.snapshot
         evaluation = evaluate(
             {key: p[snapshot] for key, p in scores.items()}, test.churned[snapshot], test.customer[snapshot],
-            bootstrap=config.bootstrap, seed=config.seed,
+            people=test.people[snapshot], bootstrap=config.bootstrap, seed=config.seed,
         )  # fmt: skip
         parts = (
             judge_parts(test, scores, masks, bootstrap=config.bootstrap, seed=config.seed)

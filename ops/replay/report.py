@@ -87,10 +87,15 @@ def judge(
         )
     rows, times = snapshot.rows[usable], as_of[usable]
     cause = np.full(len(rows), SNAPSHOT, np.uint8)
-    examples = Examples(snapshot.customer[usable], times, cause, label[usable], history.inputs(rows, times))
+    customer = snapshot.customer[usable]
+    examples = Examples(
+        customer, times, cause, label[usable], history.inputs(rows, times), person=history.people(customer)
+    )
     said = scorer.score(rows, times)
     scores: dict[str, NDArray[Any]] = {MODEL: of_target(said, 0), **baselines.probabilities(examples)}
-    evaluation = evaluate(scores, label[usable] == CHURNED, snapshot.customer[usable], bootstrap=bootstrap)
+    evaluation = evaluate(
+        scores, label[usable] == CHURNED, customer, people=examples.people, bootstrap=bootstrap
+    )
     further = {}
     for t, name in list(enumerate(history.layout.spec.target_names))[1:]:
         of = history.labeller.label(examples.customer, times, t)
@@ -98,7 +103,7 @@ def judge(
         if known.any():
             both = {MODEL: of_target(said, t)[known], PRIMARY: of_target(said, 0)[known]}
             further[name] = evaluate(
-                both, of[known] == CHURNED, examples.customer[known], bootstrap=bootstrap
+                both, of[known] == CHURNED, customer[known], people=examples.people[known], bootstrap=bootstrap
             )
     return Judged(snapshot.as_of, len(snapshot.rows), evaluation, further)
 

@@ -164,6 +164,21 @@ def test_who_is_held_out_depends_on_the_id_alone() -> None:
     assert (held_out(SPEC, names[::-1])[::-1] == held).all()
 
 
+def test_rows_of_a_first_part_are_one_persons() -> None:
+    """Of composite customers; of others no column is kept, and each customer is a person."""
+    learners = parse_spec(dump_spec(TINY) | {"customer": ["learner", "course"]})
+    log = columns([(f"learner-{int(c[1:]) % 7}/course-{c}", event) for c, event in visits()])
+    examples = draw(History(Layout(learners), log, UNTIL), examples_max=1_000)
+    whose = [log.customers[i].split("/")[0] for i in examples.customer]
+    assert len(set(whose)) == 7
+    assert len(set(zip(whose, examples.people.tolist(), strict=True))) == len(set(examples.people.tolist())) == 7
+    few = examples.take(examples.snapshot)
+    assert few.people.tolist() == examples.people[examples.snapshot].tolist()
+    plain = drawn()
+    assert plain.person is None
+    assert plain.people is plain.customer
+
+
 def test_a_split_keeps_a_first_part_on_one_side() -> None:
     """A learner's courses are held out together; an id that only looks like a composite one is a whole."""
     names = [f"learner-{i}/course-{j}" for i in range(2_000) for j in range(3)]

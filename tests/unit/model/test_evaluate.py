@@ -104,6 +104,22 @@ def test_an_interval_over_customers_is_wider_than_one_over_rows() -> None:
     assert ours.differences["auroc"]["other"] == (0.0, 0.0), "paired: a model never differs from itself"
 
 
+def test_an_interval_resamples_people_not_their_parts() -> None:
+    """Twenty courses of each learner, of which the learner drops all or none: as sure as of 200 rows, not of 4,000."""
+    p, y, _ = outcomes(200, ties=False)
+    many, outcome, courses = np.repeat(p, 20), np.repeat(y, 20), np.arange(4_000)
+    learner = np.repeat(np.arange(200), 20)
+    scores = {"model": many, "other": np.sqrt(many)}
+    ours = evaluate(scores, outcome, courses, people=learner, bootstrap=200)
+    naive = evaluate(scores, outcome, courses, bootstrap=200)
+    assert ours.customers == naive.customers == 4_000, "what is judged are courses of learners"
+    for metric in ("auroc", "auprc", "log_loss"):
+        alone = evaluate({"model": p, "other": np.sqrt(p)}, y, np.arange(200), bootstrap=200)
+        assert ours.intervals[metric]["model"] == pytest.approx(alone.intervals[metric]["model"], abs=1e-12)
+        width = np.diff(ours.intervals[metric]["model"])[0]
+        assert width > 3 * np.diff(naive.intervals[metric]["model"])[0]
+
+
 def test_the_interval_covers() -> None:
     """Of 60 samples from one truth, about 95 % of the intervals hold the AUROC of a large sample."""
     p, y, _ = outcomes(200_000, seed=1, ties=False)

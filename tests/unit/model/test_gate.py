@@ -1,5 +1,6 @@
 """The test rows in parts, and the gate: beside what must come of them when a model is right, off, or worse."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,22 @@ def test_what_is_right_is_within_its_bound_at_all_moments() -> None:
         table = parts_of(rows, {"model": p, "recency": p})
         held += all(part.within for part in table.values())
     assert held >= 34
+
+
+def test_a_bound_resamples_people_not_their_parts() -> None:
+    """Ten courses of each learner, all alike: the bound is that of so many learners, three times that of courses."""
+    rows, p = decisions(1_000)
+    learner = rows.customer // 10
+    first = learner * 10  # what a learner's first course says and does, they all do
+    place = np.repeat(np.arange(5), 1_000) * 1_000 + first
+    alike, said = replace(rows, label=rows.label[place]), p[place]
+    people = replace(alike, person=learner)
+    tables = [parts_of(each, {"model": said, "recency": said / 2}) for each in (people, alike)]
+    for ours, naive in zip(*(table.values() for table in tables), strict=True):
+        assert ours.bound is not None
+        assert naive.bound is not None
+        assert ours.bound > 2.5 * naive.bound
+        assert (ours.bias, ours.customers) == (naive.bias, naive.customers)
 
 
 def test_a_bias_is_seen_at_its_moment() -> None:

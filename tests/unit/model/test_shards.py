@@ -35,6 +35,7 @@ def examples(n: int = N, width: int = 6, length: int = 4) -> Examples:
         rng.integers(0, 3, n).astype(np.uint8),
         rng.integers(0, 2, n).astype(np.int8), inputs,
         Outcomes(rng.integers(0, 2, (n, 2)).astype(np.int8), *rng.integers(0, 10**12, (2, n, 2))), target=1,
+        person=rng.integers(0, 9, n).astype(np.int32),
     )  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def rows_of(batches: Any) -> list[int]:
 def test_what_is_written_is_read_bit_for_bit(shards: Path) -> None:
     one, two = examples(), read_shards(shards)
     assert len(list(shards.iterdir())) == 3 and len(two) == N
-    for name in ("customer", "as_of", "cause", "label"):
+    for name in ("customer", "as_of", "cause", "label", "person"):
         assert getattr(one, name).tobytes() == getattr(two, name).tobytes(), name
     assert two.target == 1 and one.outcomes is not None and two.outcomes is not None
     for name in ("labels", "wait_ms", "seen_ms"):
