@@ -103,7 +103,11 @@ def judge(
         if known.any():
             both = {MODEL: of_target(said, t)[known], PRIMARY: of_target(said, 0)[known]}
             further[name] = evaluate(
-                both, of[known] == CHURNED, customer[known], people=examples.people[known], bootstrap=bootstrap
+                both,
+                of[known] == CHURNED,
+                customer[known],
+                people=examples.people[known],
+                bootstrap=bootstrap,
             )
     return Judged(snapshot.as_of, len(snapshot.rows), evaluation, further)
 

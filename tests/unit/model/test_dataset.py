@@ -171,7 +171,9 @@ def test_rows_of_a_first_part_are_one_persons() -> None:
     examples = draw(History(Layout(learners), log, UNTIL), examples_max=1_000)
     whose = [log.customers[i].split("/")[0] for i in examples.customer]
     assert len(set(whose)) == 7
-    assert len(set(zip(whose, examples.people.tolist(), strict=True))) == len(set(examples.people.tolist())) == 7
+    assert (
+        len(set(zip(whose, examples.people.tolist(), strict=True))) == len(set(examples.people.tolist())) == 7
+    )
     few = examples.take(examples.snapshot)
     assert few.people.tolist() == examples.people[examples.snapshot].tolist()
     plain = drawn()
