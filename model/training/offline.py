@@ -36,7 +36,7 @@ from ebbtide.model.judging.parts import Part as Judged
 from ebbtide.model.judging.parts import judge_parts, moments_of, slices_of
 from ebbtide.model.judging.thresholds import Peaks, Thresholds
 from ebbtide.model.serving.scorer import Scorer, of_target
-from ebbtide.model.training.prepare import panel_of
+from ebbtide.model.training.panels import panel_of
 
 ROWS_MAX = 100_000
 """Snapshots, and decisions, that are looked at, at most: about 1.5 KB each."""
@@ -118,7 +118,7 @@ def evaluate_model(
     progress("replaying history")
     spans = [(date, min(date + spec.horizon_ms, known.until_ms - spec.horizon_ms)) for date in dates]
     panels = tuple(
-        Panel(*span, panel_of(known.log, span, ROWS_MAX // len(dates), 0))
+        Panel(*span, panel_of(spec, known.log, span, ROWS_MAX // len(dates), 0))
         for span in spans
         if span[1] > span[0]
     )

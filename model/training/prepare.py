@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
-from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.parts.engine import Engine
 from ebbtide.featurestore.parts.processes import HERE
 from ebbtide.featurestore.record.fold import Points
@@ -29,13 +28,10 @@ from ebbtide.model.examples.known import Known
 from ebbtide.model.examples.labels import CANCELLED
 from ebbtide.model.examples.sample import Panel
 from ebbtide.model.examples.slices import Slices, held_out, plan_slices
+from ebbtide.model.training.panels import panel_of
 
 ROWS_MIN = 50
 """A slice with fewer labelled rows decides nothing."""
-PANEL_MIN = 400
-"""Customers behind a threshold at least, if there are so many: a tenth of fewer is no quantile."""
-POINTS_AN_EVENT = 6
-"""Decision points that an event and the silences after it bring, roughly: only used to bound a sample of customers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +151,7 @@ def prepare(
     # Whole horizons, as the threshold is chosen on one: a shorter window has lower peaks. Scores need no label.
     whole = max((until - start) // horizon, 1) * horizon
     spans = ((start - horizon, start), (start, min(start + whole, until)), (until - horizon, until))
-    panels = tuple(Panel(*span, panel_of(log, span, config.examples_max // 2, seed)) for span in spans)
+    panels = tuple(Panel(*span, panel_of(spec, log, span, config.examples_max // 2, seed)) for span in spans)
     wanted = wanted_of(layout, log, until, config.examples_max, config.snapshot_every_ms, seed, panels)
     found = gather_by(engine, layout, log, wanted, progress)
     history, held = History(layout, log, until), held_out(spec, log.customers)
@@ -190,14 +186,3 @@ def check_slices(prepared: Prepared) -> None:
         raise SpecError(
             "the test slice has no snapshot", hint="set snapshot_every_ms below the length of the slice"
         )
-
-
-def panel_of(log: EventBatch, span: tuple[int, int], points_max: int, seed: int) -> NDArray[np.bool_]:
-    """bool[m]: customers in random order, as many as bring some `points_max` decision points in `span`."""
-    order = np.random.default_rng(seed).permutation(len(log.customers))
-    inside = log.customer[(log.time >= span[0]) & (log.time < span[1])]
-    counts = np.bincount(inside, minlength=len(order))[order]
-    points = (1 + counts) * POINTS_AN_EVENT
-    panel = np.zeros(len(order), np.bool_)
-    panel[order[: max(PANEL_MIN, int(np.searchsorted(np.cumsum(points), points_max)))]] = True
-    return panel

@@ -22,6 +22,7 @@ from ebbtide.model.examples.rows_file import write_rows
 from ebbtide.model.examples.sample import Sample, snapshot_dates
 from ebbtide.model.examples.slices import HELD_OUT_PERCENT, held_out, plan_slices
 from ebbtide.model.training.by_customers import split_of
+from ebbtide.model.training.panels import PANEL_MIN, panel_of, points_in
 from tests.support.oracle.histories import START, columns
 from tests.support.oracle.oracle import Event
 from tests.support.seams.models import SPEC, TINY
@@ -114,6 +115,24 @@ def test_weights_even_out_customers_and_sorts() -> None:
     total = [float(weight[decisions & (examples.customer == c)].sum()) for c in (busy, idle)]
     expected = [sum(k**-0.5 for k in range(1, rows[c] + 1)) for c in (busy, idle)]
     assert total[0] / total[1] == pytest.approx(expected[0] / expected[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("spec", [SPEC, TINY, parse_spec(dump_spec(TINY) | {"score_every": "4d"})])
+def test_a_panel_brings_the_points_it_is_bounded_by(spec: Spec) -> None:
+    """Counted by a walk through the log: not a tenth of them, and not twice as many."""
+    log = columns(visits(customers=3_000, days=90, seed=3))
+    span = (int(np.quantile(log.time, 0.5)), int(np.quantile(log.time, 0.5)) + spec.horizon_ms)
+    brought = np.zeros(len(log.customers), np.int64)
+    for points in replay(Layout(spec), log, span[1]):
+        inside = points.scored & (points.as_of >= span[0]) & (points.as_of < span[1])
+        np.add.at(brought, points.customer[inside], 1)
+    bound = int(brought.sum()) // 3
+    panel = panel_of(spec, log, span, bound, 0)
+    assert 0.75 * bound < brought[panel].sum() < 1.25 * bound
+    assert panel_of(spec, log, span, 10 * int(brought.sum()), 0).all(), "with room for all, all"
+    assert panel_of(spec, log, span, 0, 0).sum() == PANEL_MIN
+    several = points_in(spec, log, span) > 0
+    assert (brought[~several] == 0).all(), "nobody comes up of whom no point is counted"
 
 
 def test_what_follows_a_row_does_not_weigh_in_it() -> None:
