@@ -163,10 +163,12 @@ def test_the_points_are_those_that_shown_events_brought_about() -> None:
     def days(points: Asked) -> list[float]:
         return [float(day) for day in ((points.as_of - START_MS) / DAY_MS).round(2)]
 
-    # Known for a week from day 7 on. Day 12 shows those since day 9, day 44 those since day 12, up to 14 days.
-    assert days(asked(scene, log, LAYOUT, 1)) == [10, 10.6, 11.56, 12.2]
+    # Known for a week from day 7 on. Day 12 shows those since day 9, day 44 those since day 12, up to 14 days. The
+    # visit of day 12.2 is no point: the last was a third of a day before, less than `score_every`.
+    assert days(asked(scene, log, LAYOUT, 1)) == [10, 10.3, 10.69, 11.2, 11.86]
     everything = days(asked(scene, log, LAYOUT, scene.end - scene.first))
-    assert everything == [10, 10.6, 11.56, 12.2, 13.2, 13.8, 14.76, 16.3, 18.75, 22.69, 26.2, 44]
+    gone = [13.2, 13.5, 13.89, 14.4, 15.06, 15.91, 17.03, 18.47, 20.36, 22.8, 25.99, 26.2]
+    assert everything == [10, 10.3, 10.69, 11.2, 11.86, *gone, 44]
 
 
 def test_simulated_columns_are_what_parsing_the_records_gives() -> None:
