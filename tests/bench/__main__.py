@@ -1,6 +1,7 @@
 """`make bench`: Ebbtide, Ebbtide with a Faust message a record, an idiomatic Faust service and one of Quix Streams.
 ARGS='--only untold ours traced traced_all' says what metrics and traces cost, '--only ours two' what a second process
-brings, '--only ours hot' what becomes of it when one customer is half of a partition.
+brings, '--only ours hot' what becomes of it when one customer is half of a partition, '--only ours timers' what timers
+cost.
 
 One run on the embedded Kafka and Valkey, one service after the other, each with a topic of its own and the same events
 (`traffic.py`). First the most it can do: a backlog, timed over its steady part. Then event-to-alert latency while a

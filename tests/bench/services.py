@@ -8,6 +8,7 @@
     untold       ours without a metric; traced, traced_all: ours with 5 % of its turns traced, with all of them
     two          ours, `--processes 2`
     hot          ours, half of a partition's events are one customer's
+    timers       ours, with timers: who falls silent is told
 
 It knows how each is started and told where things are; it refuses to know what is measured of them.
 """
@@ -59,7 +60,8 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One of them. `guess_per_s`: about how fast, to size a backlog by; wrong by half does no harm. traced: share
-    of its turns. told: to metrics. hot: of one partition's events every other is one customer's."""
+    of its turns. told: to metrics. hot: of one partition's events every other is one customer's. timers: the clock
+    takes silences, which the other services leave to the next event."""
 
     name: str
     title: str
@@ -70,6 +72,7 @@ class Variant:
     told: bool = True
     processes: int = 1
     hot: bool = False
+    timers: bool = False
 
     @property
     def topic(self) -> str:
@@ -95,6 +98,7 @@ VARIANTS = (
     Variant("traced_all", "ours, all turns traced", 40_000, traced=1.0),
     Variant("two", "ours, two processes", 50_000, processes=2),
     Variant("hot", "ours, one customer is half of a partition", 40_000, hot=True),
+    Variant("timers", "ours, with timers", 40_000, timers=True),
 )
 COMPARED = ("ours", "exactly_once", "per_record", "idiomatic", "quix")
 """What `make bench` measures unless told otherwise; the others are for questions about ours."""
@@ -139,7 +143,7 @@ def command_of(variant: Variant, place: Place, port: int, scratch: Path) -> tupl
         EBBTIDE_TOPICS__DEAD_LETTERS=variant.topic + "-dead-letters", EBBTIDE_POLICY__ENTER=enter,
         EBBTIDE_POLICY__EXIT=enter, EBBTIDE_POLICY__COOLDOWN="0s", EBBTIDE_ALERTS_FROM="start",
         EBBTIDE_COMPILED=str(place.directory / "compiled"),
-        EBBTIDE_TIMERS__CLOCK="off",  # the others decide nothing of who is silent
+        EBBTIDE_TIMERS__CLOCK="wall" if variant.timers else "off",  # the others decide nothing of who is silent
         EBBTIDE_HTTP__PORT=str(port), EBBTIDE_LOGS__LEVEL="warning", EBBTIDE_LOGS__FORM="text",
         **(traces if variant.traced else {}),
     )  # fmt: skip
