@@ -15,6 +15,7 @@ from ebbtide.featurestore.errors import StoreMisconfigured, StoreUnavailable
 from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.stores import DTYPE, EMPTY, PARTITIONS, state_of, step_of
 
 pytestmark = pytest.mark.redis
@@ -224,10 +225,16 @@ async def test_a_replica_is_waited_for(store: RedisStore, admin: Any) -> None:
 async def test_a_busy_server_is_waited_for(store: RedisStore, admin: Any) -> None:
     await admin.config_set("busy-reply-threshold", 20)
     stuck = asyncio.create_task(admin.eval("while true do end", 0))
+
+    async def asked_until_it_is_busy() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                await store.checkpoint(0)
+                await asyncio.sleep(0.02)
+
     try:
-        await asyncio.sleep(0.2)  # it has begun, and is past the threshold
         with pytest.raises(StoreUnavailable):
-            await store.checkpoint(0)
+            await asked_until_it_is_busy()
         with pytest.raises(StoreUnavailable):
             await store.apply(step_of(None, ["a"], RNG))
     finally:
@@ -250,10 +257,9 @@ async def test_a_cluster_node_behind_a_plain_url_is_told_apart(tmp_path: Path, s
         admin: Any
         async with Redis.from_url(node.url) as admin:
             await admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            for _ in range(100):  # it takes two seconds to trust itself
-                if (await admin.execute_command("CLUSTER INFO"))["cluster_state"] == "ok":
-                    break
-                await asyncio.sleep(0.1)
+            async with asyncio.timeout(PATIENCE_S):  # it takes two seconds to trust itself
+                while (await admin.execute_command("CLUSTER INFO"))["cluster_state"] != "ok":  # noqa: ASYNC110 -- no event
+                    await asyncio.sleep(0.1)
         store = RedisStore(f"unix://{socket}", DTYPE, "clicks", PARTITIONS)
         with pytest.raises(StoreMisconfigured, match=r"EBBTIDE_REDIS_URL begin with redis\+cluster://"):
             await store.start()

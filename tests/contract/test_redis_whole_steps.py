@@ -15,7 +15,9 @@ from ebbtide.featurestore.store.checkpoint import RESETTING, Checkpoint
 from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.stores import DTYPE, PARTITIONS, State, random_step, state_of, step_of
+from tests.support.servers.production import patiently
 
 pytestmark = pytest.mark.redis
 RNG = np.random.default_rng(0)
@@ -118,8 +120,8 @@ async def test_after_a_timeout_the_same_step_can_be_applied_again(server: LocalV
     """Nobody knows whether the first attempt will count. It does, once, or the second does."""
     store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=0.2)
     commit = step_of(None, ["a", "b"], RNG, messages=[(b"1", b"one")])
-    assert await store.checkpoint(0) is None
-    await admin.client_pause(600)
+    assert await patiently(lambda: store.checkpoint(0)) is None
+    await admin.client_pause(1500)
     with pytest.raises(StoreUnavailable):
         await store.apply(commit)
     while True:
@@ -130,7 +132,7 @@ async def test_after_a_timeout_the_same_step_can_be_applied_again(server: LocalV
         except Fenced:
             pass
         break
-    state = await state_of(store)
+    state = await patiently(lambda: state_of(store))
     assert state.checkpoint == commit.checkpoint
     assert state.outbox == commit.outbox
     await store.close()
@@ -138,12 +140,8 @@ async def test_after_a_timeout_the_same_step_can_be_applied_again(server: LocalV
 
 async def loaded(store: RedisStore) -> State:
     """The state, once the server has read its file: until then it says LOADING, which is worth a retry."""
-    for _ in range(100):
-        try:
-            return await state_of(store)
-        except StoreUnavailable:
-            await asyncio.sleep(0.05)
-    raise AssertionError("the server did not come back")
+    found: State = await patiently(lambda: state_of(store))
+    return found
 
 
 async def test_a_killed_server_comes_back_with_whole_steps_only(server: LocalValkey, admin: Any) -> None:
@@ -166,8 +164,11 @@ async def test_a_killed_server_comes_back_with_whole_steps_only(server: LocalVal
                 await store.apply(commit)
                 checkpoint = confirmed = commit.checkpoint
 
-        streaming = asyncio.create_task(stream())
+        streaming, before = asyncio.create_task(stream()), len(states)
         await asyncio.sleep(0.3)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(states) < before + 4:  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.01)
         await asyncio.to_thread(server.kill)
         with pytest.raises(StoreUnavailable):
             await streaming

@@ -22,7 +22,6 @@ from tests.support.workers.outages import outage, until
 
 RARE = {"Forgotten", "Drift"}
 """Panels whose lines are 0 or NaN in a short and good hour: there, but no figure is asked of them."""
-SCRAPES_S_MAX = 60.0
 
 
 def silent(prometheus: Prometheus, panel: Panel) -> list[str]:
@@ -73,7 +72,7 @@ async def test_every_panel_has_data(tmp_path: Path) -> None:
                     without = [expr for each in asked for expr in each]
                     return not without
 
-                await until(all_have_data, "data in all panels", SCRAPES_S_MAX, lambda: "\n".join(without))
+                await until(all_have_data, "data in all panels", instead=lambda: "\n".join(without))
                 for _, expr, _ in ANNOTATIONS:
                     prometheus.query(expr)
                 (scraped,) = prometheus.query("scrape_samples_scraped")

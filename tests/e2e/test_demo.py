@@ -36,11 +36,13 @@ def all_gone(processes: list[psutil.Process], within_s: float = 20.0) -> bool:
     return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(960)
 def test_a_short_demo_alerts_better_than_chance(tmp_path: Path) -> None:
     report = tmp_path / "out.json"
+    began_s = time.monotonic()
     demo = start(tmp_path, "--seconds", "15", "--json", str(report))
-    said, _ = demo.communicate(timeout=400)
+    said, _ = demo.communicate(timeout=900)
+    took_s = time.monotonic() - began_s
     assert demo.returncode == 0, said[-3000:]
     assert "\x1b" not in said
     assert "Alerts against what the customers really did" in said
@@ -54,7 +56,7 @@ def test_a_short_demo_alerts_better_than_chance(tmp_path: Path) -> None:
     assert 0 < found["recall"] < 1
     assert 0 < found["alerts_by_silence_alone"] <= found["alerts"]
     assert 0 < found["event_to_alert_ms"]["p50"] <= found["event_to_alert_ms"]["p99"]
-    assert 0 < found["seconds_to_first_alert"] < 400
+    assert 0 < found["seconds_to_first_alert"] < took_s
     alerts = (tmp_path / "run" / "alerts.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["state"] == "opened" for line in alerts) == found["alerts"]
     assert f"{found['precision']:.1%}" in said

@@ -67,7 +67,7 @@ async def finish(settings: Settings, service: Outage, events: int) -> float:
         async def done() -> bool:
             return await applied(direct, store) == events and not successor.worker.not_ready_reasons
 
-        await until(done, "the successor is at the end", 60.0)
+        await until(done, "the successor is at the end")
     # Only a drained worker has counted all: a step shows in the checkpoint before its alerts are sent and it is told.
     assert successor.value("ebbtide_partition_reopened_total", reason="Fenced") == 0
     return successor.value("ebbtide_records_total")
@@ -75,7 +75,7 @@ async def finish(settings: Settings, service: Outage, events: int) -> float:
 
 async def test_sigterm_under_load(service: Outage, unique_name: str, tmp_path: Path) -> None:
     """Exit 0 within the grace period; what was applied is committed and said; the successor does the rest."""
-    settings = service.settings(unique_name)
+    settings = service.settings(unique_name, drain_grace_s=30.0)
     # A commit is always under way when the drain is over, and knows nothing of what was marked since it began.
     hasty = settings.kafka.model_copy(update={"commit_interval_s": 0.01})
     settings = settings.model_copy(update={"kafka": hasty})
@@ -89,7 +89,7 @@ async def test_sigterm_under_load(service: Outage, unique_name: str, tmp_path: P
                 worker.check()
                 return await applied(direct, store) > BACKLOG / 10
 
-            await until(under_way, "a tenth of the backlog", 60.0)
+            await until(under_way, "a tenth of the backlog")
             done = samples(worker.address)["ebbtide_records_total"]
             await asyncio.to_thread(service.kafka_proxy.slow, COMMIT_LATENCY_S)
             code, seconds = await sigterm(worker)

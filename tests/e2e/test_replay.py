@@ -27,7 +27,7 @@ def day(n: int) -> str:
 def ebbtide(*arguments: str, stack: Services) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "EBBTIDE_KAFKA_URL": stack.kafka_url, "EBBTIDE_REDIS_URL": stack.redis_url}
     command = [sys.executable, "-m", "ebbtide.ops.cli", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550, check=False)
 
 
 @pytest.mark.kafka

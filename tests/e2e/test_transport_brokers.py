@@ -82,7 +82,7 @@ async def test_brokers_die_while_events_flow(cluster: LocalKafka, unique_name: s
             checkpoints = [await chain.head(p) for p in range(PARTITIONS)]
             return all(checkpoint == max(log[p]) + 1 for p, checkpoint in enumerate(checkpoints))
 
-        await until(folded, "all folded", timeout_s=60.0)
+        await until(folded, "all folded")
         for partition in range(PARTITIONS):
             check_chain(await chain.entries(partition), log[partition])
         assert not any(task.done() for task in failing), "a worker gave up"
@@ -122,7 +122,7 @@ async def test_a_worker_outlives_its_only_broker(unique_name: str) -> None:
             entries = [entry for p in range(PARTITIONS) for entry in await chain.entries(p)]
             return sum(len(rows) for _, _, rows in entries) == sent
 
-        await until(folded, "all folded", timeout_s=60.0)
+        await until(folded, "all folded")
         assert not failing.done()
         await asyncio.to_thread(kafka.nodes[0].kill)
         await asyncio.sleep(0.5)

@@ -23,6 +23,7 @@ from ebbtide.stream.outputs.alert import Alert
 from ebbtide.stream.outputs.dead_letter import parse_headers
 from ebbtide.stream.outputs.message import Message
 from tests.support.fuzz import NOW_MS, fuzzed
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.models import publish
 from tests.support.servers.services import Services
 
@@ -55,7 +56,7 @@ def get(address: str, path: str) -> tuple[int, dict[str, object]]:
 
 def until_records(worker: WorkerProcess, n: int) -> dict[str, float]:
     clock = SystemClock()
-    end_s = clock.monotonic_s() + 90
+    end_s = clock.monotonic_s() + PATIENCE_S
     while True:
         worker.check()
         found = metrics_of(worker.address)
@@ -165,7 +166,7 @@ async def test_worker(stack: Services, unique_name: str, tmp_path: Path) -> None
         process = worker._process
         assert process is not None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
 
     log = worker.log.read_text()
     assert "known-3" not in log

@@ -9,6 +9,7 @@ from ebbtide.stream.errors import CheckpointOutsideLog
 from ebbtide.stream.kafka.client import admin, topic_id
 from ebbtide.stream.kafka.reader import log_ranges
 from ebbtide.stream.turn.state import Stopped
+from tests.support.patience import PATIENCE_S
 from tests.support.servers.services import Services
 from tests.support.workers.worlds import OLD, PARTITIONS, Clicks, World, eventually
 
@@ -20,7 +21,7 @@ async def made_anew(world: World) -> None:
     async with admin(world.settings.kafka) as client:
         before = await topic_id(world.settings.kafka)
         await client.delete_topics([world.name])
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 await world.create()

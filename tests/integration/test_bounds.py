@@ -97,7 +97,7 @@ async def test_a_backlog_and_then_a_flood(service: Outage, unique_name: str, tmp
             behind = WARM + BACKLOG - await applied(direct, store)
             assert behind > BACKLOG / 2, "Redis was not slow enough for a backlog"
             await asyncio.to_thread(service.redis_proxy.heal)
-            await until(lambda: at(WARM + BACKLOG), "the backlog is done", 90.0)
+            await until(lambda: at(WARM + BACKLOG), "the backlog is done")
             grown = watch.rss_bytes_max - before
             print(f"{behind} records behind, RSS {before >> 20} MiB, grown by {grown >> 20} MiB at most")
             assert grown < RSS_GROWTH_BYTES_MAX
@@ -108,7 +108,7 @@ async def test_a_backlog_and_then_a_flood(service: Outage, unique_name: str, tmp
                 bad = large(unique_name, WARM + BACKLOG, BAD)
                 for i in range(0, BAD, 500):
                     await sink.send_all(bad[i : i + 500])
-            await watch.until(503, f"partition {FLOODED}: it has stopped", 30.0)
+            await watch.until(503, f"partition {FLOODED}: it has stopped")
             assert "partition 0" not in watch.reason
             stopped = await store.checkpoint(FLOODED)
             assert stopped is not None
@@ -134,7 +134,9 @@ async def test_a_backlog_and_then_a_flood(service: Outage, unique_name: str, tmp
             return await applied(direct, store) == WARM + BACKLOG + BAD + 1_000
 
         await until(
-            done, "the stopped partition goes on", 30.0, lambda: str(successor.worker.not_ready_reasons)
+            done,
+            "the stopped partition goes on",
+            instead=lambda: str(successor.worker.not_ready_reasons),
         )
     # Only a drained worker has counted all: a step shows in the checkpoint before its alerts are sent and it is told.
     assert successor.value("ebbtide_records_total") == rest + ours

@@ -13,11 +13,12 @@ from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.chaos.monitor import Monitor
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.scoring import LAYOUT
 from tests.support.servers.services import Services
 
 pytestmark = pytest.mark.kafka
-WAIT_S, LOOKS_S = 20.0, 1.0
+LOOKS_S = 1.0
 
 
 class Watched:
@@ -42,7 +43,7 @@ class Watched:
         await consumer.stop()
 
     async def until(self, happened: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not happened():  # noqa: ASYNC110 -- a look tells nobody
                 await asyncio.sleep(0.02)
 
@@ -69,7 +70,7 @@ async def test_an_open_transaction_hides_no_lag(watched: Watched) -> None:
             for _ in range(9):  # and the marker
                 await producer.send(name, b"said", partition=0)
         await watched.folded(10)
-        assert await monitor.caught_up(WAIT_S)
+        assert await monitor.caught_up(PATIENCE_S)
         await producer.begin_transaction()
         for _ in range(5):
             await producer.send_and_wait(name, b"open", partition=0)
@@ -84,5 +85,5 @@ async def test_an_open_transaction_hides_no_lag(watched: Watched) -> None:
         assert monitor.pause_s_max == 0.0, "nobody may read on, so nobody pauses"
         await producer.abort_transaction()
     await watched.folded(16)
-    assert await monitor.caught_up(WAIT_S)
+    assert await monitor.caught_up(PATIENCE_S)
     await watched.until(lambda: not monitor.open)

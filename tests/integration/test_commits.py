@@ -36,9 +36,9 @@ async def test_a_worker_folds_all_commits_its_marks_and_leaves_at_once(
         "committed on leaving, long before the interval"
     )
     second = await join(settings, chain)
-    await until(lambda: len(second.partitions) == 4, "the second owns all", timeout_s=5.0)
+    await until(lambda: len(second.partitions) == 4, "the second owns all", timeout_s=20.0)
     await feed.send(100)
-    await until(lambda: folded(chain, feed), "the rest folded", timeout_s=5.0)
+    await until(lambda: folded(chain, feed), "the rest folded")
     await check(chain, feed)
 
 
@@ -55,12 +55,12 @@ async def test_marks_never_go_back(stack: Services, unique_name: str, feed: Feed
     async def is_committed(expected: tuple[int, str]) -> bool:
         return await committed(settings, 1) == expected
 
-    await until(lambda: is_committed((end, f"at {end}")), "committed by the timer", timeout_s=5.0)
+    await until(lambda: is_committed((end, f"at {end}")), "committed by the timer")
     receiver.source.advance_committed(1, end - 10, "older")
     await asyncio.sleep(0.5)
     assert await is_committed((end, f"at {end}")), "an older committed offset was committed"
     receiver.source.advance_committed(1, end, "a later timer clock")
-    await until(lambda: is_committed((end, "a later timer clock")), "metadata alone", timeout_s=5.0)
+    await until(lambda: is_committed((end, "a later timer clock")), "metadata alone")
     await receiver.stop()
 
     # A state that lost everything folds from the start again, below what was sent long ago.
@@ -92,12 +92,12 @@ async def test_no_ordinary_commit_crosses_a_transaction(
     async def holds(partition: int, offset: int, metadata: str) -> bool:
         return await committed(settings, partition) == (offset, metadata)
 
-    await until(lambda: holds(1, end, f"at {end}"), "committed by the timer", timeout_s=5.0)
+    await until(lambda: holds(1, end, f"at {end}"), "committed by the timer")
     hold = await source.hold_commits({1, 99})
     assert hold.partitions == {1}
     source.advance_committed(1, end, "held")
     source.advance_committed(2, other_end, "free")
-    await until(lambda: holds(2, other_end, "free"), "the other is committed", timeout_s=5.0)
+    await until(lambda: holds(2, other_end, "free"), "the other is committed")
     assert await holds(1, end, f"at {end}")
     source.note_committed(1, CommittedOffset(end, "by a transaction"))
     source.release_commits(hold, 1)
@@ -107,7 +107,7 @@ async def test_no_ordinary_commit_crosses_a_transaction(
     assert await holds(1, end, f"at {end}") and await holds(2, other_end, "free")
     assert await source.committed(2) == CommittedOffset(other_end, "free")
     source.advance_committed(1, end, "again")
-    await until(lambda: holds(1, end, "again"), "released", timeout_s=5.0)
+    await until(lambda: holds(1, end, "again"), "released")
 
 
 async def test_a_committed_offset_that_moved_back_shows(
@@ -156,5 +156,5 @@ async def test_who_was_put_out_of_the_group_commits_nothing(
         answer = await kafka.send(coordinator, OffsetCommitRequest(settings.group, -1, "", -1, offsets))
         assert answer.topics[0][1][0][1] == 0, "it is not empty: the test shows nothing"
     assert source.committable(source._owned) != source.in_kafka(), "nothing to commit: the test shows nothing"
-    await until(lambda: receiver.seen["assigned"] > 1, "it heard, and joined anew", timeout_s=10.0)
+    await until(lambda: receiver.seen["assigned"] > 1, "it heard, and joined anew")
     assert await committed(settings, 1) == later

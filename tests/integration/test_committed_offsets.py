@@ -58,7 +58,8 @@ async def test_another_coordinator_is_no_empty_group(unique_name: str) -> None:
 
 async def test_an_open_transaction_has_its_offset_told_after_it(stack: Services, unique_name: str) -> None:
     """Read while it may still be committed, the offset would be the one before."""
-    settings = KafkaSettings(url=stack.kafka_url, topic=unique_name, group=unique_name, request_timeout_s=1.0)
+    settings = KafkaSettings(url=stack.kafka_url, topic=unique_name, group=unique_name)
+    hasty = settings.model_copy(update={"request_timeout_s": 1.0})
     await ensure_topics(settings, [TopicSpec(unique_name, 1, "s")])
     tp = TopicPartition(unique_name, 0)
     async with (
@@ -69,7 +70,7 @@ async def test_an_open_transaction_has_its_offset_told_after_it(stack: Services,
         await producer.begin_transaction()
         await producer.send_offsets_to_transaction({tp: OffsetAndMetadata(9, "after")}, settings.group)
         with pytest.raises(BrokerUnavailable):
-            await offsets.committed(settings, consumer, [tp])
+            await offsets.committed(hasty, consumer, [tp])
         asking = asyncio.create_task(offsets.committed(settings, consumer, [tp]))
         await asyncio.sleep(0.3)
         await producer.commit_transaction()

@@ -34,6 +34,7 @@ from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import ensure_topics, partition_for
 from ebbtide.stream.outputs.message import Message
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.models import publish
 from tests.support.servers.kafka import PASSWORD, allow, secure_kafka
 from tests.support.servers.redis import admin_of, eventually
@@ -153,7 +154,7 @@ async def test_outputs_that_lose_something_are_named(stack: Services, unique_nam
     await made(settings, NewTopic(unique_name, PARTITIONS, 1, topic_configs={"max.message.bytes": "4000000"}))
     async with admin(settings.kafka) as client:
         await client.delete_topics([names.alerts, names.dead_letters, str(names.scores)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while {names.alerts, names.dead_letters, names.scores} & set(  # noqa: ASYNC110 -- no event tells that a deletion is over
                 await client.list_topics()
             ):

@@ -10,6 +10,7 @@ import random
 import pytest
 
 from ebbtide.featurestore.store.checkpoint import Checkpoint
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.streams import Faults, FaultyStore
 from tests.support.seams.world import PARTITIONS, World, logs_of
@@ -73,12 +74,12 @@ async def test_a_worker_ends_though_cancellations_are_lost(how: str) -> None:
             else:
                 worker.revoked(frozenset(range(PARTITIONS)))
         if how == "is revoked":
-            async with asyncio.timeout(10.0):
+            async with asyncio.timeout(PATIENCE_S):
                 while partition_tasks():  # noqa: ASYNC110 -- no event tells it
                     await asyncio.sleep(0.01)
             for _, task in running:
                 task.cancel()
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(PATIENCE_S):
             await asyncio.gather(*(task for _, task in running), return_exceptions=True)
         assert partition_tasks() == []
         lost += sum(store.lost for store in stores)

@@ -30,9 +30,10 @@ from ebbtide.stream.dlq.replay import replay
 from ebbtide.stream.kafka.committed_log import open_committed_log
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.outputs.message import Message
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.answering import answering
 from tests.support.servers.services import Services
-from tests.support.workers.worlds import NEW, OLD, PARTITIONS, T0, WAIT_S, Clicks, World, commit
+from tests.support.workers.worlds import NEW, OLD, PARTITIONS, T0, Clicks, World, commit
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
@@ -229,7 +230,7 @@ async def test_an_unread_tombstone_counts_for_a_replay(stack: Services, unique_n
 
 async def until_in_outbox(server: Server) -> Raw:
     """What the server holds at a moment when an alert of hers is in the outbox."""
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             if await server.has_alert():
                 async with server.standing_still():
@@ -297,7 +298,7 @@ async def test_no_older_state_and_no_lost_one_brings_her_back(stack: Services, u
 
 async def eventually_at(world: World, ends: dict[int, int]) -> None:
     """Every checkpoint is at the end of its log, and the outboxes are tidied."""
-    async with world.store("old", OLD) as store, asyncio.timeout(30):
+    async with world.store("old", OLD) as store, asyncio.timeout(PATIENCE_S):
         while True:
             checkpoints = {number: await store.checkpoint(number) for number in ends}
             done = all(

@@ -23,6 +23,7 @@ from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, partition_for
 from ebbtide.stream.kafka.transactions.link import Link
 from ebbtide.stream.kafka.transactions.sink import ExactlyOnce
 from ebbtide.stream.outputs.message import Message, Parcel
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.streams import Faults, LogSource
 from tests.support.servers.services import Services
 from tests.support.workers.worlds import OLD, Clicks, World
@@ -223,7 +224,7 @@ async def test_what_no_topic_takes_is_not_half_there(stack: Services, unique_nam
         refused, fine = await sink.send_each([Parcel(0, large), Parcel(1, [Message(out, b"a", b"fine")])])
         assert isinstance(refused, RecordTooLarge)
         assert fine is None
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(PATIENCE_S):
             while await values(settings, out) != [b"fine"]:  # noqa: ASYNC110 -- what a reader sees is told by no event
                 await asyncio.sleep(0.1)
         await sink.take_over(0)
@@ -234,7 +235,7 @@ async def test_what_no_topic_takes_is_not_half_there(stack: Services, unique_nam
 async def test_an_id_that_expired_is_taken_over_anew(tmp_path: Path, unique_name: str) -> None:
     """Kafka forgets one that is silent for a week: the partition is told, takes it over, and goes on."""
     hasty = {
-        "transactional.id.expiration.ms": "500",
+        "transactional.id.expiration.ms": "1500",
         "transaction.remove.expired.transaction.cleanup.interval.ms": "200",
     }
     with LocalKafka(settings=lambda _number, _port: hasty) as kafka:
@@ -244,7 +245,7 @@ async def test_an_id_that_expired_is_taken_over_anew(tmp_path: Path, unique_name
         async with delivery(settings) as sink:
             await sink.take_over(0)
             assert await sink.send_each([parcel]) == [None]
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(3.5)
             (refused,) = await sink.send_each([parcel])
             assert isinstance(refused, Fenced)
             await sink.take_over(0)
@@ -270,7 +271,7 @@ async def test_an_open_transaction_does_not_stop_our_reading(stack: Services, un
         ) as member,
     ):  # fmt: skip
         await plain.send_and_wait(unique_name, b"event", partition=0)
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(30.0):  # the transaction's own end comes after a minute
             assert (await member.getone()).value == b"event"
             await member.commit({tp: OffsetAndMetadata(1, "")})
             assert await member.committed(tp) == 1

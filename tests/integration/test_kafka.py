@@ -28,6 +28,7 @@ from ebbtide.stream.kafka.security import _warn_of_plaintext
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, partition_for
 from ebbtide.stream.outputs.message import Message
+from tests.support.patience import PATIENCE_S
 from tests.support.receiver import until
 from tests.support.servers.listener import proxied_listener
 from tests.support.servers.proxy import Proxy
@@ -144,7 +145,7 @@ async def test_a_log_is_followed_as_it_grows(stack: Services, unique_name: str) 
         first = asyncio.ensure_future(anext(following))
         await asyncio.sleep(0.5)
         await sink.send_all([Message(unique_name, b"k", b"new")])
-        assert (await asyncio.wait_for(first, 10)).value == b"new"
+        assert (await asyncio.wait_for(first, PATIENCE_S)).value == b"new"
         await following.aclose()
 
 
@@ -356,7 +357,7 @@ async def test_a_sink_outlives_an_outage_and_holds_no_more_than_it_may(unique_na
             else:
                 node.server.signal(signal.SIGCONT)
             await asyncio.wait_for(sink.send_all(messages), 5.0)
-            await until(lambda: senders() == before, f"only {before} live on", timeout_s=10.0)
+            await until(lambda: senders() == before, f"only {before} live on")
             await until(lambda: held_bytes(sink) == 0, "nothing is held")
         assert senders() == []
         keys = {record.key async for record in read_topic(settings, unique_name)}

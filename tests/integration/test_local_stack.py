@@ -22,6 +22,7 @@ from ebbtide.ops.stack.local import LocalKafka, LocalStack, LocalValkey
 from ebbtide.ops.stack.probe import kafka_nodes, redis_pid
 from ebbtide.ops.stack.server import Keeper, Server, free_ports
 from ebbtide.ops.stack.up import up
+from tests.support.patience import PATIENCE_S
 from tests.support.servers.services import Services
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def ask_redis(port: int, command: str) -> str:
         return connection.recv(1000).decode().strip()
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+def eventually(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
     until = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < until, "it did not happen in time"

@@ -16,6 +16,7 @@ from ebbtide.stream.errors import TopicRepartitioned
 from ebbtide.stream.kafka.topics import partition_for
 from ebbtide.stream.telemetry import Telemetry, TurnDone
 from ebbtide.stream.turn.state import Stopped
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.streams import LogRecord, LogSource
 from tests.support.seams.turns import from_the_beginning, take_over
@@ -36,7 +37,7 @@ async def test_a_topic_made_anew_is_noticed_by_its_committed_offset() -> None:
     world = World(6, logs, rate=0.0)
     world.source.advance_committed(0, len(logs[0]) + 1, "timer_ms=0")
     worker = world.worker()
-    async with world.at_work(worker), asyncio.timeout(20):
+    async with world.at_work(worker), asyncio.timeout(PATIENCE_S):
         others = {partition: len(logs[partition]) for partition in (1, 2)}
         while any(world.source.offset(partition) < end for partition, end in others.items()):  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
@@ -75,7 +76,7 @@ async def test_the_owner_before_goes_on_while_the_next_opens() -> None:
     serving = asyncio.create_task(before.batcher.run())
     await go_on()
     source.meanwhile = go_on
-    await world.finish(world.worker(), timeout_s=10.0)
+    await world.finish(world.worker())
     serving.cancel()
     assert opened.checkpoint.offset == len(logs[0]) == 3
 
@@ -98,7 +99,7 @@ async def test_a_log_that_lost_its_tail_stops_its_partition() -> None:
     def stopped() -> list[str]:
         return [str(p.state.detail) for p in worker.partitions.values() if isinstance(p.state, Stopped)]
 
-    async with world.at_work(worker), asyncio.timeout(20):
+    async with world.at_work(worker), asyncio.timeout(PATIENCE_S):
         while worker.not_ready_reasons == ["the group is forming"] or not stopped():  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
         (detail,) = stopped()
@@ -107,7 +108,7 @@ async def test_a_log_that_lost_its_tail_stops_its_partition() -> None:
     world.source.revoke()
     world.source.named = "topic-b"
     worker = world.worker()
-    async with world.at_work(worker), asyncio.timeout(20):
+    async with world.at_work(worker), asyncio.timeout(PATIENCE_S):
         while len(stopped()) < PARTITIONS:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
         assert all("deleted and made again" in detail for detail in stopped())
@@ -122,7 +123,7 @@ async def test_a_batch_of_an_older_leader_asks_which_log_it_is() -> None:
     await world.finish(world.worker())
     worker = world.worker()
     world.source.revoke()
-    async with world.at_work(worker), asyncio.timeout(20):
+    async with world.at_work(worker), asyncio.timeout(PATIENCE_S):
         while worker.not_ready_reasons:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
         world.source.leader_epoch = 3

@@ -259,7 +259,7 @@ async def test_positions_tell_what_waits_though_nothing_is_fetched(
         working.source.pause(0)
         for _ in range(20):
             await producer.send_and_wait(settings.topic, b"more", partition=0)
-        await until(lambda: working.source.positions()[0].high_watermark == 21, "what waits", 5.0)
+        await until(lambda: working.source.positions()[0].high_watermark == 21, "what waits")
         position = working.source.positions()[0].position
         assert position < 21
         working.source.resume(0)
@@ -267,15 +267,15 @@ async def test_positions_tell_what_waits_though_nothing_is_fetched(
         assert working.source.positions()[0][:3] == (21, 21, 21)
         seen_ms = working.source.positions()[0].seen_ms
         assert 0 <= SystemClock().now_ms() - seen_ms < 5_000
-        await until(lambda: working.source.positions()[0].seen_ms > seen_ms, "an empty answer", 5.0)
-        await until(lambda: working.source.topic_end() == 21, "where all logs end", 5.0)
+        await until(lambda: working.source.positions()[0].seen_ms > seen_ms, "an empty answer")
+        await until(lambda: working.source.topic_end() == 21, "where all logs end")
         async with AIOKafkaProducer(
             bootstrap_servers=settings.url, transactional_id=settings.topic
         ) as hanging:
             await hanging.begin_transaction()
             for _ in range(5):
                 await hanging.send_and_wait(settings.topic, b"open", partition=0)
-            await until(lambda: working.source.positions()[0][:3] == (21, 26, 21), "an open transaction", 5.0)
+            await until(lambda: working.source.positions()[0][:3] == (21, 26, 21), "an open transaction")
             await hanging.abort_transaction()
-        await until(lambda: working.source.positions()[0].position == 27, "it is over", 5.0)
+        await until(lambda: working.source.positions()[0].position == 27, "it is over")
         assert working.source.positions()[1].high_watermark == 0

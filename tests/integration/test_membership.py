@@ -17,6 +17,7 @@ from ebbtide.stream.errors import BrokerMisconfigured
 from ebbtide.stream.kafka.client import admin
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
+from tests.support.patience import PATIENCE_S
 from tests.support.receiver import MemoryChain, Receiver, RedisChain, until
 from tests.support.servers.services import Services
 from tests.support.transport import Feed, Join, check, folded, settings_for
@@ -62,7 +63,7 @@ async def test_a_refusal_of_the_coordinator_ends_the_worker(
     await until(lambda: len(receiver.partitions) == 4, "assigned")
     await push_error(receiver, GroupAuthorizationFailedError(unique_name))
     with pytest.raises(BrokerMisconfigured, match=r"forbids our membership.*READ on group"):
-        await asyncio.wait_for(receiver.app.failed(), 10)
+        await asyncio.wait_for(receiver.app.failed(), PATIENCE_S)
 
 
 class Workers:
@@ -93,10 +94,10 @@ class Workers:
     async def stop(self, process: asyncio.subprocess.Process) -> int:
         """SIGTERM, once it has come so far as to handle it. Returns its exit code."""
         assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"started\n"
+        assert await asyncio.wait_for(process.stdout.readline(), PATIENCE_S) == b"started\n"
         process.terminate()
         self.running.remove(process)
-        return await asyncio.wait_for(process.wait(), 15)
+        return await asyncio.wait_for(process.wait(), PATIENCE_S)
 
 
 @pytest.mark.slow
@@ -144,12 +145,12 @@ async def test_the_group_is_gone_when_the_last_has_left(
     stack: Services, unique_name: str, feed: Feed, join: Join
 ) -> None:
     """A stopped worker holds no member id, so a plain consumer gets all partitions without waiting."""
-    settings = settings_for(stack, unique_name, session_timeout_s=30.0)
+    settings = settings_for(stack, unique_name, session_timeout_s=60.0)
     receiver = await join(settings, MemoryChain())
     await until(lambda: len(receiver.partitions) == 4, "assigned")
     await receiver.stop()
     plain = AIOKafkaConsumer(unique_name, bootstrap_servers=stack.kafka_url, group_id=unique_name)
-    await asyncio.wait_for(plain.start(), 5.0)
+    await asyncio.wait_for(plain.start(), 30.0)
     await plain.stop()
 
 
@@ -157,7 +158,7 @@ async def test_a_static_member_restarts_without_a_rebalance(
     stack: Services, unique_name: str, feed: Feed, join: Join
 ) -> None:
     """It finds its partitions as it left them; the others are not asked to join again. Not even for the leader."""
-    settings = settings_for(stack, unique_name, session_timeout_s=10.0)
+    settings = settings_for(stack, unique_name, session_timeout_s=60.0)
     chain = MemoryChain()
     receivers = {
         name: await join(settings.model_copy(update={"instance": name}), chain)
@@ -171,7 +172,7 @@ async def test_a_static_member_restarts_without_a_rebalance(
         await receivers[name].stop()
         await feed.send(400)
         receivers[name] = await join(settings.model_copy(update={"instance": name}), chain)
-        await until(lambda: folded(chain, feed), "what came meanwhile", timeout_s=8.0)
+        await until(lambda: folded(chain, feed), "what came meanwhile")
         assert receivers[name].partitions == owned
         assert receivers[other].seen["assigned"] == before, "the other one was asked to join again"
     await check(chain, feed)
@@ -187,7 +188,7 @@ async def test_a_static_member_that_stays_away_is_replaced(
     await until(lambda: len(first.partitions) == len(second.partitions) == 2, "two each")
     await second.stop()
     await feed.send(400)
-    await until(lambda: len(first.partitions) == 4, "all are the first one's", timeout_s=8.0)
+    await until(lambda: len(first.partitions) == 4, "all are the first one's")
     second = await join(settings.model_copy(update={"instance": "b"}), chain)
     await until(lambda: len(first.partitions) == len(second.partitions) == 2, "two each again")
     await feed.send(400)
@@ -205,7 +206,7 @@ async def test_a_group_that_did_not_know_its_topic_shares_it_out(
     assert not any(receiver.partitions for receiver in receivers)
     await ensure_topics(settings, [TopicSpec(unique_name, 4, "partitions")])
     await until(
-        lambda: [len(receiver.partitions) for receiver in receivers] == [2, 2], "two partitions each", 10.0
+        lambda: [len(receiver.partitions) for receiver in receivers] == [2, 2], "two partitions each", 60.0
     )
 
 
@@ -213,18 +214,19 @@ async def test_two_workers_by_one_name_are_told_so(
     stack: Services, unique_name: str, feed: Feed, join: Join
 ) -> None:
     """The one that joined first ends, and the other keeps what is its own now: neither takes it back for ever."""
-    settings, chain = settings_for(stack, unique_name, instance="worker-0"), MemoryChain()
+    settings = settings_for(stack, unique_name, session_timeout_s=3.0, instance="worker-0")
+    chain = MemoryChain()
     first = await join(settings, chain)
     await until(lambda: len(first.partitions) == 4, "assigned")
     second = await join(settings, chain)
     with pytest.raises(BrokerMisconfigured, match=r"worker-0.*own kafka\.instance"):
-        await asyncio.wait_for(first.app.failed(), 10)
+        await asyncio.wait_for(first.app.failed(), PATIENCE_S)
     await first.stop()
     await until(lambda: len(second.partitions) == 4, "the second owns all")
     assigned = second.seen["assigned"]
     await feed.send(400)
     await until(lambda: folded(chain, feed), "all folded")
-    await asyncio.sleep(2.0)  # longer than a session
+    await asyncio.sleep(4.0)  # longer than a session
     assert second.seen["assigned"] == assigned, "it was disturbed again"
     await check(chain, feed)
 
@@ -242,5 +244,5 @@ async def test_partitions_that_were_added_are_noticed_soon(
     async def counted() -> bool:
         return await receiver.source.partition_count() == 6
 
-    await until(counted, "six partitions", 40.0)
-    await until(lambda: len(receiver.partitions) == 6, "they are shared out", 10.0)
+    await until(counted, "six partitions", 60.0)
+    await until(lambda: len(receiver.partitions) == 6, "they are shared out", 60.0)

@@ -15,6 +15,7 @@ from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS
 from ebbtide.stream.outputs.alert import Alert
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.scoring import LAYOUT, SPEC, FussyModel
 from tests.support.seams.streams import LogRecord
 from tests.support.seams.world import (
@@ -131,7 +132,7 @@ async def test_a_partition_of_bad_records_stops_alone() -> None:
         checkpoint = await world.store.checkpoint(partition)
         return checkpoint.offset if checkpoint else 0
 
-    async with world.at_work(worker), asyncio.timeout(20):
+    async with world.at_work(worker), asyncio.timeout(PATIENCE_S):
         while await at(0) < len(logs[0]) or await at(2) < len(logs[2]) or not worker.not_ready_reasons:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.1)

@@ -25,6 +25,7 @@ from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.stream.telemetry import Telemetry, TurnDone
+from tests.support.patience import PATIENCE_S, Starved
 from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.stores import DTYPE, random_step, state_of, step_of
 from tests.support.seams.streams import LogRecord
@@ -196,10 +197,11 @@ async def test_of_many_commits_those_of_a_lost_node_wait_alone(cluster: LocalClu
                     for p, commit in enumerate(commits)
                 ]
                 begun_s = time.monotonic()
-                loads = store.load_each([(p, CUSTOMERS) for p in range(N)])
-                answers = store.apply_each(commits)
-                await asyncio.gather(*(answers[p] for p in others), *(loads[p] for p in others))
-                assert time.monotonic() - begun_s < timeout_s / 4
+                with Starved() as starved:
+                    loads = store.load_each([(p, CUSTOMERS) for p in range(N)])
+                    answers = store.apply_each(commits)
+                    await asyncio.gather(*(answers[p] for p in others), *(loads[p] for p in others))
+                assert starved or time.monotonic() - begun_s < timeout_s / 4
                 for answer in (answers[p] for p in affected):
                     with pytest.raises(StoreUnavailable, match="EBBTIDE_REDIS_URL"):
                         await answer
@@ -324,14 +326,16 @@ async def test_a_slot_that_moves_under_steps_loses_nothing(cluster: LocalCluster
 
         def move() -> None:
             nonlocal moving
-            for there in (home - 1, home):
-                here = home if there != home else home - 1
-                way = Move(cluster.nodes[here], cluster.nodes[there], slot)
-                way.begin()
-                while way.some(2):
-                    time.sleep(0.01)
-                way.end()
-                time.sleep(0.2)
+            until_s = time.monotonic() + PATIENCE_S
+            while time.monotonic() < until_s and not (waited and done > 20):
+                for there in (home - 1, home):
+                    here = home if there != home else home - 1
+                    way = Move(cluster.nodes[here], cluster.nodes[there], slot)
+                    way.begin()
+                    while way.some(2):
+                        time.sleep(0.01)
+                    way.end()
+                    time.sleep(0.2)
             moving = False
 
         async def apply(commit: Commit) -> None:
@@ -553,7 +557,7 @@ async def test_a_hanging_shard_holds_up_nobody_else(cluster: LocalCluster) -> No
 
     async def latencies_s(asked: list[tuple[int, int]]) -> list[float]:
         """From the event to the first commit that holds it."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while any(world.source.offset(partition) < end for partition, end in asked):  # noqa: ASYNC110 -- no event
                 await asyncio.sleep(0.01)
         told = sorted(heard.at)
@@ -566,23 +570,40 @@ async def test_a_hanging_shard_holds_up_nobody_else(cluster: LocalCluster) -> No
     worker = world.worker(telemetry=heard)
     node = cluster.nodes[0]
     assert node.server is not None
+    wrong = [""]
     async with world.at_work(worker):
         await trickle(0.5)
-        before = await latencies_s(await trickle(2.0))
-        node.server.signal(signal.SIGSTOP)
-        try:
-            during = await latencies_s(await trickle(4.0))
-        finally:
-            node.server.signal(signal.SIGCONT)
+        for _ in range(ATTEMPTS):
+            with Starved() as starved:
+                before = await latencies_s(await trickle(2.0))
+                node.server.signal(signal.SIGSTOP)
+                try:
+                    during = await latencies_s(await trickle(4.0))
+                finally:
+                    node.server.signal(signal.SIGCONT)
+            if not (wrong := held_up(before, during, 4.0)) or not starved:
+                break
+            await latencies_s([(partition, len(log)) for partition, log in enumerate(world.logs)])
+    assert wrong == []
+
+
+ATTEMPTS = 3
+"""One that was starved and went wrong shows nothing: its lateness may be the neighbours'. The last one counts."""
+
+
+def held_up(before: list[float], during: list[float], seconds: float) -> list[str]:
+    """What of the latencies says that the others waited: one turn waits a quarter of a second for the shard, so what
+    came meanwhile is late, and no more."""
     middle, p99 = (
         [found[round(share * (len(found) - 1))] for found in (before, during)] for share in (0.5, 0.99)
     )
     print(
         f"seconds, before and while it hangs: median {middle}, p99 {p99}, longest {before[-1]}, {during[-1]}"
     )
-    assert middle[1] <= 2 * middle[0] + 0.02
-    late = sum(latency > 2 * p99[0] + 0.05 for latency in during) * 4.0 / len(during)
-    assert late < 0.5, (
-        "one turn waits a quarter of a second for the shard: what came meanwhile is late, and no more"
-    )
-    assert during[-1] < 1.0
+    late_s = sum(latency > 2 * p99[0] + 0.05 for latency in during) * seconds / len(during)
+    bounds = {
+        f"the median is {middle[1]:.3f} s": middle[1] <= 2 * middle[0] + 0.02,
+        f"{late_s:.2f} s are late": late_s < 0.5,
+        f"the longest is {during[-1]:.2f} s": during[-1] < 1.0,
+    }
+    return [what for what, holds in bounds.items() if not holds]

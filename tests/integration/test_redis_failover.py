@@ -167,7 +167,7 @@ async def test_a_failover_leaves_a_whole_older_state() -> None:
                 await one_step()
             kept = await store.checkpoint(0)
             with admin_of(watched.master) as admin:
-                assert admin.execute_command("WAIT", 1, 2000) == 1
+                assert admin.execute_command("WAIT", 1, 30_000) == 1
             watched.cut_replica()
             for _ in range(5):
                 await one_step()

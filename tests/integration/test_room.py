@@ -10,6 +10,7 @@ from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.ops.state.room import NoRoom, Room, check_room, room_of, state_bytes, watch_room
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.ops.worker.run import watch_redis
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.stores import step_of
 from tests.support.servers.redis import admin_of
 from tests.support.servers.services import Services
@@ -69,7 +70,7 @@ async def test_a_rebuild_stops_at_the_high_water_mark(unique_name: str) -> None:
             assert not stopped and not watching.done()
             client.config_set("maxmemory", int(client.info("memory")["used_memory"] / 0.92))
             with pytest.raises(NoRoom, match="stopped at") as refused:
-                await asyncio.wait_for(watching, 10)
+                await asyncio.wait_for(watching, PATIENCE_S)
             assert stopped == [True] and "goes on" in refused.value.hint
 
 
@@ -81,11 +82,11 @@ async def test_what_is_stored_shows_in_the_metrics(unique_name: str) -> None:
         metrics.at_scrape.states = lambda: {0: ("live", ""), 2: ("live", "")}
         async with world.store("old", OLD) as store:
             watching = asyncio.create_task(watch_redis(store, metrics, every_s=0.01))
-            await asyncio.sleep(0.3)
+            async with asyncio.timeout(PATIENCE_S):
+                while "ebbtide_customers 2000.0" not in (text := metrics.render()[0].decode()):  # noqa: ASYNC110 -- no event
+                    await asyncio.sleep(0.02)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-        text = metrics.render()[0].decode()
-        assert "ebbtide_customers 2000.0" in text
         assert "ebbtide_redis_memory_max_bytes{server=" in text and "6.7108864e+07" in text
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.telemetry import Telemetry, TurnDone
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.scoring import ArithmeticModel, FussyModel
 from tests.support.seams.streams import LogRecord, LogSource
 from tests.support.seams.world import (
@@ -61,7 +62,7 @@ async def test_a_live_partition_does_not_wait_for_backlogs() -> None:
         checkpoint = await world.store.checkpoint(partition)
         return checkpoint.offset if checkpoint else 0
 
-    async with world.at_work(worker), asyncio.timeout(30):
+    async with world.at_work(worker), asyncio.timeout(PATIENCE_S):
         while min(await at(0), await at(1)) < 300:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0)
         before = len(turns)
@@ -116,7 +117,7 @@ async def test_not_ready_until_a_step_shows_that_the_trouble_is_over() -> None:
     def failing() -> int:
         return sum("ScorerUnavailable" in trouble for trouble in worker.not_ready_reasons)
 
-    async with world.at_work(worker), asyncio.timeout(20):
+    async with world.at_work(worker), asyncio.timeout(PATIENCE_S):
         while not all([await world.store.checkpoint(partition) for partition in range(PARTITIONS)]):  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0)
         broken.broken = True  # whoever has been scored once is scored with every event: no step gets past it
@@ -140,7 +141,7 @@ async def test_a_drain_that_gave_up_says_so() -> None:
     world.model = broken = FussyModel(sizes=(8, 32))
     broken.broken = True
     worker = world.worker()
-    async with world.at_work(worker), asyncio.timeout(20):
+    async with world.at_work(worker), asyncio.timeout(PATIENCE_S):
         while not all(attempts(p.state) for p in worker.partitions.values()):  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
         assert not await worker.drain(5.0)

@@ -9,6 +9,7 @@ import pytest
 from ebbtide.ops.observe.logs import capture_logs
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.telemetry import Telemetry
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.streams import FaultyStore, ListSink, MuteSink
 from tests.support.seams.world import (
     PARTITIONS,
@@ -94,7 +95,7 @@ async def test_a_state_that_is_lost_while_nothing_comes_is_made_again() -> None:
     world, heard = World(4, logs, rate=0.0), Rebuilds()
     worker = world.worker(telemetry=heard, clock=Hasty())
     troubles: set[str] = set()
-    async with world.at_work(worker), asyncio.timeout(30):
+    async with world.at_work(worker), asyncio.timeout(PATIENCE_S):
         while worker.not_ready_reasons or not await world.applied():  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
         said = {topic: len(messages) for topic, messages in world.sink.sent.items()}
@@ -126,7 +127,7 @@ async def test_a_store_lost_before_its_outbox_loses_no_alert() -> None:
     clean = await clean_run(logs)
     world = World(5, logs, rate=0.0)
     world.sink = MuteSink("alerts")
-    async with world.at_work(world.worker()), asyncio.timeout(20):
+    async with world.at_work(world.worker()), asyncio.timeout(PATIENCE_S):
         while not all([await world.store.outbox(partition) for partition in range(PARTITIONS)]):  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.002)
     world.source.revoke()

@@ -24,6 +24,7 @@ from ebbtide.stream.suppression import SUPPRESS_ALL, Suppression
 from ebbtide.stream.telemetry import Telemetry, TurnDone
 from ebbtide.stream.turn.timers import TimerLimits
 from ebbtide.stream.worker import Worker
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.scoring import LAYOUT
 from tests.support.seams.streams import LogRecord
 from tests.support.seams.turns import from_the_beginning, take_over
@@ -82,7 +83,7 @@ class Timed:
         value = {"user_id": user, "type": kind, "ts": at_ms, "event_id": event_id or f"{who}-{at_ms}-{kind}"}
         log.append(LogRecord(len(log), at_ms, user.encode(), orjson.dumps(value)))
 
-    async def settled(self, timeout_s: float = 30.0) -> None:
+    async def settled(self, timeout_s: float = PATIENCE_S) -> None:
         """All is applied, sent and marked, and nobody is due any more."""
         async with asyncio.timeout(timeout_s):
             while not (self.world.source.done() and await self.applied() and not await self.due()):  # noqa: ASYNC110 -- no event
@@ -216,9 +217,10 @@ async def test_many_due_in_one_millisecond_survive_their_worker() -> None:
         await timed.settled()
     timed.clock.at_ms = T0 + 9 * DAY_MS
     cursors = set()
-    while await timed.due():
-        async with timed.at_work():
-            await asyncio.sleep(0.35)
+    while before := len(await timed.due()):
+        async with timed.at_work(), asyncio.timeout(PATIENCE_S):
+            while len(await timed.due()) == before:  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.01)
         for p in range(PARTITIONS):
             checkpoint = await timed.world.store.checkpoint(p)
             cursors.add(checkpoint.timer_cursor if checkpoint else None)
@@ -321,6 +323,9 @@ async def test_a_source_that_falls_to_a_tenth_holds_timers(case: str) -> None:
     async def held(worker: Worker) -> bool:
         while not await timed.applied() or worker.not_ready_reasons:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.01)
+        async with asyncio.timeout(PATIENCE_S):
+            while warned(worker) != ("customer-0" in await timed.due()):  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.01)
         await asyncio.sleep(0.7)
         assert warned(worker) == ("customer-0" in await timed.due())
         return warned(worker)

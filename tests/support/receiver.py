@@ -22,6 +22,7 @@ from ebbtide.stream.batch import Fetched, FetchedBatch, FetchFault, Source
 from ebbtide.stream.consumer.app import build_app
 from ebbtide.stream.errors import PartitionRevoked
 from ebbtide.stream.kafka.settings import KafkaSettings
+from tests.support.patience import PATIENCE_S
 
 Entry = tuple[int, int, list[tuple[int, str]]]
 
@@ -183,7 +184,7 @@ def check_chain(entries: list[Entry], sent: dict[int, str], begin: int = 0) -> N
     assert dict(folded) == sent
 
 
-async def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
+async def until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> None:
     """Wait for a condition; it may be a coroutine function."""
 
     async def held() -> bool:

@@ -22,6 +22,7 @@ from ebbtide.stream.telemetry import Telemetry
 from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.turn.state import Retrying, State
 from ebbtide.stream.worker import Worker
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel
 from tests.support.seams.streams import Faults, FaultyStore, ListSink, LogRecord, LogSource
 
@@ -119,14 +120,14 @@ class World:
                 task.cancel()
             await asyncio.gather(running, pumping, return_exceptions=True)
 
-    async def finish(self, worker: Worker, timeout_s: float = 60.0) -> None:
+    async def finish(self, worker: Worker, timeout_s: float = PATIENCE_S) -> None:
         """Let a worker own everything until all is applied and sent, then drain it."""
         async with self.at_work(worker) as running, asyncio.timeout(timeout_s):
             while not (self.source.done() and await self.applied()):
                 assert not running.done(), running.result()
                 await asyncio.sleep(0.002)
             self.faults.calm()
-            assert await worker.drain(5.0)
+            assert await worker.drain(PATIENCE_S)
 
     async def applied(self) -> bool:
         """Every partition's checkpoint is at the end of its log."""

@@ -16,6 +16,7 @@ from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.redis.credentials import Credentials
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.stores import DTYPE, EMPTY, random_step, state_of
 
 N = 12  # partitions: every node of three has some
@@ -66,7 +67,7 @@ async def exercise(store: RedisStore, steps: int = 60) -> None:
         assert await state_of(store, partition) == EMPTY
 
 
-async def patiently(ask: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+async def patiently(ask: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
     """The answer, as an owner gets it who backs off."""
     async with asyncio.timeout(timeout_s):
         while True:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.ops.stack.probe import redis_pid
 from ebbtide.ops.stack.server import Keeper, Server, free_ports
+from tests.support.patience import PATIENCE_S
 
 SLOTS = 16384
 SERVICE = "ebbtide-master"
@@ -38,7 +39,7 @@ def admin_of(server: LocalValkey) -> Any:
     return Redis(port=server.port, socket_timeout=10, protocol=2)
 
 
-def eventually(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+def eventually(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
     """Until the condition holds; what cannot be asked yet does not hold."""
     until = time.monotonic() + timeout_s
     while True:

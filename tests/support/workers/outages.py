@@ -56,6 +56,7 @@ from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.worker import Worker
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.models import TINY, publish
 from tests.support.seams.streams import Faults, ListSink, LogRecord, LogSource
 from tests.support.servers.listener import proxied_listener
@@ -364,8 +365,8 @@ async def replayed(settings: Settings, scorer: Any, logs: list[list[LogRecord]])
     tasks = [asyncio.create_task(worker.run()), asyncio.create_task(source.pump(worker.deliver))]
     await asyncio.sleep(0)
     worker.assigned(source.assigned())
-    await until(source.done, "the replay in memory", 60.0)
-    assert await worker.drain(5.0)
+    await until(source.done, "the replay in memory")
+    assert await worker.drain(PATIENCE_S)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -401,7 +402,7 @@ async def same_as_the_log(settings: Settings, scorer: Any, *, twice: int | None 
 
 
 async def until(
-    condition: Callable[[], Any], what: str, timeout_s: float = 30.0, instead: Callable[[], str] = str
+    condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S, instead: Callable[[], str] = str
 ) -> float:
     """Wait for a condition (it may be a coroutine function); returns how long it took, seconds. `instead` says what
     there was when it did not come."""
@@ -435,7 +436,7 @@ class Watch:
             self.rss_bytes_max = max(self.rss_bytes_max, rss_bytes(self._worker.pid))
             await asyncio.sleep(0.1)
 
-    async def until(self, status: int, words: str = "", timeout_s: float = 30.0) -> float:
+    async def until(self, status: int, words: str = "", timeout_s: float = PATIENCE_S) -> float:
         """Wait for this status and a reason that contains `words`; returns how long it took, seconds."""
         return await until(
             lambda: self.status == status and words in self.reason,
@@ -473,7 +474,7 @@ def samples(address: str) -> dict[str, float]:
     }
 
 
-async def sigterm(worker: WorkerProcess, timeout_s: float = 90.0) -> tuple[int, float]:
+async def sigterm(worker: WorkerProcess, timeout_s: float = PATIENCE_S) -> tuple[int, float]:
     """Tell it to end; returns its exit code and how long that took, seconds."""
     process, clock = worker._process, SystemClock()
     assert process is not None

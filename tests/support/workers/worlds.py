@@ -47,6 +47,7 @@ from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.telemetry import Telemetry
 from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.worker import Worker
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.scoring import SPEC, ArithmeticModel
 from tests.support.seams.streams import ListSink
 from tests.support.seams.turns import from_the_beginning, take_over
@@ -55,7 +56,6 @@ from tests.support.servers.services import Services
 T0 = 1_700_000_000_000
 CUSTOMERS = 60
 PARTITIONS = 3
-WAIT_S = 30.0
 
 
 class Arithmetic(ArithmeticModel):
@@ -236,7 +236,7 @@ class World:
     async def until_done(self) -> dict[int, int]:
         """Wait until the group's committed offsets are at the ends of the log; returns them."""
         async with open_committed_log(self.settings.kafka) as settled:
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(PATIENCE_S):
                 while True:
                     committed, ranges = await settled.committed(), await settled.ranges()
                     found = {number: committed.offset for number, committed in committed.items()}
@@ -331,7 +331,7 @@ async def commit(world: World, offsets: dict[int, int]) -> None:
 async def eventually(happened: Callable[[], bool], what: str) -> None:
     """Wait until it has happened, and not for ever."""
     try:
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not happened():  # noqa: ASYNC110 -- what happens is told by no event
                 await asyncio.sleep(0.01)
     except TimeoutError:

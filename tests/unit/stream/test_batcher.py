@@ -14,6 +14,7 @@ from ebbtide.stream.errors import ScorerUnavailable
 from ebbtide.stream.scoring.batcher import Batcher
 from ebbtide.stream.scoring.dispatch import CostModel, Dispatch, Wait, Waiting, decide
 from ebbtide.stream.telemetry import Dispatched, Telemetry
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.scoring import ArithmeticModel, FussyModel, rows_of
 
 SIZES = (8, 32, 128)
@@ -122,7 +123,7 @@ class Thoughtful(ArithmeticModel):
 
     def explain(self, rows: Rows, as_of: NDArray[np.int64]) -> Explained:
         self.asked.set()
-        assert self.may.wait(10)
+        assert self.may.wait(PATIENCE_S)
         return super().explain(rows, as_of)
 
 
@@ -133,8 +134,8 @@ async def test_no_dispatch_waits_for_an_explanation() -> None:
     loop = asyncio.create_task(batcher.run())
     as_of = np.ones(3, np.int64)
     why = asyncio.create_task(batcher.explain(rows_of(3), as_of, model))
-    assert await asyncio.to_thread(model.asked.wait, 10)
-    async with asyncio.timeout(5):
+    assert await asyncio.to_thread(model.asked.wait, PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S / 2):
         scored = await batcher.score(rows_of(3), as_of, events=3, oldest_ms=0)
     assert len(scored.p) == 3 and not why.done() and batcher.call_age_s > 0
     model.may.set()
