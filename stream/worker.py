@@ -373,7 +373,7 @@ class Worker:
                 if opened is None or until is None:
                     continue
                 late_ms = max(late_ms, until[0] - (opened.due.next_ms or until[0]))
-                if opened.due.ready(until, partition.timers_first):
+                if partition.due_now:
                     self._due.setdefault(number, partition)
                 elif opened.due.asks(until):
                     asked.append(opened)
