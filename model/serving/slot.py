@@ -150,10 +150,11 @@ class ScorerSlot(Generic[P]):
             return []
         found = listing(self._home)
         self._name_odd(found.misnamed)
-        present = {*map(str, found.versions), *found.misnamed}
+        serving, one = self._current.version, pinned(self._home)
+        # A pinned version that is not there is refused for as long as it is pinned.
+        present = {*map(str, found.versions), *found.misnamed, str(one)}
         self.refused = {name: why for name, why in self.refused.items() if name in present}
-        serving = self._current.version
-        one = pinned(self._home)
+        self._seen = {name: files for name, files in self._seen.items() if name in present}
         if one is not None:
             return [one] if one != serving else []
         return [number for number in reversed(found.versions) if number > serving]

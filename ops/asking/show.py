@@ -53,14 +53,25 @@ def at_risk_table(data: dict[str, Any]) -> Table:
     """Who is at risk, as `at_risk.at_risk` answers."""
     table = Table(box=None, pad_edge=False)
     valued = data["value"] is not None
-    for name in ("p", "", "customer", "as of", "last seen", "episode", *(["value"] if valued else [])):
-        table.add_column(
-            name, justify="right" if name in ("p", "value") else "left", no_wrap=name != "customer"
-        )
+    first = data["customers"][0] if data["customers"] else {}
+    further = [name for name in first.get("targets") or () if name != data["target"]]
+    right = {"p", "value", *further}
+    for name in (
+        "p",
+        "",
+        "customer",
+        "as of",
+        "last seen",
+        "episode",
+        *further,
+        *(["value"] if valued else []),
+    ):
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name != "customer")
     for each in data["customers"]:
         table.add_row(
             percent(each["probability"]), bar(each["probability"], 12), each["customer"], _day(each["as_of"]),
-            _day(each["last_seen"]), each["episode"],
+            _day(each["last_seen"]), each["episode"] + (", held out" if each["held_out"] else ""),
+            *(percent(each["targets"][name]["probability"]) for name in further),
             *([f"{each['value']:,.2f}" if each["value"] is not None else "-"] if valued else []),
         )  # fmt: skip
     return table

@@ -14,6 +14,7 @@ from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import console, steps
 from ebbtide.ops.errors import OpsError
+from ebbtide.ops.stack.needed import check_configured
 from ebbtide.ops.state.adopt import Adopted, adopt
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.kafka.client import topic_id
@@ -29,6 +30,7 @@ def command(config: Path | None, yes: bool) -> None:
     Stop the workers first. A topic whose events lie at other offsets must not be adopted: rebuild the state from it.
     """
     settings = load_settings(config)
+    check_configured(settings)
     with steps() as progress:
         progress("asking Kafka and Redis")
         now, adopted = asyncio.run(_run(settings, yes))

@@ -24,19 +24,34 @@ from ebbtide.ops.worker.connect import open_state
 @click.option("--min-p", "p_min", type=click.FloatRange(0, 1), default=0.0, show_default=True, metavar="P")
 @click.option("--sort", "order", type=click.Choice(["p", "value"]), default="p", show_default=True,
               help="By p, or by p times what the customer is worth.")  # fmt: skip
+@click.option(
+    "--target", metavar="NAME", help="Whose list is meant: the spec's first target has one, no other."
+)
 @json_option
-def command(config: Path | None, limit: int, p_min: float, order: Order, json_path: Path | None) -> None:
+def command(
+    config: Path | None, limit: int, p_min: float, order: Order, target: str | None, json_path: Path | None
+) -> None:
     """Who is most at risk, as of the last decision about each, by the spec's first target."""
     settings = load_settings(config)
     layout = Layout(load_spec(settings.spec))
     try:
-        data: dict[str, Any] = asyncio.run(_run(settings, layout, limit, p_min, order))
-    except ValueError as error:  # the spec has no value
-        raise SettingsError(str(error), hint="--sort p") from None
+        data: dict[str, Any] = asyncio.run(_run(settings, layout, limit, p_min, order, target))
+    except ValueError as error:  # the spec has no value, or that target no list
+        raise SettingsError(str(error), hint="leave --sort or --target out") from None
     table_and_json(at_risk_table(data), data, json_path)
     console().print(at_risk_words(data), soft_wrap=True)
 
 
-async def _run(settings: Settings, layout: Layout, limit: int, p_min: float, order: Order) -> dict[str, Any]:
+async def _run(
+    settings: Settings, layout: Layout, limit: int, p_min: float, order: Order, target: str | None
+) -> dict[str, Any]:
     async with open_state(settings, layout) as store:
-        return await at_risk(store, layout, limit=limit, p_min=p_min, order=order)
+        return await at_risk(
+            store,
+            layout,
+            limit=limit,
+            p_min=p_min,
+            order=order,
+            target=target,
+            holdout=settings.policy.held_out,
+        )

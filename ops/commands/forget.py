@@ -16,6 +16,7 @@ from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
+from ebbtide.ops.stack.needed import check_configured
 from ebbtide.ops.state.forget import forget, holders, obeyed
 from ebbtide.ops.worker.connect import open_store
 from ebbtide.stream.kafka.producer import KafkaSink
@@ -72,11 +73,7 @@ def command(
 
 def check(settings: Settings, customer: str) -> None:
     """Raises SettingsError where there is nobody to ask, or this can be nobody's id."""
-    if settings.local_kafka or settings.local_redis:
-        raise SettingsError(
-            "there is no Kafka or no Redis to work on: none is configured, and one started now would be empty",
-            hint="set EBBTIDE_KAFKA_URL and EBBTIDE_REDIS_URL",
-        )
+    check_configured(settings)
     if not 1 <= len(customer) <= USER_ID_CHARS_MAX:
         raise SettingsError(f"a customer id has 1 to {USER_ID_CHARS_MAX} characters, not {len(customer)}")
     try:

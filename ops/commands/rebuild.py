@@ -15,6 +15,7 @@ from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.console import Steps, console, steps, table_and_json
 from ebbtide.ops.errors import SettingsError
+from ebbtide.ops.stack.needed import check_configured
 from ebbtide.ops.state.plan import plan
 from ebbtide.ops.state.rebuild import Counts, ForbiddenSink, Rebuild, Rebuilt
 from ebbtide.ops.state.room import check_room, watch_room
@@ -75,11 +76,7 @@ def command(
 
 def check(settings: Settings, in_use: str) -> None:
     """Raises SettingsError where a second state could not be told from the first, or there is nothing to read."""
-    if settings.local_kafka or settings.local_redis:
-        raise SettingsError(
-            "there is no Kafka or no Redis to work on: none is configured, and one started now would be empty",
-            hint="set EBBTIDE_KAFKA_URL and EBBTIDE_REDIS_URL",
-        )
+    check_configured(settings)
     if settings.redis.prefix == in_use:
         raise SettingsError(
             f"{in_use!r} is the configured redis.prefix: its state is in use",

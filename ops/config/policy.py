@@ -83,9 +83,12 @@ class PolicySettings(_Part):
 
     def policy(self, rules: Sequence[Rules]) -> EpisodePolicy:
         """The whole, of the rules of every target of the spec."""
-        return EpisodePolicy(
-            tuple(rules), self.alerts_per_minute_max, Holdout(self.holdout, self.holdout_salt)
-        )
+        return EpisodePolicy(tuple(rules), self.alerts_per_minute_max, self.held_out)
+
+    @property
+    def held_out(self) -> Holdout:
+        """Who is decided about and not alerted."""
+        return Holdout(self.holdout, self.holdout_salt)
 
     @property
     def band_names(self) -> tuple[str, ...]:

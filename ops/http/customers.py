@@ -2,7 +2,8 @@
 
     GET /v1/customers/{id}    ?as_of=RFC 3339, ms or `now`; without it, as of the last that is known.
                               Of composite customers: ann%2Fmath, or ann, which lists who begins with it
-    GET /v1/at-risk           ?limit=50&min_p=0&sort=p|value; by the spec's first target
+    GET /v1/at-risk           ?limit=50&min_p=0&sort=p|value&target=NAME; by the spec's first target, and of
+                              another one there is no list: that is refused
 
 The answers are those of `ops/asking/`; here they are asked for, within bounds.
 """
@@ -20,13 +21,17 @@ from ebbtide.featurestore.times.timestamps import iso_ms
 from ebbtide.ops.asking.at_risk import LIMIT, LIMIT_MAX, at_risk
 from ebbtide.ops.asking.customer import Ask, find, of_first, view
 from ebbtide.stream.clock import Clock
+from ebbtide.stream.decision.holdout import NOBODY, Holdout
 
 
 class Customers:
     """The views, and their routes."""
 
-    def __init__(self, layout: Layout, store: Store, ask: Ask, clock: Clock) -> None:
+    def __init__(
+        self, layout: Layout, store: Store, ask: Ask, clock: Clock, holdout: Holdout = NOBODY
+    ) -> None:
         self._layout, self._store, self._ask, self._clock = layout, store, ask, clock
+        self._holdout = holdout
         # The model's thread takes calls in order: of all who ask here, one is ahead of the next dispatch. And of all
         # who want a list, one reads records.
         self._asking, self._listing = asyncio.Lock(), asyncio.Lock()
@@ -76,10 +81,17 @@ class Customers:
                 raise web.HTTPBadRequest(reason="sort is p or value")
         try:
             async with self._listing:
-                return web.json_response(
-                    await at_risk(self._store, self._layout, limit=limit, p_min=p_min, order=order)
+                found = await at_risk(
+                    self._store,
+                    self._layout,
+                    limit=limit,
+                    p_min=p_min,
+                    order=order,
+                    target=asked.get("target"),
+                    holdout=self._holdout,
                 )
-        except ValueError as error:  # the spec has no value
+                return web.json_response(found)
+        except ValueError as error:  # the spec has no value, or that target no list
             raise web.HTTPBadRequest(reason=str(error)) from None
 
     def _as_of(self, text: str | None, known_ms: int) -> int:

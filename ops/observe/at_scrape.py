@@ -15,6 +15,8 @@ from ebbtide.ops.state.room import Room
 from ebbtide.stream.telemetry import Lag
 
 SERVERS = ("Kafka", "Redis")
+READY = ("ebbtide_ready", "1 when /readyz says so.")
+"""Name and words of the metric."""
 
 
 class ModelNow(NamedTuple):
@@ -56,7 +58,7 @@ class AtScrape(Collector):
 
     def collect(self) -> Iterable[Metric]:
         if self.not_ready is not None:
-            yield _gauge("ebbtide_ready", "1 when /readyz says so.", not self.not_ready())
+            yield _gauge(*READY, not self.not_ready())
         yield from self._model()
         yield from self._servers()
         if self.call_age_s is not None:

@@ -36,7 +36,8 @@ class Live:
         self._bins, self._faded_s = np.zeros(BINS), clock.monotonic_s()
         self._numbers = itertools.count(1)
         self._alerts: deque[tuple[int, dict[str, Any]]] = deque(maxlen=ALERTS_KEPT)
-        self._at_risk: dict[str, dict[str, Any]] = {}
+        # By customer, then target: who buys no more may still be in an open episode of coming no more.
+        self._at_risk: dict[str, dict[str, dict[str, Any]]] = {}
 
     def turn(self, turn: TurnDone) -> None:
         """A turn was applied."""
@@ -65,9 +66,12 @@ class Live:
             return
         alert: dict[str, Any] = orjson.loads(message.value)
         self._alerts.append((next(self._numbers), alert))
-        self._at_risk.pop(alert["customer"], None)
+        episodes = self._at_risk.pop(alert["customer"], {})
+        episodes.pop(alert["target"], None)
         if alert["state"] in ("opened", "escalated"):
-            self._at_risk[alert["customer"]] = alert
+            episodes[alert["target"]] = alert
+        if episodes:
+            self._at_risk[alert["customer"]] = episodes
             if len(self._at_risk) > AT_RISK_MAX:
                 del self._at_risk[next(iter(self._at_risk))]
 
@@ -77,7 +81,8 @@ class Live:
         self._fade(now_s)
         self._second()
         recent = sorted(age for at_s, age in self._latencies if at_s > now_s - 60)
-        worst = sorted(self._at_risk.values(), key=lambda alert: -(alert["probability"] or 0.0))
+        loudest = (max(episodes.values(), key=_p) for episodes in self._at_risk.values())
+        worst = sorted(loudest, key=_p, reverse=True)
         series = [counts for _, counts in self._seconds]
         return {
             "records": [counts[0] for counts in series],
@@ -111,6 +116,10 @@ class Live:
 
 def _rank(ordered: Sequence[float], share: float) -> float | None:
     return round(1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)], 1) if ordered else None
+
+
+def _p(alert: dict[str, Any]) -> float:
+    return float(alert["probability"] or 0.0)
 
 
 def _words(alert: dict[str, Any]) -> str:

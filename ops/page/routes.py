@@ -3,13 +3,16 @@
 GET  /          the page; without a token where one is needed, the form that asks for it
 POST /session   the token as a form: a cookie that lasts for some hours, since a browser's EventSource sends no header
 GET  /live      server-sent events: `now` each second, `alert` for each alert. It ends before the server's bound on
-                answers, and the browser comes back for what it has missed
+                answers, and the browser comes back for what it has missed: by Last-Event-ID, or `?after=` of a page
+                that asks anew. Numbers are of one process, so an id names it: who comes back to another one is told
+                all that this one has
 """
 
 import asyncio
 import base64
 import hashlib
 import re
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +48,7 @@ def policy(page: str) -> str:
 
 def page_routes(live: Live, settings: HttpSettings, clock: Clock) -> Sequence[web.RouteDef]:
     """The routes of one worker's page."""
+    run = secrets.token_hex(4)
     headers = {
         "Content-Security-Policy": policy(PAGE),
         "X-Content-Type-Options": "nosniff",
@@ -64,8 +68,7 @@ def page_routes(live: Live, settings: HttpSettings, clock: Clock) -> Sequence[we
         return answer
 
     async def events(request: web.Request) -> web.StreamResponse:
-        said = request.headers.get("Last-Event-ID", "0")
-        number = int(said) if said.isascii() and said.isdecimal() and len(said) < 16 else 0
+        number = _number(request.headers.get("Last-Event-ID") or request.query.get("after", ""), run)
         answer = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "Server": SERVER}
         )
@@ -76,9 +79,17 @@ def page_routes(live: Live, settings: HttpSettings, clock: Clock) -> Sequence[we
             while clock.monotonic_s() < until_s:
                 for last, alert in live.alerts_after(number):
                     number = last
-                    await answer.write(b"id: %d\nevent: alert\ndata: %s\n\n" % (last, orjson.dumps(alert)))
+                    await answer.write(
+                        b"id: %s-%d\nevent: alert\ndata: %s\n\n" % (run.encode(), last, orjson.dumps(alert))
+                    )
                 await answer.write(b"event: now\ndata: %s\n\n" % orjson.dumps(live.now()))
                 await asyncio.sleep(TICK_S)
         return answer
 
     return [web.get("/", page), web.post(SESSION_PATH, session), web.get("/live", events)]
+
+
+def _number(said: str, run: str) -> int:
+    """The last alert that somebody has, by what they say is its id; 0 of another process's, and of anything else."""
+    of, _, number = said.partition("-")
+    return int(number) if of == run and number.isascii() and number.isdecimal() and len(number) < 16 else 0

@@ -1,7 +1,8 @@
 """One HTTP address for several worker processes.
 
 /healthz, /readyz   all must be; 503 names those that are not. A worker that is being started again is not ready
-/metrics            all of them, each sample with its process
+/metrics            all of them, each sample with its process; one that does not answer is not ready, and is not left
+                    out: who counts those that are ready, or waits for a 0, would else never hear of it
 anything else       one that answers: what is known of a customer is in Redis, for each of them to say. The page is
                     of that one process
 """
@@ -14,6 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from ebbtide.ops.http.limits import SERVER
+from ebbtide.ops.observe.at_scrape import READY
 from ebbtide.ops.processes.merge import merge
 from ebbtide.ops.processes.supervisor import Supervised, Supervisor
 
@@ -28,6 +30,7 @@ GIVEN = (
     "Location",
     "Set-Cookie",
 )
+_AWAY = "# HELP {0} {1}\n# TYPE {0} gauge\n{0} 0.0\n".format(*READY)
 
 
 class Face:
@@ -64,7 +67,7 @@ class Face:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         found = await self._each("/metrics")
-        texts = {str(n): body for n, (status, body) in found.items() if status == 200}
+        texts = {str(n): body if status == 200 else _AWAY for n, (status, body) in found.items()}
         return web.Response(
             text=merge(texts), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

@@ -33,6 +33,15 @@ def stack(settings: Settings, progress: Callable[[str], None]) -> Iterator[Setti
         yield settings
 
 
+def check_configured(settings: Settings) -> None:
+    """Raises SettingsError where no Kafka or no Redis is configured: for who works on what is there already."""
+    if settings.local_kafka or settings.local_redis:
+        raise SettingsError(
+            "there is no Kafka or no Redis to work on: none is configured, and one started now would be empty",
+            hint="set EBBTIDE_KAFKA_URL and EBBTIDE_REDIS_URL",
+        )
+
+
 def _local_stack() -> Any:
     try:
         from ebbtide.ops.stack import local  # noqa: PLC0415 - an extra that production does without

@@ -128,7 +128,7 @@ async def _serve(
         why = await tools.batcher.explain(rows[:1], as_of[:1], scored.serving)
         return Asked(scored.primary, why, scored.serving.version)
 
-    customers = Customers(tools.layout, tools.store, ask, tools.clock)
+    customers = Customers(tools.layout, tools.store, ask, tools.clock, settings.policy.held_out)
     face = HttpServer(
         settings.http,
         [

@@ -136,6 +136,19 @@ def test_a_version_copied_by_hand_is_taken_once_it_is_whole(home: Path) -> None:
     assert not slot.refused
 
 
+def test_a_pin_on_what_is_not_there_stays_refused(home: Path) -> None:
+    """Not at the first look alone: workers go on with another version than the one that they were told to serve."""
+    slot = slot_of(home)
+    pin(home, 7)
+    for _ in range(3):
+        assert not slot.refresh()
+        assert "7" in slot.refused and slot.current.version == 3
+    unpin(home)
+    assert not slot.refresh() and not slot.refused
+    pin(home, 7)
+    assert not slot.refresh() and "7" in slot.refused
+
+
 @pytest.mark.slow
 def test_swaps_do_not_add_up_in_memory(three: Path, tmp_path: Path) -> None:
     """Eleven of one graph, as a trainer publishes them daily: no program is compiled twice, and versions go again."""

@@ -15,16 +15,21 @@ import yaml
 
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Folder
+from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import dump_spec
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import Commit
+from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
+from ebbtide.featurestore.target import Target
 from ebbtide.ops.asking.at_risk import at_risk
 from ebbtide.ops.asking.customer import coming_silence, find, view
 from ebbtide.ops.asking.show import bar, curve_line
 from ebbtide.ops.cli import run
 from ebbtide.ops.stack.local import LocalValkey
+from ebbtide.stream.decision.episodes import CLOSED, HELD_OUT
+from ebbtide.stream.decision.holdout import Holdout
 from ebbtide.stream.outputs.at_risk import at_risk as listed_by
 from tests.support.seams.answering import answering
 from tests.support.seams.models import publish
@@ -96,10 +101,48 @@ async def test_who_is_at_risk_is_ordered_by_p_or_by_what_is_at_stake(stack_redis
         assert len(names_of(await at_risk(store, LAYOUT, p_min=cleo["probability"] - 1e-6))) == 1
 
 
+async def test_whoever_is_held_out_is_marked_in_the_list(stack_redis: LocalValkey) -> None:
+    """Also who has no episode, or none that was held back: whoever works through the list would contact them."""
+    everybody = Holdout(0.999999)
+    async with stored(stack_redis.url) as store:
+        assert {each["held_out"] for each in (await at_risk(store, LAYOUT))["customers"]} == {False}
+        found = await at_risk(store, LAYOUT, holdout=everybody)
+        assert {each["held_out"] for each in found["customers"]} == {True}
+
+
+async def test_a_list_says_every_targets_p_and_is_of_the_first() -> None:
+    """Who asks for another target's list is refused, and is not given this one instead."""
+    spec = SPEC.model_copy(
+        update={
+            "targets": (
+                Target(name="coming", kinds=("visit", "purchase")),
+                Target(name="buying", kinds=("purchase",)),
+            )
+        }
+    )
+    layout = Layout(spec)
+    store = MemoryStore(layout.dtype, PARTITIONS)
+    rows = layout.empty(1)
+    rows["event_time"] = rows["scored_at"] = rows["last_seen"] = T0
+    rows["score"], rows["episode_state"] = [[0.8, 0.6]], [[CLOSED, HELD_OUT]]
+    head = Checkpoint(1, 1, 0, layout.id, PARTITIONS)
+    await store.apply(
+        Commit(1, None, head, ["ann"], rows, np.full(1, T0 + DAY_MS), at_risk=listed_by(rows, 0.45))
+    )
+    found = await at_risk(store, layout, target="coming")
+    (ann,) = found["customers"]
+    assert found["target"] == "coming" and ann["held_out"] and ann["probability"] == pytest.approx(0.8)
+    assert ann["targets"] == {
+        "coming": {"probability": pytest.approx(0.8), "episode": "closed"},
+        "buying": {"probability": pytest.approx(0.6), "episode": "open"},
+    }
+    for target, words in (("buying", "first target"), ("bying", "no target 'bying'")):
+        with pytest.raises(ValueError, match=words):
+            await at_risk(store, layout, target=target)
+
+
 async def test_a_score_curve_is_what_would_be_said_at_each_time() -> None:
     """One question to the model, of one customer at many times: the decision points to come are among them."""
-    from ebbtide.featurestore.store.memory import MemoryStore
-
     store, model, calls = MemoryStore(LAYOUT.dtype, PARTITIONS), ArithmeticModel(), list[int]()
     await filled(store, at_day=3)
     found = await find(store, LAYOUT.spec, "ann")
@@ -191,6 +234,8 @@ def test_commands_answer_from_redis_alone(
     )
     assert code == 0 and "4 of 4 at risk, by value; target: activity" in said and "█" in said
     assert set(names_of(json.loads(report.read_text()))) == set(LIVES)
+    code, said = told(["at-risk", "--target", "purchase", "--config", str(settings)], capsys)
+    assert code == 1 and "no target 'purchase'" in said
     code, said = told(["customer", "nobody", "--config", str(settings)], capsys)
     assert code == 1 and "nothing is known" in said
 

@@ -96,6 +96,15 @@ def test_settings_that_do_not_fit_are_all_named() -> None:
     assert "http.port" in said and "logs.form" in said
 
 
+@pytest.mark.parametrize(
+    "arguments", [["adopt", "--yes"], ["forget", "ann"], ["rebuild", "--prefix", "new:"]]
+)
+@pytest.mark.parametrize("given", [{}, {"REDIS_URL": "redis://127.0.0.1:9/0"}, {"KAFKA_URL": NOWHERE}])
+def test_who_works_on_a_state_needs_both_servers(arguments: list[str], given: dict[str, str]) -> None:
+    said = refusal(ebbtide(*arguments, **given))
+    assert "none is configured" in said and "EBBTIDE_KAFKA_URL and EBBTIDE_REDIS_URL" in said
+
+
 def test_what_is_shown_of_the_settings_holds_no_secret() -> None:
     done = ebbtide("config", "show", REDIS_URL="redis://h:1/0", REDIS__PASSWORD="hunter2")
     assert done.returncode == 0

@@ -198,6 +198,7 @@ async def test_what_it_refuses_it_refuses_in_words() -> None:
             ("/v1/customers/ann?as_of=soon", 400, "RFC 3339"),
             ("/v1/customers/ann?as_of=1", 400, "before what is known"),
             ("/v1/customers/ann?as_of=99999999999999999999", 400, "year 9999"),
+            ("/v1/at-risk?target=buying", 400, "no target 'buying'"),
             ("/nowhere", 404, "Not Found"),
         ):
             got, body = await get(address + path)

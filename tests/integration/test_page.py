@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
@@ -27,6 +28,7 @@ from ebbtide.ops.http.customers import Customers
 from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.page.live import Live
 from ebbtide.ops.page.routes import PAGE, page_routes
+from ebbtide.ops.stack.server import free_ports
 from ebbtide.stream.clock import SystemClock
 from tests.support.seams.answering import answering
 from tests.support.seams.scoring import LAYOUT, ArithmeticModel
@@ -262,3 +264,54 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
         for word in ("http://", "https://", "//cdn", "@import", "url(")
         if word in PAGE.replace("http://www.w3.org/2000/svg", "")
     ] == []
+
+
+async def events_of(address: str, last: str = "") -> AsyncIterator[tuple[str, str]]:
+    """(id, customer) of the alerts that /live sends to who has had `last`."""
+    headers = {"Last-Event-ID": last} if last else {}
+    async with aiohttp.ClientSession() as client, client.get(address + "/live", headers=headers) as answer:
+        number = ""
+        async for line in answer.content:
+            if line.startswith(b"id: "):
+                number = line[4:].decode().strip()
+            elif line.startswith(b"data: ") and number:
+                yield number, json.loads(line[6:])["customer"]
+                number = ""
+
+
+async def test_who_comes_back_to_another_process_misses_nothing() -> None:
+    """Numbers begin anew with each process: a browser that has had 3 of the last one is told the new one's first."""
+    async with asyncio.timeout(7), served() as (first, live), served() as (second, other):
+        live.sent([alert("ann"), alert("bob"), alert("cid")])
+        told = events_of(first)
+        (one, _), (_, _), (last, _) = [await anext(told) for _ in range(3)]
+        other.sent([alert("dan")])
+        assert (await anext(events_of(second, last)))[1] == "dan"
+        again = events_of(first, one)
+        assert [(await anext(again))[1] for _ in range(2)] == ["bob", "cid"]
+
+
+async def test_a_page_outlives_an_answer_that_is_none(browser: Browser) -> None:
+    """Any status but 200 ends an EventSource for good; the page begins a new one where the old one ended."""
+    clock = SystemClock()
+    live = Live("alerts", clock, about)
+    (port,) = free_ports(1)
+    settings = HttpSettings(port=port)
+    server = HttpServer(settings, page_routes(live, settings, clock))
+    address = await server.start()
+    try:
+        live.sent([alert("ann")])
+        page, _ = await opened(browser, address)
+        await page.wait_for_selector("#alerts li")
+        await server.stop()
+        server = HttpServer(settings, [])  # somebody in between who says 404
+        await server.start()
+        await expect(page.locator("#status")).to_have_text("the worker does not answer", timeout=10_000)
+        await server.stop()
+        server = HttpServer(settings, page_routes(live, settings, clock))
+        await server.start()
+        live.sent([alert("bob")])
+        await page.wait_for_selector("#status.ready", timeout=10_000)
+        await expect(page.locator("#alerts")).to_contain_text("bob", timeout=10_000)
+    finally:
+        await server.stop()

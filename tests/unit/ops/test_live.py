@@ -10,9 +10,11 @@ from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.telemetry import AlertSent, Judged, TurnDone
 
 
-def alert(customer: str, transition: str = "opened", probability: float | None = 0.8) -> Message:
+def alert(
+    customer: str, transition: str = "opened", probability: float | None = 0.8, target: str = "activity"
+) -> Message:
     body = {
-        "customer": customer, "state": transition, "probability": probability,
+        "customer": customer, "target": target, "state": transition, "probability": probability,
         "reasons": [{"words": "no visit for 9 days"}, {"words": "fewer purchases"}], "decision": {"cause": "event"},
     }  # fmt: skip
     return Message("alerts", customer.encode(), orjson.dumps(body))
@@ -65,6 +67,18 @@ def test_who_is_at_risk_is_in_an_open_episode_worst_first() -> None:
     assert said["at_risk"] == 48 and len(said["worst"]) == AT_RISK_SHOWN
     assert [each["customer"] for each in said["worst"][:2]] == ["c47", "c46"]
     assert said["worst"][0]["words"] == "no visit for 9 days; fewer purchases"
+
+
+def test_an_episode_of_one_target_ends_no_other() -> None:
+    page, _ = live()
+    page.sent([alert("ann", probability=0.6), alert("ann", probability=0.9, target="purchase"), alert("bob")])
+    said = page.now()
+    assert said["at_risk"] == 2 and [each["customer"] for each in said["worst"]] == ["ann", "bob"]
+    page.sent([alert("ann", "resolved", 0.1, "purchase")])
+    said = page.now()
+    assert said["at_risk"] == 2 and [each["probability"] for each in said["worst"]] == [0.8, 0.6]
+    page.sent([alert("ann", "resolved", 0.1)])
+    assert page.now()["at_risk"] == 1
 
 
 def test_a_customer_who_is_forgotten_is_forgotten_by_the_page() -> None:

@@ -1,13 +1,19 @@
 """Several workers' metrics as one exposition, and their cores side by side."""
 
 import subprocess
+from pathlib import Path
 
+import aiohttp
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from ebbtide.ops.config.settings import HttpSettings, Settings
+from ebbtide.ops.http.probes import probes
+from ebbtide.ops.http.server import HttpServer
 from ebbtide.ops.observe.at_scrape import ModelNow
 from ebbtide.ops.observe.metrics import Metrics
+from ebbtide.ops.processes.face import Face
 from ebbtide.ops.processes.merge import labelled, merge
-from ebbtide.ops.processes.supervisor import share_of_cores
+from ebbtide.ops.processes.supervisor import Supervisor, share_of_cores
 
 
 def exposed(version: int) -> str:
@@ -39,6 +45,26 @@ def test_each_sample_says_whose_it_is_in_whole_families() -> None:
         ["promtool", "check", "metrics"], input=merged.encode(), capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+async def test_a_process_that_does_not_answer_is_not_ready(tmp_path: Path) -> None:
+    """It is there with a 0, which the rule NotReady waits for: one that is started again and again is not just gone."""
+    supervisor = Supervisor(Settings(), 2, tmp_path)
+    metrics = Metrics()
+    metrics.at_scrape.not_ready = list
+    port = int(supervisor.workers[1].address.rpartition(":")[2])
+    worker = HttpServer(HttpSettings(port=port), probes(metrics, lambda: ""))
+    async with aiohttp.ClientSession() as session:
+        face = HttpServer(HttpSettings(port=0), Face(supervisor, session).routes())
+        try:
+            await worker.start()
+            async with session.get(await face.start() + "/metrics") as answer:
+                families = {family.name: family for family in parse(await answer.text())}
+        finally:
+            await face.stop()
+            await worker.stop()
+    ready = {each.labels["process"]: each.value for each in families["ebbtide_ready"].samples}
+    assert ready == {"0": 0.0, "1": 1.0}
 
 
 def test_a_label_goes_before_whatever_a_value_holds() -> None:
