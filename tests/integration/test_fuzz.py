@@ -3,9 +3,13 @@
 The real worker under a short stream of the same records is in `tests/e2e/test_worker.py`.
 """
 
+import asyncio
+import gc
 import json
+import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,21 @@ from ebbtide.featurestore.events.parse import Parsed, Parser
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.ops.config.settings import DEFAULT_SPEC
+from ebbtide.ops.observe.metrics import Metrics
+from ebbtide.stream.batch import FetchedBatch
 from tests.fuzz.parsing import REASONS, fuzz_parser
 from tests.fuzz.requesting import CLIENTS, fuzz_face
+from tests.fuzz.wire import wire_batch
 from tests.integration.test_http import face, filled, get
 from tests.support.seams.scoring import LAYOUT
+from tests.support.seams.streams import LogRecord
+from tests.support.seams.turns import from_the_beginning, take_over
+from tests.support.seams.world import PARTITIONS, TOPIC, World
 
 SEED = 20_261
+ROUND = 6_000
+LEFT_BYTES_MAX = 64
+"""A record: less than the smallest object that somebody could keep of each."""
 
 
 def test_the_parsers_counts_add_up() -> None:
@@ -32,6 +45,46 @@ def test_the_parsers_counts_add_up() -> None:
     assert once.events > 5_000 and once.tombstones > 100 and once.ignored > 100
     assert once.digest == again.digest and once.rejected == again.rejected
     assert other.digest != once.digest
+
+
+async def test_odd_batches_leave_nothing_behind() -> None:
+    """Whole turns over what other clients write: when every customer and every reason has been there, no object more
+    is kept of six thousand records, and memory is what it was."""
+    print("seed", SEED)
+    draw, world = random.Random(SEED), World(0, [[] for _ in range(PARTITIONS)], 0.0)
+    tools, opened = world.tools(Metrics()), from_the_beginning(LAYOUT.id, 0, PARTITIONS)
+
+    async def fold_a_round() -> int:
+        begin = opened.checkpoint.offset
+        while (start := opened.checkpoint.offset) < begin + ROUND:
+            if (made := wire_batch(draw)).whole:
+                records = [
+                    LogRecord(start + i, r.timestamp, r.key, r.value) for i, r in enumerate(made.records)
+                ]
+                await take_over(
+                    tools, opened, FetchedBatch(TOPIC, 0, 0, start, start + len(records), records)
+                )
+        world.sink.sent.clear()
+        return opened.checkpoint.offset - begin
+
+    serving = asyncio.create_task(tools.batcher.run())
+    for _ in range(4):
+        await fold_a_round()
+    gc.collect()
+    objects = len(gc.get_objects())
+    tracemalloc.start()
+    try:
+        folded = await fold_a_round()
+        gc.collect()
+        left_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    more = len(gc.get_objects()) - objects
+    serving.cancel()
+    tools.batcher.close()
+    print(f"{left_bytes} bytes and {more} objects are left of {folded} records")
+    assert left_bytes < LEFT_BYTES_MAX * folded
+    assert more < folded / 20
 
 
 class _Broken(Parser):
