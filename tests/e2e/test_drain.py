@@ -16,6 +16,7 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.worker.connect import open_store, topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
+from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.kafka.topics import ensure_topics
 from tests.support.seams.models import TINY, publish
 from tests.support.workers.outages import (
@@ -38,6 +39,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow]
 
 BACKLOG = 60_000
 COMMIT_LATENCY_S = 0.2
+START_TO_END = 5
+"""A start takes so many times as long as an end without work, or more: 14.5 s beside 0.3 s (ops/REPORTS.md)."""
 LATENCY_S = 2.5
 """Of a Redis so slow that a step of two round trips takes longer than the grace period of that test."""
 
@@ -53,6 +56,15 @@ def healed(service: Outage) -> None:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
     with outage(tmp_path_factory.mktemp("drain")) as service:
         yield service
+
+
+async def slack_of(worker: WorkerProcess, quiet_s: float) -> float:
+    """Wait until it is ready; returns seconds for an end without work: `quiet_s`, or more where the start took long,
+    since it is what this machine has left for anybody."""
+    clock = SystemClock()
+    began_s = clock.monotonic_s()
+    await asyncio.to_thread(worker.wait_ready)
+    return max(quiet_s, (clock.monotonic_s() - began_s) / START_TO_END)
 
 
 async def finish(settings: Settings, service: Outage, events: int) -> float:
@@ -117,14 +129,14 @@ async def test_steps_longer_than_the_grace_period(service: Outage, unique_name: 
     direct = service.direct(settings)
     await ensure_topics(direct.kafka, topic_specs(direct))
     with WorkerProcess(settings, tmp_path) as worker:
-        await asyncio.to_thread(worker.wait_ready)
+        slack_s = await slack_of(worker, 5.0)
         await asyncio.to_thread(service.redis_proxy.slow, LATENCY_S)
         await produce(direct, 0, 8_000)
         await asyncio.sleep(1.0)
         code, seconds = await sigterm(worker)
         await asyncio.to_thread(service.redis_proxy.heal)
     assert code == 0
-    assert settings.drain_grace_s < seconds < settings.drain_grace_s + 5.0
+    assert settings.drain_grace_s < seconds < settings.drain_grace_s + slack_s
     assert await finish(settings, service, 8_000) > 0
     await same_as_the_log(direct, load_scorer(service))
     print(f"exit after {seconds:.1f} s")
@@ -143,12 +155,12 @@ async def test_a_new_model_keeps_nobody(service: Outage, unique_name: str, tmp_p
     settings = service.settings(unique_name, model_watch_s=0.05, model=tmp_path / "models" / TINY.name)
     await ensure_topics(service.direct(settings).kafka, topic_specs(settings))
     with WorkerProcess(settings, tmp_path) as worker:
-        await asyncio.to_thread(worker.wait_ready)
+        slack_s = await slack_of(worker, 4.0)
         newer.rename(tmp_path / "models" / TINY.name / "2")
         await until(lambda: has_patient_threads(worker.pid), "it is being loaded")
         await asyncio.sleep(1.0)
         code, seconds = await sigterm(worker)
         log = worker.log.read_text()
         assert "model swapped" not in log, "loaded before the drain: nothing is shown"
-        assert (code, seconds < 4.0) == (0, True), f"code {code} after {seconds:.1f} s"
+        assert (code, seconds < slack_s) == (0, True), f"code {code} after {seconds:.1f} s"
     print(f"exit after {seconds:.1f} s")
