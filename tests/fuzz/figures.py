@@ -16,7 +16,8 @@ REQUESTS_TELLING, ANSWERS = 1_000, (200, 400, 401, 404)
 @dataclass
 class Serving:
     """What the worker made of the records. `expected`: what the parser says of them; `dead letters`: by reason, in
-    Kafka; `batches`: written by hand, by recipe; `refused`: those that the broker did not take, by recipe."""
+    Kafka; `batches`: written by hand, by recipe; `refused`: those that the broker did not take, by recipe;
+    `grown_bytes`: from ready to its most; `late_bytes`: from half of the batches to the end, both dealt with."""
 
     records: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -26,6 +27,7 @@ class Serving:
     refused: Counter[str] = field(default_factory=Counter)
     requests: Requesting = field(default_factory=Requesting)
     grown_bytes: int = 0
+    late_bytes: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
@@ -56,6 +58,7 @@ def figures(parsing: Parsing, serving: Serving, seconds: dict[str, float], seed:
         "http_answers": {str(status): n for status, n in sorted(requests.answers.items())}, "http_cut": requests.cut,
         "crashes": len(parsing.crashes), "failures": failures, "digest": parsing.digest,
         "parser_grown_bytes": parsing.grown_bytes, "worker_grown_bytes": serving.grown_bytes,
+        "worker_late_bytes": serving.late_bytes,
         "seconds": round(sum(seconds.values()), 1), "seconds_by_part": {k: round(v, 1) for k, v in seconds.items()},
     }  # fmt: skip
 
@@ -81,4 +84,5 @@ def table_of(data: dict[str, Any]) -> Table:
         table.add_row(f"seconds, {part}", f"{seconds:,.1f}")
     for who in ("parser", "worker"):
         table.add_row(f"MiB that the {who} grew by", f"{data[who + '_grown_bytes'] / 2**20:,.0f}")
+    table.add_row("MiB that the second half left in it", f"{data['worker_late_bytes'] / 2**20:,.0f}")
     return table
