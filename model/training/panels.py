@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.spec import Spec
+from ebbtide.featurestore.target import target_events
 
 PANEL_MIN = 400
 """Customers of a panel at least, if there are so many."""
@@ -33,19 +34,17 @@ def points_in(spec: Spec, log: EventBatch, span: tuple[int, int]) -> I8:
     scored and points relative to the first activity are left out of account."""
     start, end = span
     gaps = np.array(spec.silences_ms, np.int64)
-    activity = np.array([*(kind.role == "activity" for kind in spec.kinds), False])
-    active = activity[np.minimum(log.kind, len(spec.kinds))]
-    arming = spec.only_target(0).target_events.of(log.kind, log.values)
-    near = (log.time >= start - gaps[-1]) & (log.time < end)
-    customer, time, new = _ordered(log, near & active & (log.time >= start))
-    visit = time // max(spec.score_every_ms, 1)
-    new[1:] |= np.diff(visit) != 0
-    points = np.bincount(customer[new], minlength=len(log.customers))
-    customer, time, new = _ordered(log, near & arming)
+    near = log.take((log.time >= start - gaps[-1]) & (log.time < end))
+    active = target_events(spec.kinds, None).of(near.kind, near.values)
+    arming = spec.target_events.of(near.kind, near.values) if spec.arms_apart else active
+    customer, time, new = _ordered(near, active & (near.time >= start))
+    new[1:] |= np.diff(time // max(spec.score_every_ms, 1)) != 0
+    points = np.bincount(customer[new], minlength=len(log.customers)).astype(np.int64)
+    customer, time, new = _ordered(near, arming)
     following = np.append(np.where(new[1:], end, time[1:]), end)[: len(time)]
     silences = np.searchsorted(gaps, following - time) - np.searchsorted(gaps, start - time)
     np.add.at(points, customer, np.maximum(silences, 0))
-    return points.astype(np.int64)
+    return points
 
 
 def _ordered(log: EventBatch, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int32], I8, NDArray[np.bool_]]:
