@@ -56,12 +56,12 @@ async def _run(
             p_min=p_min,
             order=order,
             target=target,
-            floors=_floors(settings, layout.spec),
+            floors=floors_of(settings, layout.spec),
             holdout=settings.policy.held_out,
         )
 
 
-def _floors(settings: Settings, spec: Spec) -> Sequence[float]:
+def floors_of(settings: Settings, spec: Spec) -> Sequence[float]:
     """By target the p from which on customers are listed, as a worker would have it; none where no version is there to
     say so."""
     names = spec.target_names

@@ -23,16 +23,21 @@ from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.featurestore.target import Target
+from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.serving.manifest import HeadFacts, Manifest
 from ebbtide.ops.asking.at_risk import at_risk
 from ebbtide.ops.asking.customer import coming_silence, find, view
 from ebbtide.ops.asking.show import bar, curve_line
 from ebbtide.ops.cli import run
+from ebbtide.ops.commands.at_risk import floors_of
+from ebbtide.ops.config.policy import PolicySettings
+from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.stream.decision.episodes import CLOSED, HELD_OUT
 from ebbtide.stream.decision.holdout import Holdout
 from ebbtide.stream.outputs.at_risk import at_risk as listed_by
 from tests.support.seams.answering import answering
-from tests.support.seams.models import publish
+from tests.support.seams.models import FACTS, publish
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel
 
 pytestmark = pytest.mark.redis
@@ -172,6 +177,32 @@ async def test_of_several_targets_each_has_its_own_list() -> None:
     assert names_of(await at_risk(store, layout, floors=floors, target="purchase", limit=1)) == ["purchase"]
     with pytest.raises(ValueError, match="no target 'mail': it has visit, purchase"):
         await at_risk(store, layout, target="mail")
+
+
+def test_a_command_lists_from_where_the_version_in_the_folder_does(tmp_path: Path) -> None:
+    """Of several targets; where no version is there, or it is of other targets, nobody knows."""
+    several = parse_spec(
+        dump_spec(SPEC) | {"targets": [{"name": n, "kinds": [n]} for n in ("visit", "purchase")]}
+    )
+    settings = Settings(model=tmp_path / "shop")
+    assert floors_of(settings, several) == ()
+    heads = [
+        HeadFacts(
+            name=name, churn=name, churn_when="absent", calibrator=Calibrator(), enter=0.8, exit=leave, alert_rate=0.1
+        )
+        for name, leave in (("visit", 0.4), ("purchase", 0.7))
+    ]  # fmt: skip
+    manifest = Manifest(
+        **FACTS.model_dump(exclude={"heads"}), heads=tuple(heads), name="shop", version=3, layout_id="", horizon_ms=1,
+        sizes=(8,), features=(), calibrator=Calibrator(), libraries={}, spec=dump_spec(several), files={},
+    )  # fmt: skip
+    (tmp_path / "shop" / "3").mkdir(parents=True)
+    (tmp_path / "shop" / "3" / "manifest.json").write_text(manifest.model_dump_json())
+    assert floors_of(settings, several) == (FACTS.exit, 0.7)
+    assert floors_of(settings.model_copy(update={"at_risk_from": 0.2}), several) == (0.2, 0.2)
+    policy = PolicySettings.model_validate({"targets": {"purchase": {"exit": 0.5}}})
+    assert floors_of(settings.model_copy(update={"policy": policy}), several) == (FACTS.exit, 0.5)
+    assert floors_of(settings, SPEC) == ()
 
 
 async def test_a_score_curve_is_what_would_be_said_at_each_time() -> None:
