@@ -179,7 +179,7 @@ async def test_of_several_targets_each_has_its_own_list() -> None:
         await at_risk(store, layout, target="mail")
 
 
-def test_a_command_lists_from_where_the_version_in_the_folder_does(tmp_path: Path) -> None:
+def test_a_command_lists_from_where_the_version_would(tmp_path: Path) -> None:
     """Of several targets; where no version is there, or it is of other targets, nobody knows."""
     several = parse_spec(
         dump_spec(SPEC) | {"targets": [{"name": n, "kinds": [n]} for n in ("visit", "purchase")]}
