@@ -84,9 +84,9 @@ def at_risk_words(data: dict[str, Any]) -> str:
         f"target: {data['target']}",
     ]
     if data["considered"] < data["listed"]:
-        said.append(f"the value of the {data['considered']:,} with the highest p was looked at")
+        said.append(f"the {data['considered']:,} with the highest p were looked at")
     if data["complete_from"] is not None:
-        said.append(f"a list was full: with p below {data['complete_from']:.3f} some are missing")
+        said.append(f"not all of them are here: with p below {data['complete_from']:.3f} some are missing")
     if data["value"]:
         said.append(f"value: {data['value']}")
     return "; ".join(said)

@@ -104,9 +104,12 @@ def _read(file: Path, hint: str = "give --config FILE") -> dict[str, Any]:
             f"{file} is not YAML{_where(error)}",
             hint="quote a value that begins with * & ! or another sign, or holds a colon, 'like this'",
         ) from None
+    if data is None:
+        return {}
     if not isinstance(data, dict):
         raise SettingsError(f"{file} must hold a mapping of settings")
-    return data
+    # A group whose lines are all commented out says nothing, like a variable that is empty.
+    return {name: value for name, value in data.items() if value is not None}
 
 
 def _add_policy_file(data: dict[str, Any]) -> None:

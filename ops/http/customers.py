@@ -2,14 +2,13 @@
 
     GET /v1/customers/{id}    ?as_of=RFC 3339, ms or `now`; without it, as of the last that is known.
                               Of composite customers: ann%2Fmath, or ann, which lists who begins with it
-    GET /v1/at-risk           ?limit=50&min_p=0&sort=p|value&target=NAME; by the spec's first target, and of
-                              another one there is no list: that is refused
+    GET /v1/at-risk           ?limit=50&min_p=0&sort=p|value&target=; of several targets by default the first
 
 The answers are those of `ops/asking/`; here they are asked for, within bounds.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from aiohttp import web
@@ -25,13 +24,19 @@ from ebbtide.stream.decision.holdout import NOBODY, Holdout
 
 
 class Customers:
-    """The views, and their routes."""
+    """The views, and their routes. floors: by target the p from which on the version in service lists customers."""
 
     def __init__(
-        self, layout: Layout, store: Store, ask: Ask, clock: Clock, holdout: Holdout = NOBODY
+        self,
+        layout: Layout,
+        store: Store,
+        ask: Ask,
+        clock: Clock,
+        holdout: Holdout = NOBODY,
+        floors: Callable[[], Sequence[float]] = tuple,
     ) -> None:
         self._layout, self._store, self._ask, self._clock = layout, store, ask, clock
-        self._holdout = holdout
+        self._holdout, self._floors = holdout, floors
         # The model's thread takes calls in order: of all who ask here, one is ahead of the next dispatch. And of all
         # who want a list, one reads records.
         self._asking, self._listing = asyncio.Lock(), asyncio.Lock()
@@ -79,6 +84,9 @@ class Customers:
                 order = "value"
             case _:
                 raise web.HTTPBadRequest(reason="sort is p or value")
+        targets = self._layout.spec.target_names
+        if (target := asked.get("target", targets[0])) not in targets:  # what was sent is not sent back
+            raise web.HTTPBadRequest(reason=f"target is one of {', '.join(targets)}")
         try:
             async with self._listing:
                 found = await at_risk(
@@ -87,11 +95,12 @@ class Customers:
                     limit=limit,
                     p_min=p_min,
                     order=order,
-                    target=asked.get("target"),
+                    target=target,
+                    floors=self._floors(),
                     holdout=self._holdout,
                 )
                 return web.json_response(found)
-        except ValueError as error:  # the spec has no value, or that target no list
+        except ValueError as error:  # the spec has no value
             raise web.HTTPBadRequest(reason=str(error)) from None
 
     def _as_of(self, text: str | None, known_ms: int) -> int:

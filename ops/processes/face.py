@@ -1,6 +1,7 @@
 """One HTTP address for several worker processes.
 
-/healthz, /readyz   all must be; 503 names those that are not. A worker that is being started again is not ready
+/healthz, /readyz   all must be; 503 names those that are not. A worker that is being started again is not ready;
+                    one that listens and does not answer is not alive
 /metrics            all of them, each sample with its process; one that does not answer is not ready, and is not left
                     out: who counts those that are ready, or waits for a 0, would else never hear of it
 anything else       one that answers: what is known of a customer is in Redis, for each of them to say. The page is
@@ -19,7 +20,10 @@ from ebbtide.ops.observe.at_scrape import READY
 from ebbtide.ops.processes.merge import merge
 from ebbtide.ops.processes.supervisor import Supervised, Supervisor
 
-ASK_S = 3.0
+ASK_S = 2.5
+"""A probe waits for three seconds, and is to hear which of them it was."""
+REFUSED, HANGS = 0, 504
+"""As a status: nobody listens there, since it is starting or has ended; somebody does, and is silent for ASK_S."""
 PASSED = ("Authorization", "Cookie", "Accept", "Last-Event-ID", "Content-Type")
 GIVEN = (
     "Content-Type",
@@ -53,7 +57,8 @@ class Face:
 
     async def _healthz(self, _: web.Request) -> web.Response:
         """A worker that ended is started again by us; one that hangs is not."""
-        wrong = {n: body for n, (status, body) in (await self._each("/healthz")).items() if status == 503}
+        found = await self._each("/healthz")
+        wrong = {n: body for n, (status, body) in found.items() if status in (503, HANGS)}
         if wrong:
             return web.json_response({"status": "hangs", "reason": _words(wrong)}, status=503)
         return web.json_response({"status": "ok"})
@@ -106,7 +111,7 @@ class Face:
         return {worker.number: answer for worker, answer in zip(workers, answers, strict=True)}
 
     async def _ask(self, worker: Supervised, path: str) -> tuple[int, str]:
-        """Status and text; 0 of one that does not answer."""
+        """Status and text; REFUSED or HANGS of one that does not answer."""
         try:
             async with self._session.get(
                 worker.address + path, timeout=aiohttp.ClientTimeout(total=ASK_S)
@@ -114,8 +119,10 @@ class Face:
                 if "json" in answer.content_type:
                     return answer.status, str((await answer.json()).get("reason", ""))
                 return answer.status, await answer.text()
-        except (aiohttp.ClientError, TimeoutError):
-            return 0, ""
+        except TimeoutError:
+            return HANGS, f"no answer within {ASK_S:g} s"
+        except aiohttp.ClientError:
+            return REFUSED, ""
 
 
 def _words(wrong: Mapping[int, str]) -> str:

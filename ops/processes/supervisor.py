@@ -27,6 +27,7 @@ from ebbtide.stream.retry import Backoff
 
 log = logging.getLogger(__name__)
 
+WORKER = (sys.executable, "-m", "ebbtide.ops.cli", "worker")
 CORES_EACH = 2
 """The event loop's and the scorer's."""
 END_MARGIN_S = 13.0
@@ -34,14 +35,21 @@ END_MARGIN_S = 13.0
 
 
 class Supervised:
-    """One worker process and its successors. ready: it was, at least once."""
+    """One worker process and its successors. command: what it is, without the settings that `--config` gives it."""
 
-    def __init__(self, number: int, settings: Settings, folder: Path, cores: Sequence[int]) -> None:
+    def __init__(
+        self,
+        number: int,
+        settings: Settings,
+        folder: Path,
+        port: int,
+        cores: Sequence[int],
+        command: Sequence[str],
+    ) -> None:
         self.number = number
-        (port,) = free_ports(1)
         self.address = f"http://127.0.0.1:{port}"
         self._grace_s = settings.drain_grace_s
-        self._cores = cores
+        self._cores, self._command = cores, command
         self._config = folder / f"worker-{number}.yaml"
         http = settings.http.model_copy(update={"host": "127.0.0.1", "port": port})
         kafka = settings.kafka
@@ -55,11 +63,18 @@ class Supervised:
     def running(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
+    @property
+    def pid(self) -> int:
+        """Of the one that was started last."""
+        if self._process is None:
+            raise RuntimeError(f"worker {self.number} was not started")
+        return self._process.pid
+
     async def run_once(self) -> int:
         """Start it and wait for its end. Returns its code."""
         self._config.write_text(yaml.safe_dump(self._data))
         self._process = await asyncio.create_subprocess_exec(
-            *tied([sys.executable, "-m", "ebbtide.ops.cli", "worker", "--config", str(self._config)]),
+            *tied([*self._command, "--config", str(self._config)]),
             env=child_environment(**self._secrets), start_new_session=True,
         )  # fmt: skip
         self.starts += 1
@@ -86,14 +101,20 @@ class Supervised:
 class Supervisor:
     """`run` lasts until SIGTERM or SIGINT. `ever_ready` is told by whoever asks the workers."""
 
-    def __init__(self, settings: Settings, processes: int, folder: Path) -> None:
+    def __init__(
+        self, settings: Settings, processes: int, folder: Path, command: Sequence[str] = WORKER
+    ) -> None:
         shares = share_of_cores(sorted(os.sched_getaffinity(0)), processes)
-        self.workers = [Supervised(n, settings, folder, shares[n]) for n in range(processes)]
+        self.workers = [
+            Supervised(n, settings, folder, port, shares[n], command)
+            for n, port in enumerate(free_ports(processes))  # all at once, so that no two are the same
+        ]
         self.ever_ready = False
         self._stopping = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Keep all of them running. Raises WorkerFailed where a start is of no use, or an end was not in good order."""
+        """Keep all of them running. Raises WorkerFailed where a start is of no use, or an end was not in good order;
+        and what keeps us from starting one again."""
         stopping = asyncio.create_task(stop.wait(), name="stop")
         keeping = [
             asyncio.create_task(self._keep(worker), name=f"worker-{worker.number}") for worker in self.workers
@@ -107,7 +128,7 @@ class Supervisor:
                 task.cancel()
             ended = await asyncio.gather(*keeping, return_exceptions=True)
         for error in ended:
-            if isinstance(error, WorkerFailed):
+            if isinstance(error, Exception):  # else a cancellation of ours
                 raise error
         if wrong := [code for code in codes if code]:
             raise WorkerFailed(f"workers ended with codes {wrong}", hint="see their last lines above")

@@ -46,6 +46,7 @@ from ebbtide.stream.decision.policy import Policy
 from ebbtide.stream.ending import END_S_MAX, end
 from ebbtide.stream.kafka.client import check_connection
 from ebbtide.stream.kafka.topics import ensure_topics, message_bytes_max
+from ebbtide.stream.outputs.at_risk import floors
 from ebbtide.stream.outputs.dead_letter import BYTES_MAX
 from ebbtide.stream.pipeline import Tools
 from ebbtide.stream.scoring.batcher import Batcher
@@ -128,7 +129,10 @@ async def _serve(
         why = await tools.batcher.explain(rows[:1], as_of[:1], scored.serving)
         return Asked(scored.primary, why, scored.serving.version)
 
-    customers = Customers(tools.layout, tools.store, ask, tools.clock, settings.policy.held_out)
+    customers = Customers(
+        tools.layout, tools.store, ask, tools.clock, settings.policy.held_out,
+        lambda: floors(slot.current.policy.targets, tools.at_risk_from),
+    )  # fmt: skip
     face = HttpServer(
         settings.http,
         [

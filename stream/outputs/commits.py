@@ -7,7 +7,7 @@ import numpy as np
 
 from ebbtide.featurestore.store.checkpoint import Stretch
 from ebbtide.featurestore.store.commit import Commit
-from ebbtide.stream.outputs.at_risk import at_risk
+from ebbtide.stream.outputs.at_risk import at_risk, floors
 from ebbtide.stream.turn.work import Verdicts
 
 
@@ -18,8 +18,7 @@ def commits_of(verdicts: Verdicts, at_risk_from: float | None, now_ms: int) -> d
     known = after["event_time"] != 0
     all_known = bool(known.all())
     due = verdicts.due
-    floor = verdicts.scored.serving.policy.targets[0].exit if at_risk_from is None else at_risk_from
-    risks = at_risk(after, floor)
+    risks = at_risk(after, floors(verdicts.scored.serving.policy.targets, at_risk_from))
     customers, bounds = work.events.customers, work.bounds.tolist()
     commits: dict[int, Commit] = {}
     for j in work.alive:

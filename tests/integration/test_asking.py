@@ -16,23 +16,28 @@ import yaml
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.featurestore.spec import dump_spec
+from ebbtide.featurestore.spec import dump_spec, parse_spec
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.featurestore.target import Target
+from ebbtide.model.graph.calibrator import Calibrator
+from ebbtide.model.serving.manifest import HeadFacts, Manifest
 from ebbtide.ops.asking.at_risk import at_risk
 from ebbtide.ops.asking.customer import coming_silence, find, view
 from ebbtide.ops.asking.show import bar, curve_line
 from ebbtide.ops.cli import run
+from ebbtide.ops.commands.at_risk import floors_of
+from ebbtide.ops.config.policy import PolicySettings
+from ebbtide.ops.config.settings import Settings
 from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.stream.decision.episodes import CLOSED, HELD_OUT
 from ebbtide.stream.decision.holdout import Holdout
 from ebbtide.stream.outputs.at_risk import at_risk as listed_by
 from tests.support.seams.answering import answering
-from tests.support.seams.models import publish
+from tests.support.seams.models import FACTS, publish
 from tests.support.seams.scoring import LAYOUT, SPEC, ArithmeticModel
 
 pytestmark = pytest.mark.redis
@@ -62,7 +67,7 @@ async def filled(store: Store, at_day: float = 14) -> None:
     rows["scored_at"] = rows["row_watermark"] = as_of
     head = Checkpoint(len(events), 1, 0, LAYOUT.id, PARTITIONS)
     due = Folder(LAYOUT).due(rows)
-    await store.apply(Commit(1, None, head, names, rows, due, at_risk=listed_by(rows, 0.45)))
+    await store.apply(Commit(1, None, head, names, rows, due, at_risk=listed_by(rows, [0.45])))
 
 
 @asynccontextmanager
@@ -110,8 +115,8 @@ async def test_whoever_is_held_out_is_marked_in_the_list(stack_redis: LocalValke
         assert {each["held_out"] for each in found["customers"]} == {True}
 
 
-async def test_a_list_says_every_targets_p_and_is_of_the_first() -> None:
-    """Who asks for another target's list is refused, and is not given this one instead."""
+async def test_a_list_says_every_targets_p_beside_its_own() -> None:
+    """Who asks for the list of a target that there is not is refused, and is not given another one instead."""
     spec = SPEC.model_copy(
         update={
             "targets": (
@@ -127,7 +132,7 @@ async def test_a_list_says_every_targets_p_and_is_of_the_first() -> None:
     rows["score"], rows["episode_state"] = [[0.8, 0.6]], [[CLOSED, HELD_OUT]]
     head = Checkpoint(1, 1, 0, layout.id, PARTITIONS)
     await store.apply(
-        Commit(1, None, head, ["ann"], rows, np.full(1, T0 + DAY_MS), at_risk=listed_by(rows, 0.45))
+        Commit(1, None, head, ["ann"], rows, np.full(1, T0 + DAY_MS), at_risk=listed_by(rows, [0.45, 0.45]))
     )
     found = await at_risk(store, layout, target="coming")
     (ann,) = found["customers"]
@@ -136,9 +141,68 @@ async def test_a_list_says_every_targets_p_and_is_of_the_first() -> None:
         "coming": {"probability": pytest.approx(0.8), "episode": "closed"},
         "buying": {"probability": pytest.approx(0.6), "episode": "open"},
     }
-    for target, words in (("buying", "first target"), ("bying", "no target 'bying'")):
-        with pytest.raises(ValueError, match=words):
-            await at_risk(store, layout, target=target)
+    (ann,) = (await at_risk(store, layout, target="buying"))["customers"]
+    assert ann["probability"] == pytest.approx(0.6) and ann["episode"] == "open"
+    with pytest.raises(ValueError, match="no target 'bying'"):
+        await at_risk(store, layout, target="bying")
+
+
+async def test_of_several_targets_each_has_its_own_list() -> None:
+    """Whoever is at risk by any is listed, and comes with the p of the target that was asked about."""
+    targets = [{"name": name, "kinds": [name]} for name in ("visit", "purchase")]
+    layout = Layout(parse_spec(dump_spec(SPEC) | {"targets": targets}))
+    p = {
+        "both": (0.9, 0.6),
+        "visit": (0.8, 0.1),
+        "purchase": (0.2, 0.7),
+        "low": (0.4, 0.5),
+        "gone": (0.9, 0.9),
+    }
+    rows, names, store = layout.empty(len(p)), list(p), MemoryStore(layout.dtype, PARTITIONS)
+    rows["score"] = np.array(list(p.values()), np.float32)
+    rows["scored_at"] = rows["event_time"] = rows["last_seen"] = T0
+    rows["terminated_at"][names.index("gone")] = T0
+    floors = (0.45, 0.55)
+    head, due = Checkpoint(1, 1, 0, layout.id, PARTITIONS), Folder(layout).due(rows)
+    await store.apply(Commit(1, None, head, names, rows, due, at_risk=listed_by(rows, floors)))
+    assert {name: p for p, _, name in (await store.at_risk(0.0, 9)).entries} == pytest.approx(
+        {"both": 0.9, "visit": 0.8, "purchase": 0.7}
+    )
+    by_visit = await at_risk(store, layout, floors=floors)
+    assert names_of(by_visit) == ["both", "visit"] and by_visit["target"] == "visit"
+    by_purchase = await at_risk(store, layout, floors=floors, target="purchase")
+    assert names_of(by_purchase) == ["purchase", "both"] and by_purchase["target"] == "purchase"
+    assert by_purchase["customers"][0]["probability"] == pytest.approx(0.7)
+    assert names_of(await at_risk(store, layout, target="purchase")) == ["purchase", "both", "visit"]
+    assert names_of(await at_risk(store, layout, floors=floors, target="purchase", limit=1)) == ["purchase"]
+    with pytest.raises(ValueError, match="no target 'mail': it has visit, purchase"):
+        await at_risk(store, layout, target="mail")
+
+
+def test_a_command_lists_from_where_the_version_would(tmp_path: Path) -> None:
+    """Of several targets; where no version is there, or it is of other targets, nobody knows."""
+    several = parse_spec(
+        dump_spec(SPEC) | {"targets": [{"name": n, "kinds": [n]} for n in ("visit", "purchase")]}
+    )
+    settings = Settings(model=tmp_path / "shop")
+    assert floors_of(settings, several) == ()
+    heads = [
+        HeadFacts(
+            name=name, churn=name, churn_when="absent", calibrator=Calibrator(), enter=0.8, exit=leave, alert_rate=0.1
+        )
+        for name, leave in (("visit", 0.4), ("purchase", 0.7))
+    ]  # fmt: skip
+    manifest = Manifest(
+        **FACTS.model_dump(exclude={"heads"}), heads=tuple(heads), name="shop", version=3, layout_id="", horizon_ms=1,
+        sizes=(8,), features=(), calibrator=Calibrator(), libraries={}, spec=dump_spec(several), files={},
+    )  # fmt: skip
+    (tmp_path / "shop" / "3").mkdir(parents=True)
+    (tmp_path / "shop" / "3" / "manifest.json").write_text(manifest.model_dump_json())
+    assert floors_of(settings, several) == (FACTS.exit, 0.7)
+    assert floors_of(settings.model_copy(update={"at_risk_from": 0.2}), several) == (0.2, 0.2)
+    policy = PolicySettings.model_validate({"targets": {"purchase": {"exit": 0.5}}})
+    assert floors_of(settings.model_copy(update={"policy": policy}), several) == (FACTS.exit, 0.5)
+    assert floors_of(settings, SPEC) == ()
 
 
 async def test_a_score_curve_is_what_would_be_said_at_each_time() -> None:

@@ -198,7 +198,11 @@ async def test_what_it_refuses_it_refuses_in_words() -> None:
             ("/v1/customers/ann?as_of=soon", 400, "RFC 3339"),
             ("/v1/customers/ann?as_of=1", 400, "before what is known"),
             ("/v1/customers/ann?as_of=99999999999999999999", 400, "year 9999"),
-            ("/v1/at-risk?target=buying", 400, "no target 'buying'"),
+            ("/v1/at-risk?target=buying", 400, "target is one of activity"),
+            ("/v1/at-risk?target=a%0d%0ab", 400, "target is one of activity"),
+            ("/v1/at-risk?limit=0", 400, "limit is 1 to"),
+            ("/v1/at-risk?min_p=nan", 400, "min_p is 0 to 1"),
+            ("/v1/at-risk?sort=age", 400, "sort is p or value"),
             ("/nowhere", 404, "Not Found"),
         ):
             got, body = await get(address + path)

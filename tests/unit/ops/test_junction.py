@@ -1,5 +1,6 @@
 """What of a file counts, by arrival, and where a log goes on after it: decided without a server."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,26 @@ def test_until_goes_by_arrival_and_never_beyond_the_end(tmp_path: Path) -> None:
     part = part_of(log, T0 + 4 * HOUR_MS)
     assert len(part.events) == 3 and part.known_ms == T0 + 3 * HOUR_MS + 1
     assert part_of(log, T0 + 400 * DAY_MS).until_ms == T0 + 4 * HOUR_MS + 1
+
+
+def test_a_part_of_a_file_keeps_every_value_of_a_kind(tmp_path: Path) -> None:
+    """Of a kind with several values all of them end where the file does."""
+    visit = {"name": "visit", "values": [{"name": "pages", "from": "value"}, {"name": "minutes"}]}
+    spec = parse_spec(dump_spec(SPEC) | {"kinds": [visit]})
+    path = tmp_path / "log.jsonl"
+    rows = [
+        {
+            "user_id": f"c{i}",
+            "type": "visit",
+            "ts": T0 + i * HOUR_MS,
+            "value": i,
+            "properties": {"minutes": 10 + i},
+        }
+        for i in range(3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    part = part_of(read_log(path, spec), T0 + 2 * HOUR_MS)
+    assert part.events.values.tolist() == [[0.0, 10.0], [1.0, 11.0]]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,17 @@ def test_an_empty_variable_counts_as_not_set() -> None:
     assert load_settings(environment=environment).local_redis
 
 
+def test_an_empty_group_or_file_counts_as_not_set(tmp_path: Path) -> None:
+    """As a file is left whose lines are commented out."""
+    file = tmp_path / "settings.yaml"
+    for text in ("", "# redis: {url: x}\n", "redis:\n  # url: x\npolicy:\nkafka:\n"):
+        file.write_text(text, encoding="utf-8")
+        assert load_settings(file, {}) == load_settings(environment={}), text
+        said = {"EBBTIDE_REDIS_URL": "redis://other:6379", "EBBTIDE_POLICY__ENTER": "0.5"}
+        settings = load_settings(file, said)
+        assert (settings.redis.url, settings.policy.enter) == ("redis://other:6379", 0.5), text
+
+
 def test_variables_are_text_until_a_setting_reads_them() -> None:
     """A token or a group of digits stays what it is; a number, a duration and a choice are read."""
     environment = {
