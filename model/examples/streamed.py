@@ -29,16 +29,9 @@ def stream_out(folder: Path, history: History, wanted: Wanted) -> Shards:
     for points in replay(layout, history.log, until, snapshots=wanted.snapshots):
         labelled = points.as_of + horizon < wanted.known_until_ms
         waiting.append(points.take(np.flatnonzero((points.scored | (points.cause == SNAPSHOT)) & labelled)))
-        if sum(map(len, waiting)) >= PIECE_ROWS:
-            waiting = _write(writer, history, Points.joined(layout, waiting), PIECE_ROWS)
-    _write(writer, history, Points.joined(layout, waiting), 1)
+        while sum(map(len, waiting)) >= PIECE_ROWS:
+            joined = Points.joined(layout, waiting)
+            writer.append(history.examples(joined.take(np.arange(PIECE_ROWS))))
+            waiting = [joined.take(np.arange(PIECE_ROWS, len(joined)))]
+    writer.append(history.examples(Points.joined(layout, waiting)))
     return writer.done()
-
-
-def _write(writer: ShardWriter, history: History, points: Points, rows_min: int) -> list[Points]:
-    """Write whole pieces, and what is left if it has `rows_min` rows; gives back what was not written."""
-    start = 0
-    while len(points) - start >= rows_min:
-        writer.append(history.examples(points.take(np.arange(start, min(start + PIECE_ROWS, len(points))))))
-        start = min(start + PIECE_ROWS, len(points))
-    return [points.take(np.arange(start, len(points)))]

@@ -1,7 +1,10 @@
-"""One task of a cluster: train on shards by a strategy, and say what came of it. `python distributed_main.py STRATEGY
-FOLDER OUT DROPOUT EPOCHS BATCH [BACKUP|- [PRUNE [stream]]]`; with two CPUs for `mirrored`, with one for `alone`: our own step in
-one process. With PRUNE, such a share of the weights is pruned, and steps read the shards as a stream where they can; with `stream`
-everywhere."""
+"""One task of a cluster: train on shards by a strategy, and say what came of it.
+
+    python distributed_main.py STRATEGY FOLDER OUT DROPOUT EPOCHS BATCH [BACKUP|- [PRUNE [stream]]]
+
+With two CPUs for `mirrored`, with one for `alone`: our own step in one process. With PRUNE, such a share of the weights
+is pruned, and steps read the shards as a stream where they can; with `stream`, where they cannot, too.
+"""
 
 import json
 import sys
