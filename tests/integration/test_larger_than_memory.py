@@ -22,7 +22,7 @@ from tests.support.factory import SPEC, TRAIN, runner, write_config, write_event
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = 1_000_000
-HELD = 2_000
+HELD = 1_000
 CONFIG = TrainConfig(examples_max=2 * ALL, network_rows_max=ALL, rows_a_customer_max=ALL)
 STREAMS = CONFIG.model_copy(update={"stream_rows_max": ALL, "examples_max": HELD})
 BROWSE, BUY = ["page_view", "search", "add_to_cart", "purchase"], ["purchase"]
