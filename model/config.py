@@ -23,6 +23,10 @@ class TrainConfig(BaseModel):
     """Decisions, and as many snapshots, of one customer that are learned from."""
     network_rows_max: Annotated[int, Field(ge=200)] = 50_000
     """Examples that one fit learns from: most of the time that training takes."""
+    stream_rows_max: Annotated[int, Field(ge=0)] = 0
+    """Examples that the network of one fit learns from where they do not fit into memory: all that is labelled goes to
+    disk, and the network reads it there; what needs rows at once (trees, the logistic start, scales, calibration, the
+    tables) has `examples_max` of it, whole customers drawn by `seed`. 0: all learn from what is held."""
     epochs_max: Annotated[int, Field(ge=1)] = 10
     patience: Annotated[int, Field(ge=1)] = 3
     batch: Annotated[int, Field(ge=8)] = 512

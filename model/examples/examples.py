@@ -135,14 +135,7 @@ class Examples:
     def thinned(self, rows_max: int, a_customer_max: int, seed: int = 0) -> "Examples":
         """At most `rows_max`, and of no customer more than `a_customer_max` decisions and as many snapshots, drawn by
         `seed`, in the same order. Dozens of rows of one customer cost as much as those of dozens, and teach less."""
-        drawn = np.random.default_rng(seed).permutation(len(self))
-        group = self.customer[drawn].astype(np.int64) * 2 + self.snapshot[drawn]
-        order = np.argsort(group, kind="stable")
-        begins = np.flatnonzero(np.diff(group[order], prepend=-1) != 0)
-        rank = np.arange(len(self)) - np.repeat(begins, np.diff([*begins, len(self)]))
-        kept = np.zeros(len(self), np.bool_)
-        kept[order] = rank < a_customer_max
-        return self.take(np.sort(drawn[kept][:rows_max]))
+        return self.take(thinned(self.customer, self.snapshot, rows_max, a_customer_max, seed))
 
     def weights(self, damped: bool = True) -> NDArray[np.float32]:
         """float32[n], mean 1; both sorts (decisions, snapshots) have the same total. To learn from, `damped`: a
@@ -150,13 +143,36 @@ class Examples:
         about 2 sqrt(n). It is the k-th in time, not one of n: how many rows follow says whether they stayed, and rows
         that weigh by it teach a probability that is too high. To judge and to calibrate by, each row of a sort alike:
         it is at any of them that a service decides."""
-        weight = np.zeros(len(self), np.float64)
-        for sort in (self.snapshot, ~self.snapshot):
-            if sort.any():
-                k = so_far(self.customer[sort], self.as_of[sort]) if damped else np.ones(sort.sum())
-                weight[sort] = k**-0.5 / (k**-0.5).sum()
-        scaled: NDArray[np.float32] = (weight * (len(self) / max(weight.sum(), 1e-12))).astype(np.float32)
-        return scaled
+        return weighed(self.customer, self.as_of, self.snapshot, damped)
+
+
+def thinned(
+    customer: NDArray[np.int32], snapshot: NDArray[np.bool_], rows_max: int, a_customer_max: int, seed: int
+) -> NDArray[np.int64]:
+    """Indices of the rows that `Examples.thinned` keeps, in their order."""
+    n = len(customer)
+    drawn = np.random.default_rng(seed).permutation(n)
+    group = customer[drawn].astype(np.int64) * 2 + snapshot[drawn]
+    order = np.argsort(group, kind="stable")
+    begins = np.flatnonzero(np.diff(group[order], prepend=-1) != 0)
+    rank = np.arange(n) - np.repeat(begins, np.diff([*begins, n]))
+    kept = np.zeros(n, np.bool_)
+    kept[order] = rank < a_customer_max
+    return np.sort(drawn[kept][:rows_max])
+
+
+def weighed(
+    customer: NDArray[np.int32], as_of: NDArray[np.int64], snapshot: NDArray[np.bool_], damped: bool = True
+) -> NDArray[np.float32]:
+    """float32[n]: what `Examples.weights` gives rows of these customers, times and sorts."""
+    n = len(customer)
+    weight = np.zeros(n, np.float64)
+    for sort in (snapshot, ~snapshot):
+        if sort.any():
+            k = so_far(customer[sort], as_of[sort]) if damped else np.ones(sort.sum())
+            weight[sort] = k**-0.5 / (k**-0.5).sum()
+    scaled: NDArray[np.float32] = (weight * (n / max(weight.sum(), 1e-12))).astype(np.float32)
+    return scaled
 
 
 def so_far(customer: NDArray[np.integer[Any]], as_of: NDArray[np.int64]) -> NDArray[np.float64]:

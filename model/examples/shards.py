@@ -11,13 +11,14 @@ however many rows there are. Rows of one customer lie together in the files and 
 and the window.
 
 What needs all rows at once (trees, the logistic start, scales, calibration) takes `sample`: whole customers by a
-seeded hash, so that weights by customer mean the same.
+seeded hash, so that weights by customer mean the same. `only` gives some of the rows, with weights of their own: a fit
+streams what it may know.
 """
 
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.record.replay import SNAPSHOT
 from ebbtide.model.examples.examples import Examples, Outcomes
 
 SHARD_ROWS = 65_536
@@ -50,18 +52,65 @@ def write_shards(folder: Path, examples: Examples, shard_rows: int = SHARD_ROWS)
     weight = examples.weights()
     for number in range(count):
         rows = slice(number * shard_rows, (number + 1) * shard_rows)
-        columns: dict[str, Any] = {name: getattr(examples, name)[rows] for name in PLAIN if name != WEIGHT}
-        columns[WEIGHT] = weight[rows]
-        columns |= {f"input.{name}": _column(column[rows]) for name, column in examples.inputs.items()}
-        if examples.outcomes is not None:
-            became = examples.outcomes
-            columns |= {f"outcome.{name}": _column(getattr(became, name)[rows]) for name in OUTCOMES}
-        if examples.person is not None:
-            columns[PERSON] = examples.person[rows]
-        path = folder / f"part-{number:05d}-of-{count:05d}.parquet"
-        # Bits as they are: a dictionary would take one NaN for another, and packing floats saves little.
-        table = pa.table(columns).replace_schema_metadata({TARGET: str(examples.target)})
-        pq.write_table(table, path, row_group_size=GROUP_ROWS, use_dictionary=False, compression="NONE")
+        table = _table(examples, weight, rows)
+        with _writer(folder / _name(number, count), table.schema) as writer:
+            writer.write_table(table, GROUP_ROWS)
+
+
+class ShardWriter:
+    """Shards of examples that come piece by piece; one piece is held at a time. Each row weighs the same there: what it
+    weighs is a matter of all the rows that are learned from. Raises OSError."""
+
+    def __init__(self, folder: Path, shard_rows: int = SHARD_ROWS) -> None:
+        folder.mkdir(parents=True)
+        self._folder, self._shard_rows = folder, shard_rows
+        self._paths: list[Path] = []
+        self._open: pq.ParquetWriter | None = None
+        self._rows = 0
+
+    def append(self, examples: Examples) -> None:
+        """Some thousand rows; a shard ends after the piece that fills it."""
+        table = _table(examples, np.ones(len(examples), np.float32), slice(None))
+        if self._open is None:
+            self._paths.append(self._folder / f"making-{len(self._paths):05d}.parquet")
+            self._open, self._rows = _writer(self._paths[-1], table.schema), 0
+        self._open.write_table(table, GROUP_ROWS)
+        self._rows += len(examples)
+        if self._rows >= self._shard_rows:
+            self._end()
+
+    def done(self) -> "Shards":
+        """All of them, under their names; at least one piece has come, if an empty one."""
+        self._end()
+        for number, path in enumerate(self._paths):
+            path.rename(self._folder / _name(number, len(self._paths)))
+        return Shards(self._folder)
+
+    def _end(self) -> None:
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+
+
+def _name(number: int, count: int) -> str:
+    return f"part-{number:05d}-of-{count:05d}.parquet"
+
+
+def _table(examples: Examples, weight: NDArray[np.float32], rows: slice) -> Any:
+    columns: dict[str, Any] = {name: getattr(examples, name)[rows] for name in PLAIN if name != WEIGHT}
+    columns[WEIGHT] = weight[rows]
+    columns |= {f"input.{name}": _column(column[rows]) for name, column in examples.inputs.items()}
+    if examples.outcomes is not None:
+        became = examples.outcomes
+        columns |= {f"outcome.{name}": _column(getattr(became, name)[rows]) for name in OUTCOMES}
+    if examples.person is not None:
+        columns[PERSON] = examples.person[rows]
+    return pa.table(columns).replace_schema_metadata({TARGET: str(examples.target)})
+
+
+def _writer(path: Path, schema: Any) -> pq.ParquetWriter:
+    # Bits as they are: a dictionary would take one NaN for another, and packing floats saves little.
+    return pq.ParquetWriter(path, schema, use_dictionary=False, compression="NONE")
 
 
 def read_shards(folder: Path) -> Examples:
@@ -72,7 +121,8 @@ def read_shards(folder: Path) -> Examples:
 class Shards:
     """The examples of a folder, read as they are asked for. Raises SpecError: a file is missing or cut short."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, chosen: "_Chosen | None" = None) -> None:
+        self._folder, self._chosen = folder, chosen
         self._files = sorted(folder.glob("part-*.parquet"))
         if not self._files or len(self._files) != int(self._files[0].stem.rpartition("-")[2]):
             raise SpecError(
@@ -90,15 +140,51 @@ class Shards:
         self._schema = pq.read_schema(self._files[0])
         self.names = [name.removeprefix("input.") for name in self._schema.names if name.startswith("input.")]
         self._all = [name.removeprefix("input.") for name in self._schema.names]
+        self._begins = np.cumsum([0, *(rows for _, _, rows in self._groups)])
 
     def __len__(self) -> int:
-        return sum(rows for _, _, rows in self._groups)
+        return int(self._begins[-1]) if self._chosen is None else len(self._chosen.rows)
 
     @cached_property
     def customer(self) -> NDArray[np.int32]:
-        """int32[n]: the one column that is held."""
-        parts = [pq.read_table(path, columns=["customer"])["customer"].to_numpy() for path in self._files]
-        return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
+        """int32[n], held."""
+        found: NDArray[np.int32] = self._held("customer")
+        return found
+
+    @cached_property
+    def as_of(self) -> NDArray[np.int64]:
+        """int64[n], ms UTC, held."""
+        found: NDArray[np.int64] = self._held("as_of")
+        return found
+
+    @cached_property
+    def snapshot(self) -> NDArray[np.bool_]:
+        """bool[n], held: see `Examples.snapshot`."""
+        rows: NDArray[np.bool_] = self._held("cause") == SNAPSHOT
+        return rows
+
+    def labels(self, target: int) -> NDArray[np.int8]:
+        """int8[n] of a target of the spec, by its index."""
+        column, at = self._label_of(target)
+        found: NDArray[np.int8] = self._held(column, at)
+        return found
+
+    def only(self, rows: NDArray[np.int64], weight: NDArray[np.float32], target: int = 0) -> "Shards":
+        """Of all, these rows alone (indices that rise), weighing so much each, labelled as a target sees them: for
+        `batches`."""
+        return Shards(self._folder, _Chosen(rows, weight, target))
+
+    def _label_of(self, target: int) -> tuple[str, int]:
+        """The column that has them, and which place of its lists; -1: it has no lists."""
+        own = target == int(self._schema.metadata[TARGET.encode()])
+        return ("label", -1) if own else ("outcome.labels", target)
+
+    def _held(self, name: str, at: int = -1) -> NDArray[Any]:
+        parts = []
+        for path in self._files:
+            column = _array(pq.read_table(path, columns=[name])[name])
+            parts.append(column if at < 0 else column[:, at])
+        return np.concatenate(parts)
 
     def take(self, rows: NDArray[np.bool_] | None) -> Examples:
         """The rows of a mask over all, or all of them."""
@@ -134,21 +220,34 @@ class Shards:
         share: no row is in two."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self._groups))[worker::workers]
         chosen = np.array(self._groups, np.int64).reshape(-1, 3)[order]
-        types = [tf.as_dtype(column.dtype) for column in self._empty()]
-        shapes = [column.shape[1:] for column in self._empty()]
+        target = self._chosen.target if self._chosen else int(self._schema.metadata[TARGET.encode()])
+        label, place = self._label_of(target)
+        needed = [f"input.{name}" for name in self.names] + [label, WEIGHT]
+        empty = [_array(self._schema.empty_table()[name]) for name in needed]
+        empty[-2] = empty[-2] if place < 0 else empty[-2][:, place]
+        types = [tf.as_dtype(column.dtype) for column in empty]
+        shapes = [column.shape[1:] for column in empty]
+        firsts = dict(zip([group[:2] for group in self._groups], self._begins[:-1].tolist(), strict=True))
+
+        def rows_of(group: Any) -> list[NDArray[Any]]:
+            number, at = int(group[0]), int(group[1])
+            *columns, labels, weight = self._read(number, at, needed)
+            columns = [*columns, labels if place < 0 else labels[:, place], weight]
+            if self._chosen is None:
+                return columns
+            rows, weights = self._chosen.within(firsts[number, at], len(weight))
+            return [*(column[rows] for column in columns[:-1]), weights]
 
         def opened(group: Any) -> tf.data.Dataset:
-            columns = tf.numpy_function(
-                lambda at: self._read(int(at[0]), int(at[1])), [group], types, stateful=False
-            )
+            columns = tf.numpy_function(rows_of, [group], types, stateful=False)
             for column, shape in zip(columns, shapes, strict=True):
                 column.set_shape((None, *shape))
             return tf.data.Dataset.from_tensor_slices(tuple(columns))
 
         def targets(*columns: Any) -> Any:
-            named = dict(zip(self._all, columns, strict=True))
-            churned = tf.cast(tf.equal(named["label"], 1), tf.float32)
-            return {name: named[name] for name in self.names}, churned, named[WEIGHT]
+            *inputs, labels, weight = columns
+            churned = tf.cast(tf.equal(labels, 1), tf.float32)
+            return dict(zip(self.names, inputs, strict=True)), churned, weight
 
         rows = tf.data.Dataset.from_tensor_slices(chosen[:, :2]).interleave(
             opened, cycle_length=CYCLE, num_parallel_calls=2, deterministic=True
@@ -163,12 +262,25 @@ class Shards:
     def _empty(self) -> list[NDArray[Any]]:
         return [_array(self._schema.empty_table()[name]) for name in self._schema.names]
 
-    def _read(self, number: int, group: int) -> list[NDArray[Any]]:
+    def _read(self, number: int, group: int, names: list[str] | None = None) -> list[NDArray[Any]]:
         try:
-            table = pq.ParquetFile(self._files[number]).read_row_group(group)
+            table = pq.ParquetFile(self._files[number]).read_row_group(group, names)
         except (pa.ArrowInvalid, OSError) as error:
             raise _damaged(self._files[number], error) from None
-        return [_array(column) for column in table.columns]
+        return [_array(table[name]) for name in names or table.column_names]
+
+
+class _Chosen(NamedTuple):
+    """Rows of shards, indices that rise; what each weighs; the target that labels them."""
+
+    rows: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    target: int
+
+    def within(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Those of a group that begins with row `first`, counted from there, and their weights."""
+        begin, end = np.searchsorted(self.rows, (first, first + count))
+        return self.rows[begin:end] - first, self.weight[begin:end]
 
 
 def epochs_of(shards: Shards, batch: int, seed: int, epochs: int) -> tf.data.Dataset:

@@ -89,7 +89,9 @@ STAGES = (
     ),
     Stage(
         "transform", ("example_gen", "example_validator"), MODEL,
-        lambda p: {"spec": p.spec_json, **{name: _train(p)[name] for name in DRAWN}},
+        lambda p: {
+            "spec": p.spec_json, **{name: _train(p)[name] for name in DRAWN}, "streams": p.config.stream_rows_max > 0,
+        },
         "replay history into examples",
     ),
     Stage(

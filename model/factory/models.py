@@ -7,7 +7,7 @@ back.
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.known import Known
 from ebbtide.model.examples.made_up import made_up
-from ebbtide.model.examples.shards import read_shards, write_shards
+from ebbtide.model.examples.shards import Shards, read_shards, write_shards
 from ebbtide.model.factory.line import EVALUATION, PUSHED, REPORT
 from ebbtide.model.factory.plan import Work
 from ebbtide.model.factory.values import Carrier, Carriers
@@ -44,7 +44,7 @@ from ebbtide.model.training.train import (
     write_version,
 )
 
-CANDIDATE, EXAMPLES = "candidate", "examples"
+CANDIDATE, EXAMPLES, STREAMED = "candidate", "examples", "streamed"
 SHOWN_MAX = 5
 
 
@@ -123,14 +123,16 @@ def transform(work: Work) -> Prepared:
             hint="; ".join(dict.fromkeys(each.advice for each in errors[:SHOWN_MAX])),
         )
     with work.progress.of("replaying history into examples", 10) as share:
-        return prepare(
-            work.layout, work.values("example_gen").known, work.plan.config, share, work.plan.engine
+        known, config = work.values("example_gen").known, work.plan.config
+        prepared = prepare(
+            work.layout, known, config, share, work.plan.engine, work.folder / EXAMPLES / STREAMED
         )
+    return replace(prepared, streamed=None)  # where that lies is the artifact's to say
 
 
 def trainer(work: Work) -> Learned:
     """Raises SpecError (a slice that cannot carry its task), ModelRefused (it diverged)."""
-    prepared: Prepared = work.values("transform")
+    prepared = _prepared(work)
     check_slices(prepared)
     return learn(prepared, work.plan.config, work.progress)
 
@@ -161,7 +163,7 @@ def refitter(work: Work) -> Finished:
     """The gate, and what follows it. Raises ModelRefused."""
     judged = _judged(work)
     check_gate(judged.refusals, work.plan.spec.name, force=work.plan.force)
-    finished = finish(work.values("transform"), judged, work.plan.config, work.progress)
+    finished = finish(_prepared(work), judged, work.plan.config, work.progress)
     _write(work.folder / REPORT, finished.report.as_json())
     return finished
 
@@ -195,6 +197,14 @@ def pusher(work: Work) -> str:
         path = push(work.folder_of("infra_validator") / candidate.folder, work.plan.out)
     _write(work.folder / PUSHED, {"path": str(path), "version": int(path.name)})
     return str(path)
+
+
+def _prepared(work: Work) -> Prepared:
+    """Transform's value, with what networks stream from its artifact. Raises SpecError: a shard is damaged."""
+    prepared: Prepared = work.values("transform")
+    if not work.plan.config.stream_rows_max:
+        return prepared
+    return replace(prepared, streamed=Shards(work.folder_of("transform") / EXAMPLES / STREAMED))
 
 
 def _judged(work: Work) -> Judged:

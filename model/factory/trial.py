@@ -1,7 +1,7 @@
 """One trial of a search: other choices, the same examples, judged on the last fold before the test slice.
 
 The test slice is never looked at, and what a trial learns from ends a horizon before what it is asked about: a search
-that chose by the test slice would report its own luck.
+that chose by the test slice would report its own luck. Where a training streams, a trial learns from what is held.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,8 @@ class Ground:
 
     @classmethod
     def of(cls, prepared: Prepared, config: TrainConfig) -> "Ground":
-        _, fit, later = prepared.folds[-1]
-        rows, shown = learned_from(fit, config), validated(later, config)
+        fold = prepared.folds[-1]
+        rows, shown = learned_from(fold.fit, config), validated(fold.later, config)
         spec = prepared.layout.spec
         return cls(spec, rows, shown, Fitted(spec, rows, config.seed).logits(shown.features)["trees"])
 

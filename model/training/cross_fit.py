@@ -53,8 +53,10 @@ def cross_fit(
     # A trunk that knows later labels than the fold is no judge of it; with none that is older, the oldest must do.
     chosen = [each for each in chosen if first is None or each[1] is not None] or chosen[-1:]
     folds = [(learned_from(fold.fit, config), validated(fold.later, config)) for fold, _ in chosen]
+    streams = [prepared.stream(config, fold.before_ms, apart=fold.apart) for fold, _ in chosen]
+    most = len(folds[-1][0] if streams[-1] is None else streams[-1])
     with stages.of("building the network", 1):
-        trainer = Trainer(spec, config, len(folds[-1][0]), head_only=first is not None)
+        trainer = Trainer(spec, config, most, head_only=first is not None)
     made: list[Fold] = []
     unseen: Logits = {}
     trunks: list[tuple[int, keras.Model]] = []
@@ -65,8 +67,9 @@ def cross_fit(
         with stages.of(f"cross-fitting, fold {number} of {len(folds)}", 28 / len(folds)) as share:
             unseen = Fitted(spec, rows, config.seed).logits(later.features)
             fit = trainer.fit(
-                rows, config.epochs_max, watched=later, run=f"fold {number}", progress=share, trunk=trunk
-            )
+                rows, config.epochs_max, watched=later, run=f"fold {number}", progress=share, trunk=trunk,
+                stream=streams[number - 1],
+            )  # fmt: skip
             check_finite(fit)
             trunks.append((fold.until_ms, fit.network))
             made.append(Fold(later, fit.watched, unseen["trees"]))
@@ -79,10 +82,13 @@ def cross_fit(
         plain = config.model_copy(update={"network": without_sequence(config.network)})
         rows, later = folds[-1]
         watched = (
-            Trainer(spec, plain, len(rows))
-            .fit(rows, plain.epochs_max, watched=later, run="without the sequence", progress=share)
+            Trainer(spec, plain, most)
+            .fit(
+                rows, plain.epochs_max, watched=later, run="without the sequence", progress=share,
+                stream=streams[-1],
+            )
             .watched
-        )
+        )  # fmt: skip
         pair = [[made[-1]], [Fold(later, watched, made[-1].forest)]]
         with_it, without = (find_recipe(each, config.forest_share).of_fold(each[0]) for each in pair)
         added = sequence_adds(later, with_it, without, config.seed)

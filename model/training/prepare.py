@@ -9,6 +9,7 @@ through one feature layer and one labeller.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,16 +23,20 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, wanted_of
-from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.examples import Examples, thinned, weighed
 from ebbtide.model.examples.jobs import gather_by
 from ebbtide.model.examples.known import Known
 from ebbtide.model.examples.labels import CANCELLED
 from ebbtide.model.examples.sample import Panel
+from ebbtide.model.examples.shards import Shards
 from ebbtide.model.examples.slices import Slices, held_out, plan_slices
+from ebbtide.model.examples.streamed import stream_out
 from ebbtide.model.training.panels import panel_of
 
 ROWS_MIN = 50
 """A slice with fewer labelled rows decides nothing."""
+FEWEST = 2
+"""Examples that the first walk keeps where the second one puts all on disk: a decision point and a snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +48,14 @@ class Decisions:
 
 
 class FoldRows(NamedTuple):
-    """What a fold fits, of which labels are known until `until_ms`, and what it validates."""
+    """What a fold fits, of which labels are known until `until_ms`, and what it validates. What it fits is as of before
+    `before_ms`, and not of the customers held out where `apart`."""
 
     until_ms: int
     fit: Examples
     later: Examples
+    before_ms: int
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Prepared:
     held:     bool[m] over the log's customers: who calibrate in the short form of slices
     before_test, in_test, recent: the decisions in the horizon before the test slice, in whole horizons from its start
                                   on, and in the log's last horizon
+    streamed: all labelled examples, on disk, where networks learn from more than `drawn`
     """
 
     layout: Layout
@@ -69,6 +78,7 @@ class Prepared:
     before_test: Decisions
     in_test: Decisions
     recent: Decisions
+    streamed: Shards | None = None
 
     @cached_property
     def by_target(self) -> list["Prepared"]:
@@ -118,12 +128,41 @@ class Prepared:
         """What is fitted and what is validated before the test slice, see `slices.py`; at least one fold."""
         horizon, early = self.layout.spec.horizon_ms, self.early
         found = [
-            FoldRows(until, early.take(early.as_of + horizon <= until), early.within(*span))
+            FoldRows(
+                until,
+                early.take(early.as_of + horizon <= until),
+                early.within(*span),
+                until - horizon + 1,
+            )
             for until, span in self.slices.folds(horizon)
         ]
         good = [fold for fold in found if _tells(fold.fit) and _tells(fold.later)]
         until = self.slices.calibration[0] if self.slices.calibration else self.slices.train[1]
-        return good or [FoldRows(until, self.train, self.calibration)]
+        apart = self.slices.calibration is None
+        return good or [FoldRows(until, self.train, self.calibration, self.slices.train[1], apart)]
+
+    @property
+    def early_before_ms(self) -> int:
+        """What of the usable examples is `early`: as of before this."""
+        return self.slices.test[0] - self.layout.spec.horizon_ms + 1
+
+    def stream(
+        self, config: TrainConfig, before_ms: int | None = None, *, apart: bool = False
+    ) -> Shards | None:
+        """What a network learns from on disk: the usable rows as of before `before_ms`, thinned and weighed as rows in
+        memory are. apart: without the customers held out. None where nothing is streamed."""
+        if self.streamed is None:
+            return None
+        customer, as_of, snapshot = self.streamed.customer, self.streamed.as_of, self.streamed.snapshot
+        usable = self.streamed.labels(self.target) != CANCELLED
+        if before_ms is not None:
+            usable &= as_of < before_ms
+        if apart:
+            usable &= ~self.held[customer]
+        rows = np.flatnonzero(usable)
+        many = config.stream_rows_max, config.rows_a_customer_max, config.seed
+        rows = rows[thinned(customer[rows], snapshot[rows], *many)]
+        return self.streamed.only(rows, weighed(customer[rows], as_of[rows], snapshot[rows]), self.target)
 
     @cached_property
     def calibration(self) -> Examples:
@@ -143,8 +182,11 @@ def prepare(
     config: TrainConfig,
     progress: Callable[[float], None] = lambda _: None,
     engine: Engine = HERE,
+    folder: Path | None = None,
 ) -> Prepared:
-    """Draw the examples and the panels, part by part by an engine. Raises SpecError (history too short), JobFailed."""
+    """Draw the examples and the panels, part by part by an engine. folder: for a configuration that streams, a new one,
+    for what networks read; found in this process, whatever the engine. Raises SpecError (history too short), JobFailed,
+    OSError."""
     spec, log, until, seed = layout.spec, known.log, known.until_ms, config.seed
     slices = plan_slices(spec, int(log.time.min()), until)
     start, horizon = slices.test[0], spec.horizon_ms
@@ -152,16 +194,25 @@ def prepare(
     whole = max((until - start) // horizon, 1) * horizon
     spans = ((start - horizon, start), (start, min(start + whole, until)), (until - horizon, until))
     panels = tuple(Panel(*span, panel_of(spec, log, span, config.examples_max // 2, seed)) for span in spans)
-    wanted = wanted_of(layout, log, until, config.examples_max, config.snapshot_every_ms, seed, panels)
+    streams = config.stream_rows_max > 0
+    kept_max = FEWEST if streams else config.examples_max
+    wanted = wanted_of(layout, log, until, kept_max, config.snapshot_every_ms, seed, panels)
     found = gather_by(engine, layout, log, wanted, progress)
     history, held = History(layout, log, until), held_out(spec, log.customers)
-    drawn = history.examples(Points.joined(layout, [found.decisions, found.snapshots]))
+    streamed = None
+    if streams:
+        assert folder is not None
+        streamed = stream_out(folder, history, wanted)
+        drawn = streamed.sample(config.examples_max, seed)
+        drawn = drawn.take(np.lexsort((drawn.as_of, drawn.customer)))
+    else:
+        drawn = history.examples(Points.joined(layout, [found.decisions, found.snapshots]))
     before_test, in_test, recent = (
         Decisions(panel.start_ms, history.examples(points))
         for panel, points in zip(panels, found.panels, strict=True)
     )
     slice_of = slices.of(drawn, held)
-    return Prepared(layout, known, slices, held, drawn, slice_of, before_test, in_test, recent)
+    return Prepared(layout, known, slices, held, drawn, slice_of, before_test, in_test, recent, streamed)
 
 
 def _tells(rows: Examples) -> bool:

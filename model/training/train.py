@@ -24,6 +24,7 @@ they are one version, and what speaks against one of them keeps it from being pu
 It reads no clock: `created` is given, and the stages' clock. Figures have stable names (`TrainReport.as_json`).
 """
 
+import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -131,13 +132,14 @@ def train_model(
         if isinstance(log, Path | str):
             log = read_log(log, spec, progress=share)
         known = known_log(layout, log.events if isinstance(log, EventLog) else log, labels_until_ms)
-    with stages.of("replaying history into examples", 10) as share:
-        prepared = prepare(layout, known, config, share, Processes(jobs))
-    if rows_path is not None:
-        write_rows(rows_path, prepared.drawn, known.log.customers, prepared.slice_of, spec)
-    check_slices(prepared)
-    judged = judge(prepared, config, stages)
-    return publish(Path(out_dir), prepared, judged, config, created, stages, force=force)
+    with tempfile.TemporaryDirectory(prefix="ebbtide-stream-") as folder:
+        with stages.of("replaying history into examples", 10) as share:
+            prepared = prepare(layout, known, config, share, Processes(jobs), Path(folder) / "all")
+        if rows_path is not None:
+            write_rows(rows_path, prepared.drawn, known.log.customers, prepared.slice_of, spec)
+        check_slices(prepared)
+        judged = judge(prepared, config, stages)
+        return publish(Path(out_dir), prepared, judged, config, created, stages, force=force)
 
 
 def publish(
@@ -199,9 +201,13 @@ def _learn(prepared: Prepared, config: TrainConfig, stages: Stages, first: Learn
     found = cross_fit(prepared, config, stages, first.found if first else None)
     early = learned_from(prepared.early, config)
     with stages.of("training up to the test slice", 18) as share:
-        trainer = Trainer(prepared.layout.spec, config, len(early), head_only=first is not None)
+        stream = prepared.stream(config, prepared.early_before_ms)
+        many = len(early if stream is None else stream)
+        trainer = Trainer(prepared.layout.spec, config, many, head_only=first is not None)
         trunk = None if first is None else first.trained.fit.network
-        trained = fitted_by(found.recipe, trainer, early, found.recipe.calibrator, share, trunk, "judged")
+        trained = fitted_by(
+            found.recipe, trainer, early, found.recipe.calibrator, share, trunk, "judged", stream
+        )
         trained = trained.levelled(prepared.calibration)
         before = prepared.before_test.rows
         rows = [(found.later, found.raw), (before, trained.raw(before))]
@@ -263,10 +269,11 @@ def _refit(
     rows, recipe = learned_from(prepared.usable, config), judged.found.recipe
     calibrator = calibrated_on(prepared.test, judged.trained.raw(prepared.test))
     with stages.of("training on all that is labelled", 18) as share:
-        trainer = Trainer(prepared.layout.spec, config, len(rows), head_only=trunk is not None)
-        trained = fitted_by(recipe, trainer, rows, calibrator, share, trunk, "published").levelled(
-            prepared.test
-        )
+        stream = prepared.stream(config)
+        many = len(rows if stream is None else stream)
+        trainer = Trainer(prepared.layout.spec, config, many, head_only=trunk is not None)
+        trained = fitted_by(recipe, trainer, rows, calibrator, share, trunk, "published", stream)
+        trained = trained.levelled(prepared.test)
         # What the judged model said: it has learned from neither, and of the second nobody knows the outcome yet.
         later = [(each, judged.trained.raw(each)) for each in (prepared.test, prepared.recent.rows)]
         return trained.timed(prepared.target_spec, later, prepared.known.until_ms)

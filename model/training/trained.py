@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.shards import Shards
 from ebbtide.model.fitting.baselines import Fitted
 from ebbtide.model.fitting.fit import Fit, Trainer, logits
 from ebbtide.model.fitting.hazard import Waits, fit_hazard
@@ -101,10 +102,13 @@ def fitted_by(
     progress: Callable[[float], None] = lambda _: None,
     trunk: keras.Model | None = None,
     run: str = "training",
+    stream: Shards | None = None,
 ) -> Trained:
-    """Fit all parts on usable rows by a recipe, on a trunk where one is given; `run` names the curves. Raises
-    ModelRefused for a network that diverged."""
-    fit = trainer.fit(rows, recipe.epochs, recipe.shrinkage, run=run, progress=progress, trunk=trunk)
+    """Fit all parts on usable rows by a recipe, on a trunk where one is given; `run` names the curves. stream: what the
+    network learns from, where that is more. Raises ModelRefused for a network that diverged."""
+    fit = trainer.fit(
+        rows, recipe.epochs, recipe.shrinkage, run=run, progress=progress, trunk=trunk, stream=stream
+    )
     check_finite(fit)
     return Trained(fit, Fitted(trainer.spec, rows, trainer.config.seed), recipe, calibrator)
 

@@ -1,6 +1,10 @@
-"""One task of a cluster: train on shards by a strategy, and say what came of it. `python distributed_main.py STRATEGY
-FOLDER OUT DROPOUT EPOCHS BATCH [BACKUP|- [PRUNE]]`; with two CPUs for `mirrored`, with one for `alone`: our own step in
-one process. With PRUNE, such a share of the weights is pruned, and steps read the shards as a stream where they can."""
+"""One task of a cluster: train on shards by a strategy, and say what came of it.
+
+    python distributed_main.py STRATEGY FOLDER OUT DROPOUT EPOCHS BATCH [BACKUP|- [PRUNE [stream]]]
+
+With two CPUs for `mirrored`, with one for `alone`: our own step in one process. With PRUNE, such a share of the weights
+is pruned, and steps read the shards as a stream where they can; with `stream`, where they cannot, too.
+"""
 
 import json
 import sys
@@ -16,7 +20,7 @@ from ebbtide.model.graph.sizes import NetworkConfig
 
 def main() -> None:
     asked, folder, out, dropout, epochs, batch, *more = sys.argv[1:]
-    backup, prune = [*more, "-", "0"][:2]
+    backup, prune, always = [*more, *("-", "0", "")[len(more) :]]
     strategy = "mirrored" if asked == "alone" else asked
     if asked == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -44,7 +48,7 @@ def main() -> None:
     odd = rows.customer % 2 == 1
     trainer = Trainer(demo_spec(), config, int((~odd).sum()))
     if config.prune:
-        streams = strategy != "parameter_server"
+        streams = strategy != "parameter_server" or always == "stream"
         found = trainer.fit(rows, int(epochs), stream=Shards(Path(folder)) if streams else None)
         last = logits(found.network, rows.inputs)
     else:

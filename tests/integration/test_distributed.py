@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,14 @@ def task(
     cluster: dict[str, Any] | None = None,
     batch: int = BATCH,
     prune: float = 0.0,
+    more: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     environment |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment |= {} if cluster is None else configured(cluster)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.integration.distributed_main", strategy, str(shards), str(out), str(dropout),
-         str(EPOCHS), str(batch), "-", str(prune)],
+         str(EPOCHS), str(batch), "-", str(prune), *more],
         cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -132,19 +134,28 @@ def test_two_workers_compute_what_one_does(shards: Path, alone: dict[str, Any], 
     assert not (tmp_path / "1.json").exists(), "the first worker alone writes"
 
 
-def parameter_served(shards: Path, out: Path, prune: float = 0.0) -> dict[str, Any]:
-    """Of a coordinator, two workers and a parameter server."""
+@contextmanager
+def served_cluster(
+    shards: Path, out: Path, prune: float = 0.0, *more: str
+) -> Iterator[subprocess.Popen[str]]:
+    """The coordinator, beside two workers and a parameter server."""
     chief, *workers, keeper = addresses(4)
     cluster = {"chief": [chief], "worker": workers, "ps": [keeper]}
     tasks = [("worker", 0), ("worker", 1), ("ps", 0), ("chief", 0)]
     processes = [
-        task("parameter_server", shards, out, 0.0, member(cluster, job, at), prune=prune) for job, at in tasks
+        task("parameter_server", shards, out, 0.0, member(cluster, job, at), prune=prune, more=more)
+        for job, at in tasks
     ]
     try:
-        return result(processes[-1], out)
+        yield processes[-1]
     finally:
         for process in processes:
             process.kill()
+
+
+def parameter_served(shards: Path, out: Path, prune: float = 0.0) -> dict[str, Any]:
+    with served_cluster(shards, out, prune) as coordinator:
+        return result(coordinator, out)
 
 
 def test_a_parameter_server_learns_as_well(shards: Path, alone: dict[str, Any], tmp_path: Path) -> None:
@@ -180,6 +191,15 @@ def test_replicas_prune_a_streamed_network_alike(shards: Path, tmp_path: Path) -
         assert len(found["loss"]) == EPOCHS
         assert len(found["zeros"]) == 3 and all(0.49 < share < 0.52 for share in found["zeros"])
         assert sum(found["taken"]) == whole["alone"]["taken"][0], "the epoch under masks among them"
+
+
+def test_no_stream_goes_over_a_parameter_server(shards: Path, tmp_path: Path) -> None:
+    """Its workers cannot read the coordinator's files: said before a step is taken, with what to take instead."""
+    with served_cluster(shards, tmp_path / "out.json", 0.5, "stream") as coordinator:
+        _, said = coordinator.communicate(timeout=LIMIT_S)
+    assert coordinator.returncode == 1 and not (tmp_path / "out.json").exists()
+    last = said.strip().splitlines()[-1]
+    assert "ClusterUnfit" in last and "cannot read shards" in last and "multi_worker" in last, last
 
 
 def test_workers_steps_are_told_from_their_numbers() -> None:

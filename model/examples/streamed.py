@@ -1,0 +1,37 @@
+"""All labelled examples of a log on disk, written as they are found: never more than a piece of them is held.
+
+    replay ─points─▶ labelled? ─▶ piece (PIECE_ROWS) ─feature layer, labeller─▶ shard
+
+It is another walk through the log, in this process: what it costs is features and disk, some 1.5 KB a row. What of it
+is learned from, and what each row weighs, is for whoever reads it (`training/prepare.py`).
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ebbtide.featurestore.record.fold import Points
+from ebbtide.featurestore.record.replay import SNAPSHOT, replay
+from ebbtide.model.examples.dataset import FEATURE_CHUNK_ROWS, History
+from ebbtide.model.examples.sample import Wanted
+from ebbtide.model.examples.shards import Shards, ShardWriter
+
+PIECE_ROWS = FEATURE_CHUNK_ROWS
+
+
+def stream_out(folder: Path, history: History, wanted: Wanted) -> Shards:
+    """Every decision point and snapshot whose horizon is over, in a new folder; `wanted` says until when labels are
+    known, and the snapshots' dates. Raises OSError."""
+    layout, horizon = history.layout, history.layout.spec.horizon_ms
+    until = wanted.known_until_ms - horizon
+    writer = ShardWriter(folder)
+    waiting: list[Points] = []
+    for points in replay(layout, history.log, until, snapshots=wanted.snapshots):
+        labelled = points.as_of + horizon < wanted.known_until_ms
+        waiting.append(points.take(np.flatnonzero((points.scored | (points.cause == SNAPSHOT)) & labelled)))
+        while sum(map(len, waiting)) >= PIECE_ROWS:
+            joined = Points.joined(layout, waiting)
+            writer.append(history.examples(joined.take(np.arange(PIECE_ROWS))))
+            waiting = [joined.take(np.arange(PIECE_ROWS, len(joined)))]
+    writer.append(history.examples(Points.joined(layout, waiting)))
+    return writer.done()
