@@ -194,7 +194,7 @@ def _customers(log: EventLog, spec: Spec) -> Iterator[Finding]:
         if spec.customer
         else customers
     )
-    if nobody := [one for one in ids if one.strip().casefold() in _NOBODY]:
+    if nobody := [one for one in ids if one.strip().casefold() in _NOBODY or not one.strip()]:
         text = f"Customers that look like a missing id: {', '.join(map(repr, nobody[:SHOWN_MAX]))}."
         yield warning("nobody", text)
     if alike := m - len({customer.strip().casefold() for customer in customers}):

@@ -6,6 +6,7 @@ outlive. It refuses to know files, and to choose a horizon: it says what each wo
 """
 
 from collections.abc import Iterator
+from datetime import date
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,15 +49,31 @@ def _units(log: EventLog) -> Iterator[Finding]:
     yield note("size", f"{size}, {format_date(first)} to {format_date(last)}.")
     early = np.flatnonzero(log.events.time < _YEAR_MS)
     if last < _YEAR_MS:
-        yield error(
-            "unit", "All events lie in 1970: seconds, read as milliseconds? Then mapping: {ts_format: s}."
-        )
+        was, form = ("dates such as 20260131, read as a number", '"%Y%m%d"') if _compact(log) else (
+            "seconds, read as milliseconds", "s")  # fmt: skip
+        yield error("unit", f"All events lie in 1970: {was}? Then mapping: {{ts_format: {form}}}.")
     elif last > (_LAST_YEAR - 1970) * _YEAR_MS:
         yield error("unit", f"The last event is of {format_date(last)}: is mapping.ts_format right?")
     elif len(early):
         text = f"{count(len(early), 'event')} of 1970 ({_named(log, early)})"
         yield warning("unit", f"{text}: seconds among milliseconds, or a stand-in for an unknown time?")
     yield from _outliers(log)
+
+
+def _compact(log: EventLog) -> bool:
+    """Whether all times, as milliseconds or seconds, have the digits of a date."""
+    times = np.unique(log.events.time)
+    return any(
+        bool((numbers % 1 == 0).all()) and all(map(_is_compact_date, numbers.astype(np.int64).tolist()))
+        for numbers in (times, times / 1000)
+    )
+
+
+def _is_compact_date(number: int) -> bool:
+    try:
+        return date(number // 10_000, number // 100 % 100, number % 100).year >= 1900
+    except ValueError:
+        return False
 
 
 def _outliers(log: EventLog) -> Iterator[Finding]:

@@ -132,6 +132,8 @@ class Remedies:
                 )
             case Reason.WRONG_TYPE, field if field in (*FIELDS, "event_id", "type"):
                 return "write it as text"
+            case Reason.WRONG_TYPE, "":
+                return "write one event a line, an object: jq -c '.[]' for arrays of them"
             case Reason.WRONG_TYPE, field if field:
                 return "write numbers with a point, without thousands and units (1234.5), in typed files not as text"
             case Reason.UNKNOWN_TYPE, _:

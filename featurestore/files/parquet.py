@@ -19,7 +19,7 @@ from pyarrow import parquet
 from ebbtide.featurestore.customer import FIELDS
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.files.block import ARRIVAL, Block, BlockReader, EventFile, rows_of_columns
-from ebbtide.featurestore.files.sources import ByteSource
+from ebbtide.featurestore.files.sources import ByteSource, refuse_other_kinds
 from ebbtide.featurestore.spec import Mapping, Spec
 
 BLOCK_ROWS = 16_384
@@ -42,7 +42,7 @@ class ParquetBlocks(BlockReader):
                 coerce_int96_timestamp_unit="us",
             )  # fmt: skip
         except pa.ArrowInvalid as error:
-            raise SpecError(f"{self.path} is not Parquet: {error}") from None
+            raise _not_parquet(self._source, error) from None
         schema = self._parquet.schema_arrow
         known = [*schema.names, *(key for key in self.partition if key not in schema.names)]
         self._columns = self.wanted(
@@ -90,7 +90,10 @@ class ParquetBlocks(BlockReader):
         values = _found(batch, column)
         if name in _TEXTS and (pa.types.is_decimal(values.type) or pa.types.is_integer(values.type)):
             return values.cast(pa.string())
-        return plain(values, f"{self.path}: column {column!r}")
+        where = f"{self.path}: column {column!r}"
+        if name in ("ts", ARRIVAL):
+            _refuse_coarse(values, where)
+        return plain(values, where)
 
 
 def plain(values: Any, where: str) -> Any:
@@ -122,6 +125,33 @@ def plain(values: Any, where: str) -> Any:
         except pa.ArrowInvalid:
             raise SpecError(f"{where} holds bytes that are not UTF-8 text", hint="write it as text") from None
     return values
+
+
+def _refuse_coarse(times: Any, where: str) -> None:
+    """Raises SpecError for times in floats of 32 or 16 bits that are beyond what these hold exactly: seconds since 1970
+    come out two minutes apart."""
+    kind = times.type.value_type if pa.types.is_dictionary(times.type) else times.type
+    if not (pa.types.is_float32(kind) or pa.types.is_float16(kind)):
+        return
+    exact = 1 << (24 if pa.types.is_float32(kind) else 11)
+    if np.nanmax(np.abs(plain(times, where).to_numpy(zero_copy_only=False)), initial=0) > exact:
+        raise SpecError(
+            f"{where} holds times as {kind}, which is exact up to {exact:,} only",
+            hint="write whole numbers, doubles or timestamps",
+        )
+
+
+def _not_parquet(source: ByteSource, error: Exception) -> SpecError:
+    """What a file is that has no Parquet's end."""
+    source.file.seek(0)
+    start = source.file.read(16)
+    if start.startswith(b"PAR1"):
+        return SpecError(f"{source.path} is Parquet cut off or damaged: {error}", hint="copy it again")
+    try:
+        refuse_other_kinds(source.path, start)
+    except SpecError as other:
+        return other
+    return SpecError(f"{source.path} is not Parquet: {error}", hint="let its name end as what it is")
 
 
 def _gzipped(source: ByteSource) -> bool:

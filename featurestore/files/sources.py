@@ -1,15 +1,21 @@
 """Where events lie: the files behind what a user names, and their bytes as UTF-8.
 
 A user names a file, a folder, a pattern, or several of them. A folder stands for all the event files in it and below
-it, in the order of their paths; what begins with `.` or `_` is an engine's own (`_SUCCESS`, checksums) and is left
-out, and `key=value` in a folder's name is a column of the files below (Hive's partitions), however they were named. A
-folder whose own log says which of its files count (Delta, Hudi) is refused: to read them all would read what was
-deleted. How bytes are packed is told by the first of them, whatever the name says; what is packed twice, or is
-another kind of file under a text file's name, is refused in words that name it.
+it, in the order of their paths, links followed; what begins with `.` or `_` is an engine's own (`_SUCCESS`, checksums)
+and is left out, and `key=value` in a folder's name is a column of the files below (Hive's partitions), however they
+were named. Refused is what would be read short or twice:
+
+    a link to nothing, or to a folder above it; a folder that may not be read
+    one file under two names, as a link, or packed and unpacked
+    a folder whose own log says which of its files count (Delta, Hudi, Iceberg), at any depth: others were deleted
+
+How bytes are packed is told by the first of them, whatever the name says; what is packed twice, or is another kind of
+file under a text file's name, is refused in words that name it.
 """
 
 import bz2
 import codecs
+import glob
 import gzip
 import io
 import lzma
@@ -30,20 +36,29 @@ ENDINGS = {
 }  # fmt: skip
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _PATTERN = set("*?[")
-_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
+_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
+"""Tables by what lies in their folder."""
 
 PACKED = (".gz", ".gzip", ".bz2", ".xz", ".zst", ".zstd", ".zip")
 DAMAGES = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 """What reading a damaged file raises, in whatever packing."""
 _MAGIC = {
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip",
+    **{bytes([low, 0x2A, 0x4D, 0x18]): "zstd" for low in range(0x50, 0x60)},  # a frame to be skipped, as pzstd begins
 }  # fmt: skip
+_EXPORT = "export it as CSV, JSON lines or Parquet"
+_DOWNLOAD = "was it downloaded without a log-in, or in vain? Look into it"
 _OTHERS = {
-    b"PAR1": "Parquet",
-    b"Obj\x01": "Avro",
-    b"SQLite format 3\x00": "an SQLite database",
-    b"%PDF": "PDF",
-}
+    b"PAR1": ("Parquet", "let its name end in .parquet"),
+    b"Obj\x01": ("Avro", _EXPORT), b"ORC": ("ORC", _EXPORT), b"ARROW1": ("an Arrow file (Feather)", _EXPORT),
+    b"SQLite format 3\x00": ("an SQLite database", _EXPORT), b"%PDF": ("PDF", _EXPORT),
+    b"\xd0\xcf\x11\xe0": ("an old office file (.xls)", "save it as CSV in UTF-8"),
+    b"\x04\x22\x4d\x18": ("packed by lz4", "unpack it: unlz4"),
+    b"\x1f\x9d": ("packed by compress", "unpack it: gunzip"), b"7z\xbc\xaf": ("a 7z archive", "unpack it"),
+    b"<!doctype": ("a web page", _DOWNLOAD), b"<html": ("a web page", _DOWNLOAD), b"<?xml": ("XML", _DOWNLOAD),
+    b"version https:/": ("the pointer of a Git LFS file, not the file", "git lfs pull"),
+}  # fmt: skip
+"""Other kinds of files by their first bytes, in lower case where they are text: what they are, and what to do."""
 
 
 def format_of(path: Path) -> str:
@@ -64,32 +79,69 @@ def event_files(paths: Path | str | Sequence[Path | str]) -> list[EventFile]:
         raise SpecError("no event file was named", hint="give --events FILE")
     for file in files:
         format_of(file.path)
+    _refuse_twins([file.path for file in files])
     return files
 
 
 def _files(path: Path) -> Iterator[EventFile]:
     if path.is_dir():
-        for log, table in _TABLES.items():
-            if (path / log).is_dir():
-                raise SpecError(
-                    f"{path} is a {table} table, whose log says which of its files count",
-                    hint="export it, e.g. as plain Parquet, and name that folder",
-                )
-        below = sorted(found for found in path.rglob("*") if not _hidden(found.relative_to(path)))
-        files = [EventFile(found, _partition(found)) for found in below if found.is_file()]
+        files = list(_below(path))
         if not files:
             raise SpecError(f"{path} is a directory without event files")
-        yield from files
+        yield from (EventFile(found, _partition(found)) for found in files)
     elif not path.exists() and _PATTERN & set(str(path)):
         first = next(i for i, part in enumerate(path.parts) if _PATTERN & set(part))
         base, pattern = Path(*path.parts[:first]), str(Path(*path.parts[first:]))
-        found = sorted(one for one in base.glob(pattern) if not _hidden(one.relative_to(base)))
+        names = glob.glob(pattern, root_dir=base, recursive=True, include_hidden=True)  # noqa: PTH207 - Path.glob passes over links to folders under ** before Python 3.13
+        found = sorted(base / name for name in names if not _hidden(Path(name)))
         if not found:
             raise SpecError(f"no file matches {path}")
-        for one in found:
-            yield from _files(one)
+        # A folder that matches, and what in it matches, too, is read once.
+        yield from {file.path: file for one in found for file in _files(one)}.values()
     else:
         yield EventFile(path, _partition(path))
+
+
+def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files in a folder and below it, in the order of their paths. Raises SpecError for what cannot be walked."""
+    for log, table in _TABLES.items():
+        if any(folder.glob(log)):
+            raise SpecError(
+                f"{folder} is a {table} table, whose log says which of its files count",
+                hint="export it, e.g. as plain Parquet, and name that folder",
+            )
+    try:
+        found = sorted(folder.iterdir())
+    except OSError as error:
+        raise SpecError(f"cannot read {folder}: {error.strerror}", hint="mend it, or move it away") from None
+    above |= {folder.resolve()}
+    for one in found:
+        if _hidden(Path(one.name)):
+            continue
+        if one.is_dir():
+            if one.resolve() in above:
+                raise SpecError(f"{one} is a link to a folder that it lies in", hint="remove it")
+            yield from _below(one, above)
+        elif one.is_file():
+            yield one
+        else:
+            words = "a link to nothing" if one.is_symlink() else "no file"
+            raise SpecError(f"{one} is {words}", hint="mend it, or move it away")
+
+
+def _refuse_twins(files: Sequence[Path]) -> None:
+    """Raises SpecError where one file is there twice, by another name, a link, or packed and unpacked."""
+    bare: dict[Path, Path] = {}
+    for path in files:
+        name = path.resolve()
+        while name.suffix.lower() in PACKED:
+            name = name.with_suffix("")
+        if name in bare:
+            raise SpecError(
+                f"{path} and {bare[name]} are one file, linked or packed: its events would count twice",
+                hint="name it once, or move one of them away",
+            )
+        bare[name] = path
 
 
 def _hidden(path: Path) -> bool:
@@ -199,13 +251,8 @@ def refuse_other_kinds(path: Path, start: bytes) -> None:
         raise SpecError(
             f"{path} is {packing} inside of its packing: it is packed twice", hint="unpack it once"
         )
-    for magic, name in _OTHERS.items():
-        if start.startswith(magic):
-            hint = (
-                "let its name end in .parquet"
-                if name == "Parquet"
-                else "export it as CSV, JSON lines or Parquet"
-            )
+    for magic, (name, hint) in _OTHERS.items():
+        if start.startswith(magic) or (magic[:1] == b"<" and start.lower().startswith(magic)):
             raise SpecError(f"{path} is {name}, whatever its name says", hint=hint)
     order = {(True, False): "LE", (False, True): "BE"}.get((_zeros(start[1:8:2]), _zeros(start[0:8:2])))
     if order is not None and any(start[:8]):

@@ -1,0 +1,161 @@
+"""Event files that would be read short, twice or at wrong times: each is read whole and once, or refused in words that
+say what to do."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ebbtide.featurestore.check.events import check
+from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.files.reader import read_log
+from tests.unit.featurestore.test_file_kinds import HEAD, T0, A, B, customers, parquet_of, spec_of, written
+
+pa = pytest.importorskip("pyarrow")
+
+ROW = f"{HEAD}\n{{}},visit,5,\n"
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    """A folder of links, one a month: `rglob` of Python before 3.13 passes over them."""
+    written(tmp_path / "disk", ROW.format("b"), "2026/e.csv")
+    written(tmp_path / "events", ROW.format("a"), "2025/e.csv")
+    (tmp_path / "events" / "2026").symlink_to(tmp_path / "disk" / "2026")
+    for named in ("events", "events/**/*.csv", "events/*", "events/**"):
+        assert customers(read_log(tmp_path / named, spec_of())) == ["a", "b"], named
+
+
+def test_a_link_to_nothing_is_not_passed_over(tmp_path: Path) -> None:
+    written(tmp_path, ROW.format("a"))
+    (tmp_path / "f.csv").symlink_to(tmp_path / "gone")
+    with pytest.raises(SpecError, match=r"f\.csv is a link to nothing .mend it"):
+        read_log(tmp_path, spec_of())
+
+
+def test_a_link_into_itself_ends(tmp_path: Path) -> None:
+    written(tmp_path, ROW.format("a"), "deep/e.csv")
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)
+    with pytest.raises(SpecError, match=r"deep/up is a link to a folder that it lies in"):
+        read_log(tmp_path, spec_of())
+
+
+def test_a_file_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    written(tmp_path / "packed", ROW.format("a"))
+    written(tmp_path / "packed", gzip.compress(ROW.format("a").encode()), "e.csv.gz")
+    written(tmp_path / "linked", ROW.format("a"), "2026-01.csv")
+    (tmp_path / "linked" / "latest.csv").symlink_to("2026-01.csv")
+    for named in ("packed", "packed/*", "linked"):
+        with pytest.raises(
+            SpecError, match=r"are one file, linked or packed: .*twice .*move one of them away"
+        ):
+            read_log(tmp_path / named, spec_of())
+    alone = tmp_path / "packed" / "e.csv"
+    with pytest.raises(SpecError, match="are one file"):
+        read_log([alone, alone], spec_of())
+
+
+def test_what_a_pattern_matches_with_its_folder_counts_once(tmp_path: Path) -> None:
+    written(tmp_path, ROW.format("a"), "deep/e.csv")
+    assert customers(read_log(tmp_path / "**" / "*", spec_of())) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("log", "table"),
+    [("_delta_log/0.json", "Delta"), (".hoodie/x", "Hudi"), ("metadata/v1.metadata.json", "Iceberg")],
+)
+def test_a_table_below_a_folder_is_no_folder_of_files(tmp_path: Path, log: str, table: str) -> None:
+    written(tmp_path, ROW.format("a"), "lake/orders/e.csv")
+    written(tmp_path, "{}", f"lake/orders/{log}")
+    with pytest.raises(SpecError, match=rf"lake/orders is a {table} table"):
+        read_log(tmp_path / "lake", spec_of())
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float16()], ids=str)
+def test_times_in_floats_too_short_are_refused(tmp_path: Path, kind: Any) -> None:
+    """Seconds since 1970 in 32 bits are two minutes apart: rows came out at one moment."""
+    numbers = np.array([T0 / 1000 + 1, T0 / 1000 + 61], np.float64)
+    ts = pa.array(
+        numbers.astype(np.float32) if kind == pa.float32() else np.array([40_000.0, 50_000.0], np.float16)
+    )
+    columns = {"user_id": ["a", "b"], "type": ["visit"] * 2, "ts": ts.cast(kind)}
+    with pytest.raises(SpecError, match=r"e\.parquet: column 'ts' holds times as .*float.*whole numbers"):
+        read_log(parquet_of(tmp_path / "e.parquet", columns), spec_of(ts_format="s"))
+
+
+def test_a_day_index_in_short_floats_is_read(tmp_path: Path) -> None:
+    ts = pa.array(np.array([1.0, np.nan, 2.0], np.float32))
+    path = parquet_of(tmp_path / "e.parquet", {"user_id": list("abc"), "type": ["visit"] * 3, "ts": ts})
+    log = read_log(path, spec_of(ts_unit="1d", ts_origin="2026-01-01"), tolerant=True)
+    assert log.events.time.tolist() == [T0 + 86_400_000, T0 + 2 * 86_400_000]
+
+
+EVENTS = [json.loads(A), json.loads(B)]
+WRAPPED: list[tuple[str, str, str]] = [
+    (
+        "one object",
+        json.dumps({"meta": {"n": 2}, "events": EVENTS}),
+        r"under 'events'.*jq -c '\.\[\"events\"\]\[\]'",
+    ),
+    ("indented", json.dumps({"data": EVENTS}, indent=2), "under 'data'"),
+    ("a page a line", 2 * (json.dumps({"data": EVENTS, "next": 3}) + "\n"), "under 'data'"),
+    ("a list a line", 2 * (json.dumps(EVENTS) + "\n"), r"arrays of events, several .*jq -c '\.\[\]'"),
+    ("lists of values", '[["a","visit",5]]', r"line 1: an event is an object, not an array.*jq -c"),
+]
+
+
+@pytest.mark.parametrize(("_", "text", "words"), WRAPPED, ids=[case[0] for case in WRAPPED])
+def test_events_inside_of_an_object_are_named(tmp_path: Path, _: str, text: str, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        read_log(written(tmp_path, text, "e.json"), spec_of())
+
+
+def test_an_event_that_holds_a_list_is_an_event(tmp_path: Path) -> None:
+    text = json.dumps({**EVENTS[0], "items": [{"sku": 1}]})
+    assert customers(read_log(written(tmp_path, text, "e.json"), spec_of())) == ["a"]
+
+
+OTHERS: list[tuple[str, bytes, str]] = [
+    ("e.csv", b"ORC\x0a\x0b", "is ORC.*export it"),
+    ("e.parquet", b"ARROW1\x00\x00abcd", "is an Arrow file.*export it"),
+    ("e.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", r"old office file .\.xls.*save it as CSV"),
+    ("e.csv", b"<!DOCTYPE html><html>", "is a web page.*downloaded"),
+    ("e.json", b'<?xml version="1.0"?><Error/>', "is XML.*downloaded"),
+    ("e.parquet", b"version https://git-lfs.github.com/spec/v1\n", "pointer of a Git LFS file.*git lfs pull"),
+    ("e.csv", b"\x04\x22\x4d\x18abcd", "packed by lz4.*unlz4"),
+    ("e.parquet", b"PAR1" + b"\x00" * 99, "Parquet cut off.*copy it again"),
+    ("e.parquet", b"user_id,type\n", "is not Parquet.*name end as what it is"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"), OTHERS, ids=[f"{case[0]} {case[2][:12]}" for case in OTHERS]
+)
+def test_another_kind_of_file_is_named(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        read_log(written(tmp_path, data, name), spec_of())
+
+
+def test_zstd_that_begins_with_a_frame_to_skip(tmp_path: Path) -> None:
+    """As pzstd writes it."""
+    packed = bytes(pa.compress(ROW.format("a").encode(), codec="zstd", asbytes=True))
+    skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
+    for name in ("e.csv.zst", "e.csv"):
+        assert customers(read_log(written(tmp_path, skipped + packed, name), spec_of())) == ["a"]
+
+
+@pytest.mark.parametrize(("ts_format", "hint"), [("auto", "%Y%m%d"), ("s", "%Y%m%d"), ("ms", "%Y%m%d")])
+def test_dates_read_as_numbers_are_told_apart_from_seconds(tmp_path: Path, ts_format: str, hint: str) -> None:
+    rows = "".join(f"a,visit,202601{day:02},\n" for day in range(1, 31))
+    found = check(written(tmp_path, f"{HEAD}\n{rows}"), spec_of(ts_format=ts_format))
+    assert [f.code for f in found if f.severity == "error"] == ["unit"]
+    assert any(hint in f.text for f in found)
+    rows = "".join(f"a,visit,{T0 // 1000 + i},\n" for i in range(30))
+    assert any("ts_format: s" in f.text for f in check(written(tmp_path, f"{HEAD}\n{rows}"), spec_of()))
+
+
+def test_an_id_of_blanks_is_nobody(tmp_path: Path) -> None:
+    found = check(written(tmp_path, ROW.format("  ")), spec_of())
+    assert any(f.code == "nobody" for f in found)
