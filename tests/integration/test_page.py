@@ -245,13 +245,15 @@ async def test_the_stream_ends_in_time_and_goes_on_where_it_was() -> None:
 
     async with served() as (address, live):
         live.sent([alert("ann"), alert("bob")])
+        (one, _), (two, _) = await told(2, address)
         (parts, took_s), (later, _) = await asyncio.gather(
-            asyncio.to_thread(read, address), asyncio.to_thread(read, address, "1")
+            asyncio.to_thread(read, address), asyncio.to_thread(read, address, one)
         )
     assert 7.0 < took_s < 10.0
-    told = [part for part in parts if "event: alert" in part]
-    assert [part.split("\n")[0] for part in told] == ["id: 1", "id: 2"]
-    assert [part.split("\n")[0] for part in later if "event: alert" in part] == ["id: 2"]
+    alerts = [part for part in parts if "event: alert" in part]
+    assert [part.split("\n")[0] for part in alerts] == [f"id: {one}", f"id: {two}"]
+    assert [each.partition("-")[2] for each in (one, two)] == ["1", "2"]
+    assert [part.split("\n")[0] for part in later if "event: alert" in part] == [f"id: {two}"]
     now = next(part for part in parts if "event: now" in part)
     assert json.loads(now.split("data: ")[1])["model"] == "shop"
 
