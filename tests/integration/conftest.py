@@ -9,6 +9,7 @@ from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics
 from tests.support.receiver import MemoryChain, Receiver
+from tests.support.servers.redis import LocalCluster, eventually
 from tests.support.servers.services import Services
 from tests.support.transport import Feed, Join, settings_for
 
@@ -17,6 +18,20 @@ from tests.support.transport import Feed, Join, settings_for
 def stack_redis() -> Iterator[LocalValkey]:
     with LocalValkey(appendonly=False) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def valkeys() -> Iterator[LocalCluster]:
+    with LocalCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(valkeys: LocalCluster) -> LocalCluster:
+    """The Cluster, whole and empty."""
+    eventually(valkeys.whole)
+    valkeys.everywhere("FLUSHALL")
+    return valkeys
 
 
 @pytest.fixture

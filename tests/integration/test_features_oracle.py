@@ -17,9 +17,9 @@ from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.model.graph.features import FeatureLayer
 from tests import golden
+from tests.support.oracle.figures import features as oracle_features
 from tests.support.oracle.histories import columns, of, random_history, random_spec
 from tests.support.oracle.oracle import Life, walk
-from tests.support.oracle.oracle import features as oracle_features
 
 SEEDS = range(30)
 SPECS = Path(__file__).resolve().parents[2] / "ops" / "specs"

@@ -6,8 +6,8 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -245,13 +245,15 @@ async def test_the_stream_ends_in_time_and_goes_on_where_it_was() -> None:
 
     async with served() as (address, live):
         live.sent([alert("ann"), alert("bob")])
+        (one, _), (two, _) = await told(2, address)
         (parts, took_s), (later, _) = await asyncio.gather(
-            asyncio.to_thread(read, address), asyncio.to_thread(read, address, "1")
+            asyncio.to_thread(read, address), asyncio.to_thread(read, address, one)
         )
     assert 7.0 < took_s < 10.0
-    told = [part for part in parts if "event: alert" in part]
-    assert [part.split("\n")[0] for part in told] == ["id: 1", "id: 2"]
-    assert [part.split("\n")[0] for part in later if "event: alert" in part] == ["id: 2"]
+    alerts = [part for part in parts if "event: alert" in part]
+    assert [part.split("\n")[0] for part in alerts] == [f"id: {one}", f"id: {two}"]
+    assert [each.partition("-")[2] for each in (one, two)] == ["1", "2"]
+    assert [part.split("\n")[0] for part in later if "event: alert" in part] == [f"id: {two}"]
     now = next(part for part in parts if "event: now" in part)
     assert json.loads(now.split("data: ")[1])["model"] == "shop"
 
@@ -266,7 +268,7 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     ] == []
 
 
-async def events_of(address: str, last: str = "") -> AsyncIterator[tuple[str, str]]:
+async def events_of(address: str, last: str) -> AsyncGenerator[tuple[str, str]]:
     """(id, customer) of the alerts that /live sends to who has had `last`."""
     headers = {"Last-Event-ID": last} if last else {}
     async with aiohttp.ClientSession() as client, client.get(address + "/live", headers=headers) as answer:
@@ -279,16 +281,20 @@ async def events_of(address: str, last: str = "") -> AsyncIterator[tuple[str, st
                 number = ""
 
 
+async def told(n: int, address: str, last: str = "") -> list[tuple[str, str]]:
+    """The next `n` of them. Raises TimeoutError."""
+    async with asyncio.timeout(7), aclosing(events_of(address, last)) as events:
+        return [await anext(events) for _ in range(n)]
+
+
 async def test_who_comes_back_to_another_process_misses_nothing() -> None:
     """Numbers begin anew with each process: a browser that has had 3 of the last one is told the new one's first."""
-    async with asyncio.timeout(7), served() as (first, live), served() as (second, other):
+    async with served() as (first, live), served() as (second, other):
         live.sent([alert("ann"), alert("bob"), alert("cid")])
-        told = events_of(first)
-        (one, _), (_, _), (last, _) = [await anext(told) for _ in range(3)]
+        (one, _), (_, _), (last, _) = await told(3, first)
         other.sent([alert("dan")])
-        assert (await anext(events_of(second, last)))[1] == "dan"
-        again = events_of(first, one)
-        assert [(await anext(again))[1] for _ in range(2)] == ["bob", "cid"]
+        assert [who for _, who in await told(1, second, last)] == ["dan"]
+        assert [who for _, who in await told(2, first, one)] == ["bob", "cid"]
 
 
 async def test_a_page_outlives_an_answer_that_is_none(browser: Browser) -> None:

@@ -24,9 +24,9 @@ from ebbtide.featurestore.record.replay import state_at
 from ebbtide.featurestore.spec import Spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS, HOUR_MS
 from ebbtide.model.graph.features import FeatureLayer
+from tests.support.oracle.figures import features as oracle_features
 from tests.support.oracle.histories import START, State
 from tests.support.oracle.oracle import Event, walk
-from tests.support.oracle.oracle import features as oracle_features
 from tests.support.seams.streams import LogRecord
 
 LINES = ("food", "toys", "books")
