@@ -14,6 +14,8 @@ from ebbtide.featurestore.target import target_events
 
 PANEL_MIN = 400
 """Customers of a panel at least, if there are so many."""
+POINTS_MIN = 30_000
+"""A panel's bound on decision points at least: 45 MB, however few examples a training is told to learn from."""
 
 I8 = NDArray[np.int64]
 

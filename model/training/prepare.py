@@ -31,7 +31,7 @@ from ebbtide.model.examples.sample import Panel
 from ebbtide.model.examples.shards import Shards
 from ebbtide.model.examples.slices import Slices, held_out, plan_slices
 from ebbtide.model.examples.streamed import stream_out
-from ebbtide.model.training.panels import panel_of
+from ebbtide.model.training.panels import POINTS_MIN, panel_of
 
 ROWS_MIN = 50
 """A slice with fewer labelled rows decides nothing."""
@@ -193,7 +193,8 @@ def prepare(
     # Whole horizons, as the threshold is chosen on one: a shorter window has lower peaks. Scores need no label.
     whole = max((until - start) // horizon, 1) * horizon
     spans = ((start - horizon, start), (start, min(start + whole, until)), (until - horizon, until))
-    panels = tuple(Panel(*span, panel_of(spec, log, span, config.examples_max // 2, seed)) for span in spans)
+    points_max = max(config.examples_max // 2, POINTS_MIN)
+    panels = tuple(Panel(*span, panel_of(spec, log, span, points_max, seed)) for span in spans)
     streams = config.stream_rows_max > 0
     kept_max = FEWEST if streams else config.examples_max
     wanted = wanted_of(layout, log, until, kept_max, config.snapshot_every_ms, seed, panels)

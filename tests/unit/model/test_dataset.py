@@ -15,14 +15,17 @@ from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.record.replay import SNAPSHOT, replay
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
 from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.dataset import History, Inputs, draw
 from ebbtide.model.examples.examples import Examples
+from ebbtide.model.examples.known import known_log
 from ebbtide.model.examples.labels import CANCELLED, CHURNED, STAYED, Labeller
 from ebbtide.model.examples.rows_file import write_rows
 from ebbtide.model.examples.sample import Sample, snapshot_dates
 from ebbtide.model.examples.slices import HELD_OUT_PERCENT, held_out, plan_slices
 from ebbtide.model.training.by_customers import split_of
 from ebbtide.model.training.panels import PANEL_MIN, panel_of, points_in
+from ebbtide.model.training.prepare import prepare
 from tests.support.oracle.histories import START, columns
 from tests.support.oracle.oracle import Event
 from tests.support.seams.models import SPEC, TINY
@@ -133,6 +136,18 @@ def test_a_panel_brings_the_points_it_is_bounded_by(spec: Spec) -> None:
     assert panel_of(spec, log, span, 0, 0).sum() == PANEL_MIN
     several = points_in(spec, log, span) > 0
     assert (brought[~several] == 0).all(), "nobody comes up of whom no point is counted"
+
+
+def test_few_examples_still_ask_everybody_for_a_threshold() -> None:
+    log, layout = columns(visits(customers=1_000, days=90, seed=3)), Layout(TINY)
+    known = known_log(layout, log, None)
+    recent = prepare(layout, known, TrainConfig(examples_max=200)).recent
+    deciding: set[int] = set()
+    for points in replay(layout, known.log, known.until_ms):
+        inside = points.scored & (points.as_of >= recent.start_ms) & (points.as_of < known.until_ms)
+        deciding |= set(points.customer[inside].tolist())
+    assert set(recent.rows.customer.tolist()) == deciding
+    assert len(deciding) > PANEL_MIN // 4
 
 
 def test_what_follows_a_row_does_not_weigh_in_it() -> None:
