@@ -40,7 +40,7 @@ from tests.support.workers.outages import rss_bytes
 
 TOPIC, TOKEN = "fuzzed", "fuzz-token"
 GROWTH_BYTES_MAX = 512 << 20
-"""Its bounds by configuration: 256 MiB of cache, and fetched batches of 16 × 1 MiB a partition on the way."""
+"""Its bounds by configuration: 256 MiB of cache, 32 fetched, 64 queued, and 64 of a batch while it is decompressed."""
 LATE_BYTES_MAX = 96 << 20
 """What the second half may add: what batches of 8 MiB that came together leave in the allocator. Nothing by the record:
 of a million it would be a hundred bytes each."""
