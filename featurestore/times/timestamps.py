@@ -2,7 +2,8 @@
 
     auto             RFC 3339 text (UTC where it has no offset), or whole milliseconds as a number
     s, ms, us, ns    seconds, milliseconds, ... since 1970, as a number or as digits
-    else             a strptime format such as %Y%m%d; UTC unless the format reads an offset
+    else             a strptime format such as %Y%m%d; UTC unless the format reads an offset; %I and %p together only,
+                     since %H beside %p would read 8 PM as 8 in the morning
     unit, origin     numbers (or digits) of some unit since some time, such as days since 2016-01-01
 
 Fractions of a millisecond are cut off, so that an event never moves into the next millisecond. This module knows no
@@ -52,6 +53,8 @@ class TimeReader:
                 f"mapping.ts_format {ts_format!r} is not a time format",
                 hint="write auto, s, ms, us, ns, or a strptime format such as %Y%m%d",
             )
+        if ts_format not in _MS_PER_UNIT:
+            _refuse_format(ts_format)
         self._format, self._unit_ms, self.origin_ms = ts_format, unit_ms, origin_ms
         self.reads_digits = digits or ts_format != "auto" or unit_ms is not None
         self.reads_iso = ts_format == "auto" and unit_ms is None
@@ -148,6 +151,30 @@ def format_time(ms: int) -> str:
 def format_date(ms: int) -> str:
     """The UTC date of an instant: '2026-03-01'."""
     return instant(ms).date().isoformat()
+
+
+def _refuse_format(ts_format: str) -> None:
+    """Raises SpecError for a strptime format that no text fits, or whose hours would be read half a day off."""
+    try:
+        datetime.strptime("", _ZONE_NAME.sub(r"\g<1>UTC", ts_format))  # noqa: DTZ007 - nothing is read
+    except re.error:
+        raise SpecError(
+            f"mapping.ts_format {ts_format!r} has the same part twice",
+            hint="each of %Y, %m, %d, ... stands once",
+        ) from None
+    except ValueError as error:
+        if "directive" in str(error) or "stray" in str(error):
+            raise SpecError(
+                f"mapping.ts_format {ts_format!r}: {error}",
+                hint="it is Python's strptime that reads: %d takes 1 and 01 alike; seconds since 1970 are ts_format: s",
+            ) from None
+    parts = set(re.findall("%(.)", ts_format))
+    if ("p" in parts) != ("I" in parts):
+        raise SpecError(
+            f"mapping.ts_format {ts_format!r}: %I (hours to 12) and %p (AM or PM) stand together or not at all: "
+            "read with %H, PM says nothing",
+            hint="write %I:%M %p, or %H:%M for hours to 24",
+        )
 
 
 def _strptime(text: str, ts_format: str) -> datetime:

@@ -11,6 +11,7 @@ import pytest
 
 from ebbtide.featurestore.check.events import check
 from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.events.columns import time_reader
 from ebbtide.featurestore.files.reader import read_log
 from tests.unit.featurestore.test_file_kinds import HEAD, T0, A, B, customers, parquet_of, spec_of, written
 
@@ -154,6 +155,20 @@ def test_dates_read_as_numbers_are_told_apart_from_seconds(tmp_path: Path, ts_fo
     assert any(hint in f.text for f in found)
     rows = "".join(f"a,visit,{T0 // 1000 + i},\n" for i in range(30))
     assert any("ts_format: s" in f.text for f in check(written(tmp_path, f"{HEAD}\n{rows}"), spec_of()))
+
+
+FORMATS: list[tuple[str, str]] = [
+    ("%m/%d/%Y %H:%M %p", "stand together.*%I:%M %p"), ("%m/%d/%Y %I:%M", "stand together"),
+    ("%d/%m/%Y %d", "same part twice"), ("%-d.%m.%Y", "bad directive.*1 and 01 alike"),
+    ("%s", "bad directive.*ts_format: s"), ("%Y%", "stray %"), ("%F %Z", "bad directive"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ts_format", "words"), FORMATS, ids=[case[0] for case in FORMATS])
+def test_a_time_format_that_would_read_wrongly(ts_format: str, words: str) -> None:
+    """8 PM under %H and %p was 8 in the morning, in silence; a part twice ended in a trace."""
+    with pytest.raises(SpecError, match=words):
+        time_reader(spec_of(ts_format=ts_format).mapping, digits=True)
 
 
 def test_an_id_of_blanks_is_nobody(tmp_path: Path) -> None:
