@@ -62,7 +62,7 @@ def test_a_short_demo_alerts_better_than_chance(tmp_path: Path) -> None:
     assert f"{found['precision']:.1%}" in said
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_killed_demo_takes_everything_with_it(tmp_path: Path) -> None:
     """SIGKILL while it trains: Kafka, Valkey and the trainer go, too."""
     demo = start(tmp_path, "--seconds", "15")
