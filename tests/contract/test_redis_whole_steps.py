@@ -191,6 +191,8 @@ async def test_a_server_restarted_without_its_file_has_forgotten_all(server: Loc
     """And with it again it is as it was before that: an owner meets both faults, and sees them by the checkpoint."""
     store = RedisStore(server.url, DTYPE, "clicks", PARTITIONS, prefix="t:", timeout_s=2)
     commit = step_of(None, ["a"], RNG)
+    # By default a write to the file waits up to two seconds for a slow disk, and who asked is answered meanwhile.
+    await admin.config_set("appendfsync", "always")
     await store.apply(commit)
     try:
         for appendonly, checkpoint in ((False, None), (True, commit.checkpoint)):
