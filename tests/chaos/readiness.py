@@ -21,22 +21,28 @@ from tests.chaos.workers import ADDRESS, OPENED, Crew, Worker, until
 
 LOOK_S, ANSWER_S = 0.3, 1.0
 SWAPPED = re.compile(r'"message": "model swapped", "model": "[^"]*/(\d+)"')
-ASK = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+TOLD = re.compile("ebbtide_(partition_|timer|ready|server_up|source_)")
 
 
-async def says_ready(port: int) -> bool | None:
-    """Whether it answers 200; None when it does not answer."""
+async def ask(port: int, path: str) -> str | None:
+    """The whole answer; None when it does not answer."""
     try:
         async with asyncio.timeout(ANSWER_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(ASK)
-                line = await reader.readline()
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                answer = await reader.read()
             finally:
                 writer.close()
     except (OSError, TimeoutError):
         return None
-    return b" 200 " in line if line else None
+    return answer.decode(errors="replace")
+
+
+async def says_ready(port: int) -> bool | None:
+    """Whether it answers 200; None when it does not answer."""
+    answer = await ask(port, "/readyz")
+    return " 200 " in answer.partition("\r\n")[0] if answer else None
 
 
 @dataclass
@@ -95,6 +101,17 @@ class Readiness:
 
         await until(lambda: not waiting(), timeout_s)
         return waiting()
+
+    async def metrics(self) -> dict[str, list[str]]:
+        """By its log's name, what each worker says of its partitions and timers: for whoever asks why one stands."""
+        awake = [w for w in self._crew.all if w.alive and not w.stopped and w.log in self._ports]
+        said = await asyncio.gather(*(ask(self._ports[w.log], "/metrics") for w in awake))
+        return {
+            worker.log.name: [
+                line for line in (text or "").splitlines() if TOLD.match(line) and not line.endswith(" 0.0")
+            ]
+            for worker, text in zip(awake, said, strict=True)
+        }
 
     async def _watch(self) -> None:
         while True:

@@ -19,7 +19,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -204,7 +204,7 @@ class Run:
                 acknowledged = acknowledged.joined(await encore.finished())
                 await self._catch_up(monitor)
                 self._due_by_ms = time.time_ns() // 1_000_000 - settings.timers.lateness_max_ms
-                await self._timers_catch_up(store)
+                await self._timers_catch_up(store, readiness)
                 figures["not_ready_when_quiet"] = len(unready := await readiness.all_ready(READY_S_MAX))
                 if unready:
                     self._outcome.problems.append(
@@ -236,14 +236,23 @@ class Run:
         )
         self._outcome.problems.append(f"stuck {self._shape.drain_s_max:.0f} s after the last fault: {what}")
 
-    async def _timers_catch_up(self, store: Store) -> None:
+    async def _timers_catch_up(self, store: Store, readiness: Readiness) -> None:
         """Until nobody is left who was due when all was read; what is not taken by then shows in the verdict."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._shape.drain_s_max):
-                while any(  # noqa: ASYNC110 -- other processes take them
-                    [(await store.due(p, self._due_by_ms, 1))[0] for p in range(self._shape.partitions)]
-                ):
-                    await asyncio.sleep(SHOW_S)
+        until_s, late = time.monotonic() + self._shape.drain_s_max, [True]
+        while any(late) and time.monotonic() < until_s:
+            await asyncio.sleep(SHOW_S)
+            partitions = range(self._shape.partitions)
+            late = [bool((await store.due(p, self._due_by_ms, 1))[0]) for p in partitions]
+        if any(late):
+            stand = [p for p, is_late in enumerate(late) if is_late]
+            at = {
+                p: checkpoint and checkpoint.timers
+                for p in stand
+                for checkpoint in [await store.checkpoint(p)]
+            }
+            self._outcome.problems.append(
+                f"timers of {at} stand, asked for {self._due_by_ms}: {await readiness.metrics()}"
+            )
 
     async def _holes(self, holes: Holes, settings: Settings) -> None:
         layout = Layout(load_spec(settings.spec))
