@@ -243,7 +243,8 @@ class BatchThread(AIOKafkaConsumerThread):
         error = await offsets.ask_tail(self._settings, self._ensure_consumer(), tp, last, fetched.start)
         if error is None:
             return fetched
-        self._places.pop(tp, None)
+        if (place := self._places.get(tp)) is not None and place.seek_id == fetched.seek_id:
+            del self._places[tp]  # else it was sought anew while we asked
         return FetchFault(tp.topic, tp.partition, fetched.seek_id, fetched.start, error)
 
     @staticmethod
@@ -356,13 +357,13 @@ class BatchThread(AIOKafkaConsumerThread):
         subscription = consumer._subscription.subscription if consumer is not None else None
         assignment = subscription.assignment if subscription is not None else None
         for tp in self._owned:
-            place, state, seen_ms = self._places.get(tp), None, 0
+            # When an end was seen, before the end itself: one that is newer than its time does no harm.
+            place, state, seen_ms = self._places.get(tp), None, self._watch.seen_ms(tp)
             if assignment is not None and tp in assignment.tps:
                 state = assignment.state_value(tp)
-                seen_ms = state.timestamp or 0  # first: an end that is newer than its time does no harm
                 # An answer may lie unread for as long as this process, or its machine, stands still.
                 held_ms = ms(self._settings.fetch_wait_max_s)
-                seen_ms = min(seen_ms, self._asked_ms.get(tp, 0) + held_ms)
+                seen_ms = max(seen_ms, min(state.timestamp or 0, self._asked_ms.get(tp, 0) + held_ms))
             ends = [(-1, -1), self._watch.ends(tp)]
             if state is not None and state.highwater is not None:
                 ends[0] = (state.highwater, -1 if state.lso is None else state.lso)

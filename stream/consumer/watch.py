@@ -13,6 +13,7 @@ from contextlib import suppress
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.consumer import offsets
 from ebbtide.stream.errors import AnotherLog, PartitionFault, StreamError
 from ebbtide.stream.kafka.settings import KafkaSettings
@@ -27,7 +28,9 @@ class TopicWatch:
     def __init__(self, settings: KafkaSettings, on_other: Callable[[], None]) -> None:
         self._settings, self._on_other = settings, on_other
         self._task: asyncio.Task[None] | None = None
+        self._clock = SystemClock()
         self._ends: dict[TopicPartition, tuple[int, int]] = {}
+        self._asked_ms = 0
         self._id = ""  # what the topic was when a partition was opened first
         self._other_id = ""  # … and what it was found to be since
         self.topic_end = -1
@@ -53,6 +56,10 @@ class TopicWatch:
         """(high watermark, last stable offset) of a partition when they were looked at last; -1 is unknown."""
         return self._ends.get(tp, (-1, -1))
 
+    def seen_ms(self, tp: TopicPartition) -> int:
+        """When that was asked, by the wall clock, ms UTC; 0 when it is not known. Look at it before the ends."""
+        return self._asked_ms if tp in self._ends else 0
+
     async def topic_id(self, consumer: AIOKafkaConsumer) -> str:
         """As `Source.topic_id`."""
         found = await offsets.topic_id(self._settings, consumer)
@@ -73,8 +80,10 @@ class TopicWatch:
             every = {TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()}
             ours = {tp for tp in consumer.assignment() if tp.topic == topic}
             with suppress(KafkaError, TimeoutError):
+                asked_ms = self._clock.now_ms()
                 async with asyncio.timeout(self._settings.request_timeout_s):
                     self._ends = await offsets.log_ends(consumer, every | ours)
+                self._asked_ms = asked_ms
                 if every <= self._ends.keys():
                     self.topic_end = sum(self._ends[tp][0] for tp in every)
             with suppress(StreamError):

@@ -292,6 +292,34 @@ async def test_one_record_a_message(stack: Services, unique_name: str, feed: Fee
     assert receiver.seen["batches"] == 400
 
 
+async def test_a_log_s_end_is_seen_without_a_fetch(stack: Services, unique_name: str) -> None:
+    """A partition whose fetch stands, for whatever reason, is asked about all the same: who is silent there is silent,
+    and what is there and does not come shows as lag."""
+    settings = settings_for(stack, unique_name)
+    await ensure_topics(settings, [TopicSpec(unique_name, 1, "s")])
+    receiver = Receiver(settings, MemoryChain())
+
+    def seen() -> LogPosition:
+        return receiver.source.positions().get(0, LogPosition(-1, -1, -1))
+
+    async with AIOKafkaProducer(bootstrap_servers=stack.kafka_url) as producer:
+        await producer.send_and_wait(unique_name, b"1", partition=0)
+        await receiver.app.start()
+        try:
+            await until(lambda: seen().position == seen().high_watermark == 1, "the end was reached")
+            thread: Any = receiver.source._thread  # type: ignore[attr-defined]  # what aiokafka fetches is private
+            consumer = thread._ensure_consumer()
+            await thread.call_thread(consumer.pause, TopicPartition(unique_name, 0))
+            await asyncio.sleep(1.0)  # a fetch that was under way
+            stood_ms = SystemClock().now_ms()
+            await until(lambda: seen().seen_ms > stood_ms, "the end was seen again")
+            await producer.send_and_wait(unique_name, b"2", partition=0)
+            await until(lambda: seen().high_watermark == 2, "what does not come is known of")
+            assert seen().position == 1
+        finally:
+            await receiver.stop()
+
+
 async def test_an_answer_that_came_late_is_not_of_now(unique_name: str) -> None:
     """What a log's end was when the broker answered says nothing of the time until somebody reads it: a network that
     is slow, a machine that was suspended. Silence would be proved by what nobody has looked at.
