@@ -9,7 +9,7 @@ another is committed.
     pace   without one, what comes while a turn is under way waits for its end, at most GATHER_S: a turn costs nearly
            the same for one event as for ten. An idle worker answers at once
     time   customers who are due have turns of their own, one at a time, no more a second than is allowed: when no event
-           waits, and of a partition that always has events after three turns of those
+           waits, after three turns of events, and of a partition that always has events after three of its own
 
 A turn takes out its partitions, not the worker: an error of one is told to that one, an error of all to all. Only what
 is wrong for every partition (a setting, a right) ends the worker: `run` raises it, and the process exits with a message
@@ -86,6 +86,7 @@ class Worker:
         self._turns: set[asyncio.Task[None]] = set()
         self._timers_turn: asyncio.Task[None] | None = None
         """The one of them, or the last one, that took customers who are due."""
+        self._log_turns = 0  # since one took customers who are due
         self._began_s = 0.0  # the last of them that took what waited
         self._wake = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
@@ -245,8 +246,9 @@ class Worker:
                 task = asyncio.create_task(self._turn(taken), name="turn")
                 if taken[0].piece.due is None:
                     self._began_s = clock.monotonic_s()
+                    self._log_turns += 1
                 else:
-                    self._timers_turn = task
+                    self._timers_turn, self._log_turns = task, 0
                 self._turns.add(task)
                 task.add_done_callback(self._turned)
 
@@ -266,7 +268,7 @@ class Worker:
     def _take(self, backlog: bool) -> list[Taken]:
         """The pieces of the next turn: of the logs, or of who is due, never of both. What is due may be hundreds of
         alerts; an event that shared a turn with them would wait for all of them to be sent."""
-        pressing = self._take_due(after=EVENTS_IN_A_ROW_MAX)
+        pressing = self._take_due(after=0 if self._log_turns >= EVENTS_IN_A_ROW_MAX else EVENTS_IN_A_ROW_MAX)
         return pressing or self._take_waiting(backlog) or self._take_due()
 
     def _take_waiting(self, backlog: bool) -> list[Taken]:

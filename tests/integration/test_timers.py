@@ -411,6 +411,22 @@ async def test_a_backlog_of_the_due_delays_no_event() -> None:
     assert max(portions) <= 2 * 300 // 50, "what is due at once goes in portions"
 
 
+async def test_a_backlog_elsewhere_starves_nobody_who_is_due() -> None:
+    """Two partitions always have something to take; the third has nothing but customers who are due."""
+    timed = Timed()
+    for who in range(2, 300, PARTITIONS):
+        timed.say(who, T0)
+    async with timed.at_work():
+        await timed.settled()
+        timed.clock.at_ms = T0 + 2 * DAY_MS
+        for n in range(12_000):
+            timed.say(n % 2, timed.clock.at_ms + n, event_id=str(n))
+        async with asyncio.timeout(20.0):
+            while await timed.due():  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.01)
+        assert not await timed.applied(), "the backlog was over by then"
+
+
 async def test_a_lone_partition_goes_on_when_nobody_is_due() -> None:
     """After three turns of events it is its timers' turn; when nobody is due by then, events go on at once."""
     timed = Timed()
