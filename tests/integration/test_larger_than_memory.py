@@ -1,14 +1,10 @@
-"""A training whose examples lie on disk: what it learns from is what a training in memory learns from, and what it
-holds does not grow with them."""
+"""A training whose examples lie on disk: what it learns from is what a training in memory learns from."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.config import TrainConfig
@@ -18,16 +14,13 @@ from ebbtide.model.examples.shards import Shards
 from ebbtide.model.training.cross_fit import learned_from
 from ebbtide.model.training.prepare import Prepared, prepare
 from tests.integration.test_train import KNOWN_UNTIL, demo_spec, simulated
-from tests.support.factory import SPEC, TRAIN, runner, write_config, write_events, write_spec
+from tests.support.factory import TRAIN, runner, write_config, write_events, write_spec
 
-ROOT = Path(__file__).resolve().parents[2]
 ALL = 1_000_000
 HELD = 1_000
 CONFIG = TrainConfig(examples_max=2 * ALL, network_rows_max=ALL, rows_a_customer_max=ALL)
 STREAMS = CONFIG.model_copy(update={"stream_rows_max": ALL, "examples_max": HELD})
 BROWSE, BUY = ["page_view", "search", "add_to_cart", "purchase"], ["purchase"]
-LIMITS = 10
-"""The examples on disk are so many times what may be held because of them."""
 
 
 @pytest.fixture(scope="module")
@@ -118,50 +111,3 @@ def test_a_line_that_streams_two_targets(tmp_path: Path) -> None:
         churned = sum(float(y.numpy().sum()) for _, y, _ in stream.batches(1, seed=1, epoch=0))
         assert churned == (whole.outcomes.labels[:, target] == 1).sum()
     assert (whole.outcomes.labels[:, 0] != whole.outcomes.labels[:, 1]).any()
-
-
-LINE = """
-import resource, sys
-from pathlib import Path
-from tests.support.factory import runner
-
-def run(file):
-    line = runner(Path(file))
-    assert line.run()["outcome"] == "done"
-    folder = line.folder_of("transform") / "examples" / "streamed"
-    return sum(each.stat().st_size for each in folder.iterdir())
-
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-few = run(sys.argv[1])
-before = peak()
-many = run(sys.argv[2])
-print(few, many, before, peak() - before)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_line_of_ten_times_what_it_may_hold(tmp_path: Path) -> None:
-    """The whole line, of few customers and then of many: what their examples add to its peak is less than a tenth of
-    what they take on disk. The first run pays for TensorFlow, programs and a piece of examples."""
-    # Long sequences and a snapshot every six hours: many bytes of examples an event, since a log's events are held.
-    spec = yaml.safe_load(SPEC.read_text(encoding="utf-8"))
-    spec["sequence"] = {**spec["sequence"], "length": 96}
-    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
-    train = {
-        **TRAIN, "examples_max": HELD, "stream_rows_max": 10 * ALL, "rows_a_customer_max": ALL, "batch": 4_096,
-        "snapshot_every_ms": 6 * 3_600_000, "network": {"sequence": False, "dense": [4]},
-    }  # fmt: skip
-    files = []
-    for name, customers in (("few", 150), ("many", 4_000)):
-        (tmp_path / name).mkdir()
-        write_events(tmp_path / name / "events", customers=customers)
-        files.append(write_config(tmp_path / name, spec=str(tmp_path / "spec.yaml"), train=train))
-    done = subprocess.run(
-        [sys.executable, "-c", LINE, *map(str, files)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2_000:]
-    few, many, before, grown = map(int, done.stdout.split())
-    print(f"{few:,} and {many:,} bytes of examples; peak {before:,}, and {grown:,} more")
-    assert many > 1_000_000_000 > 12 * few
-    assert grown < many / LIMITS
