@@ -292,6 +292,11 @@ async def test_one_record_a_message(stack: Services, unique_name: str, feed: Fee
     assert receiver.seen["batches"] == 400
 
 
+def seen(receiver: Receiver) -> LogPosition:
+    """What is known of partition 0; -1 of what is not."""
+    return receiver.source.positions().get(0, LogPosition(-1, -1, -1))
+
+
 async def test_a_log_s_end_is_seen_without_a_fetch(stack: Services, unique_name: str) -> None:
     """A partition whose fetch stands, for whatever reason, is asked about all the same: who is silent there is silent,
     and what is there and does not come shows as lag."""
@@ -299,23 +304,22 @@ async def test_a_log_s_end_is_seen_without_a_fetch(stack: Services, unique_name:
     await ensure_topics(settings, [TopicSpec(unique_name, 1, "s")])
     receiver = Receiver(settings, MemoryChain())
 
-    def seen() -> LogPosition:
-        return receiver.source.positions().get(0, LogPosition(-1, -1, -1))
-
     async with AIOKafkaProducer(bootstrap_servers=stack.kafka_url) as producer:
         await producer.send_and_wait(unique_name, b"1", partition=0)
         await receiver.app.start()
         try:
-            await until(lambda: seen().position == seen().high_watermark == 1, "the end was reached")
+            await until(
+                lambda: seen(receiver).position == seen(receiver).high_watermark == 1, "the end was reached"
+            )
             thread: Any = receiver.source._thread  # type: ignore[attr-defined]  # what aiokafka fetches is private
             consumer = thread._ensure_consumer()
             await thread.call_thread(consumer.pause, TopicPartition(unique_name, 0))
             await asyncio.sleep(1.0)  # a fetch that was under way
             stood_ms = SystemClock().now_ms()
-            await until(lambda: seen().seen_ms > stood_ms, "the end was seen again")
+            await until(lambda: seen(receiver).seen_ms > stood_ms, "the end was seen again")
             await producer.send_and_wait(unique_name, b"2", partition=0)
-            await until(lambda: seen().high_watermark == 2, "what does not come is known of")
-            assert seen().position == 1
+            await until(lambda: seen(receiver).high_watermark == 2, "what does not come is known of")
+            assert seen(receiver).position == 1
         finally:
             await receiver.stop()
 
@@ -337,24 +341,24 @@ async def test_an_answer_that_came_late_is_not_of_now(unique_name: str) -> None:
         await ensure_topics(quick, [TopicSpec(unique_name, 1, "s")])
         receiver = Receiver(settings, MemoryChain())
 
-        def seen() -> LogPosition:
-            return receiver.source.positions().get(0, LogPosition(-1, -1, -1))
-
         async with AIOKafkaProducer(bootstrap_servers=kafka.url) as producer:
             await producer.send_and_wait(unique_name, b"1", partition=0)
             await receiver.app.start()
             try:
-                await until(lambda: seen().position == seen().high_watermark == 1, "the end was reached")
+                await until(
+                    lambda: seen(receiver).position == seen(receiver).high_watermark == 1,
+                    "the end was reached",
+                )
                 proxy.slow(2.0)
                 await asyncio.sleep(0.5)
-                first_ms = seen().seen_ms
-                await until(lambda: seen().seen_ms > first_ms, "an answer through the slow network")
-                last_ms = seen().seen_ms
+                first_ms = seen(receiver).seen_ms
+                await until(lambda: seen(receiver).seen_ms > first_ms, "an answer through the slow network")
+                last_ms = seen(receiver).seen_ms
                 await asyncio.sleep(3.0)  # the next one is on its way back now
                 await producer.send_and_wait(unique_name, b"2", partition=0)
                 produced_ms = SystemClock().now_ms()
-                await until(lambda: seen().seen_ms > last_ms, "the next one")
-                while (position := seen()).high_watermark == 1:
+                await until(lambda: seen(receiver).seen_ms > last_ms, "the next one")
+                while (position := seen(receiver)).high_watermark == 1:
                     assert position.seen_ms < produced_ms + 500
                     await asyncio.sleep(0.05)
             finally:
