@@ -103,27 +103,25 @@ class JsonBlocks(BlockReader):
                     place[path if path in place else path.rpartition(".")[2]] = str(found)
         return row
 
-    def _refuse_wrapped(self, rows: list[Any]) -> None:
-        """Raises SpecError where the first row is no event and holds events: a page of an answer, a list a line."""
-        for row in rows:
-            if _holds_objects(row):
-                raise SpecError(
-                    f"{self.path} has arrays of events, several", hint="write one event a line: jq -c '.[]'"
-                )
-            if type(row) is not dict or any(
-                self._paths[name].split(".")[0] in row for name in ("type", "ts")
-            ):
-                return
-            held = next((key for key, value in row.items() if _holds_objects(value)), None)
-            if held is not None:
-                raise SpecError(
-                    f"{self.path} has its events under {held!r} of an object",
-                    hint=f"write one event a line: jq -c '.[\"{held}\"][]'",
-                )
+    def _refuse_wrapped(self, row: Any) -> None:
+        """Raises SpecError where a row is no event and holds events: a page of an answer, a list a line."""
+        if _holds_objects(row):
+            raise SpecError(
+                f"{self.path} has arrays of events, several", hint="write one event a line: jq -c '.[]'"
+            )
+        if type(row) is not dict or any(self._paths[name].split(".")[0] in row for name in ("type", "ts")):
+            return
+        held = next((key for key, value in row.items() if _holds_objects(value)), None)
+        if held is not None:
+            raise SpecError(
+                f"{self.path} has its events under {held!r} of an object",
+                hint=f"write one event a line: jq -c '.[\"{held}\"][]'",
+            )
 
     def _block(self, rows: list[Any], texts: list[bytes], lines: NDArray[np.int64], bad: list[Any]) -> Block:
         odd = np.array([type(row) is not dict for row in rows], np.bool_)
-        self._refuse_wrapped(rows[:1])
+        if rows:
+            self._refuse_wrapped(rows[0])
         if odd.any():
             rows = [row if type(row) is dict else {} for row in rows]
         if self.partition:
