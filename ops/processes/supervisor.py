@@ -107,7 +107,7 @@ class Supervisor:
         shares = share_of_cores(sorted(os.sched_getaffinity(0)), processes)
         self.workers = [
             Supervised(n, settings, folder, port, shares[n], command)
-            for n, port in enumerate(free_ports(processes))  # all at once, so that no two are the same
+            for n, port in enumerate(free_ports(processes))
         ]
         self.ever_ready = False
         self._stopping = asyncio.Event()

@@ -71,10 +71,13 @@ class KafkaNode:
         )
         self.server.spawn(command)
 
-    def wait_ready(self, brokers: int) -> None:
-        """Until this node answers for itself and at least `brokers` nodes of its cluster, itself included."""
+    def wait_ready(self, brokers: int, others: Sequence["KafkaNode"] = ()) -> None:
+        """Until this node answers for itself and at least `brokers` nodes of its cluster, itself included. Raises
+        ServerFailed, also as soon as one of `others` has ended: who waits for a node that is gone waits in vain."""
 
         def ready() -> bool:
+            for node in others:
+                node.server.check()
             answer = kafka_nodes(self.port)
             return answer is not None and answer[0] == self._cluster_id and self.number in answer[1] and (
                 len(answer[1]) >= brokers
@@ -154,7 +157,7 @@ class LocalKafka(Local):
                 for node in self.nodes:
                     node.spawn()
                 for node in self.nodes:
-                    node.wait_ready(self._brokers)
+                    node.wait_ready(self._brokers, self.nodes)
                 return
             except ServerFailed as failure:
                 if "Address already in use" not in str(failure) or not left:

@@ -6,6 +6,7 @@ a deadline. Invariant: every server belongs to one `Keeper`, and when the keeper
 """
 
 import fcntl
+import functools
 import json
 import os
 import random
@@ -55,10 +56,44 @@ def tied(argv: Sequence[str]) -> list[str]:
     return [*SCRIPT, "--exec", str(os.getpid()), *argv]
 
 
+class _Ports:
+    """Which ports this process has taken, known to all processes of this user on this machine.
+
+    That nobody listens on a port says nothing about who is about to, or whose server is down for a moment. A port is a
+    byte of one file, and whoever takes it locks that byte: a lock that ends with its process, whatever it ends by.
+    """
+
+    def __init__(self) -> None:
+        self._file = (Path(tempfile.gettempdir()) / f"ebbtide-{os.getuid()}.ports").open("wb")
+        self._pid, self._taken = os.getpid(), set[int]()
+        self._lock = threading.Lock()
+
+    def take(self, port: int) -> bool:
+        with self._lock:
+            if self._pid != os.getpid():  # a fork takes over our set, not our locks
+                self._pid, self._taken = os.getpid(), set()
+            if port in self._taken:
+                return False
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            except OSError:
+                return False
+            self._taken.add(port)
+            return True
+
+
+@functools.cache
+def _ports() -> _Ports:
+    return _Ports()
+
+
 def free_ports(n: int) -> list[int]:
-    """n different TCP ports nobody listens on at 127.0.0.1 now; a server that finds one taken after all says so."""
+    """n TCP ports nobody listens on at 127.0.0.1 now, and nobody else is given while this process lives; a server that
+    finds one taken after all says so."""
     found: list[int] = []
-    for port in random.sample(PORTS, 1000):
+    for port in random.sample(PORTS, len(PORTS)):
+        if not _ports().take(port):
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

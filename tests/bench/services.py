@@ -14,7 +14,6 @@ It knows how each is started and told where things are; it refuses to know what 
 """
 
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ import yaml
 
 from ebbtide.featurestore.spec import dump_spec
 from ebbtide.ops.config.child import child_environment
+from ebbtide.ops.stack.server import free_ports
 from tests.bench.producer import PARTITIONS
 from tests.bench.traffic import SPEC
 
@@ -179,7 +179,7 @@ class Service:
     def __init__(self, variant: Variant, place: Place) -> None:
         self._variant, self._place = variant, place
         self._scratch = tempfile.TemporaryDirectory(prefix="ebbtide-bench-")
-        self._port = _free_port()
+        self._port = free_ports(1)[0]
         self._stop = threading.Event()
         self.cpu = Cpu()
         self.rss_bytes_max = 0
@@ -259,9 +259,3 @@ def _servers() -> dict[str, psutil.Process]:
         for child in psutil.Process().children(recursive=True)
         if child.name() in names
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -163,7 +163,7 @@ def _wait_for_log(redis: Redis, log: Path) -> None:
 def servers(directory: Path) -> Iterator[Scene]:
     """Start them all, below `directory`; they end with the block."""
     with ExitStack() as stack:
-        ports = {n: free_ports(1)[0] for n in range(1, BROKERS + 1)}
+        ports = dict(enumerate(free_ports(BROKERS), 1))
         ways = {n: stack.enter_context(Proxy(port)) for n, port in ports.items()}
 
         def listener(number: int, _client_port: int) -> Mapping[str, str]:

@@ -155,6 +155,30 @@ def test_ports_that_somebody_took_are_exchanged(tmp_path: Path) -> None:
             assert str(taken) not in stack.kafka_url + stack.redis_url
 
 
+def test_a_port_that_one_broker_of_three_lost_is_exchanged(tmp_path: Path) -> None:
+    """The two others serve, and would be waited for until the deadline."""
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", free_ports(1)[0]))
+        stranger.listen()
+        taken = stranger.getsockname()[1]
+        ports = [free_ports(2) for _ in range(3)]
+        ports[1][0] = taken
+        identity = {"cluster_id": "AAAAAAAAAAAAAAAAAAAAAQ", "ports": ports}
+        (tmp_path / "kafka.json").write_text(json.dumps(identity))
+        with LocalKafka(3, directory=tmp_path) as kafka:
+            assert str(taken) not in kafka.url
+
+
+def test_no_port_is_given_twice() -> None:
+    """Also not to another process, while ours has not yet begun to listen."""
+    ours = free_ports(200)
+    ask = "from ebbtide.ops.stack.server import free_ports; print(*free_ports(11_000))"
+    asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    theirs = {int(port) for port in asked.stdout.split()}
+    assert len(theirs) == 11_000
+    assert not theirs & {*ours}
+
+
 @pytest.fixture
 def three_brokers() -> Iterator[LocalKafka]:
     with LocalKafka(brokers=3) as kafka:
