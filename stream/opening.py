@@ -9,9 +9,9 @@ had the partition before, and has not heard that it is not theirs, may go on unt
 from typing import Literal
 
 from ebbtide.stream.batch import Source
+from ebbtide.stream.decision.suppression import NO_SUPPRESSION, Suppression
 from ebbtide.stream.errors import TopicRepartitioned
 from ebbtide.stream.pipeline import Pipeline, Tools
-from ebbtide.stream.suppression import NO_SUPPRESSION, Suppression
 from ebbtide.stream.turn.flood import FloodGuard
 from ebbtide.stream.turn.opened import LogState, Opened, check_tail, commit_first, open_partition
 

@@ -8,8 +8,8 @@
 It gives out pieces of its log, and customers who are due (`take_due`), whenever its clock has passed them.
 
 A checkpoint behind the group's committed offset is a state to be made again: the same turns from there, which say
-nothing that was said (`stream/suppression.py`). So a failover that lost its tail, a store that was lost altogether and
-a first start on an old topic are no cases of their own.
+nothing that was said (`stream/decision/suppression.py`). So a failover that lost its tail, a store that was lost
+altogether and a first start on an old topic are no cases of their own.
 
 One way back from every fault: drop what is in hand, read the stored checkpoint, seek there. It is safe because a turn
 changes nothing before it is applied, and what was applied is behind the checkpoint; a write whose answer was lost shows

@@ -12,13 +12,13 @@ bytes, in order: exactly once where the sink makes transactions (`stream/kafka/t
 and scores are sent and acknowledged before 5, so that what a partition moves past is never lost; after a crash they may
 be there twice, with the same position.
 
-What was sent before is not sent again (`stream/suppression.py`): a state that is made a second time, by a replay of the
-log, takes every step but speaks only from the group's committed offset on. A row that the model cannot score loses its
-decision, not its events: a dead letter `unscored` says so.
+What was sent before is not sent again (`stream/decision/suppression.py`): a state that is made a second time, by a
+replay of the log, takes every step but speaks only from the group's committed offset on. A row that the model cannot
+score loses its decision, not its events: a dead letter `unscored` says so.
 
 The pipeline knows no Faust, Redis or TensorFlow: it is given a store, a batcher and a sink. It keeps nothing between
 turns and retries nothing. A partition that fails leaves its turn with its error and holds up nobody (`Work.failed`);
-what becomes of it is `stream/partition.py`'s affair. Who takes part in a turn is decided in `stream/worker.py`.
+what becomes of it is `stream/partition.py`'s affair. Who takes part in a turn is decided in `stream/schedule.py`.
 """
 
 import logging

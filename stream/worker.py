@@ -2,14 +2,7 @@
 
 It takes note of what the source says (assigned, revoked, batches) without waiting, and keeps a task a partition for its
 opening. What waits in open partitions is taken into turns, as many at once as `turns_in_flight`: one is judged while
-another is committed.
-
-    fair   whoever has waited longest is first; a piece a partition and turn, so a backlog never holds up the others
-    half   under a backlog a turn takes half of the waiting partitions, so that there is work for the second place
-    pace   without one, what comes while a turn is under way waits for its end, at most GATHER_S: a turn costs nearly
-           the same for one event as for ten. An idle worker answers at once
-    time   customers who are due have turns of their own, one at a time, no more a second than is allowed: when no event
-           waits, after three turns of events, and of a partition that always has events after three of its own
+another is committed. Whose turn it is, `schedule.py` says.
 
 A turn takes out its partitions, not the worker: an error of one is told to that one, an error of all to all. Only what
 is wrong for every partition (a setting, a right) ends the worker: `run` raises it, and the process exits with a message
@@ -19,35 +12,29 @@ that says what to do. It knows neither Faust nor TensorFlow; `ebbtide.ops.worker
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, DUE_AT_ALL_MS
+from ebbtide.featurestore.store.commit import DUE_AT_ALL_MS
 from ebbtide.stream.batch import Fetched, Source
 from ebbtide.stream.consumer.pulse import Pulse
 from ebbtide.stream.ending import END_S_MAX, end
 from ebbtide.stream.partition import ACK_AFTER_S, RETRIED, Partition
 from ebbtide.stream.pipeline import MISPLACED, Pipeline, Tools
+from ebbtide.stream.schedule import Schedule, Taken
 from ebbtide.stream.telemetry import Lag
 from ebbtide.stream.turn.answers import answers
 from ebbtide.stream.turn.limits import Limits
 from ebbtide.stream.turn.opened import Opened
 from ebbtide.stream.turn.queue import Budget
 from ebbtide.stream.turn.state import describe
-from ebbtide.stream.turn.timers import Allowance, SourceWatch
-from ebbtide.stream.turn.work import Piece
+from ebbtide.stream.turn.timers import SourceWatch
 
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_S = 0.05
 """How often idle partitions are looked through: for alerts to acknowledge, and for a state that may have been lost."""
-BACKLOG_RECORDS = 256
-"""More than this waiting is a backlog: then two turns of half the partitions overlap, and take less time than one."""
-GATHER_S = 0.005
-"""How long what waits, and is no backlog, may wait for the turn under way to end before a second begins beside it."""
 TIMERS_S = 0.2
 """How often it is looked whether the clock has passed somebody; a log's end is seen twice a second."""
-EVENTS_IN_A_ROW_MAX = 3
-"""Timers get at least one turn in four of a partition."""
 QUIET = "timers hold: no record came to the whole topic for {seconds:,} s, so a silence may be the producers'"
 LOW = (
     "partition {number}: timers hold: its log brought {share:.0%} of what is usual at this hour of the week, so a"
@@ -55,13 +42,6 @@ LOW = (
 )
 LOOK_S = 1.0
 """How often it is noted where the logs end: `/readyz` and the lag tell what stands still, also when nothing arrives."""
-
-
-class Taken(NamedTuple):
-    """A piece in a turn, and whose it is."""
-
-    partition: Partition
-    piece: Piece
 
 
 class Worker:
@@ -76,20 +56,9 @@ class Worker:
         self._partitions: dict[int, Partition] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()  # sees to it that what was given away ends
-        self._waiting: dict[int, Partition] = {}
-        """Who has a piece of its log to give, longest first."""
-        self._due: dict[int, Partition] = {}
-        """Who has customers who are due."""
-        self._allowance = Allowance(self._limits.timers.customers_per_s_max)
+        self._schedule = Schedule(self._limits, tools.clock)
         self._own_clock = self._limits.timers.clock != "wall"
         self._source_watch = SourceWatch(self._limits.timers.source_quiet_max_ms)
-        self._turns: set[asyncio.Task[None]] = set()
-        self._timers_turn: asyncio.Task[None] | None = None
-        """The one of them, or the last one, that took customers who are due."""
-        self._log_turns = 0  # since one took customers who are due
-        self._began_s = 0.0  # the last of them that took what waited
-        self._wake = asyncio.Event()
-        self._alarm: asyncio.TimerHandle | None = None
         self._fatal: asyncio.Future[None] | None = None
         self._source: Source | None = None
         self._pulse = Pulse(tools.store)
@@ -158,7 +127,7 @@ class Worker:
         for number in partitions - self._partitions.keys():
             partition = Partition(
                 number, self._pipeline, self._tools, self._source, alerts_from=self._alerts_from, limits=self._limits,
-                budget=self._budget, on_ready=self._on_ready,
+                budget=self._budget, on_ready=self._schedule.waits,
             )  # fmt: skip
             self._partitions[number] = partition
             task = asyncio.create_task(partition.run(), name=f"partition-{number}")
@@ -170,8 +139,7 @@ class Worker:
         """No longer ours: work before its apply is dropped, not awaited. The next owner starts from the checkpoint."""
         for number in partitions & self._partitions.keys():
             self._partitions.pop(number).give_away()
-            self._waiting.pop(number, None)
-            self._due.pop(number, None)
+            self._schedule.forget(number)
             ending = asyncio.create_task(end([self._tasks.pop(number)]), name=f"end of partition-{number}")
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
@@ -193,7 +161,7 @@ class Worker:
         working = {
             asyncio.create_task(self._tools.batcher.run(), name="batcher"),
             asyncio.create_task(self._pulse.run(self._source), name="pulse"),
-            asyncio.create_task(self._schedule(), name="turns"),
+            asyncio.create_task(self._take_turns(), name="turns"),
             asyncio.create_task(self._run_timers(self._source), name="timers"),
             asyncio.create_task(self._keep_house(), name="housekeeping"),
         }
@@ -204,7 +172,7 @@ class Worker:
                     future.result()
         finally:
             # The store and the sink are closed after us: nobody may use them any more.
-            await end([*working, *self._turns, *self._tasks.values()])
+            await end([*working, *self._schedule.turns, *self._tasks.values()])
             if self._ending:
                 await asyncio.wait(self._ending, timeout=END_S_MAX)
 
@@ -222,93 +190,12 @@ class Worker:
 
     # -- turns
 
-    def _on_ready(self, partition: Partition) -> None:
-        self._waiting.setdefault(partition.number, partition)
-        self._wake.set()
-
-    async def _schedule(self) -> None:
-        """Begin a turn as soon as something waits and a place is free."""
-        clock = self._tools.clock
+    async def _take_turns(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while (self._waiting or self._due) and len(self._turns) < self._limits.turns_in_flight:
-                backlog = self._backlog()
-                if self._turns - {self._timers_turn} and not backlog:
-                    early_s = self._began_s + GATHER_S - clock.monotonic_s()
-                    if early_s > 0:
-                        self._wake_in(early_s)
-                        break
-                if not (taken := self._take(backlog)):
-                    if self._due and (wait_s := self._allowance.wait_s(clock.monotonic_s())):
-                        self._wake_in(wait_s)
-                    break
-                task = asyncio.create_task(self._turn(taken), name="turn")
-                if taken[0].piece.due is None:
-                    self._began_s = clock.monotonic_s()
-                    self._log_turns += 1
-                else:
-                    self._timers_turn, self._log_turns = task, 0
-                self._turns.add(task)
-                task.add_done_callback(self._turned)
-
-    def _wake_in(self, seconds: float) -> None:
-        """Look again then, or before."""
-        loop = asyncio.get_running_loop()
-        when = loop.time() + seconds
-        if self._alarm is None or not loop.time() < self._alarm.when() <= when:
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = loop.call_at(when, self._wake.set)
-
-    def _backlog(self) -> bool:
-        """Nobody knows how much waits without looking; a queue of more than one batch is a backlog."""
-        return sum(partition.queued_records for partition in self._waiting.values()) > BACKLOG_RECORDS
-
-    def _take(self, backlog: bool) -> list[Taken]:
-        """The pieces of the next turn: of the logs, or of who is due, never of both. What is due may be hundreds of
-        alerts; an event that shared a turn with them would wait for all of them to be sent."""
-        pressing = self._take_due(after=0 if self._log_turns >= EVENTS_IN_A_ROW_MAX else EVENTS_IN_A_ROW_MAX)
-        return pressing or self._take_waiting(backlog) or self._take_due()
-
-    def _take_waiting(self, backlog: bool) -> list[Taken]:
-        """Pieces of the logs, whoever has waited longest first."""
-        limits, taken, records = self._limits, list[Taken](), 0
-        room = limits.turn_partitions_max
-        if backlog and not self._turns:
-            room = min(room, -(-len(self._waiting) // 2))
-        for number, partition in list(self._waiting.items()):
-            if len(taken) == room or records >= limits.turn_records_max or (taken and partition.alone):
-                break
-            del self._waiting[number]
-            piece = partition.take() or (partition.take_acknowledgement() if partition.draining else None)
-            if piece is None:
-                continue
-            taken.append(Taken(partition, piece))
-            records += 0 if piece.batch is None else len(piece.batch.records)
-            if partition.alone:
-                break
-        return taken
-
-    def _take_due(self, after: int = 0) -> list[Taken]:
-        """Customers who are due, of partitions that gave `after` pieces of their logs since they last had a turn for
-        it; of as few partitions as there is allowance for, and one such turn at a time, since no event of theirs is
-        taken meanwhile."""
-        taken, allowed = list[Taken](), self._allowance.left(self._tools.clock.monotonic_s())
-        if self._timers_turn is not None and not self._timers_turn.done():
-            return taken
-        for number, partition in list(self._due.items()):
-            if len(taken) == self._limits.turn_partitions_max or not allowed or (taken and partition.alone):
-                break
-            if partition.in_turn or partition.turns_without_timers < after:
-                continue  # afterwards
-            del self._due[number]
-            # A state that is made again has to be where it was before anything else happens.
-            if piece := partition.take_due(CUSTOMERS_MAX if partition.timers_first else allowed):
-                taken.append(Taken(partition, piece))
-                allowed = max(allowed - piece.customers_due, 0)
-                self._allowance.spend(piece.customers_due)
-        return taken
+            taken = await self._schedule.next()
+            turn = asyncio.create_task(self._turn(taken), name="turn")
+            self._schedule.begun(turn, taken)
+            turn.add_done_callback(self._turned)
 
     async def _run_timers(self, source: Source) -> None:
         """Ask the store who is due, wherever a clock has passed somebody."""
@@ -331,15 +218,13 @@ class Worker:
                     continue
                 late_ms = max(late_ms, until[0] - (opened.due.next_ms or until[0]))
                 if partition.due_now:
-                    self._due.setdefault(number, partition)
+                    self._schedule.is_due(partition)
                 elif opened.due.asks(until):
                     asked.append(opened)
             quiet = not self._own_clock and self._source_watch.quiet_ms(clock.now_ms()) > 0
             low = sum(partition.volume.low_share is not None for partition in self._partitions.values())
             self._tools.telemetry.timers(quiet, low, late_ms / 1000)
             await self._ask_due(asked)
-            if self._due:
-                self._wake.set()
 
     async def _ask_due(self, opened: Sequence[Opened]) -> None:
         asked = [(each.partition, DUE_AT_ALL_MS, each.due.ask()) for each in opened]
@@ -350,7 +235,7 @@ class Worker:
             each.due.answer(*found)
             partition = self._partitions.get(each.partition)
             if partition is not None and partition.opened is each:
-                self._due.setdefault(each.partition, partition)
+                self._schedule.is_due(partition)
 
     async def _turn(self, taken: Sequence[Taken]) -> None:
         errors: dict[int, Exception | None]
@@ -370,12 +255,11 @@ class Worker:
         for partition, piece in taken:
             partition.settle(piece, errors[partition.number])
             if piece.due is not None and self._partitions.get(partition.number) is partition:
-                self._due.setdefault(partition.number, partition)  # there may be more of the page
+                self._schedule.is_due(partition)  # there may be more of the page
 
-    def _turned(self, task: asyncio.Task[None]) -> None:
-        self._turns.discard(task)
-        self._wake.set()
-        self._ended(task)
+    def _turned(self, turn: asyncio.Task[None]) -> None:
+        self._schedule.ended(turn)
+        self._ended(turn)
 
     async def _keep_house(self) -> None:
         """Idle partitions acknowledge their outboxes, and look whether their state is still there."""

@@ -3,9 +3,9 @@
 The very fold of the worker, over a file, and then one atomic step after another. What was due by then is taken, as time
 would have taken it, and no decision is made: nobody is alerted about the past. The checkpoint says where the topic goes
 on (`ops/state/junction.py`), so that a worker folds what comes after the file, and that once; and that timers go on
-from the file's end: what came due since is taken and not alerted about (`stream/suppression.py`). Beside it stands how
-much came by hour, by the events' times, so that a worker knows what is usual (`stream/turn/volume.py`). It refuses a
-store that holds state already: history folded over what is there would count twice.
+from the file's end: what came due since is taken and not alerted about (`stream/decision/suppression.py`). Beside it
+stands how much came by hour, by the events' times, so that a worker knows what is usual (`stream/turn/volume.py`). It
+refuses a store that holds state already: history folded over what is there would count twice.
 """
 
 from collections.abc import Callable, Mapping

@@ -14,9 +14,9 @@ from ebbtide.featurestore.errors import LayoutError
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.errors import OpsError
 from ebbtide.stream.batch import CommittedOffset
+from ebbtide.stream.decision.suppression import SUPPRESS_ALL
 from ebbtide.stream.errors import CheckpointOutsideLog
 from ebbtide.stream.kafka.committed_log import CommittedLog
-from ebbtide.stream.suppression import SUPPRESS_ALL
 from ebbtide.stream.turn.flood import FloodGuard
 from ebbtide.stream.turn.opened import LogState, Opened, open_partition
 

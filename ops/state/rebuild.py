@@ -7,7 +7,7 @@ offset.
 
 It knows rounds: each reads the committed offsets and brings every partition there; a round that is over before its
 committed offsets are a second old is the last. It refuses to know what a step does (`stream/pipeline.py`), what a
-committed offset means (`stream/suppression.py`) and whether there is anything to do (`ops/state/plan.py`). The
+committed offset means (`stream/decision/suppression.py`) and whether there is anything to do (`ops/state/plan.py`). The
 invariant: nothing is sent, and no record beyond the committed offset is folded, since what lies there has not been
 decided by anyone yet, and whoever decides it has to say so. What was applied is kept: a rebuild that was interrupted
 goes on from the checkpoints it finds.
@@ -25,12 +25,12 @@ from ebbtide.featurestore.store.commit import CUSTOMERS_MAX, DUE_AT_ALL_MS
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.ops.state.plan import NotOurs, Plan, open_ours
 from ebbtide.stream.batch import CommittedOffset
+from ebbtide.stream.decision.suppression import Suppression
 from ebbtide.stream.errors import BrokerUnavailable, ScorerUnavailable
 from ebbtide.stream.kafka.committed_log import CommittedLog
 from ebbtide.stream.outputs.message import AtLeastOnce, Message
 from ebbtide.stream.pipeline import Pipeline, Tools
 from ebbtide.stream.retry import Backoff
-from ebbtide.stream.suppression import Suppression
 from ebbtide.stream.telemetry import Telemetry, TurnDone
 from ebbtide.stream.turn.flood import FloodGuard
 from ebbtide.stream.turn.opened import LogState, Opened

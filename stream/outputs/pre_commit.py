@@ -3,7 +3,7 @@
     sent and acknowledged before a partition moves past the records they come from, so nothing is lost by being bad
     alerts go the other way, through the outbox (`stream/pipeline.py`): they follow from the commit
 
-It leaves out what the group's committed offset says was sent (`stream/suppression.py`). It sends nothing. The
+It leaves out what the group's committed offset says was sent (`stream/decision/suppression.py`). It sends nothing. The
 invariant: the messages follow from the log and the committed offset alone, so after a crash the same ones are made
 again, with the same positions.
 """

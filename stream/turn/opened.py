@@ -22,8 +22,8 @@ from ebbtide.featurestore.store.checkpoint import (
 from ebbtide.featurestore.store.commit import Commit, HourCounts
 from ebbtide.featurestore.store.protocol import Store
 from ebbtide.stream.batch import ADOPT, CommittedOffset, FetchedBatch, Source, lost_tail
+from ebbtide.stream.decision.suppression import Suppression
 from ebbtide.stream.errors import AnotherLog, BrokerUnavailable, CheckpointOutsideLog
-from ebbtide.stream.suppression import Suppression
 from ebbtide.stream.turn.due import DuePage
 from ebbtide.stream.turn.flood import FloodGuard
 from ebbtide.stream.turn.volume import Volume

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from ebbtide.featurestore.store.checkpoint import TimerCursor
 from ebbtide.stream.batch import CommittedOffset
+from ebbtide.stream.decision.suppression import Suppression
 from ebbtide.stream.kafka.reader import read_topic
 from ebbtide.stream.kafka.settings import KafkaSettings
-from ebbtide.stream.suppression import Suppression
 
 OFFSETS_TOPIC = "__consumer_offsets"
 OFFSET_KEYS = (0, 1)

@@ -194,10 +194,10 @@ async def test_a_trickle_waits_a_moment_for_the_turn_under_way(elapsed_s: float,
         for partition, key in enumerate((b"ann", b"bob", b"eve")):
             logs[partition].append(one_event(key.decode()))
             if partition == 0:
-                while not worker._turns:  # noqa: ASYNC110 -- no event
+                while not worker._schedule.turns:  # noqa: ASYNC110 -- no event
                     await asyncio.sleep(0.001)
         while not await world.applied():
-            seen = max(seen, len(worker._turns))
+            seen = max(seen, len(worker._schedule.turns))
             await asyncio.sleep(0.001)
     assert seen == most
 

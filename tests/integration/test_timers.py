@@ -19,8 +19,8 @@ import pytest
 from ebbtide.ops.state.rebuild import take_timers
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
+from ebbtide.stream.decision.suppression import SUPPRESS_ALL, Suppression
 from ebbtide.stream.pipeline import Pipeline
-from ebbtide.stream.suppression import SUPPRESS_ALL, Suppression
 from ebbtide.stream.telemetry import Telemetry, TurnDone
 from ebbtide.stream.turn.timers import TimerLimits
 from ebbtide.stream.worker import Worker

@@ -2,8 +2,8 @@
 
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.stream.batch import FetchedBatch
+from ebbtide.stream.decision.suppression import NO_SUPPRESSION
 from ebbtide.stream.pipeline import Pipeline, Tools
-from ebbtide.stream.suppression import NO_SUPPRESSION
 from ebbtide.stream.turn.flood import FloodGuard
 from ebbtide.stream.turn.opened import Opened
 from ebbtide.stream.turn.work import Piece

@@ -10,8 +10,8 @@ from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.featurestore.store.commit import Commit
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch, lost_tail
+from ebbtide.stream.decision.suppression import NO_SUPPRESSION
 from ebbtide.stream.errors import AnotherLog, CheckpointOutsideLog
-from ebbtide.stream.suppression import NO_SUPPRESSION
 from ebbtide.stream.turn.flood import FloodGuard
 from ebbtide.stream.turn.opened import LogState, Opened, open_partition
 from tests.support.seams.scoring import LAYOUT

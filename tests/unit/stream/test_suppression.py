@@ -4,7 +4,7 @@ import pytest
 
 from ebbtide.featurestore.store.checkpoint import Checkpoint
 from ebbtide.stream.batch import CommittedOffset
-from ebbtide.stream.suppression import NO_SUPPRESSION, Suppression
+from ebbtide.stream.decision.suppression import NO_SUPPRESSION, Suppression
 
 
 def at(offset: int, sequence: int, ms: int = 0, customer: str = "") -> Checkpoint:
