@@ -27,7 +27,7 @@ from tests.bench.machine import Machine, Watch
 from tests.bench.report import table
 from tests.bench.run import Figures, Run, python
 from tests.bench.services import COMPARED, VARIANTS, Place
-from tests.bench.traffic import BEGINS_BEFORE_MS, CUSTOMERS
+from tests.bench.traffic import BEGINS_LATELY_MS, CUSTOMERS
 
 COMMON_RATE = 500.0
 
@@ -41,7 +41,7 @@ async def measured(asked: argparse.Namespace, say: Steps, figures: dict[str, Fig
         tempfile.TemporaryDirectory(prefix="ebbtide-bench-") as folder,
         collector() as collector_url,
     ):
-        directory, start_ms = Path(folder), time.time_ns() // 1_000_000 - BEGINS_BEFORE_MS
+        directory, start_ms = Path(folder), time.time_ns() // 1_000_000 - BEGINS_LATELY_MS
         say("publishing a model of random weights")
         await python("tests.bench.publish", folder, str(start_ms))
         say("compiling it")

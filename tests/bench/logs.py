@@ -23,6 +23,9 @@ STEADY_FROM, STEADY_TO = 0.2, 0.8
 """Shares of a backlog between which a service is neither starting nor running out of work. Of the whole: librdkafka may
 work off one partition after the other, where others take all of them in turn."""
 
+BY_TIME = {"silence", "expired", "returned"}
+"""Causes of alerts that name a customer's last activity."""
+
 
 @dataclass(frozen=True, slots=True)
 class Input:
@@ -79,6 +82,8 @@ async def read_alerts(settings: KafkaSettings, topic: str, source: Input) -> Ale
     async for record in read_topic(settings, topic):
         alert = orjson.loads(record.value or b"{}")
         if "decision" in alert:
+            if alert["decision"]["cause"] in BY_TIME:
+                continue  # no event brought it about, so none was waited for
             event = at[alert["decision"]["partition"], alert["decision"]["offset"]]
         else:
             event = of_number[event_number(alert["event_id"].encode())]

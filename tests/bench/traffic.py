@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.spec import Spec, parse_spec
-from ebbtide.featurestore.times.durations import DAY_MS
+from ebbtide.featurestore.times.durations import DAY_MS, HOUR_MS
 
 CUSTOMERS = 20_000
 LIVELINESS = 1.0  # sigma of the logarithm of a customer's rate
 EVENT_EVERY_MS = 100
 BEGINS_BEFORE_MS = 9 * DAY_MS
 """A stream begins so long before now that it cannot overtake the clock: room for 7.7 million events."""
+BEGINS_LATELY_MS = 70 * HOUR_MS
+"""A stream for timers by the wall clock begins so long before: room for 2.5 million events, and less than the spec's
+first silence, so that nobody is silent yet but who came in its first two hours and never again. In one that began
+earlier everybody would be due again after each of their events."""
 SHARE = {
     "page_view": 0.55, "search": 0.16, "add_to_cart": 0.10, "wishlist": 0.05, "purchase": 0.05,
     "review": 0.02, "support_ticket": 0.02, "newsletter": 0.05,
