@@ -27,8 +27,8 @@ from ebbtide.ops.worker.connect import topic_specs
 from ebbtide.ops.worker.process import WorkerProcess
 from ebbtide.stream.clock import SystemClock
 from ebbtide.stream.kafka.topics import ensure_topics
-from tests.alerts.feed import Feed, compressed, open_transaction
-from tests.alerts.hanging import Hanging, hanging_worker
+from tests.alerts.faulty import Faulty, faulty_worker
+from tests.alerts.feed import Feed, compressed, open_transaction, weeks_of
 from tests.support.seams.models import TINY
 from tests.support.servers.prometheus import Prometheus
 from tests.support.workers.outages import Outage, load_scorer, outage
@@ -128,7 +128,8 @@ async def run(folder: Path, console: Console) -> tuple[list[Fired], set[str]]:
                 await server_faults(trial, feed, servers)
                 await last_faults(trial, feed, direct)
                 await trial.fault("the worker is killed", {"Down"}, lambda: asyncio.to_thread(worker.kill))
-                await hang(trial, feed, servers, settings, prometheus)
+                await model_faults(trial, servers, settings, prometheus)
+            await low_source(trial, servers, settings, prometheus)
     return trial.fired, wrong
 
 
@@ -214,20 +215,49 @@ async def server_faults(trial: Trial, feed: Feed, servers: Outage) -> None:
     await trial.fault("nobody produces", {"NoEvents", "TimersHeld"}, silence, sound)
 
 
-async def hang(trial: Trial, feed: Feed, servers: Outage, settings: Settings, prometheus: Prometheus) -> None:
-    """A model that does not return, in a worker of this process."""
-    scorer = Hanging(await asyncio.to_thread(load_scorer, servers))
-    kafka = settings.kafka.model_copy(update={"group": "hangs"})
-    redis = settings.redis.model_copy(update={"prefix": "hangs:"})
-    other = settings.model_copy(update={"kafka": kafka, "redis": redis, "alerts_from": "now"})
-    async with hanging_worker(other, scorer) as target:
+async def model_faults(trial: Trial, servers: Outage, settings: Settings, prometheus: Prometheus) -> None:
+    """What a model does, in a worker of this process."""
+    scorer = Faulty(await asyncio.to_thread(load_scorer, servers))
+    async with faulty_worker(beside(settings, "faulty"), scorer) as target:
         prometheus.watch([target])
+
+        async def doubt() -> None:
+            scorer.unsure.set()
+
+        async def no_doubt() -> None:
+            scorer.unsure.clear()
 
         async def stop_answering() -> None:
             scorer.hangs.set()
 
+        await trial.fault("reasons that do not add up", {"Unexplained"}, doubt, no_doubt)
         await trial.fault("the model does not return", {"ScorerHung"}, stop_answering)
         scorer.go_on()
+
+
+async def low_source(trial: Trial, servers: Outage, settings: Settings, prometheus: Prometheus) -> None:
+    """A topic that brought a hundred records in this hour of each week, and brings none of it today."""
+    kafka = settings.kafka.model_copy(update={"topic": "low"})
+    low = beside(settings.model_copy(update={"kafka": kafka}), "low")
+    direct = servers.direct(low)
+    await ensure_topics(direct.kafka, topic_specs(direct))
+    await weeks_of(direct.kafka)
+    folder = servers.folder / "low"
+    folder.mkdir()
+    with WorkerProcess(low, folder) as worker:
+        await asyncio.to_thread(worker.wait_ready)
+
+        async def watch() -> None:
+            prometheus.watch([worker.address.removeprefix("http://")])
+
+        await trial.fault("producers bring less than a fifth", {"SourceLow"}, watch)
+
+
+def beside(settings: Settings, name: str) -> Settings:
+    """For a second worker, which knows nothing of the first."""
+    kafka = settings.kafka.model_copy(update={"group": name})
+    redis = settings.redis.model_copy(update={"prefix": f"{name}:"})
+    return settings.model_copy(update={"kafka": kafka, "redis": redis, "alerts_from": "now"})
 
 
 def main() -> int:

@@ -10,7 +10,9 @@ from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import partition_for
 from tests.support.workers.outages import PARTITIONS
 
-DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+USUAL = 100
 OLD_EVERY_S = 4.0
 
 
@@ -75,3 +77,19 @@ async def compressed(kafka: KafkaSettings, size: int, partition: int) -> None:
         bootstrap_servers=kafka.url, compression_type="zstd", max_request_size=2 * size
     ) as producer:
         await producer.send_and_wait(kafka.topic, b" " * size, b"jane", partition)
+
+
+async def weeks_of(kafka: KafkaSettings) -> None:
+    """Four weeks of which each brought USUAL records a partition in this hour, in the one before and the one after."""
+    now_ms = SystemClock().now_ms()
+    hours_ms = [
+        now_ms - 7 * DAY_MS * week + HOUR_MS * near for week in range(4, 0, -1) for near in (-1, 0, 1)
+    ]
+    names = [f"usual-{n}" for n in range(1_000)]
+    async with AIOKafkaProducer(bootstrap_servers=kafka.url, linger_ms=50) as producer:
+        for at_ms in hours_ms:
+            for partition in range(PARTITIONS):
+                mine = [who for who in names if partition_for(who.encode(), PARTITIONS) == partition]
+                for who in mine[:USUAL]:
+                    value = {"user_id": who, "event_id": f"{who}-{at_ms}", "type": "visit", "ts": at_ms}
+                    await producer.send(kafka.topic, orjson.dumps(value), who.encode(), partition, at_ms)
