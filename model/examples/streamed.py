@@ -1,4 +1,4 @@
-"""All labelled examples of a log on disk, written as they are found: never more than a piece of them is held.
+"""All labelled examples of a log on disk, written as they are found: never more than a few pieces of them are held.
 
     replay ─points─▶ labelled? ─▶ piece (PIECE_ROWS) ─feature layer, labeller─▶ shard
 
@@ -17,6 +17,7 @@ from ebbtide.model.examples.sample import Wanted
 from ebbtide.model.examples.shards import Shards, ShardWriter
 
 PIECE_ROWS = FEATURE_CHUNK_ROWS
+"""And events that are folded at once: a chunk of `replay`'s own would bring a dozen pieces of points."""
 
 
 def stream_out(folder: Path, history: History, wanted: Wanted) -> Shards:
@@ -26,12 +27,15 @@ def stream_out(folder: Path, history: History, wanted: Wanted) -> Shards:
     until = wanted.known_until_ms - horizon
     writer = ShardWriter(folder)
     waiting: list[Points] = []
-    for points in replay(layout, history.log, until, snapshots=wanted.snapshots):
+    for points in replay(layout, history.log, until, snapshots=wanted.snapshots, chunk=PIECE_ROWS):
         labelled = points.as_of + horizon < wanted.known_until_ms
-        waiting.append(points.take(np.flatnonzero((points.scored | (points.cause == SNAPSHOT)) & labelled)))
-        while sum(map(len, waiting)) >= PIECE_ROWS:
-            joined = Points.joined(layout, waiting)
-            writer.append(history.examples(joined.take(np.arange(PIECE_ROWS))))
-            waiting = [joined.take(np.arange(PIECE_ROWS, len(joined)))]
+        waiting.append(points.take((points.scored | (points.cause == SNAPSHOT)) & labelled))
+        if sum(map(len, waiting)) < PIECE_ROWS:
+            continue
+        joined = Points.joined(layout, waiting)
+        whole = len(joined) // PIECE_ROWS * PIECE_ROWS
+        for start in range(0, whole, PIECE_ROWS):
+            writer.append(history.examples(joined.take(np.arange(start, start + PIECE_ROWS))))
+        waiting = [joined.take(np.arange(whole, len(joined)))]
     writer.append(history.examples(Points.joined(layout, waiting)))
     return writer.done()

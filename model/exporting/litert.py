@@ -32,14 +32,18 @@ from ebbtide.model.serving.manifest import Manifest
 Tensor = Any
 """A tf.Tensor; TensorFlow publishes no types."""
 SIGNATURE = "score"
+FLOAT_BYTES, INT64_BYTES = 4, 8
+"""Of a scale, and of its zero point."""
 
 
 class Sizes(NamedTuple):
-    """Bytes of a file, of the same gzipped, and of the constants in it: weights, thresholds, tables."""
+    """Bytes of a file, of the same gzipped, of the constants in it (weights, thresholds, tables), and of what says how
+    its tensors are quantised (scales and zero points)."""
 
     file: int
     gzipped: int
     weights: int
+    scales: int
 
 
 class _Edge(tf.Module):
@@ -132,7 +136,11 @@ def sizes(model: bytes) -> Sizes:
     buffers = [found.Buffers(i) for i in range(found.BuffersLength())]
     # In a file that the quantizer writes, what is large lies behind the model: such a buffer has a place and a size.
     weights = sum(max(buffer.DataLength(), buffer.Size()) for buffer in buffers)
-    return Sizes(len(model), len(gzip.compress(model, 9, mtime=0)), weights)
+    graphs = [found.Subgraphs(i) for i in range(found.SubgraphsLength())]
+    tensors = [graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength())]
+    told = [tensor.Quantization() for tensor in tensors if tensor.Quantization() is not None]
+    scales = sum(FLOAT_BYTES * each.ScaleLength() + INT64_BYTES * each.ZeroPointLength() for each in told)
+    return Sizes(len(model), len(gzip.compress(model, 9, mtime=0)), weights, scales)
 
 
 def apart(path: Path, manifest: Manifest, model: bytes, precision: str) -> float:

@@ -31,7 +31,7 @@ from scipy.special import expit
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.config import TrainConfig
 from ebbtide.model.examples.examples import Examples
-from ebbtide.model.examples.shards import Shards, epochs_of
+from ebbtide.model.examples.shards import Shards, epochs_of, in_our_words
 from ebbtide.model.fitting.backup import Backup, Progress
 from ebbtide.model.fitting.board import Board
 from ebbtide.model.fitting.distribute import (
@@ -126,7 +126,8 @@ class Trainer:
         `progress`: share done, 0 to 1. `trunk`: a trained network whose trunk this one has. stream: more rows than fit
         into memory; `train` is then a sample of them, for what needs rows at once, and the steps read the stream. seen:
         called with each epoch and what the watched rows lost there; what it raises ends the training. Raises
-        ClusterUnfit for a stream over a parameter server: its workers could not call what reads shards here."""
+        ClusterUnfit for a stream over a parameter server: its workers could not call what reads shards here; SpecError
+        for a shard that cannot be read."""
         if stream is not None and is_asynchronous(self._strategy):
             raise ClusterUnfit(
                 "the workers of a parameter server cannot read shards", hint="take strategy: multi_worker"
@@ -140,20 +141,21 @@ class Trainer:
         backup = Backup(self.config, run, train, epochs)
         across = None if self._plain else Steps(self._strategy, self._network, self._optimizer, batch)
         data = self._data(train, stream, batch)
-        if epochs and across is None:
-            self._fit_plain(train, stream, batch, self.config.seed, epochs, watch)
-        elif epochs and across is not None:
-            self._fit_across(across, data, epochs, rows // batch, watch, backup)
-        # Watched rows choose the recipe, by epoch: what they watch is the network as it would be without pruning.
-        more = self.config.prune_epochs if epochs and self.config.prune and watched is None else 0
-        if more:
-            pruned = Pruned(
-                self._network, self.config.prune, self.config.learning_rate, more * (rows // batch)
-            )
-            if across is None:
-                self._fit_plain(train, stream, batch, self.config.seed + epochs, more, pruned)
-            else:
-                self._prune_across(across, data, range(epochs, epochs + more), rows // batch, pruned)
+        with in_our_words(stream):
+            if epochs and across is None:
+                self._fit_plain(train, stream, batch, self.config.seed, epochs, watch)
+            elif epochs and across is not None:
+                self._fit_across(across, data, epochs, rows // batch, watch, backup)
+            # Watched rows choose the recipe, by epoch: what they watch is the network as it would be without pruning.
+            more = self.config.prune_epochs if epochs and self.config.prune and watched is None else 0
+            if more:
+                pruned = Pruned(
+                    self._network, self.config.prune, self.config.learning_rate, more * (rows // batch)
+                )
+                if across is None:
+                    self._fit_plain(train, stream, batch, self.config.seed + epochs, more, pruned)
+                else:
+                    self._prune_across(across, data, range(epochs, epochs + more), rows // batch, pruned)
         for weights, start in zip(self._last_layer(), linear, strict=True):
             weights.assign(start + shrinkage * (np.asarray(weights) - start))
         steps = (across and across.by_worker) or [(len(watch.loss) + more) * (rows // batch)]

@@ -2,9 +2,10 @@
 
     cdnow ─fit before the test slice─▶ version ─export─▶ a LiteRT file in each precision ─▶ snapshots of the test slice
 
-Of each file: bytes of the weights and tables, of the whole, of the whole gzipped; AUROC on snapshots of the test slice,
-which neither the model nor the scales of int8 have seen; the largest difference of a probability and of a logit from
-the SavedModel's; milliseconds a row, one at a time, in one thread: the median. The SavedModel's own are of `score`.
+Of each file: bytes of the weights and tables, of scales and zero points, of the whole, of the whole gzipped; AUROC on
+snapshots of the test slice, which neither the model nor the scales of int8 have seen; the largest difference of a
+probability and of a logit from the SavedModel's; milliseconds a row, one at a time, in one thread: the median. The
+SavedModel's own are of `score`.
 
 The recipe is given instead of found: so many epochs, half of the logit the forest's. What is measured is what a
 precision changes, and the search for a recipe takes longer than all the rest.
@@ -156,7 +157,7 @@ def said(
 def show(units: int, prune: float, share: float, snapshots: int, rows: list[dict[str, Any]]) -> None:
     """The table of one network."""
     print(f"\ncdnow, {units} units, {prune:.0%} pruned, {share:.0%} forest; {snapshots:,} snapshots")
-    heads = ("weights", "file", "gzipped"), ("AUROC", "p off", "logit off", "ms a row")
+    heads = ("weights", "scales", "file", "gzipped"), ("AUROC", "p off", "logit off", "ms a row")
     print(
         f"{'':14}" + "".join(f"{head:>12}" for head in heads[0]) + "".join(f"{head:>10}" for head in heads[1])
     )

@@ -183,6 +183,17 @@ def test_weights_behind_the_model_are_counted() -> None:
     assert sizes(bytes(builder.Output())).weights == 1_010
 
 
+def test_scales_and_zero_points_are_counted() -> None:
+    told, tensor = schema.QuantizationParametersT(), schema.TensorT()
+    graph, model = schema.SubGraphT(), schema.ModelT()
+    told.scale, told.zeroPoint = np.ones(7, np.float32), np.zeros(7, np.int64)
+    tensor.quantization = told
+    graph.tensors, model.subgraphs, model.buffers = [tensor, schema.TensorT()], [graph], [schema.BufferT()]
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    assert sizes(bytes(builder.Output())).scales == 7 * (4 + 8)
+
+
 ALONE = """
 import json, sys
 sys.path[:] = [sys.argv[1], *(path for path in sys.path if "site-packages" not in path)]
