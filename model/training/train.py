@@ -360,7 +360,7 @@ def write_version(
         alert_rate=config.alert_rate,
         data_hash=report.data_hash,
         train_config=config.model_copy(update=dict.fromkeys(PLACES)),  # no choices
-        labels_until=instant(report.labels_until_ms),
+        labels_until=instant(report.labels_until_ms if config.refit else prepared.slices.test[0]),
         evaluation=report.evaluation,
         heads=tuple(_head_facts(each, done, config) for each, _, done in every),
         refusals=tuple(report.refusals),
