@@ -153,6 +153,7 @@ def evaluator(work: Work) -> Verdict:
     judged = judge_learned(prepared, learned, work.plan.config, work.progress)
     said = {
         **judged.evaluation.as_json(), "refusals": [str(each) for each in judged.refusals],
+        "cautions": judged.all_cautions(work.plan.spec.target_names),
         "moments": [{"moment": part.name, **part.as_json()} for part in judged.moments],
     }  # fmt: skip
     _write(work.folder / EVALUATION, said)

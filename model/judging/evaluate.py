@@ -36,6 +36,8 @@ class Evaluation:
     differences: metric -> baseline -> 95 % interval of model minus baseline, paired
     ece_bound:   name -> the ece that a perfectly calibrated model with these probabilities stays below in 95 % of
                  samples
+    people:      who judge, and how many of them have a row that churned, and one that did not: rows of one person say
+                 much the same, whatever their number
     """
 
     rows: int
@@ -45,6 +47,9 @@ class Evaluation:
     intervals: dict[str, dict[str, Interval]]
     differences: dict[str, dict[str, Interval]]
     ece_bound: dict[str, float]
+    people: int = 0
+    people_churned: int = 0
+    people_stayed: int = 0
 
     @property
     def best_baseline(self) -> str:
@@ -71,6 +76,7 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, stable names: `auroc` {name: value}, `auroc_interval`, `auroc_difference` and so on."""
         out: dict[str, Any] = {"rows": self.rows, "customers": self.customers, "base_rate": self.base_rate}
+        out |= {name: getattr(self, name) for name in ("people", "people_churned", "people_stayed")}
         out |= self.values
         out |= {f"{metric}_interval": _lists(by_name) for metric, by_name in self.intervals.items()}
         out |= {f"{metric}_difference": _lists(by_name) for metric, by_name in self.differences.items()}
@@ -95,7 +101,7 @@ def evaluate(
     """
     if not len(churned):
         raise ValueError("no rows to evaluate")
-    y = np.asarray(churned, np.float64)
+    y, person = np.asarray(churned, np.float64), customer if people is None else people
     measures = {
         metric: {name: make(np.asarray(p, np.float64), y) for name, p in scores.items()}
         for metric, make in METRICS.items()
@@ -104,7 +110,7 @@ def evaluate(
         metric: {name: measure(None) for name, measure in named.items()} for metric, named in measures.items()
     }
     drawn: dict[str, dict[str, list[float]]] = {metric: {name: [] for name in scores} for metric in METRICS}
-    for weight in resamplings(customer if people is None else people, bootstrap, seed):
+    for weight in resamplings(person, bootstrap, seed):
         for metric, named in measures.items():
             for name, measure in named.items():
                 drawn[metric][name].append(measure(weight))
@@ -126,6 +132,9 @@ def evaluate(
             for metric, named in arrays.items()
         },
         ece_bound={name: ece_bound(p, seed) for name, p in scores.items()},
+        people=len(np.unique(person)),
+        people_churned=len(np.unique(person[y > 0])),
+        people_stayed=len(np.unique(person[y <= 0])),
     )
 
 

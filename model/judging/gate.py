@@ -6,12 +6,21 @@
     alerts on the test slice          the share alerted is more than ALERTS_MOST times the share asked for
     every figure                      it cannot be known
 
+    looked at                         cautioned when
+    people who judge                  they are fewer than PEOPLE_MIN, or fewer than OUTCOME_MIN of either outcome
+    alerts on the test slice          the share alerted is off by ALERTS_APART, or too few customers judge a flood
+
 "Surely" is by 95 % intervals, for parts in all of them at once: of forty comparisons two would fail by chance. Each
 refusal names its figure and what to try. It knows figures; how they came about is not its affair.
+
+A *caution* keeps nothing from being published. Of a first log of forty customers nothing can be sure, neither that its
+model is good nor that it is worse than a rule: a gate that refused it would send everybody to `--force`, which waives
+what is sure as well. A gate that says nothing would be taken for one that has found nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 from ebbtide.model.errors import ModelRefused
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, Interval
@@ -27,13 +36,22 @@ ALERTS_MOST = 2.5
 to refuse, since where nobody new comes, whom a service decides upon gets better and better; the card says how few."""
 CUSTOMER_HORIZONS_MIN = 200
 """From so many customers on a share of alerts is judged."""
+PEOPLE_MIN, OUTCOME_MIN = 100, 30
+"""With fewer people, or of one outcome, an AUROC is not known to a tenth: by Hanley and McNeil's formula the 95 %
+interval of .80 is .10 to either side with 30 against 70, .17 with 10 against 40, .20 with 10 against 11."""
+ALERTS_APART = 1.5
+"""Alerts given over alerts asked for, or the other way round: so much more or less is a surprise to who reads them."""
 WORDS = {"auroc": "AUROC", "log_loss": "log loss"}
 SHOWN_MAX = 5
+SIMULATE = (
+    "`ebbtide policy simulate` says what other thresholds would have given; `alerts_per_minute_max` of a policy bounds "
+    "them"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What speaks against a model: the figure, and what to try."""
+    """What speaks against a model, or has to be known of it: the figure, and what to try."""
 
     figure: str
     advice: str
@@ -64,6 +82,12 @@ def refusals(
         *(refusal for part in moments for refusal in _bias(part)),
         *_alerts(tested),
     ]
+
+
+def cautions(evaluation: Evaluation, tested: Thresholds | None) -> list[Refusal]:
+    """What does not keep a model from being published, and has to be known by whoever believes its figures or reads
+    its alerts. Arguments as of `refusals`."""
+    return [*_few(evaluation), *_alerts_apart(tested)]
 
 
 def check_gate(found: Sequence[Refusal], title: str, *, force: bool = False) -> None:
@@ -139,4 +163,39 @@ def _alerts(tested: Thresholds | None) -> Iterator[Refusal]:
         f"{tested.alerted:.1%} of the customers alerted on the test slice, {tested.alert_rate:.1%} asked for{tie}",
         "ask for another --alert-rate (many customers with one and the same score stand or fall together), or train on "
         "a later log",
+    )
+
+
+def _few(evaluation: Evaluation) -> Iterator[Refusal]:
+    rarer = min(evaluation.people_churned, evaluation.people_stayed)
+    if evaluation.people >= PEOPLE_MIN and rarer >= OUTCOME_MIN:
+        return
+    low, high = evaluation.intervals["auroc"][MODEL]
+    yield Refusal(
+        f"judged by {evaluation.people:,} customers, {evaluation.people_churned:,} of whom churned and "
+        f"{evaluation.people_stayed:,} did not, at one date or another: its AUROC of "
+        f"{evaluation.values['auroc'][MODEL]:.2f} may as well be {low:.2f} or {high:.2f}, and that a baseline is "
+        "better would not be seen",
+        f"believe it from {PEOPLE_MIN} customers and {OUTCOME_MIN} of each on: train again when the log has them",
+    )
+
+
+def _alerts_apart(tested: Thresholds | None) -> Iterator[Refusal]:
+    if tested is None or tested.alerted is None:
+        return
+    given, asked, many = tested.alerted, tested.alert_rate, tested.customer_horizons
+    said = f"{given:.1%} of the customers alerted on the test slice, {asked:.1%} asked for"
+    if many < CUSTOMER_HORIZONS_MIN:
+        if given > asked * ALERTS_MOST:
+            yield Refusal(f"{said}: a flood, if {many:,} customers were enough to say so", SIMULATE)
+        return
+    # By chance alone: a quantile of as many customers was chosen, and as many were looked at.
+    chance = 2 * sqrt(2 * asked * (1 - asked) / many)
+    if 1 / ALERTS_APART <= given / asked <= ALERTS_APART or abs(given - asked) <= chance:
+        return
+    grown = "grew" if given > asked else "shrank"
+    yield Refusal(
+        f"{said}: the share of customers at so high a risk {grown} to {given / asked:.2g} times what it was a horizon "
+        f"before; while that goes on, expect some {given:.0%} of the published thresholds, too",
+        SIMULATE,
     )

@@ -55,10 +55,10 @@ class Facts(BaseModel):
 
     p >= enter opens an episode, p < exit ends it; `alert_rate`: the share of customers that `enter` was chosen to
     alert, on the last horizon of the log. `data_hash`: of the examples it learned from. `train_config`: how it was
-    trained; `labels_until`: the end of what was known; `evaluation`: of the recipe, on the test slice. The last three
-    are None for a model that was not trained. `heads`: one a target of the spec, () for a model that was not trained
-    or by a release that knew one target. `refusals`: what the gate said against a model published by force. No
-    figure is NaN or infinite: such facts do not validate.
+    trained; `labels_until`: until when what it learned from was known (without `refit` where the test slice begins);
+    `evaluation`: of the recipe, on the test slice. The last three are None for a model that was not trained. `heads`:
+    one a target of the spec, () for a model that was not trained or by a release that knew one target. `refusals`: what
+    the gate said against a model published by force. No figure is NaN or infinite: such facts do not validate.
     """
 
     created: AwareDatetime

@@ -73,7 +73,7 @@ leave is stated in that time ({report.left:,} examples ended in a stated leave a
 Activity is: {activity}.
 Who is scored: {_eligibility(spec)}.{_other_targets(report)}
 
-{_refusals(report)}## How good it is
+{_refusals(report)}{_cautions(report)}## How good it is
 
 ### By moment: where alerts are decided
 
@@ -249,6 +249,13 @@ def _refusals(report: TrainReport) -> str:
         return ""
     lines = "\n".join(f"- {each}" for each in report.refusals)
     return f"## Published by force\n\nThe gate refused this model:\n\n{lines}\n\n"
+
+
+def _cautions(report: TrainReport) -> str:
+    if not report.cautions:
+        return ""
+    lines = "\n".join(f"- {each}" for each in report.cautions)
+    return f"## With caution\n\n{lines}\n\n"
 
 
 def _span(report: TrainReport) -> str:

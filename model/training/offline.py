@@ -3,8 +3,9 @@
     log ─▶ everybody as of the dates, and the decisions of the horizon after each ─▶ scored by the published graph
                                                                                  ─▶ beside baselines ─▶ tables, rows
 
-The baselines are fitted again on what the model knew: the log up to its `labels_until`. A date before that is one that
-the model has learned from, and is said to be.
+The baselines are fitted again on what the model knew, as a training fits them: the log up to its `labels_until`, the
+rows that one fit learns from, calibrated on what those less a slice say of the latest slice. A date before that is one
+that the model has learned from, and is said to be; there trees flatter themselves more than it does.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,15 +29,17 @@ from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.known import Known, known_log
 from ebbtide.model.examples.labels import CANCELLED, UNKNOWN
 from ebbtide.model.examples.sample import Panel, Wanted, gather
-from ebbtide.model.examples.slices import held_out
-from ebbtide.model.fitting.baselines import Baselines
+from ebbtide.model.examples.slices import held_out, plan_slices
+from ebbtide.model.fitting.baselines import Baselines, Fitted
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
 from ebbtide.model.judging.horizons import Survival, judge_survival
 from ebbtide.model.judging.parts import Part as Judged
 from ebbtide.model.judging.parts import judge_parts, moments_of, slices_of
 from ebbtide.model.judging.thresholds import Peaks, Thresholds
 from ebbtide.model.serving.scorer import Scorer, of_target
+from ebbtide.model.training.cross_fit import learned_from
 from ebbtide.model.training.panels import panel_of
+from ebbtide.model.training.prepare import tells
 
 ROWS_MAX = 100_000
 """Snapshots, and decisions, that are looked at, at most: about 1.5 KB each."""
@@ -132,7 +135,10 @@ def evaluate_model(
     progress("scoring")
     said = Said(scorer.score(points.rows, points.as_of), scorer.survival(points.rows, points.as_of))
     progress("fitting the baselines on what the model knew")
-    learned, learned_until = _learned(history, scorer)
+    config = scorer.manifest.train_config or TrainConfig()
+    until = scorer.manifest.labels_until
+    learned_until = min(epoch_ms(until), known.until_ms) if until else known.until_ms
+    learned = examples_until(history, learned_until, config)
     progress("judging")
     made = [
         _of_target(
@@ -176,7 +182,8 @@ def _of_target(
     if not rows.snapshot.any():
         raise SpecError("nobody is eligible as of these dates", hint="look at `eligibility` in the spec")
     p = of_target(said.p, target)[usable].astype(np.float64)
-    scores = {MODEL: p, **_baselines(spec, learned, known.log.customers, scorer).probabilities(rows)}
+    config = scorer.manifest.train_config or TrainConfig()
+    scores = {MODEL: p, **baselines_of(learned, known.log, spec, learned_until, config).probabilities(rows)}
     of, snapshot = spec.only_target(target), rows.snapshot
     survival = None
     if said.survival is not None:
@@ -209,21 +216,28 @@ def _of_target(
     )
 
 
-def _learned(history: History, scorer: Scorer) -> tuple[Examples, int]:
-    """Examples of what the model knew, and until when that was, ms UTC."""
-    config = scorer.manifest.train_config or TrainConfig()
-    until = scorer.manifest.labels_until
-    until_ms = min(epoch_ms(until), history.known_until_ms) if until else history.known_until_ms
+def examples_until(history: History, until_ms: int, config: TrainConfig) -> Examples:
+    """The examples of a training that knew the log until `until_ms`, ms UTC."""
     known = History(history.layout, history.log, until_ms, history.inputs)
-    drawn = draw(known, examples_max=config.examples_max, every_ms=config.snapshot_every_ms, seed=config.seed)
-    return drawn, until_ms
+    return draw(known, examples_max=config.examples_max, every_ms=config.snapshot_every_ms, seed=config.seed)
 
 
-def _baselines(spec: Spec, learned: Examples, customers: list[str], scorer: Scorer) -> Baselines:
-    """Fitted on what the model knew, for the target whose labels the examples have."""
-    usable, config = learned.usable(), scorer.manifest.train_config or TrainConfig()
-    held = held_out(spec, customers)[usable.customer]
-    return Baselines.of(spec, usable.take(~held), usable.take(held), config.seed)
+def baselines_of(
+    learned: Examples, log: EventBatch, spec: Spec, until_ms: int, config: TrainConfig
+) -> Baselines:
+    """The baselines of `examples_until`, for the target whose labels those have. A history too short for slices of time
+    is calibrated on customers held out."""
+    usable, seed = learned.usable(), config.seed
+    try:
+        test = plan_slices(spec, int(log.time.min()), until_ms).test
+    except SpecError:
+        test = (until_ms, until_ms)
+    early, latest = usable.take(usable.as_of + spec.horizon_ms <= test[0]), usable.within(*test)
+    if not (tells(early) and tells(latest)):
+        held = held_out(spec, log.customers)[usable.customer]
+        return Baselines.of(spec, usable.take(~held), usable.take(held), seed)
+    raw = Fitted(spec, learned_from(early, config), seed).logits(latest.features)
+    return Baselines(Fitted(spec, learned_from(usable, config), seed), latest, raw, latest)
 
 
 def _judged(

@@ -136,7 +136,7 @@ class Prepared:
             )
             for until, span in self.slices.folds(horizon)
         ]
-        good = [fold for fold in found if _tells(fold.fit) and _tells(fold.later)]
+        good = [fold for fold in found if tells(fold.fit) and tells(fold.later)]
         until = self.slices.calibration[0] if self.slices.calibration else self.slices.train[1]
         apart = self.slices.calibration is None
         return good or [FoldRows(until, self.train, self.calibration, self.slices.train[1], apart)]
@@ -216,7 +216,7 @@ def prepare(
     return Prepared(layout, known, slices, held, drawn, slice_of, before_test, in_test, recent, streamed)
 
 
-def _tells(rows: Examples) -> bool:
+def tells(rows: Examples) -> bool:
     """Whether there is something to learn from them."""
     return len(rows) >= ROWS_MIN and 0 < int(rows.churned.sum()) < len(rows)
 
@@ -228,7 +228,7 @@ def check_slices(prepared: Prepared) -> None:
         for name in ("train", "calibration", "test"):
             rows: Examples = getattr(each, name)
             churned = int(rows.churned.sum())
-            if not _tells(rows):
+            if not tells(rows):
                 raise SpecError(
                     f"the {name} slice has {len(rows)} labelled rows{whose}, {churned} of them churned: too few to "
                     "learn from",

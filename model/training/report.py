@@ -29,6 +29,7 @@ class TrainReport:
     horizon before the test slice, came to in it; None when nobody came up for a decision there
     recipe: of both fits, see `recipe.py`, found by `folds` folds      added: what the sequence adds, None without one
     refusals: what the gate said against a model that was published by force
+    cautions: what it said has to be known of the model
     survival: the time to the next event, on the snapshots of the test slice
     rows_taken: of the published network's steps; by worker, where steps are asynchronous
     further: of the spec's other targets, where this is the primary one's
@@ -54,6 +55,7 @@ class TrainReport:
     folds: int
     added: Added | None
     refusals: list[str]
+    cautions: list[str]
     refit: bool
     data_hash: str
     survival: Survival | None = None
@@ -99,6 +101,7 @@ class TrainReport:
             if self.added is None
             else {**asdict(self.added), "nothing": self.added.nothing},
             "refusals": self.refusals,
+            "cautions": self.cautions,
             "refit": self.refit,
             "data_hash": self.data_hash,
             "survival": self.survival and self.survival.as_json(),

@@ -25,7 +25,7 @@ It reads no clock: `created` is given, and the stages' clock. Figures have stabl
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -52,7 +52,7 @@ from ebbtide.model.fitting.baselines import Baselines
 from ebbtide.model.fitting.fit import Trainer
 from ebbtide.model.fitting.recipe import calibrated_on
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
-from ebbtide.model.judging.gate import Refusal, check_gate, refusals
+from ebbtide.model.judging.gate import Refusal, cautions, check_gate, refusals
 from ebbtide.model.judging.horizons import Survival, judge_survival
 from ebbtide.model.judging.parts import Part, judge_parts, moments_of, slices_of
 from ebbtide.model.judging.thresholds import Thresholds
@@ -80,7 +80,7 @@ class Learned:
 class Judged:
     """The model that was fitted before the test slice and what it is worth there. scores: float64[n] by name on the
     rows of the test slice. moments, groups: its parts, see `judging/parts.py`. further: the same of the other targets;
-    `refusals` of the first one are those of all."""
+    `refusals` of the first one are those of all; `cautions` are of each alone."""
 
     trained: Trained
     found: CrossFit
@@ -90,8 +90,17 @@ class Judged:
     groups: list[Part]
     tested: Thresholds | None
     refusals: list[Refusal]
+    cautions: list[Refusal]
     survival: Survival | None = None
     further: tuple["Judged", ...] = ()
+
+    def all_cautions(self, names: Sequence[str]) -> list[str]:
+        """Of every target, in words; names: of the targets, in the order of the spec's."""
+        further = zip(names[1:], self.further, strict=True)
+        return [
+            *map(str, self.cautions),
+            *(f"target {name}: {caution}" for name, each in further for caution in each.cautions),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,13 +262,13 @@ def _judge(prepared: Prepared, learned: Learned, config: TrainConfig, stages: St
         moments, groups = parts
         chosen = trained.peaks(prepared.before_test, spec.horizon_ms).thresholds(config.alert_rate)
         tested = chosen and trained.peaks(prepared.in_test, spec.horizon_ms).at(chosen)
-        against = refusals(evaluation, moments, groups, tested)
+        against, known = refusals(evaluation, moments, groups, tested), cautions(evaluation, tested)
         of = prepared.target_spec
         survival = judge_survival(
             test.take(snapshot), trained.survival(test)[snapshot], scores[MODEL][snapshot], of.horizons_ms,
             prepared.known.until_ms, absence=of.churn_is_absence, seed=config.seed,
         )  # fmt: skip
-    return Judged(trained, found, scores, evaluation, moments, groups, tested, against, survival)
+    return Judged(trained, found, scores, evaluation, moments, groups, tested, against, known, survival)
 
 
 def _refit(
@@ -322,6 +331,7 @@ def _report(
         folds=judged.found.folds,
         added=judged.found.added,
         refusals=[str(each) for each in judged.refusals],
+        cautions=[str(each) for each in judged.cautions],
         refit=config.refit,
         survival=judged.survival,
         rows_taken=published.fit.taken,
@@ -350,7 +360,7 @@ def write_version(
         alert_rate=config.alert_rate,
         data_hash=report.data_hash,
         train_config=config.model_copy(update=dict.fromkeys(PLACES)),  # no choices
-        labels_until=instant(report.labels_until_ms),
+        labels_until=instant(report.labels_until_ms if config.refit else prepared.slices.test[0]),
         evaluation=report.evaluation,
         heads=tuple(_head_facts(each, done, config) for each, _, done in every),
         refusals=tuple(report.refusals),

@@ -127,7 +127,9 @@ def show(data: dict[str, Any]) -> None:
     to, names = console(), list(data["auroc"])
     to.print(f"\n{data['model']}: churn is {data['churn']} within {format_duration(data['horizon_ms'])}")
     for date in data["learned_from"]:
-        to.print(f"{date} is a date that the model has learned from: its figures flatter")
+        to.print(
+            f"{date} is a date that the model has learned from: its figures flatter, and the trees' the most"
+        )
     to.print("\nBy moment: decisions of the horizon after each date")
     to.print(moments(data["moments"]))
     to.print("\nLog loss, and in brackets AUROC")

@@ -265,6 +265,8 @@ def _show(store: Store, record: dict[str, Any]) -> None:
         to.print(f"AUROC on snapshots of the test slice: {figures}", soft_wrap=True)
         for refusal in said["refusals"]:
             to.print(f"the gate: {refusal}", soft_wrap=True)
+        for caution in said.get("cautions", ()):  # a run of an older release has none
+            to.print(f"with caution: {caution}", soft_wrap=True)
     for name, file in (("statistics_gen", PICTURE), ("schema_gen", SCHEMA)):
         if found := artifacts.get(name):
             to.print(f"{file}: {found.folder / file}", soft_wrap=True)

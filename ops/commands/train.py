@@ -210,6 +210,7 @@ def show(data: Mapping[str, Any]) -> None:
         + (f", {precision:.1%} of them rightly" if precision is not None else "")
         + (f".\nAlerts in the last horizon: {data['tie']}" if data.get("tie") else "")
         + "".join(f"\nPublished by force, although: {each}" for each in data["refusals"])
+        + "".join(f"\nWith caution: {each}" for each in data["cautions"])
         + (
             f"\nPublished {data['path']}  (model card: {data['path']}/model_card.md)"
             if "path" in data

@@ -19,13 +19,13 @@ from ebbtide.featurestore.record.replay import SNAPSHOT, replay
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import epoch_ms, format_time
 from ebbtide.model.config import TrainConfig
-from ebbtide.model.examples.dataset import History, draw
+from ebbtide.model.examples.dataset import History
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.examples.labels import CHURNED, STAYED
-from ebbtide.model.examples.slices import held_out
 from ebbtide.model.fitting.baselines import Baselines
 from ebbtide.model.judging.evaluate import MODEL, Evaluation, evaluate
 from ebbtide.model.serving.scorer import Scorer, of_target
+from ebbtide.model.training.offline import baselines_of, examples_until
 from ebbtide.ops.errors import OpsError
 from ebbtide.ops.replay.outcomes import Alerting, alerting_of
 from ebbtide.ops.replay.run import Replayed, Snapshot
@@ -63,13 +63,8 @@ def history_of(layout: Layout, log: EventLog) -> History:
 
 def fit_baselines(history: History, labels_until_ms: int, config: TrainConfig) -> Baselines:
     """The baselines on all that training may know: they are fitted again, never stored."""
-    known = History(history.layout, history.log, labels_until_ms, history.inputs)
-    usable = draw(
-        known, examples_max=config.examples_max, every_ms=config.snapshot_every_ms, seed=config.seed
-    ).usable()
-    spec = history.layout.spec
-    held = held_out(spec, history.log.customers)[usable.customer]
-    return Baselines.of(spec, usable.take(~held), usable.take(held), config.seed)
+    learned = examples_until(history, labels_until_ms, config)
+    return baselines_of(learned, history.log, history.layout.spec, labels_until_ms, config)
 
 
 def judge(

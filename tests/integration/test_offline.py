@@ -6,12 +6,14 @@ The model is one of random weights: what is tested is whose rows are judged, not
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from ebbtide.featurestore.errors import SpecError
+from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.record.features import features
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
@@ -22,7 +24,8 @@ from ebbtide.model.graph.sizes import NetworkConfig
 from ebbtide.model.serving.scorer import Scorer
 from ebbtide.model.training.by_customers import cross_validate
 from ebbtide.model.training.offline import Offline, evaluate_model
-from tests.integration.test_train import KNOWN_UNTIL, NAMES, demo_spec, simulated
+from ebbtide.model.training.train import train_model
+from tests.integration.test_train import CREATED, KNOWN_UNTIL, NAMES, demo_spec, simulated
 from tests.support.seams.models import publish
 
 DATES = [KNOWN_UNTIL - 40 * DAY_MS, KNOWN_UNTIL - 25 * DAY_MS]
@@ -116,3 +119,40 @@ def test_across_customers_everyone_is_scored_by_others(spec: Spec) -> None:
     assert set(found.evaluation.values["auroc"]) == NAMES
     assert found.evaluation.values["auroc"]["model"] > 0.6
     assert found.as_json()["folds"] == 2
+
+
+@pytest.mark.slow
+def test_baselines_know_no_more_than_a_model_without_refit(spec: Spec, tmp_path: Path) -> None:
+    """It knows nothing of its test slice, and so do they: who stayed away later on changes none of their scores."""
+    log, config = simulated(spec), CONFIG.model_copy(update={"refit": False})
+    published = train_model(
+        log, spec, tmp_path, created=CREATED, labels_until_ms=KNOWN_UNTIL, config=config, force=True
+    )
+    begin = published.report.slices.test[0]
+    scorer = Scorer.load(published.path, Layout(spec), whole=False)
+    assert scorer.manifest.labels_until is not None
+    assert int(scorer.manifest.labels_until.timestamp() * 1000) == begin
+
+    def found(events: EventBatch) -> Offline:
+        return evaluate_model(events, scorer, [begin], labels_until_ms=KNOWN_UNTIL, bootstrap=20)
+
+    whole, gone = found(log), log.time >= begin
+    assert not whole.seen
+    kept = ~(gone & (log.customer % 2 == 0))
+    half = found(log.take(kept))
+    both = [
+        {customer: (label, *scores) for customer, label, *scores in _snapshots(each)}
+        for each in (whole, half)
+    ]
+    shared = both[0].keys() & both[1].keys()  # who left in so many words later on is in one of them alone
+    assert len(shared) > 100
+    assert any(both[0][each][0] != both[1][each][0] for each in shared)
+    assert all(both[0][each][1:] == both[1][each][1:] for each in shared)
+
+
+def _snapshots(found: Offline) -> list[tuple[Any, ...]]:
+    """Customer, label and every score of each snapshot."""
+    rows = found.examples.snapshot
+    scores = (found.scores[name][rows].tolist() for name in sorted(NAMES))
+    of = found.examples
+    return list(zip(of.customer[rows].tolist(), of.label[rows].tolist(), *scores, strict=True))

@@ -150,6 +150,7 @@ def test_the_report_has_the_promised_names_and_is_json(
         "nothing",
     }
     assert data["refusals"] == []
+    assert data["people"] == data["test_customers"] >= max(data["people_churned"], data["people_stayed"])
     assert data["examples"]["judged"] < data["examples"]["refit"] <= CONFIG.examples_max
     assert 0 < data["exit"] < data["enter"] < 1
     assert data["left"] > 0, "some closed their account in so many words"
@@ -329,7 +330,8 @@ def test_force_publishes_with_the_refusal_in_the_card(spec: Spec, log: EventBatc
     layout = Layout(respec(spec, "kiosk"))
     prepared = prepare(layout, known_log(layout, log, KNOWN_UNTIL), CONFIG)
     against = Refusal("AUROC 0.61 against 0.75 of trees", "try something else")
-    judged = replace(judge(prepared, CONFIG, Stages()), refusals=[against])
+    known = Refusal("judged by 3 customers", "wait for more")
+    judged = replace(judge(prepared, CONFIG, Stages()), refusals=[against], cautions=[known])
     with pytest.raises(ModelRefused, match="of trees") as caught:
         publish(tmp_path, prepared, judged, CONFIG, CREATED, Stages())
     assert str(caught.value.hint).startswith("try something else")
@@ -339,6 +341,8 @@ def test_force_publishes_with_the_refusal_in_the_card(spec: Spec, log: EventBatc
     assert forced.as_json()["refusals"] == [str(against)]
     card = (forced.path / "model_card.md").read_text(encoding="utf-8")
     assert "Published by force" in card
+    assert f"## With caution\n\n- {known}" in card
+    assert forced.as_json()["cautions"] == [str(known)]
     assert str(against) in card
     assert read_manifest(forced.path).refusals == (str(against),)
 

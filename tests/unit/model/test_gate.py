@@ -16,7 +16,7 @@ from ebbtide.featurestore.spec import dump_spec, parse_spec
 from ebbtide.model.errors import ModelRefused
 from ebbtide.model.examples.examples import Examples
 from ebbtide.model.judging.evaluate import Evaluation, evaluate
-from ebbtide.model.judging.gate import check_gate, refusals
+from ebbtide.model.judging.gate import cautions, check_gate, refusals
 from ebbtide.model.judging.parts import Part, judge_parts, moments_of, slices_of
 from ebbtide.model.judging.thresholds import Thresholds
 
@@ -251,3 +251,53 @@ def test_the_gate_refuses_figures_that_cannot_be_known() -> None:
     found = refusals(snapshots_of(p, np.zeros(50), p / 2), [], [], None)
     with pytest.raises(ModelRefused, match="auroc of model"):
         check_gate(found, "shop")
+
+
+def outcomes_of(churned: int, stayed: int, rows: int = 1) -> Evaluation:
+    """So many people of either outcome, with as many rows each, whose order a model knows in part."""
+    y = np.repeat([1.0, 0.0], [churned * rows, stayed * rows])
+    p = expit(2 * y - 1 + np.random.default_rng(3).normal(0, 1, len(y)))
+    person = np.repeat(np.arange(churned + stayed), rows)
+    return evaluate({"model": p, "recency": p}, y, np.arange(len(y)), people=person, bootstrap=100)
+
+
+@pytest.mark.parametrize(
+    ("churned", "stayed", "rows", "told"),
+    [(30, 70, 1, False), (29, 200, 1, True), (200, 29, 1, True), (30, 69, 1, True), (10, 11, 50, True)],
+)
+def test_a_model_judged_by_few_is_told(churned: int, stayed: int, rows: int, told: bool) -> None:
+    """By people, not by rows: 21 customers with 50 rows each are 21. It is published all the same."""
+    found = outcomes_of(churned, stayed, rows)
+    said = cautions(found, None)
+    assert bool(said) is told
+    assert refusals(found, [], [], None) == []
+    if told:
+        assert f"judged by {churned + stayed} customers, {churned} of whom churned and {stayed}" in str(
+            said[0]
+        )
+        low, high = found.intervals["auroc"]["model"]
+        assert f"{low:.2f} or {high:.2f}" in str(said[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "customers", "told"),
+    [
+        (0.19, 443, "grew to 1.9 times"),
+        (0.19, 150, ""),
+        (0.458, 150, "if 150 customers were enough"),
+        (0.14, 443, ""),
+        (0.04, 443, "shrank to 0.4 times"),
+        (0.155, 210, ""),
+    ],
+)
+def test_alerts_off_what_was_asked_for_are_told(given: float, customers: int, told: str) -> None:
+    """From half as many again on, and where chance does not explain it."""
+    tested = Thresholds(0.5, 0.4, 0.10, alerted=given, customer_horizons=customers)
+    said = cautions(outcomes_of(200, 200), tested)
+    assert [told in str(each) for each in said] == ([True] if told else [])
+    assert all("policy simulate" in str(each) for each in said)
+
+
+def test_cautions_are_json_and_outcomes_are_counted() -> None:
+    found = outcomes_of(5, 9, 4).as_json()
+    assert (found["rows"], found["people"], found["people_churned"], found["people_stayed"]) == (56, 14, 5, 9)
