@@ -174,3 +174,14 @@ def test_a_time_format_that_would_read_wrongly(ts_format: str, words: str) -> No
 def test_an_id_of_blanks_is_nobody(tmp_path: Path) -> None:
     found = check(written(tmp_path, ROW.format("  ")), spec_of())
     assert any(f.code == "nobody" for f in found)
+
+
+@pytest.mark.parametrize("n", [1, 9_000])
+def test_a_tsv_row_is_read_alike_wherever_it_stands(tmp_path: Path, n: int) -> None:
+    """One line is read the same as the first of a file and behind megabytes without a quote."""
+    plain, quoted = "ann\tvisit\t5\tx\n", '"b ""o"" b"\tvisit\t5\t"y"\n'
+    head = "user_id\ttype\tts\tnote\n"
+    late = read_log(written(tmp_path, head + plain * n + quoted, "late.tsv"), spec_of())
+    early = read_log(written(tmp_path, head + quoted + plain * n, "early.tsv"), spec_of())
+    assert sorted(late.events.customers) == sorted(early.events.customers) == ["ann", 'b "o" b']
+    assert len(late.events) == len(early.events) == n + 1
