@@ -8,6 +8,7 @@ module, row by row with its lines, which also says what is wrong:
     fields that are too many or too few                           a bad row
     the header again, as in files that were put together          a bad row
     a quoted field over lines that are rows by themselves         a bad row that names the lines: a lone quote
+    text behind a closing quote in a column that is read          a bad row: its value would be a guess
     a quoted field over LINES_MAX lines                           an error: nothing after it can be trusted
     text that is not UTF-8 in a column that is read               an error with line and column
 
@@ -136,7 +137,8 @@ class DelimitedBlocks(BlockReader):
             return line.decode()
         except UnicodeDecodeError as error:
             raise SpecError(
-                f"{self.path} is not UTF-8 in its header: {error}", hint="write it as UTF-8"
+                f"{self.path} is not UTF-8 in its header: {error}",
+                hint="write it as UTF-8: iconv -f cp1252 -t utf-8; if it is no text, export it as CSV",
             ) from None
 
     def _fields(self, line: str, delimiter: str) -> list[str]:
@@ -184,6 +186,8 @@ class DelimitedBlocks(BlockReader):
         ts = self._columns["ts"]
         if ts in self._header and pc.any(pc.equal(table.column(str(self._header.index(ts))), ts)).as_py():
             return None  # the header again
+        if quotes and any(pc.any(pc.match_substring(column, '"')).as_py() for column in table.columns):
+            return None  # doubled inside of quotes, or quotes that are wrong
         return {name: table.column(name).combine_chunks() for name in table.column_names}
 
     def _places(self) -> list[int]:
@@ -225,6 +229,9 @@ class DelimitedBlocks(BlockReader):
                 bad.append((line, Reason.BAD_ROW, f"{again} Leave it out"))
             elif len(row) != width:
                 bad.append((line, Reason.BAD_ROW, _width_words(row, width)))
+            elif any('"' in row[place] for place in places) and self._unquotable(text.row):
+                behind = "text behind a closing quote"
+                bad.append((line, Reason.BAD_ROW, f"{behind}: quotes inside of quotes are doubled"))
             else:
                 lines.append(line)
                 for column, place in zip(values, places, strict=True):
@@ -262,8 +269,13 @@ class DelimitedBlocks(BlockReader):
         or text stands behind the closing quote."""
         if len(lines) == 1:
             return False
-        if any(map(self._is_row, lines[1:])):
-            return True
+        return any(map(self._is_row, lines[1:])) or self._unquotable(lines)
+
+    def _unquotable(self, lines: Sequence[str]) -> bool:
+        """Whether text stands behind a closing quote, so that what is quoted is not sure; in a tab-separated file such
+        quotes are text."""
+        if self._delimiter == "\t" and len(lines) == 1:
+            return False
         try:
             next(csv.reader(lines, delimiter=self._delimiter, strict=True))
         except csv.Error:
