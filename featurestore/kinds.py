@@ -46,7 +46,11 @@ def plural(noun: str) -> str:
 
 def _path(path: str) -> str:
     if not re.fullmatch(r"value|properties(\.[^.]+)+", path):
-        raise ValueError(f"a value is 'value' or 'properties.<field>', not {path!r}")
+        outer, _, field = path.rpartition(".")
+        how = (
+            f": under mapping: {{properties: {outer}}} it is 'properties.{field}'" if outer and field else ""
+        )
+        raise ValueError(f"a value is 'value' or 'properties.<field>', not {path!r}{how}")
     return path
 
 

@@ -46,6 +46,7 @@ _NOBODY = {
 }
 _OURS = re.compile(r"mail|newsletter|campaign|push|sms|notif|reminder", re.IGNORECASE)
 _DECIMAL_ID = re.compile(r"\d+\.0+")
+_ROUNDED_ID = re.compile(r"\d([.,]\d+)?[eE]\+?\d{1,2}")
 _THEIRS = re.compile(r"open|click|repl|read|view|redeem|subscri", re.IGNORECASE)
 _EVERY = {"first": "", "whole": " in its partition, and has to be in every one"}
 _OF_THEM = "account|subscription|membership|contract|plan"
@@ -203,6 +204,10 @@ def _customers(log: EventLog, spec: Spec) -> Iterator[Finding]:
     if decimals := [one for one in ids if _DECIMAL_ID.fullmatch(one)]:
         text = f"Ids that are whole numbers written as decimals: {len(decimals):,}, such as {decimals[0]!r}"
         yield warning("decimal_ids", f"{text}. A stream that writes them otherwise means other customers.")
+    if rounded := [one for one in ids if _ROUNDED_ID.fullmatch(one)]:
+        text = f"Ids in scientific notation: {len(rounded):,}, such as {rounded[0]!r}: a spreadsheet or R has written"
+        text += " numbers so, and may have rounded several customers to one. Export them as text."
+        yield warning("rounded_ids", text)
     active = np.isin(log.events.kind, roles(spec, "activity"))
     activities = np.bincount(log.events.customer[active], minlength=m)
     single = float((activities == 1).sum() / max(1, (activities > 0).sum()))

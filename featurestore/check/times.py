@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.check.finding import Finding, count, days, error, note, percent, warning
+from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.kinds import Role
 from ebbtide.featurestore.spec import Spec
@@ -20,6 +21,7 @@ from ebbtide.featurestore.times.timestamps import format_date, format_time
 
 _YEAR_MS = 365 * DAY_MS
 _LAST_YEAR = 2105
+_UNITS = {"ns": "nanoseconds", "us": "microseconds", "ms": "milliseconds", "s": "seconds"}
 LONG_GAPS_MAX = 0.1
 """More returns than this after the horizon: silence of that length is how these customers live."""
 HORIZONS_MIN = 4
@@ -32,10 +34,20 @@ SEEN_MIN = 100
 
 def time_findings(log: EventLog, spec: Spec) -> list[Finding]:
     """Findings about the times of a log of at least one event. After a wrong unit, no other time makes sense."""
-    units = list(_units(log))
+    units = list(_units(log, spec))
     if any(finding.severity == "error" for finding in units):
         return units
     return [*units, *_order(log, spec), *_resolution(log, spec), *_span(log, spec), *_rhythm(log, spec)]
+
+
+def of_their_time(log: EventLog, spec: Spec) -> EventLog:
+    """The log itself, for whoever is about to learn from it or to store it. Raises SpecError where its times are surely
+    of another unit: nothing further on would show it but figures that are wrong."""
+    if len(log):
+        for finding in _units(log, spec):
+            if finding.severity == "error":
+                raise SpecError(finding.text.rstrip("."), hint="ebbtide spec check says more about the file")
+    return log
 
 
 def roles(spec: Spec, role: Role) -> list[int]:
@@ -43,21 +55,32 @@ def roles(spec: Spec, role: Role) -> list[int]:
     return [code for code, kind in enumerate(spec.kinds) if kind.role == role]
 
 
-def _units(log: EventLog) -> Iterator[Finding]:
+def _units(log: EventLog, spec: Spec) -> Iterator[Finding]:
     first, last = int(log.events.time.min()), log.known_until - 1
     size = f"{count(len(log), 'event')} of {count(len(log.events.customers), 'customer')}"
     yield note("size", f"{size}, {format_date(first)} to {format_date(last)}.")
     early = np.flatnonzero(log.events.time < _YEAR_MS)
     if last < _YEAR_MS:
-        was, form = ("dates such as 20260131, read as a number", '"%Y%m%d"') if _compact(log) else (
-            "seconds, read as milliseconds", "s")  # fmt: skip
-        yield error("unit", f"All events lie in 1970: {was}? Then mapping: {{ts_format: {form}}}.")
+        yield error("unit", f"All events lie in 1970: {_meant(log, last, spec)}.")
     elif last > (_LAST_YEAR - 1970) * _YEAR_MS:
         yield error("unit", f"The last event is of {format_date(last)}: is mapping.ts_format right?")
     elif len(early):
         text = f"{count(len(early), 'event')} of 1970 ({_named(log, early)})"
         yield warning("unit", f"{text}: seconds among milliseconds, or a stand-in for an unknown time?")
     yield from _outliers(log)
+
+
+def _meant(log: EventLog, last: int, spec: Spec) -> str:
+    """What times that came out in 1970 may be, and how to say so."""
+    if _compact(log):
+        return 'dates such as 20260131, read as a number? Then mapping: {ts_format: "%Y%m%d"}'
+    read_as = "ms" if spec.mapping.ts_format == "auto" else spec.mapping.ts_format
+    if read_as in _UNITS and spec.mapping.ts_unit is None:
+        longer = list(_UNITS)[list(_UNITS).index(read_as) + 1 :]
+        meant = next((unit for n, unit in enumerate(longer, 1) if last * 1000**n >= _YEAR_MS), None)
+        if meant is not None:
+            return f"{_UNITS[meant]}, read as {_UNITS[read_as]}? Then mapping: {{ts_format: {meant}}}"
+    return "is mapping.ts_format right?"
 
 
 def _compact(log: EventLog) -> bool:

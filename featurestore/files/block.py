@@ -105,10 +105,10 @@ class BlockReader(ABC):
                 missing.append(f"{mapping.arrival!r} for arrival")
         if missing:
             there = ", ".join(map(repr, found)) or "none: is it empty?"
-            raise SpecError(
-                f"{self.path} has no column {', none '.join(missing)}; it has {there}",
-                hint=f"the spec's mapping says which column holds what{_nearly(missing, found)}",
-            )
+            hint = f"the spec's mapping says which column holds what{_nearly(missing, found)}"
+            if not columns and len(found) > 1:
+                hint += "; is that a row? Then write a line with the columns' names above it"
+            raise SpecError(f"{self.path} has no column {', none '.join(missing)}; it has {there}", hint=hint)
         twice = sorted({column for column in columns.values() if _times_in(found, column) > 1})
         if twice:
             raise SpecError(

@@ -8,15 +8,20 @@ module, row by row with its lines, which also says what is wrong:
     fields that are too many or too few                           a bad row
     the header again, as in files that were put together          a bad row
     a quoted field over lines that are rows by themselves         a bad row that names the lines: a lone quote
+    text behind a closing quote in a column that is read          a bad row: its value would be a guess
     a quoted field over LINES_MAX lines                           an error: nothing after it can be trusted
     text that is not UTF-8 in a column that is read               an error with line and column
 
-A tab-separated file has no quoting, unless its beginning has fields in quotes and makes rows of one width with them.
+In a tab-separated file some programs quote and others do not, and a row says which: a field is quoted where it is in
+quotes from its first character to its last, with those inside doubled, and the row is then as wide as the header. In a
+row that is so wide as it stands quotes are text, unless its last field begins with one that is not closed and the next
+line is no row. So no row's reading depends on where in the file it stands.
 """
 
 import csv
 import io
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +50,9 @@ _HEADER_LINES_MAX = 100
 """Lines that a header may span, and that blank lines and remarks before it may take."""
 _CR, _LF = 13, 10
 _MISSING = ["", "\\N"]
+_TAB_QUOTE = re.compile(rb'(?:^|[\t\r\n])"')
+_TAB_QUOTED = re.compile(rb'(?<![^\t\r\n])"[^"\t\r\n]*"(?![^\t\r\n])')
+"""A field that begins with a quote; one that is quoted, without quotes, tabs or line ends inside."""
 
 
 class DelimitedBlocks(BlockReader):
@@ -63,7 +71,6 @@ class DelimitedBlocks(BlockReader):
             self._delimiter, first = bare[4], self._take_header()
         else:
             self._delimiter = self._delimiter_of(first)
-        self._quotes = self._delimiter != "\t" or self._quotes_tabs(first)
         self._header = [name.strip() for name in self._fields(first, self._delimiter)]
         known = [*self._header, *(key for key in self.partition if key not in self._header)]
         self._columns = self.wanted(known, known.__contains__)
@@ -130,7 +137,8 @@ class DelimitedBlocks(BlockReader):
             return line.decode()
         except UnicodeDecodeError as error:
             raise SpecError(
-                f"{self.path} is not UTF-8 in its header: {error}", hint="write it as UTF-8"
+                f"{self.path} is not UTF-8 in its header: {error}",
+                hint="write it as UTF-8: iconv -f cp1252 -t utf-8; if it is no text, export it as CSV",
             ) from None
 
     def _fields(self, line: str, delimiter: str) -> list[str]:
@@ -146,27 +154,21 @@ class DelimitedBlocks(BlockReader):
         wanted = {*self.spec.customer_fields.values(), mapping.type, mapping.ts}
         return len(wanted & names), header.count(delimiter)
 
-    def _quotes_tabs(self, header: str) -> bool:
-        """Whether the beginning has fields in quotes and is, read so, rows of the header's width throughout."""
-        text = header + self._next.decode(errors="replace")
-        if '\t"' not in text and '\n"' not in text and not text.startswith('"'):
-            return False
-        lines = io.StringIO(text, newline="")
-        try:
-            return len({len(row) for row in csv.reader(lines, delimiter="\t", strict=True) if row}) == 1
-        except csv.Error:
-            return False
-
     def _by_arrow(self, data: bytes) -> dict[str, Any] | None:
         """The needed columns of a block by place; None where it is not simply a row a line."""
         names = [str(i) for i in range(len(self._header))]
+        quotes = b'"' in data
+        if quotes and self._delimiter == "\t":
+            quotes = bool(_TAB_QUOTE.search(data))
+            if quotes and _TAB_QUOTE.search(_TAB_QUOTED.sub(b"", data)):
+                return None  # not all of them are quoted in the simplest way
         try:
             table = arrow_csv.read_csv(
                 pa.BufferReader(data),
                 arrow_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
                 arrow_csv.ParseOptions(
                     delimiter=self._delimiter,
-                    quote_char='"' if self._quotes and b'"' in data else False,
+                    quote_char='"' if quotes else False,
                     newlines_in_values=False,
                 ),
                 arrow_csv.ConvertOptions(
@@ -184,6 +186,8 @@ class DelimitedBlocks(BlockReader):
         ts = self._columns["ts"]
         if ts in self._header and pc.any(pc.equal(table.column(str(self._header.index(ts))), ts)).as_py():
             return None  # the header again
+        if quotes and any(pc.any(pc.match_substring(column, '"')).as_py() for column in table.columns):
+            return None  # doubled inside of quotes, or quotes that are wrong
         return {name: table.column(name).combine_chunks() for name in table.column_names}
 
     def _places(self) -> list[int]:
@@ -199,8 +203,9 @@ class DelimitedBlocks(BlockReader):
         text = _Lines(data, self._read_block)
         first = self._line
         csv.field_size_limit(sys.maxsize)
-        quoting = csv.QUOTE_MINIMAL if self._quotes else csv.QUOTE_NONE
-        reader = csv.reader(text, delimiter=self._delimiter, quoting=quoting)  # type: ignore[arg-type]  # quoting is one of csv's
+        reader = (
+            self._tab_rows(text) if self._delimiter == "\t" else csv.reader(text, delimiter=self._delimiter)
+        )
         while True:
             text.begin_row()
             line = first + text.taken
@@ -224,6 +229,9 @@ class DelimitedBlocks(BlockReader):
                 bad.append((line, Reason.BAD_ROW, f"{again} Leave it out"))
             elif len(row) != width:
                 bad.append((line, Reason.BAD_ROW, _width_words(row, width)))
+            elif any('"' in row[place] for place in places) and self._unquotable(text.row):
+                behind = "text behind a closing quote"
+                bad.append((line, Reason.BAD_ROW, f"{behind}: quotes inside of quotes are doubled"))
             else:
                 lines.append(line)
                 for column, place in zip(values, places, strict=True):
@@ -232,13 +240,42 @@ class DelimitedBlocks(BlockReader):
         columns = {str(i): pa.array(column, pa.string()) for i, column in zip(places, values, strict=True)}
         return columns, np.array(lines, np.int64), bad
 
+    def _tab_rows(self, text: "_Lines") -> Iterator[list[str]]:
+        """The rows of a tab-separated file, by the rule above."""
+        width = len(self._header)
+        for line in text:
+            as_it_stands = line.rstrip("\r\n").split("\t")
+            if not any(field.startswith('"') for field in as_it_stands):
+                yield as_it_stands if line.strip("\r\n") else []
+                continue
+            try:
+                quoted = next(csv.reader([line], delimiter="\t", strict=True))
+            except csv.Error:  # a quote is not closed, or text stands behind one that is
+                quoted = []
+            if len(quoted) == width:
+                yield quoted
+            elif len(as_it_stands) >= width and not self._goes_on(as_it_stands[-1], text.ahead()):
+                yield as_it_stands
+            else:  # text over lines, or a quote too few
+                yield next(csv.reader(itertools.chain([line], text), delimiter="\t"))
+
+    def _goes_on(self, last: str, following: str) -> bool:
+        """Whether the last field of a line is text that goes on in the next line."""
+        opened = last.startswith('"') and last.count('"') % 2 == 1
+        return opened and following.strip() != "" and len(following.split("\t")) < len(self._header)
+
     def _swallowed(self, lines: Sequence[str]) -> bool:
         """Whether a row of several lines is held together by quotes that are none: there are rows among its lines,
         or text stands behind the closing quote."""
         if len(lines) == 1:
             return False
-        if any(map(self._is_row, lines[1:])):
-            return True
+        return any(map(self._is_row, lines[1:])) or self._unquotable(lines)
+
+    def _unquotable(self, lines: Sequence[str]) -> bool:
+        """Whether text stands behind a closing quote, so that what is quoted is not sure; in a tab-separated file such
+        quotes are text."""
+        if self._delimiter == "\t" and len(lines) == 1:
+            return False
         try:
             next(csv.reader(lines, delimiter=self._delimiter, strict=True))
         except csv.Error:
@@ -300,6 +337,7 @@ class _Lines:
     taken: int = 0
     row: list[str] = field(default_factory=list)
     _text: Any = None
+    _ahead: str = ""
 
     def __post_init__(self) -> None:
         self._open(self.data)
@@ -313,11 +351,17 @@ class _Lines:
     def __iter__(self) -> "_Lines":
         return self
 
-    def __next__(self) -> str:
-        line = self._text.readline()
-        if not line and self.row:
+    def ahead(self) -> str:
+        """The line after the one that was taken last, which it leaves; empty at the file's end."""
+        self._ahead = self._ahead or self._text.readline()
+        if not self._ahead:
             self._open(self.more())
-            line = self._text.readline()
+            self._ahead = self._text.readline()
+        return self._ahead
+
+    def __next__(self) -> str:
+        line = self.ahead() if self.row else self._ahead or self._text.readline()
+        self._ahead = ""
         if not line:
             raise StopIteration
         if len(self.row) >= LINES_MAX:

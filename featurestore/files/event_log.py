@@ -139,7 +139,7 @@ class Remedies:
             case Reason.UNKNOWN_TYPE, _:
                 return "name the type in a kind's types, or say `unknown: ignore`"
             case Reason.NOT_JSON, _:
-                return "write one object a line in UTF-8, e.g. jq -c ."
+                return "write one object a line in UTF-8, nothing between them, e.g. jq -c ."
             case Reason.BAD_ROW, _:
                 return "quote text that holds delimiters, double its quotes, and leave out remarks and totals"
             case Reason.NOT_FINITE, _:

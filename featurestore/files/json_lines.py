@@ -109,8 +109,21 @@ class JsonBlocks(BlockReader):
             raise SpecError(
                 f"{self.path} has arrays of events, several", hint="write one event a line: jq -c '.[]'"
             )
-        if type(row) is not dict or any(self._paths[name].split(".")[0] in row for name in ("type", "ts")):
+        if type(row) is not dict:
             return
+        if all(type(_dug([row], self._paths[name], _NOTED)[0]) in (dict, list) for name in ("type", "ts")):
+            raise SpecError(
+                f"{self.path} has a column of events under each name, not an event",
+                hint="write one event a line: in pandas to_json(FILE, orient='records', lines=True)",
+            )
+        heads = {self._paths[name].split(".")[0] for name in ("type", "ts")}
+        if not heads.isdisjoint(row):
+            return
+        if len(row) > 1 and all(type(value) is dict and heads <= value.keys() for value in row.values()):
+            raise SpecError(
+                f"{self.path} has its events under names of their own",
+                hint="write one event a line: jq -c '.[]'",
+            )
         held = next((key for key, value in row.items() if _holds_objects(value)), None)
         if held is not None:
             raise SpecError(
@@ -140,6 +153,10 @@ class JsonBlocks(BlockReader):
             return [self._decoded(texts[i]) for i in chosen.tolist()]
 
         return Block(columns, judged, lines, self._source.share, odd, bad)
+
+
+_NOTED = np.zeros(1, np.bool_)
+"""Where `_dug` notes what is odd, and nobody looks."""
 
 
 def _holds_objects(value: Any) -> bool:

@@ -55,6 +55,12 @@ _OTHERS = {
     b"\xd0\xcf\x11\xe0": ("an old office file (.xls)", "save it as CSV in UTF-8"),
     b"\x04\x22\x4d\x18": ("packed by lz4", "unpack it: unlz4"),
     b"\x1f\x9d": ("packed by compress", "unpack it: gunzip"), b"7z\xbc\xaf": ("a 7z archive", "unpack it"),
+    b"RDX": ("data of R (save)", _EXPORT), b"X\n\x00\x00": ("data of R (saveRDS)", _EXPORT),
+    b"<stata_dta>": ("a data set of Stata", _EXPORT), b"$FL2": ("a data set of SPSS", _EXPORT),
+    b"\x00" * 12 + b"\xc2\xea\x81\x60": ("a data set of SAS", _EXPORT), b"\x89HDF": ("HDF5", _EXPORT),
+    b"\x80\x04\x95": ("a Python pickle", _EXPORT), b"\x80\x05\x95": ("a Python pickle", _EXPORT),
+    b"PGCOPY\n": ("PostgreSQL's binary COPY", "COPY … TO … WITH (FORMAT csv, HEADER)"),
+    b"PGDMP": ("a dump of PostgreSQL", "COPY … TO … WITH (FORMAT csv, HEADER)"),
     b"<!doctype": ("a web page", _DOWNLOAD), b"<html": ("a web page", _DOWNLOAD), b"<?xml": ("XML", _DOWNLOAD),
     b"version https:/": ("the pointer of a Git LFS file, not the file", "git lfs pull"),
 }  # fmt: skip
@@ -178,7 +184,7 @@ class ByteSource:
             refuse_other_kinds(self.path, mark)
 
     def _peek(self) -> bytes:
-        return bytes(self.file.peek(16)[:16])  # type: ignore[attr-defined]  # all kinds are buffered readers
+        return bytes(self.file.peek(512)[:512])  # type: ignore[attr-defined]  # all kinds are buffered readers
 
     def _recode(self, encoding: str) -> None:
         """UTF-16 comes out of spreadsheets, which are small: such a file is held whole."""
@@ -254,6 +260,8 @@ def refuse_other_kinds(path: Path, start: bytes) -> None:
     for magic, (name, hint) in _OTHERS.items():
         if start.startswith(magic) or (magic[:1] == b"<" and start.lower().startswith(magic)):
             raise SpecError(f"{path} is {name}, whatever its name says", hint=hint)
+    if start[257:262] == b"ustar":
+        raise SpecError(f"{path} is a tar archive", hint="unpack it and name the folder")
     order = {(True, False): "LE", (False, True): "BE"}.get((_zeros(start[1:8:2]), _zeros(start[0:8:2])))
     if order is not None and any(start[:8]):
         raise SpecError(

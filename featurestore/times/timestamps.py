@@ -119,12 +119,15 @@ class TimeReader:
 
 def iso_ms(text: str) -> int:
     """Milliseconds of RFC 3339 text: a date, or date and time, with dashes; UTC where it has no offset,
-    or ends in ` UTC` (BigQuery's exports).
+    or ends in ` UTC` (BigQuery's exports). A blank may stand before the offset (Snowflake's and Shopify's).
 
     Raises ValueError."""
     if text[4:5] != "-":
         raise ValueError(text)  # 20240101 would be a date to Python, and is more likely a number
     text = text if text.isupper() else text.upper()
+    before, blank, offset = text.rpartition(" ")
+    if blank and offset[:1] in ("+", "-"):
+        text = before + offset
     moment = datetime.fromisoformat(text.removesuffix(" UTC"))
     if text.endswith(" UTC") and moment.utcoffset():
         raise ValueError(text)  # two offsets

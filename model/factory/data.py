@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
+from ebbtide.featurestore.check.times import of_their_time
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.model.examples.known import Known, known_log
 from ebbtide.model.factory.line import ANOMALIES, PICTURE, SCHEMA, STATISTICS
@@ -39,6 +40,7 @@ def example_gen(work: Work) -> Ingested:
             progress=share,
             engine=plan.engine,
         )
+        of_their_time(log, plan.spec)
         known = known_log(work.layout, log.events, plan.labels_until_ms)
     misfits = {str(reason): count for reason, count in log.problems.counts.items()}
     return Ingested(known, log.rows, log.ignored, misfits, dict(log.problems.unknown_types))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.events.parse import ParseLimits, Parser
 from ebbtide.featurestore.record.fold import CAUSES, Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.record.reasons import Reasons
@@ -84,11 +84,13 @@ def compare(
     )  # fmt: skip
 
 
-def makes_again(records: Sequence[Record], alert: Alert, audit: AuditRecord, layout: Layout) -> bool:
+def makes_again(
+    records: Sequence[Record], alert: Alert, audit: AuditRecord, layout: Layout, limits: ParseLimits
+) -> bool:
     """Does a customer's history, the records with their key in the alert's partition in order, make the alert's row
-    again?"""
+    again? limits: the workers', who made dead letters of what is beyond them."""
     (wanted,), folder = rows_bytes(audit.rows(layout), layout), Folder(layout)
-    events = Parser(layout.spec).parse(records).events
+    events = Parser(layout.spec, limits).parse(records).events
     theirs = [name == alert.customer for name in events.customers]  # others may have the same key
     events = events.take(np.array(theirs, np.bool_)[events.customer])
     rows, points = folder.fold(layout.empty(len(events.customers)), events)

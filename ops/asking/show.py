@@ -14,7 +14,6 @@ def customer_table(data: dict[str, Any]) -> Table:
     state, table = data["state"], Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
-    episode = state["episode"]
     last = data["last_score"]
     rows = {
         "customer": data["customer"],
@@ -25,8 +24,7 @@ def customer_table(data: dict[str, Any]) -> Table:
         "last decision": f"{percent(last['probability'])} as of {_day(last['as_of'])}"
         if last
         else "none yet",
-        "episode": episode["state"]
-        + (f" since {_day(episode['opened_at'])}" if episode["opened_at"] else ""),
+        "episode": episodes_words(state["episodes"]),
         "first, last seen": f"{_day(state['first_seen'])}, {_day(state['last_seen'])}",
         "left": _day(state["left_explicitly_at"]),
         "if silent": curve_line(data["silence_curve"]),
@@ -47,6 +45,17 @@ def customer_table(data: dict[str, Any]) -> Table:
         if words:
             table.add_row(name, words)
     return table
+
+
+def episodes_words(episodes: dict[str, dict[str, Any]]) -> str:
+    """Of each target, a line each; of a spec with one its name goes without saying."""
+    said = {
+        name: each["state"]
+        + (", held out" if each["held_out"] else "")
+        + (f" since {_day(each['opened_at'])}" if each["opened_at"] else "")
+        for name, each in episodes.items()
+    }
+    return "\n".join(words if len(said) == 1 else f"{name}: {words}" for name, words in said.items())
 
 
 def at_risk_table(data: dict[str, Any]) -> Table:

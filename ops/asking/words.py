@@ -8,11 +8,11 @@ import numpy as np
 from ebbtide.featurestore.events.contract import TIME_MS_MAX
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.timestamps import instant
-from ebbtide.stream.decision.episodes import CLOSED
+from ebbtide.stream.decision.episodes import CLOSED, HELD_OUT
 
 
 def describe(row: np.void, layout: Layout) -> dict[str, Any]:
-    """A record's times, counts and episode."""
+    """A record's times, counts and episodes: each target's by name, and the first one's again as `episode`."""
     return {
         "first_seen": when(int(row["first_seen"])),
         "last_seen": when(int(row["last_seen"])),
@@ -21,13 +21,15 @@ def describe(row: np.void, layout: Layout) -> dict[str, Any]:
         "late_events": int(row["late_count"]),
         "counts": {kind.noun: int(n) for kind, n in zip(layout.spec.kinds, row["kind_count"], strict=True)},
         "episode": episode_of(row, 0),
+        "episodes": {name: episode_of(row, t) for t, name in enumerate(layout.spec.target_names)},
     }
 
 
 def episode_of(row: np.void, target: int) -> dict[str, Any]:
-    """The episode of one target, by its index."""
+    """The episode of one target, by its index. held_out: it is open and told to nobody."""
     return {
         "state": "closed" if row["episode_state"][target] == CLOSED else "open",
+        "held_out": bool(row["episode_state"][target] == HELD_OUT),
         "opened_at": when(int(row["episode_opened_at"][target])),
         "cooldown_until": when(int(row["cooldown_until"][target])),
         "sequence": int(row["sequence"][target]),

@@ -99,7 +99,7 @@ def _replayed(settings: Settings, layout: Layout, case: Case) -> Replayed:
     found = compare(alert, audit, layout, p, why, runtime.platform())
     if case.history is None:
         return found
-    again = makes_again(case.history, alert, audit, layout)
+    again = makes_again(case.history, alert, audit, layout, settings.parse_limits)
     # What was deleted from the log may be what is missing.
     return replace(found, refolded=True if again else False if case.begin == 0 else None)
 
@@ -154,6 +154,11 @@ async def _found(settings: Settings, topic: str, identity: str, read: Callable[[
 
 
 def _of_file(path: Path) -> tuple[Alert, AuditRecord | None]:
+    if not path.is_file():
+        raise OpsError(
+            f"{str(path)!r} is neither a file nor the id of an alert",
+            hint="an id has 32 digits of 0 to 9 and a to f",
+        )
     lines = [line for line in path.read_bytes().splitlines() if line.strip()]
     try:
         return read_alert(lines[0]), read_audit(lines[1]) if len(lines) > 1 else None

@@ -11,7 +11,7 @@ import click
 from rich.table import Table
 
 from ebbtide.featurestore.events.contract import TIME_MS_MAX
-from ebbtide.featurestore.events.parse import ParseLimits, Parser
+from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, load_spec
 from ebbtide.featurestore.times.timestamps import format_time
@@ -24,10 +24,12 @@ from ebbtide.ops.worker.connect import check_state, open_store
 from ebbtide.stream.dlq.replay import Folded, Letter, Replayed, letters, replay
 from ebbtide.stream.kafka.producer import KafkaSink
 from ebbtide.stream.kafka.reader import log_ranges
+from ebbtide.stream.outputs.dead_letter import REASONS
 
 reason_option = click.option(
-    "--reason", "reasons", multiple=True, metavar="NAME", help="Only of this reason; repeatable."
-)
+    "--reason", "reasons", type=click.Choice(REASONS), multiple=True, metavar="NAME",
+    help="Only of this reason, as the list names it; repeatable.",
+)  # fmt: skip
 
 
 @click.group()
@@ -181,4 +183,4 @@ async def _folded(settings: Settings, spec: Spec) -> Folded | None:
         await check_state(store, layout)
         found = await asyncio.gather(*store.checkpoint_each(range(store.partitions)))
     silent = {n: each.silent for n, each in enumerate(found) if each is not None and each.silent is not None}
-    return Folded(silent, Parser(spec, ParseLimits(value_bytes_max=settings.record_bytes_max)))
+    return Folded(silent, Parser(spec, settings.parse_limits))

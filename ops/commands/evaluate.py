@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ebbtide.featurestore.check.times import of_their_time
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.durations import format_duration
@@ -84,7 +85,7 @@ def command(
         manifest = read_manifest(version)
         spec = manifest.parsed_spec()
         progress("reading events")
-        log = read_log(events, spec, progress=lambda share: progress.advance(share, 1.0))
+        log = of_their_time(read_log(events, spec, progress=lambda share: progress.advance(share, 1.0)), spec)
         if folds is not None:
             config = (manifest.train_config or TrainConfig()).model_copy(update={"bootstrap": bootstrap})
             crossed = cross_validate(

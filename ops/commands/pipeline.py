@@ -165,10 +165,12 @@ def skew(file: Path, worker: Path | None, records: int | None, json_path: Path |
     `skew_max` is passed.
     """
     config = load_config(file)
-    kafka = load_settings(worker or config.watch.settings).kafka
+    settings = load_settings(worker or config.watch.settings)
     with steps() as progress:
-        progress(f"reading {kafka.topic}")
-        found = asyncio.run(examine_skew(config, kafka, records or config.watch.records))
+        progress(f"reading {settings.kafka.topic}")
+        found = asyncio.run(
+            examine_skew(config, settings.kafka, settings.parse_limits, records or config.watch.records)
+        )
     table = Table("kind", "share in history", "share live", "events live", box=None, pad_edge=False)
     for name, kind in found.known.kinds.items():
         live = None if found.live is None else found.live.kinds[name]

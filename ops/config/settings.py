@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from ebbtide.featurestore.events.parse import ParseLimits
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.store.commit import COMMIT_BYTES_MAX, CUSTOMERS_MAX
@@ -253,6 +254,11 @@ class Settings(_Frozen):
     def local_kafka(self) -> bool:
         """No Kafka was configured: a local one is to be started."""
         return self.kafka.url == LOCAL
+
+    @property
+    def parse_limits(self) -> ParseLimits:
+        """What a record may be: whoever reads the input topic takes and refuses what a worker does."""
+        return ParseLimits(value_bytes_max=self.record_bytes_max)
 
     @property
     def local_redis(self) -> bool:

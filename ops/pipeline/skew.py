@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ebbtide.featurestore.events.event import TOMBSTONE
-from ebbtide.featurestore.events.parse import Parser
+from ebbtide.featurestore.events.parse import ParseLimits, Parser
 from ebbtide.featurestore.spec import Spec
 from ebbtide.model.factory.schema import COUNT_MIN, Anomaly, Schema, check_skew
 from ebbtide.model.factory.statistics import Span, Statistics, span_like
@@ -50,7 +50,7 @@ def as_json(found: Skew) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def skew(config: PipelineConfig, kafka: KafkaSettings, records_max: int) -> Skew:
+async def skew(config: PipelineConfig, kafka: KafkaSettings, limits: ParseLimits, records_max: int) -> Skew:
     """Compare the last records of `kafka.topic`, as many of each partition, with the last done run's history. Raises
     OpsError without one, EbbtideError."""
     spec = config.spec_in_force()
@@ -58,7 +58,7 @@ async def skew(config: PipelineConfig, kafka: KafkaSettings, records_max: int) -
     partitions = len(await log_ranges(kafka, kafka.topic))
     share = math.ceil(records_max / partitions)
     records = [record async for record in read_topic(kafka, kafka.topic, last=share)]
-    parsed = Parser(spec).parse(records)
+    parsed = Parser(spec, limits).parse(records)
     events = parsed.events.take(parsed.events.kind != TOMBSTONE)
     rejected = Counter(str(each.reason) for each in parsed.rejected)
     live = span_like(statistics.whole, spec, events) if len(events) >= COUNT_MIN else None

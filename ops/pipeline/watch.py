@@ -90,7 +90,8 @@ def look(file: Path, config: PipelineConfig) -> Seen:
 def _moved(config: PipelineConfig) -> str:
     """How the live topic differs from the history of the last run, in words; "" when it does not, or nobody can say."""
     try:
-        found = asyncio.run(skew(config, load_settings(config.watch.settings).kafka, config.watch.records))
+        worker = load_settings(config.watch.settings)
+        found = asyncio.run(skew(config, worker.kafka, worker.parse_limits, config.watch.records))
     except EbbtideError as error:
         return f"whether the live topic differs is not known: {error}"
     return "; ".join(map(str, found.anomalies))

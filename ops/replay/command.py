@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ebbtide.featurestore.check.times import of_their_time
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
@@ -50,7 +51,7 @@ def run(
 ) -> tuple[Group, dict[str, Any]]:
     """Replay, judge, and return the table and the same figures as plain data."""
     progress(f"reading {events.name}")
-    log = read_log(events, spec, progress=lambda share: progress.advance(share, 1.0))
+    log = of_their_time(read_log(events, spec, progress=lambda share: progress.advance(share, 1.0)), spec)
     progress("loading the model")
     configure()
     layout = Layout(spec)

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from uuid import uuid4
 
 from ebbtide.featurestore.events.event import EventBatch
-from ebbtide.featurestore.events.parse import ParseLimits, Parser
+from ebbtide.featurestore.events.parse import Parser
 from ebbtide.featurestore.hashing import murmur2_texts
 from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
@@ -108,7 +108,7 @@ async def tools_of(
         ),
         layout=layout,
         folder=Folder(layout),
-        parser=Parser(layout.spec, ParseLimits(value_bytes_max=settings.record_bytes_max)),
+        parser=Parser(layout.spec, settings.parse_limits),
         store=store,
         cache=Cache(layout.dtype, settings.redis.cache_bytes_max),
         sink=sink,

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ebbtide.featurestore.events.contract import Reason
 from ebbtide.stream.batch import Record
 from ebbtide.stream.outputs.message import Message
 
@@ -37,6 +38,8 @@ RECORD_OVERHEAD_BYTES = 128  # of a batch with one record, at most
 HEADER_OVERHEAD_BYTES = 10
 UNSCORED = "unscored"
 """The one reason that is not the record's fault: the model fails for its customer. The event is folded all the same."""
+REASONS = (*(reason.value for reason in Reason if reason is not Reason.BAD_ROW), UNSCORED)
+"""Every reason that a dead letter may have."""
 
 
 class Position(NamedTuple):

@@ -15,18 +15,25 @@ import orjson
 import pytest
 import yaml
 
+from ebbtide.featurestore.events.parse import ParseLimits, Parser
+from ebbtide.featurestore.record.fold import Folder
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import dump_spec
+from ebbtide.featurestore.times.timestamps import instant
 from ebbtide.model.serving.scorer import Scorer
+from ebbtide.ops.asking.replayed import makes_again
 from ebbtide.ops.config.policy import PolicySettings
 from ebbtide.ops.worker.compose import serving
+from ebbtide.stream.outputs.alert import Decision
 from ebbtide.stream.outputs.audit import AuditRecord, read_audit, row_sha256, rows_bytes
 from ebbtide.stream.outputs.message import Message
 from ebbtide.stream.outputs.versions import read_alert
+from tests.integration.test_dead_letters import RawRecord
 from tests.support.seams.models import publish, sample
 from tests.support.seams.scoring import LAYOUT, SPEC
 from tests.support.servers.services import Services
 from tests.support.workers.worlds import T0, Kind, World
+from tests.unit.stream.test_alert import an_alert
 
 DAY_MS = 86_400_000
 ANN = "ann"
@@ -148,3 +155,27 @@ def test_a_row_reads_back_from_its_audit_record() -> None:
         assert row_sha256(raw, as_of) != row_sha256(raw, as_of + 1)
         with pytest.raises(ValueError, match="bytes"):
             record.model_copy(update={"row": record.row[:-8]}).rows(layout)
+
+
+def test_a_log_is_refolded_under_the_workers_bound() -> None:
+    """What workers made a dead letter of, for its size, is in no row; and what they folded is in it."""
+    large = {"user_id": ANN, "type": "visit", "ts": T0 + DAY_MS, "note": "x" * 100_000}
+    small = {"user_id": ANN, "type": "visit", "ts": T0}
+    records = [
+        RawRecord(n, T0 + n * DAY_MS, ANN.encode(), orjson.dumps(event))
+        for n, event in enumerate((small, large))
+    ]
+    wide = ParseLimits(value_bytes_max=1 << 20)
+    events = Parser(SPEC, wide).parse(records).events
+    folder = Folder(LAYOUT)
+    _, points = folder.fold(LAYOUT.empty(1), events)
+    last = points.take(np.array([len(points) - 1]))
+    as_of = int(last.as_of[0])
+    decision = Decision(as_of=instant(as_of), cause="event", topic="clicks", partition=0, offset=1)
+    alert = an_alert().model_copy(update={"customer": ANN, "decision": decision})
+    audit = AuditRecord(
+        alert_id=alert.alert_id, customer=ANN, as_of=as_of, p=0.5, model="shop", model_version=1,
+        layout=LAYOUT.id, platform="", row=_encoded(last.rows[0]),
+    )  # fmt: skip
+    assert makes_again(records, alert, audit, LAYOUT, wide)
+    assert not makes_again(records, alert, audit, LAYOUT, ParseLimits())

@@ -27,7 +27,8 @@ from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.serving.manifest import HeadFacts, Manifest
 from ebbtide.ops.asking.at_risk import at_risk
 from ebbtide.ops.asking.customer import coming_silence, find, view
-from ebbtide.ops.asking.show import bar, curve_line
+from ebbtide.ops.asking.show import bar, curve_line, episodes_words
+from ebbtide.ops.asking.words import describe
 from ebbtide.ops.cli import run
 from ebbtide.ops.commands.at_risk import floors_of
 from ebbtide.ops.config.policy import PolicySettings
@@ -145,6 +146,23 @@ async def test_a_list_says_every_targets_p_beside_its_own() -> None:
     assert ann["probability"] == pytest.approx(0.6) and ann["episode"] == "open"
     with pytest.raises(ValueError, match="no target 'bying'"):
         await at_risk(store, layout, target="bying")
+
+
+async def test_a_customers_answer_tells_every_targets_episode() -> None:
+    """Who buys no more may be in an open episode of that alone: it is said which, and whether they are held out."""
+    targets = [{"name": name, "kinds": [name]} for name in ("visit", "purchase")]
+    layout = Layout(parse_spec(dump_spec(SPEC) | {"targets": targets}))
+    row = layout.empty(1)[0]
+    row["event_time"] = row["last_seen"] = row["first_seen"] = T0
+    row["episode_state"], row["episode_opened_at"] = [CLOSED, HELD_OUT], [0, T0]
+    state = describe(row, layout)
+    found = {name: (each["state"], each["held_out"]) for name, each in state["episodes"].items()}
+    assert found == {"visit": ("closed", False), "purchase": ("open", True)}
+    assert state["episode"] == state["episodes"]["visit"]
+    assert (
+        episodes_words(state["episodes"]) == "visit: closed\npurchase: open, held out since 2023-11-14 22:13"
+    )
+    assert episodes_words({"activity": state["episode"]}) == "closed"
 
 
 async def test_of_several_targets_each_has_its_own_list() -> None:

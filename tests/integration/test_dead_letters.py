@@ -318,6 +318,13 @@ async def test_the_list_shows_why_and_where_and_no_customer(
     assert (bobs["letters"], [row["offset"] for row in bobs["latest"]]) == (1, [6])
 
 
+@pytest.mark.parametrize("words", ["list", "replay"])
+def test_a_reason_that_there_is_not_is_refused(words: str) -> None:
+    """`0 dead letters` would be taken for an answer; the reasons that there are are named. No Kafka is asked."""
+    ran = CliRunner().invoke(command, [words, "--reason", "to_old"])
+    assert ran.exit_code == 2 and "'too_old'" in ran.output and "'unscored'" in ran.output
+
+
 async def test_what_is_folded_already_is_not_sent_again(
     stack: Services, unique_name: str, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ import pytest
 import tensorflow as tf
 from aiokafka import AIOKafkaProducer
 
+from ebbtide.featurestore.events.parse import ParseLimits
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import iso_ms
@@ -302,10 +303,10 @@ async def test_the_live_topic_is_held_against_the_history(
     """By `ebbtide pipeline skew`, whose exit code a scheduler reads."""
     live = Live(stack.kafka_url, unique_name)
     with pytest.raises(OpsError, match="pipeline run"):
-        await skew(load_config(write_config(copy, runs="others")), live.settings, 4_000)
+        await skew(load_config(write_config(copy, runs="others")), live.settings, ParseLimits(), 4_000)
     file = write_config(copy)
     await live.send(copy / "events" / "part=2" / "events.csv.gz", moved=False)
-    found = await skew(load_config(file), live.settings, 4_000)
+    found = await skew(load_config(file), live.settings, ParseLimits(), 4_000)
     assert (found.records, found.anomalies, found.rejected) == (3_000, [], {})
     await live.send(copy / "events" / "part=2" / "events.csv.gz", moved=True)
     end = sum(end for _, end in (await log_ranges(live.settings, unique_name)).values())

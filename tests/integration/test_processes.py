@@ -18,7 +18,7 @@ import pytest
 from ebbtide.ops.config.settings import HttpSettings, Settings
 from ebbtide.ops.errors import WorkerFailed
 from ebbtide.ops.http.server import HttpServer
-from ebbtide.ops.processes.face import Face
+from ebbtide.ops.processes.face import NEXT_S, Face
 from ebbtide.ops.processes.supervisor import Supervisor
 
 LISTENS = """
@@ -102,6 +102,32 @@ async def test_a_worker_that_ends_is_started_again(tmp_path: Path) -> None:
         assert await status_of(session, address + "/v1/at-risk") == 200  # the other one answers
         await until(lambda: status_of(session, address + "/readyz"), 200)
         assert workers.workers[0].pid != before and workers.workers[0].starts == 2
+
+
+async def test_one_that_hangs_does_not_hold_up_an_answer(tmp_path: Path) -> None:
+    """The next one answers, and is asked first from then on; one that is only slow is waited for."""
+    workers = supervisor(tmp_path)
+    async with faced(workers) as (address, session):
+        first, second = (worker.pid for worker in workers.workers)
+
+        async def answering() -> tuple[int, float]:
+            begun_s = asyncio.get_running_loop().time()
+            async with asyncio.timeout(8), session.get(address + "/v1/at-risk") as answer:
+                return (await answer.json())["pid"], asyncio.get_running_loop().time() - begun_s
+
+        assert (await answering())[0] == first
+        os.kill(first, signal.SIGSTOP)
+        pid, took_s = await answering()
+        assert pid == second and took_s < 2 * NEXT_S + 0.5
+        pid, took_s = await answering()
+        assert pid == second and took_s < NEXT_S
+        os.kill(second, signal.SIGSTOP)
+        waiting = asyncio.create_task(answering())
+        await asyncio.sleep(3 * NEXT_S)
+        assert not waiting.done()
+        os.kill(first, signal.SIGCONT)
+        pid, took_s = await waiting
+        assert pid == first and took_s >= 3 * NEXT_S
 
 
 async def test_one_that_ends_before_any_was_ready_ends_all(tmp_path: Path) -> None:

@@ -87,6 +87,13 @@ TEXTS: list[Quoted] = [
     ("a TSV with lone quotes", "e.tsv", 'user_id\ttype\tts\tt\na\tvisit\t5\t"x\nb\tvisit\t5\t"y\n', ["a", "b"]),
     ("a TSV that quotes", "e.tsv", '"user_id"\t"type"\t"ts"\n"a"\t"visit"\t"5"\n"b\tc"\t"visit"\t"5"\n', ["a", "b\tc"]),
     ("a TSV with quoted headers", "e.tsv", '"user_id"\t"type"\t"ts"\na\tvisit\t5\n', ["a"]),
+    (
+        "a TSV that quotes late", "e.tsv",
+        "user_id\ttype\tts\tn\n" + f"a\tvisit\t5\t{'x' * 300_000}\n" + 'a\tvisit\t5\tx\n'
+        '"b\tc"\tvisit\t5\tx\n"d ""e"""\tvisit\t5\tx\nf\tvisit\t5\t"over\nlines"\n'
+        'g\tvisit\t5\t"x\n"h" i\tvisit\t5\tx\nj"\tvisit\t5\tx\n',
+        ["a", "a", "b\tc", 'd "e"', "f", "g", '"h" i', 'j"'],
+    ),
     ("a byte order mark", "e.csv", f"\ufeff{HEAD}\na,visit,5,\n", ["a"]),
     ("a mark before a quote", "e.csv", '\ufeff"user_id","type","ts"\n"a","visit","5"\n', ["a"]),
     ("a long unread field", "e.csv", f"{HEAD},note\na,visit,5,,{'x' * 300_000}\nb,visit,5,,\n", ["a", "b"]),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.check.events import check
+from ebbtide.featurestore.check.times import of_their_time
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.columns import time_reader
 from ebbtide.featurestore.files.reader import read_log
@@ -113,6 +114,77 @@ def test_events_inside_of_an_object_are_named(tmp_path: Path, _: str, text: str,
         read_log(written(tmp_path, text, "e.json"), spec_of())
 
 
+TABLES: list[tuple[str, object, str]] = [
+    ("a dict a column", {"user_id": {"0": "a"}, "type": {"0": "visit"}, "ts": {"0": 5}}, "orient='records'"),
+    ("a list a column", {"user_id": ["a"], "type": ["visit"], "ts": [5]}, "orient='records'"),
+    ("a dict a row", {"0": EVENTS[0], "1": EVENTS[1]}, r"names of their own.*jq -c '\.\[\]'"),
+]
+
+
+@pytest.mark.parametrize(("_", "data", "words"), TABLES, ids=[case[0] for case in TABLES])
+def test_a_table_written_as_one_object_is_named(tmp_path: Path, _: str, data: object, words: str) -> None:
+    """As pandas' to_json writes it unless told."""
+    with pytest.raises(SpecError, match=words):
+        read_log(written(tmp_path, json.dumps(data), "e.json"), spec_of())
+
+
+def test_a_file_without_a_header_is_named(tmp_path: Path) -> None:
+    """As COPY, OUTFILE and Hive write them: the first row is not read as names in silence."""
+    with pytest.raises(SpecError, match=r"is that a row.*line with the columns' names"):
+        read_log(written(tmp_path, "a\tvisit\t2026-01-01 00:00:00+00\n", "e.tsv"), spec_of())
+
+
+QUOTES: list[tuple[str, str]] = [
+    ("escaped by a backslash", 'a,visit,5,x\n"b\\"c",visit,6,x\n'),
+    ("text behind a quote", 'a,visit,5,x\n"b"c"",visit,6,x\n'),
+]
+
+
+@pytest.mark.parametrize(("_", "rows"), QUOTES, ids=[case[0] for case in QUOTES])
+def test_an_id_whose_quotes_are_wrong_is_refused(tmp_path: Path, _: str, rows: str) -> None:
+    r"""Spark writes "b\"c" unless told: `b\c"` was read, another customer than the stream's."""
+    with pytest.raises(SpecError, match=r"line 3: text behind a closing quote.*doubled"):
+        read_log(written(tmp_path, f"user_id,type,ts,note\n{rows}"), spec_of())
+    ok = read_log(written(tmp_path, 'user_id,type,ts,note\na,visit,5,"x\\"y"\n'), spec_of())
+    assert customers(ok) == ["a"], "what is not read may hold anything"
+
+
+@pytest.mark.parametrize("offset", [" +0100", " +01:00", "+0100", "+01"])
+def test_a_blank_before_an_offset_is_read(tmp_path: Path, offset: str) -> None:
+    """As Snowflake and Shopify write it."""
+    log = read_log(
+        written(tmp_path, ROW.format("a").replace(",5,", f",2026-01-01 01:00:00{offset},")), spec_of()
+    )
+    assert log.events.time.tolist() == [T0]
+
+
+UNITS: list[tuple[str, int, str]] = [
+    ("auto", 1, "seconds, read as milliseconds.*ts_format: s}"),
+    ("us", 1_000, "milliseconds, read as microseconds.*ts_format: ms}"),
+    ("ns", 1_000_000, "microseconds, read as nanoseconds.*ts_format: us}"),
+    ("ns", 1_000, "milliseconds, read as nanoseconds.*ts_format: ms}"),
+]
+
+
+@pytest.mark.parametrize(("ts_format", "per_s", "words"), UNITS)
+def test_times_of_another_unit_are_no_history(tmp_path: Path, ts_format: str, per_s: int, words: str) -> None:
+    """Backfilled, they were customers of 1970; the row after them in the topic would have begun them anew."""
+    spec = spec_of(ts_format=ts_format)
+    rows = "".join(f"a,visit,{(T0 // 1000 + i) * per_s},\n" for i in range(30))
+    log = read_log(written(tmp_path, f"{HEAD}\n{rows}"), spec)
+    with pytest.raises(SpecError, match=f"lie in 1970: {words}"):
+        of_their_time(log, spec)
+    good = read_log(written(tmp_path, ROW.format("a").replace(",5,", ",2026-01-01,")), spec_of())
+    assert of_their_time(good, spec_of()) is good
+
+
+def test_ids_in_scientific_notation_are_named(tmp_path: Path) -> None:
+    """A spreadsheet has rounded them: two customers are one, and nothing else shows it."""
+    path = written(tmp_path, f"{HEAD}\n1.23457E+15,visit,5,\n1e+05,visit,5,\n12e4f,visit,5,\n")
+    (found,) = [each for each in check(path, spec_of()) if each.code == "rounded_ids"]
+    assert found.severity == "warning" and "2, such as" in found.text
+
+
 def test_an_event_that_holds_a_list_is_an_event(tmp_path: Path) -> None:
     text = json.dumps({**EVENTS[0], "items": [{"sku": 1}]})
     assert customers(read_log(written(tmp_path, text, "e.json"), spec_of())) == ["a"]
@@ -122,6 +194,13 @@ OTHERS: list[tuple[str, bytes, str]] = [
     ("e.csv", b"ORC\x0a\x0b", "is ORC.*export it"),
     ("e.parquet", b"ARROW1\x00\x00abcd", "is an Arrow file.*export it"),
     ("e.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", r"old office file .\.xls.*save it as CSV"),
+    ("e.csv.gz", gzip.compress(b"X\n\x00\x00\x00\x03"), "is data of R .saveRDS.*export it"),
+    ("e.csv", b"\x00" * 12 + b"\xc2\xea\x81\x60\xb3", "is a data set of SAS.*export it"),
+    ("e.csv", b"<stata_dta><header>", "is a data set of Stata.*export it"),
+    ("e.csv", b"$FL2@(#) SPSS DATA FILE", "is a data set of SPSS.*export it"),
+    ("e.csv", b"\x80\x04\x95\x00", "is a Python pickle.*export it"),
+    ("e.csv", b"PGCOPY\n\xff\r\n\x00", r"is PostgreSQL's binary COPY.*FORMAT csv"),
+    ("e.csv.gz", gzip.compress(b"e.csv".ljust(257, b"\x00") + b"ustar\x0000"), "is a tar archive.*unpack it"),
     ("e.csv", b"<!DOCTYPE html><html>", "is a web page.*downloaded"),
     ("e.json", b'<?xml version="1.0"?><Error/>', "is XML.*downloaded"),
     ("e.parquet", b"version https://git-lfs.github.com/spec/v1\n", "pointer of a Git LFS file.*git lfs pull"),
@@ -174,3 +253,14 @@ def test_a_time_format_that_would_read_wrongly(ts_format: str, words: str) -> No
 def test_an_id_of_blanks_is_nobody(tmp_path: Path) -> None:
     found = check(written(tmp_path, ROW.format("  ")), spec_of())
     assert any(f.code == "nobody" for f in found)
+
+
+@pytest.mark.parametrize("n", [1, 9_000])
+def test_a_tsv_row_is_read_alike_wherever_it_stands(tmp_path: Path, n: int) -> None:
+    """One line is read the same as the first of a file and behind megabytes without a quote."""
+    plain, quoted = "ann\tvisit\t5\tx\n", '"b ""o"" b"\tvisit\t5\t"y"\n'
+    head = "user_id\ttype\tts\tnote\n"
+    late = read_log(written(tmp_path, head + plain * n + quoted, "late.tsv"), spec_of())
+    early = read_log(written(tmp_path, head + quoted + plain * n, "early.tsv"), spec_of())
+    assert sorted(late.events.customers) == sorted(early.events.customers) == ["ann", 'b "o" b']
+    assert len(late.events) == len(early.events) == n + 1
