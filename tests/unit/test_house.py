@@ -20,7 +20,9 @@ LINES_WARNED, LINES_MAX = 300, 450
 NAME_MAX = 60  # of a test
 MODULES_MAX = 12  # of a folder: more, and a newcomer cannot guess where a thing is
 ONE_FILE_A_COMMAND = "ops/commands"
-ROOF = {"stream": {"pipeline", "partition", "schedule", "worker"}}  # what no sub-package of the same package imports
+ROOF = {
+    "stream": {"pipeline", "partition", "schedule", "worker"}
+}  # what no sub-package of the same package imports
 
 CONSUMER = "stream/consumer/"
 # One home for each third party: what is used in one place can be replaced in one place.
