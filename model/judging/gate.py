@@ -194,8 +194,8 @@ def _alerts_apart(tested: Thresholds | None) -> Iterator[Refusal]:
     if 1 / ALERTS_APART <= given / asked <= ALERTS_APART or abs(given - asked) <= chance:
         return
     grown = "grew" if given > asked else "shrank"
-    yield Refusal(
-        f"{said}: the share of customers at so high a risk {grown} to {given / asked:.2g} times what it was a horizon "
-        f"before; while that goes on, expect some {given:.0%} of the published thresholds, too",
-        SIMULATE,
+    moved = (
+        f"the share of customers at so high a risk {grown} to {given / asked:.2g} times what it was a horizon before; "
+        "the published thresholds are chosen on a later horizon, and meet what was asked for where that has ended"
     )
+    yield Refusal(f"{said}: {tested.tie_words or moved}", SIMULATE)

@@ -296,6 +296,8 @@ def test_alerts_off_what_was_asked_for_are_told(given: float, customers: int, to
     said = cautions(outcomes_of(200, 200), tested)
     assert [told in str(each) for each in said] == ([True] if told else [])
     assert all("policy simulate" in str(each) for each in said)
+    tied = cautions(outcomes_of(200, 200), replace(tested, tied=0.2))
+    assert not any("grew" in str(each) or "shrank" in str(each) for each in tied), "a tie is no trend"
 
 
 def test_cautions_are_json_and_outcomes_are_counted() -> None:
