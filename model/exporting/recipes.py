@@ -13,6 +13,10 @@ border (`optimizations=[DEFAULT]` quantises whatever a gather reads), so recipes
 the features: one scale for columns that reach from -8 to 8 is coarse for most of them, a row beyond the given ones is
 clipped, and a logit in 255 steps is no probability. With scales for the head, too, half of the logits of a model of
 random weights were .2 off, one 1.3; for the GRU alone .008 and .1, and the file is no larger.
+
+There it has one scale a matrix, not one a channel: the GRU is unrolled, a step's bias has scales of its own, and with
+768 channels they and their zero points (twelve bytes each) were 300 KB of a file of 820. cdnow's AUROC and largest
+difference are the same with one.
 """
 
 from typing import Any
@@ -77,7 +81,7 @@ RECIPES: dict[str, Recipe] = {
                 "granularity": "TENSORWISE",
                 "dtype": "INT",
             },
-            **_INTEGER,
+            **_INTEGER | {"weight_tensor_config": {**_weights(8), "granularity": "TENSORWISE"}},
         ),
     ],
 }

@@ -174,6 +174,15 @@ def test_a_smaller_file_says_nearly_the_same(
     assert 0 < differ < off, "of half of the rows: a row at a tree's threshold may fall to its other side"
 
 
+def test_steps_have_no_scales_of_every_channel(version: Path, plain: bytes) -> None:
+    """Of an unrolled GRU they would take more room than its weights."""
+    by_channel, by_matrix = (
+        sizes(quantised(plain, precision, *warmup.read(version, LAYOUT))).scales
+        for precision in ("int8-dynamic", "int8")
+    )
+    assert by_matrix < by_channel
+
+
 def test_weights_behind_the_model_are_counted() -> None:
     within, behind, model = schema.BufferT(), schema.BufferT(), schema.ModelT()
     within.data, behind.offset, behind.size = np.arange(10, dtype=np.uint8), 4_096, 1_000
