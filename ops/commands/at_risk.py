@@ -41,7 +41,7 @@ def command(
         data: dict[str, Any] = asyncio.run(_run(settings, layout, limit, p_min, order, target))
     except ValueError as error:  # the spec has no value, or no such target
         raise SettingsError(str(error), hint="leave --sort or --target out") from None
-    table_and_json(at_risk_table(data), data, json_path)
+    table_and_json(at_risk_table(data) if data["customers"] else None, data, json_path)
     console().print(at_risk_words(data), soft_wrap=True)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 from rich.table import Table
+from rich.text import Text
 
+from ebbtide.featurestore.check.finding import count
 from ebbtide.ops.commands.options import config_option, json_option
 from ebbtide.ops.config.load import load_settings
 from ebbtide.ops.console import console, steps, table_and_json
@@ -48,12 +50,15 @@ def command(config: Path | None, no_model: bool, json_path: Path | None) -> int:
         "checks": [each._asdict() for each in found],
     }  # fmt: skip
     table_and_json(_table(found), data, json_path)
-    console().print(f"{len(found)} checks: {counts[Level.ERROR]} errors, {counts[Level.WARNING]} warnings")
+    said = ", ".join(count(counts[level], level) for level in (Level.ERROR, Level.WARNING))
+    console().print(f"{count(len(found), 'check')}: {said}")
     return 1 if counts[Level.ERROR] else 0
 
 
 def _table(found: list[Finding]) -> Table:
-    table = Table("check", "", "found", "what to mend", box=None, pad_edge=False)
+    table = Table("check", "", box=None, pad_edge=False)
+    for name in ("found", "what to mend"):
+        table.add_column(name, overflow="fold")  # a path, whole
     for check, level, words, remedy in found:
-        table.add_row(check, f"[{COLOURS[level]}]{level}[/]", words, remedy)
+        table.add_row(check, Text(level, style=COLOURS[level]), words, remedy)
     return table

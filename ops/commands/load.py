@@ -107,6 +107,11 @@ def table(figures: dict[str, Any]) -> Table:
                 words,
                 *(f"{value:,.1f}" if name != "n" else f"{value:,}" for name, value in figures[key].items()),
             )
+    if not figures["alert_latency"]["n"] and not figures["score_latency"]["n"]:
+        shown.caption = (
+            f"{figures['alerts']:,} alerts, none at an event that was sent here, and no score was read: there is no"
+            " latency to tell. Set topics.scores for worker and load, or send for longer."
+        )
     if (figures["sent_late"]["p99_ms"] or 0) > LATE_S * 1000:
         shown.caption = (
             "The load left late: this machine or Kafka cannot send at that rate. The latencies count it."

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from ebbtide.model.factory.line import ANOMALIES, BY_NAME, EVALUATION, PICTURE, SCHEMA, STAGES
 from ebbtide.model.training.progress import Stages
@@ -185,7 +186,7 @@ def skew(file: Path, worker: Path | None, records: int | None, json_path: Path |
     if found.live is None:
         console().print("too few events to say anything")
     for each in found.anomalies:
-        console().print(f"[yellow]{each}[/]: {each.advice}", soft_wrap=True)
+        console().print(Text.assemble((str(each), "yellow"), f": {each.advice}"), soft_wrap=True)
     return 1 if found.anomalies else 0
 
 

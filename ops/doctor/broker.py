@@ -182,7 +182,7 @@ async def _rights(settings: Settings) -> list[Finding]:
             if committed
             else ok(
                 "rights",
-                f"group {kafka.group!r} may be read; it has no committed offset: no worker has run yet",
+                f"group {kafka.group!r} may be read; it has no committed offset: no worker has taken a record yet",
             )
         )
     async with open_delivery(settings):  # opens a producer, and sends nothing

@@ -23,6 +23,7 @@ from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.record.replay import before
 from ebbtide.featurestore.store.checkpoint import History
 from ebbtide.featurestore.times.timestamps import format_time
+from ebbtide.ops.errors import OpsError
 from ebbtide.stream.kafka.reader import LogAt
 
 
@@ -59,11 +60,17 @@ class Gap(NamedTuple):
 
 def part_of(log: EventLog, until_ms: int | None) -> FilePart:
     """The file up to its end, or up to `until_ms` (ms UTC) where that comes first; one event with a wrong date moves
-    neither (`events/known.py`)."""
+    neither (`events/known.py`). Raises OpsError where nothing of it arrived by then."""
     arrived_ms = known_until(log.arrival)
     if until_ms is not None:
         arrived_ms = min(arrived_ms, until_ms)
     n = int(np.searchsorted(log.arrival, arrived_ms, side="left"))
+    if until_ms is not None and len(log) and not n:
+        raise OpsError(
+            f"nothing of the file arrived before {format_time(until_ms)}: it begins at"
+            f" {format_time(int(log.arrival[0]))}",
+            hint="give --until a later date, or leave it out",
+        )
     arrived = log.events.take(slice(n))
     known_ms = known_until(arrived.time)
     events = before(arrived, known_ms)

@@ -1,6 +1,7 @@
 """Progress in a file: a line a step and one every ten seconds, however often somebody says how far it is."""
 
 from io import StringIO
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
@@ -20,3 +21,9 @@ def test_a_piped_run_says_a_line_a_step() -> None:
     steps.end()
     assert written.getvalue().splitlines() == ["reading ...", "training ..."]
     assert LINE_EVERY_S >= 10.0
+
+
+def test_no_words_of_ours_hold_a_consoles_markup() -> None:
+    """Consoles here have none, since names may hold brackets: `[green]ok[/]` was printed as it stands."""
+    files = (Path(__file__).parents[3] / "ops").rglob("*.py")
+    assert [str(file) for file in files if "[/]" in file.read_text(encoding="utf-8")] == []

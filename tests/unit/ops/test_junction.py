@@ -9,6 +9,7 @@ from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.spec import dump_spec, parse_spec
 from ebbtide.featurestore.store.checkpoint import History
+from ebbtide.ops.errors import OpsError
 from ebbtide.ops.state.junction import Gap, Junction, junctions_of, part_of
 from ebbtide.stream.kafka.reader import LogAt
 from tests.support.seams.scoring import SPEC
@@ -39,6 +40,13 @@ def test_until_goes_by_arrival_and_never_beyond_the_end(tmp_path: Path) -> None:
     part = part_of(log, T0 + 4 * HOUR_MS)
     assert len(part.events) == 3 and part.known_ms == T0 + 3 * HOUR_MS + 1
     assert part_of(log, T0 + 400 * DAY_MS).until_ms == T0 + 4 * HOUR_MS + 1
+
+
+def test_an_until_before_the_file_is_refused(tmp_path: Path) -> None:
+    """`0 events folded` was taken for an answer, and the empty state for the file's."""
+    log = log_of(tmp_path, [(0, 0), (1, 1)])
+    with pytest.raises(OpsError, match=r"nothing of the file arrived before .* it begins at"):
+        part_of(log, T0)
 
 
 def test_a_part_of_a_file_keeps_every_value_of_a_kind(tmp_path: Path) -> None:
