@@ -64,7 +64,11 @@ class _Ports:
     """
 
     def __init__(self) -> None:
-        self._file = (Path(tempfile.gettempdir()) / f"ebbtide-{os.getuid()}.ports").open("wb")
+        path = Path(tempfile.gettempdir()) / f"ebbtide-{os.getuid()}.ports"
+        try:  # others may write into that folder: nothing that they put there is followed
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StackError(f"cannot note which ports are taken: {error}", hint=f"remove {path}") from error
         self._pid, self._taken = os.getpid(), set[int]()
         self._lock = threading.Lock()
 
