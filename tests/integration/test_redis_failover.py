@@ -35,6 +35,7 @@ from tests.support.servers.redis import (
     SERVICE,
     Watched,
     admin_of,
+    copied,
     debian_redis,
     eventually,
     sentinel,
@@ -68,7 +69,7 @@ async def test_a_moved_address_leads_to_the_new_master() -> None:
             await asyncio.gather(
                 *(store.load(p, CUSTOMERS) for p in range(N) for _ in range(4))
             )  # connections
-            eventually(lambda: old.execute_command("WAIT", 1, 1000) == 1)
+            eventually(lambda: copied(one))
             address.point(two.port)
             new.replicaof("NO", "ONE")
             old.replicaof("127.0.0.1", two.port)
@@ -166,8 +167,7 @@ async def test_a_failover_leaves_a_whole_older_state() -> None:
             for _ in range(20):
                 await one_step()
             kept = await store.checkpoint(0)
-            with admin_of(watched.master) as admin:
-                assert admin.execute_command("WAIT", 1, 30_000) == 1
+            eventually(lambda: copied(watched.master))
             watched.cut_replica()
             for _ in range(5):
                 await one_step()

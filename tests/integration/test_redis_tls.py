@@ -37,6 +37,7 @@ from tests.support.servers.redis import (
     Certificates,
     LocalCluster,
     admin_of,
+    copied,
     debian_redis,
     eventually,
     sentinel,
@@ -242,8 +243,7 @@ async def test_a_cluster_behind_tls_whose_replica_takes_over(certificates: Certi
             partition = next(p for p in range(N) if cluster.node_of(f"{{p{p}}}") == 0)
             commit = step_of(None, ["a"], rng, partition=partition)
             await store.apply(commit)
-            with admin_of(cluster.nodes[0]) as admin:
-                assert admin.execute_command("WAIT", 1, 2000) == 1
+            eventually(lambda: copied(cluster.nodes[0], f"{{p{partition}}}:copied"))
             if how == "killed":
                 await asyncio.to_thread(cluster.nodes[0].kill)
             else:

@@ -39,6 +39,15 @@ def admin_of(server: LocalValkey) -> Any:
     return Redis(port=server.port, socket_timeout=10, protocol=2)
 
 
+def copied(server: LocalValkey, key: str = "copied") -> bool:
+    """Whether a replica has all that was written there by now. `key` is written, since WAIT speaks of what its own
+    connection wrote: to one that wrote nothing it says yes at once."""
+    with admin_of(server) as admin, admin.pipeline(transaction=False) as asked:
+        asked.set(key, "")
+        asked.execute_command("WAIT", 1, 1000)
+        return bool(asked.execute()[1] == 1)
+
+
 def eventually(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
     """Until the condition holds; what cannot be asked yet does not hold."""
     until = time.monotonic() + timeout_s
