@@ -79,14 +79,14 @@ class BatchConsumer(driver.Consumer):
 
         The conductor's queue is bounded; when it is full this waits, and fetches nothing meanwhile.
         """
-        indexed, owned = -1, self._owned
+        indexed: frozenset[TopicPartition] | None = None
         while not (self.should_stop or fetcher.should_stop):
             fetched = await self._thread.call_thread(self._thread.fetch, self._paused)
-            if indexed != self._changes:  # the conductor keeps an index of who gets which partition
-                indexed, owned = self._changes, self._owned
-                await self.app.topics.on_partitions_assigned(set(owned))
+            if indexed is not self._owned:  # the conductor keeps an index of who gets which partition
+                indexed = self._owned
+                await self.app.topics.on_partitions_assigned(set(indexed))
             # What was revoked while it was fetched is in no index, and its worker would drop it anyway.
-            fetched = [each for each in fetched or () if TopicPartition(each.topic, each.partition) in owned]
+            fetched = [each for each in fetched if TopicPartition(each.topic, each.partition) in indexed]
             if fetched:
                 await self.callback(self._message(fetched))
 
