@@ -5,14 +5,13 @@ midnight, before the basket that it belongs to, a horizon that nothing in the lo
 outlive. It refuses to know files, and to choose a horizon: it says what each would mean.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.check.finding import Finding, count, days, error, note, percent, warning
-from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.files.event_log import EventLog
 from ebbtide.featurestore.kinds import Role
 from ebbtide.featurestore.spec import Spec
@@ -35,19 +34,18 @@ SEEN_MIN = 100
 def time_findings(log: EventLog, spec: Spec) -> list[Finding]:
     """Findings about the times of a log of at least one event. After a wrong unit, no other time makes sense."""
     units = list(_units(log, spec))
-    if any(finding.severity == "error" for finding in units):
+    if _wrong(units) is not None:
         return units
     return [*units, *_order(log, spec), *_resolution(log, spec), *_span(log, spec), *_rhythm(log, spec)]
 
 
-def of_their_time(log: EventLog, spec: Spec) -> EventLog:
-    """The log itself, for whoever is about to learn from it or to store it. Raises SpecError where its times are surely
-    of another unit: nothing further on would show it but figures that are wrong."""
-    if len(log):
-        for finding in _units(log, spec):
-            if finding.severity == "error":
-                raise SpecError(finding.text.rstrip("."), hint="ebbtide spec check says more about the file")
-    return log
+def wrong_unit(log: EventLog, spec: Spec) -> Finding | None:
+    """What says that the times of a log are surely of another unit than the spec says."""
+    return _wrong(_units(log, spec)) if len(log) else None
+
+
+def _wrong(units: Iterable[Finding]) -> Finding | None:
+    return next((finding for finding in units if finding.severity == "error"), None)
 
 
 def roles(spec: Spec, role: Role) -> list[int]:

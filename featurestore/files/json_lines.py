@@ -111,7 +111,8 @@ class JsonBlocks(BlockReader):
             )
         if type(row) is not dict:
             return
-        if all(type(_dug([row], self._paths[name], _NOTED)[0]) in (dict, list) for name in ("type", "ts")):
+        unread = np.zeros(1, np.bool_)  # whether the row is odd: nobody asks
+        if all(type(_dug([row], self._paths[name], unread)[0]) in (dict, list) for name in ("type", "ts")):
             raise SpecError(
                 f"{self.path} has a column of events under each name, not an event",
                 hint="write one event a line: in pandas to_json(FILE, orient='records', lines=True)",
@@ -153,10 +154,6 @@ class JsonBlocks(BlockReader):
             return [self._decoded(texts[i]) for i in chosen.tolist()]
 
         return Block(columns, judged, lines, self._source.share, odd, bad)
-
-
-_NOTED = np.zeros(1, np.bool_)
-"""Where `_dug` notes what is odd, and nobody looks."""
 
 
 def _holds_objects(value: Any) -> bool:

@@ -3,8 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-from ebbtide.featurestore.check.times import of_their_time
-from ebbtide.featurestore.files.reader import read_log
+from ebbtide.featurestore.check.history import read_history
 from ebbtide.model.examples.known import Known, known_log
 from ebbtide.model.factory.line import ANOMALIES, PICTURE, SCHEMA, STATISTICS
 from ebbtide.model.factory.picture import draw_statistics
@@ -34,13 +33,12 @@ def example_gen(work: Work) -> Ingested:
     """Raises SpecError: a file that cannot be read, rows that do not fit, no event."""
     plan = work.plan
     with work.progress.of("reading events", 5) as share:
-        log = read_log(
+        log = read_history(
             list(plan.events) if len(plan.events) > 1 else plan.events[0],
             plan.spec,
             progress=share,
             engine=plan.engine,
         )
-        of_their_time(log, plan.spec)
         known = known_log(work.layout, log.events, plan.labels_until_ms)
     misfits = {str(reason): count for reason, count in log.problems.counts.items()}
     return Ingested(known, log.rows, log.ignored, misfits, dict(log.problems.unknown_types))

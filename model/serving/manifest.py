@@ -101,6 +101,11 @@ class Manifest(Facts):
     files: dict[str, str]
 
     @property
+    def training(self) -> TrainConfig:
+        """How it was trained; the defaults of a model that was not."""
+        return self.train_config or TrainConfig()
+
+    @property
     def title(self) -> str:
         """How messages call it: name/version."""
         return f"{self.name}/{self.version}"

@@ -135,10 +135,9 @@ def evaluate_model(
     progress("scoring")
     said = Said(scorer.score(points.rows, points.as_of), scorer.survival(points.rows, points.as_of))
     progress("fitting the baselines on what the model knew")
-    config = scorer.manifest.train_config or TrainConfig()
     until = scorer.manifest.labels_until
     learned_until = min(epoch_ms(until), known.until_ms) if until else known.until_ms
-    learned = examples_until(history, learned_until, config)
+    learned = examples_until(history, learned_until, scorer.manifest.training)
     progress("judging")
     made = [
         _of_target(
@@ -182,8 +181,8 @@ def _of_target(
     if not rows.snapshot.any():
         raise SpecError("nobody is eligible as of these dates", hint="look at `eligibility` in the spec")
     p = of_target(said.p, target)[usable].astype(np.float64)
-    config = scorer.manifest.train_config or TrainConfig()
-    scores = {MODEL: p, **baselines_of(learned, known.log, spec, learned_until, config).probabilities(rows)}
+    baselines = baselines_of(learned, known.log, spec, learned_until, manifest.training)
+    scores = {MODEL: p, **baselines.probabilities(rows)}
     of, snapshot = spec.only_target(target), rows.snapshot
     survival = None
     if said.survival is not None:

@@ -35,10 +35,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ebbtide.featurestore.check.times import of_their_time
+from ebbtide.featurestore.check.history import read_history
 from ebbtide.featurestore.events.event import EventBatch
 from ebbtide.featurestore.files.event_log import EventLog
-from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.parts.processes import Processes
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec, dump_spec, parse_spec
@@ -140,7 +139,7 @@ def train_model(
     config, stages, layout = config or TrainConfig(), stages or Stages(), Layout(spec)
     with stages.of("reading events", 5) as share:
         if isinstance(log, Path | str):
-            log = of_their_time(read_log(log, spec, progress=share), spec)
+            log = read_history(log, spec, progress=share)
         known = known_log(layout, log.events if isinstance(log, EventLog) else log, labels_until_ms)
     with tempfile.TemporaryDirectory(prefix="ebbtide-stream-") as folder:
         with stages.of("replaying history into examples", 10) as share:

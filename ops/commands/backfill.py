@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from ebbtide.featurestore.check.times import of_their_time
-from ebbtide.featurestore.files.reader import read_log
+from ebbtide.featurestore.check.history import read_history
 from ebbtide.featurestore.parts.engine import Engine
 from ebbtide.featurestore.parts.processes import HERE
 from ebbtide.featurestore.record.layout import Layout
@@ -72,8 +71,7 @@ async def run(
 ) -> tuple[FilePart, list[Gap], Backfilled]:
     layout = Layout(load_spec(settings.spec))
     progress(f"reading {path.name}")
-    log = read_log(path, layout.spec, progress=lambda share: progress.advance(share, 1.0), engine=engine)
-    of_their_time(log, layout.spec)
+    log = read_history(path, layout.spec, progress=lambda share: progress.advance(share, 1.0), engine=engine)
     part = part_of(log, until_ms)
     counts = await ensure_topics(settings.kafka, topic_specs(settings))
     found = await log_at(settings.kafka, settings.kafka.topic, part.until_ms)

@@ -5,8 +5,7 @@ from typing import Any
 
 import click
 
-from ebbtide.featurestore.check.times import of_their_time
-from ebbtide.featurestore.files.reader import read_log
+from ebbtide.featurestore.check.history import read_history
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.ops.commands.options import DATE, dates, events_option, json_option
@@ -72,7 +71,6 @@ def command(
     with steps() as progress:
         progress("loading TensorFlow")
         load_tensorflow()
-        from ebbtide.model.config import TrainConfig  # noqa: PLC0415 - loaded quietly above
         from ebbtide.model.examples.rows_file import write_scored  # noqa: PLC0415 - loaded quietly above
         from ebbtide.model.serving.folder import locate  # noqa: PLC0415 - loaded quietly above
         from ebbtide.model.serving.manifest import read_manifest  # noqa: PLC0415 - loaded quietly above
@@ -85,9 +83,9 @@ def command(
         manifest = read_manifest(version)
         spec = manifest.parsed_spec()
         progress("reading events")
-        log = of_their_time(read_log(events, spec, progress=lambda share: progress.advance(share, 1.0)), spec)
+        log = read_history(events, spec, progress=lambda share: progress.advance(share, 1.0))
         if folds is not None:
-            config = (manifest.train_config or TrainConfig()).model_copy(update={"bootstrap": bootstrap})
+            config = manifest.training.model_copy(update={"bootstrap": bootstrap})
             crossed = cross_validate(
                 log.events, spec, config, folds, snapshot, labels_until_ms=labels_until_ms, progress=progress
             )

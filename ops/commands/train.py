@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from ebbtide.featurestore.check.times import of_their_time
-from ebbtide.featurestore.files.reader import read_log
+from ebbtide.featurestore.check.history import read_history
 from ebbtide.featurestore.spec import load_spec
 from ebbtide.featurestore.times.durations import format_duration
 from ebbtide.model.factory.plan import Plan, sources_of
@@ -148,9 +147,7 @@ def command(
         asked = respec(spec, name, horizon_ms)
         if folds is not None:
             progress("reading events")
-            log = of_their_time(
-                read_log(events, asked, progress=lambda share: progress.advance(share, 1.0)), asked
-            )
+            log = read_history(events, asked, progress=lambda share: progress.advance(share, 1.0))
             data = cross_validate(
                 log.events, asked, config, folds, labels_until_ms=labels_until_ms, progress=progress
             ).as_json()

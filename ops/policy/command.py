@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 from rich.console import Group
 from rich.text import Text
 
-from ebbtide.featurestore.check.times import of_their_time
-from ebbtide.featurestore.files.reader import read_log
+from ebbtide.featurestore.check.history import read_history
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.timestamps import epoch_ms, format_time
 from ebbtide.model.serving.folder import locate
@@ -55,9 +54,7 @@ def run(present: Settings, other: Settings, asked: Asked, progress: Steps) -> tu
     except ValueError as error:
         raise OpsError(f"the policy does not fit model {manifest.title}: {error}") from None
     progress(f"reading {asked.events.name}")
-    log = of_their_time(
-        read_log(asked.events, spec, progress=lambda share: progress.advance(share, 1.0)), spec
-    )
+    log = read_history(asked.events, spec, progress=lambda share: progress.advance(share, 1.0))
     layout = Layout(spec)
     history = history_of(layout, log)
     learned = manifest.labels_until

@@ -10,13 +10,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ebbtide.featurestore.check.times import of_their_time
-from ebbtide.featurestore.files.reader import read_log
+from ebbtide.featurestore.check.history import read_history
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.spec import Spec
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.timestamps import epoch_ms
-from ebbtide.model.config import TrainConfig
 from ebbtide.model.fitting.baselines import BASELINES
 from ebbtide.model.judging.evaluate import MODEL
 from ebbtide.model.serving.runtime import configure
@@ -51,7 +49,7 @@ def run(
 ) -> tuple[Group, dict[str, Any]]:
     """Replay, judge, and return the table and the same figures as plain data."""
     progress(f"reading {events.name}")
-    log = of_their_time(read_log(events, spec, progress=lambda share: progress.advance(share, 1.0)), spec)
+    log = read_history(events, spec, progress=lambda share: progress.advance(share, 1.0))
     progress("loading the model")
     configure()
     layout = Layout(spec)
@@ -66,7 +64,7 @@ def run(
     progress("fitting the baselines")
     history, until = history_of(layout, log), scorer.manifest.labels_until
     until_ms = epoch_ms(until) if until else from_ms
-    baselines = fit_baselines(history, until_ms, scorer.manifest.train_config or TrainConfig())
+    baselines = fit_baselines(history, until_ms, scorer.manifest.training)
     progress("judging")
     judged = [judge(each, history, scorer, baselines, BOOTSTRAP) for each in replayed.snapshots]
     agreement = compare(replayed, history, scorer)

@@ -6,7 +6,6 @@ a deadline. Invariant: every server belongs to one `Keeper`, and when the keeper
 """
 
 import fcntl
-import functools
 import json
 import os
 import random
@@ -64,16 +63,15 @@ class _Ports:
     """
 
     def __init__(self) -> None:
-        path = Path(tempfile.gettempdir()) / f"ebbtide-{os.getuid()}.ports"
-        try:  # others may write into that folder: nothing that they put there is followed
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StackError(f"cannot note which ports are taken: {error}", hint=f"remove {path}") from error
+        self._file: int | None = None
         self._pid, self._taken = os.getpid(), set[int]()
         self._lock = threading.Lock()
 
     def take(self, port: int) -> bool:
+        """False when somebody has it. Raises StackError when that cannot be noted."""
         with self._lock:
+            if self._file is None:
+                self._file = _opened(Path(tempfile.gettempdir()) / f"ebbtide-{os.getuid()}.ports")
             if self._pid != os.getpid():  # a fork takes over our set, not our locks
                 self._pid, self._taken = os.getpid(), set()
             if port in self._taken:
@@ -86,9 +84,14 @@ class _Ports:
             return True
 
 
-@functools.cache
-def _ports() -> _Ports:
-    return _Ports()
+def _opened(path: Path) -> int:
+    try:  # others may write into that folder: nothing that they put there is followed
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StackError(f"cannot note which ports are taken: {error}", hint=f"remove {path}") from error
+
+
+_PORTS = _Ports()
 
 
 def free_ports(n: int) -> list[int]:
@@ -96,7 +99,7 @@ def free_ports(n: int) -> list[int]:
     finds one taken after all says so."""
     found: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
-        if not _ports().take(port):
+        if not _PORTS.take(port):
             continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

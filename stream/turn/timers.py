@@ -6,9 +6,9 @@
 The timer clock never runs ahead of a backlog that would disprove a silence: while the log's end is not reached, it is
 the Kafka timestamp of the last record folded, never above the wall. It holds while nobody says where the log ends (a
 fetch, or who asks every two seconds), while a partition is opened or made again, and while an open transaction hides
-what is there already. It holds for all
-partitions when the whole topic has been quiet for `source_quiet_max`, and for one whose log brings less than
-`source_share_min` of what it usually does (`volume.py`): silence of the producers is not silence of the customers.
+what is there already. It holds for all partitions when the whole topic has been quiet for `source_quiet_max`, and for
+one whose log brings less than `source_share_min` of what it usually does (`volume.py`): silence of the producers is not
+silence of the customers.
 
 Under the logical clock, of a replay, time is the log's own: the last Kafka timestamp folded, wherever the log ends.
 """

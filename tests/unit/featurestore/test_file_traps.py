@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ebbtide.featurestore.check.events import check
-from ebbtide.featurestore.check.times import of_their_time
+from ebbtide.featurestore.check.history import read_history
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.columns import time_reader
 from ebbtide.featurestore.files.reader import read_log
@@ -171,11 +171,12 @@ def test_times_of_another_unit_are_no_history(tmp_path: Path, ts_format: str, pe
     """Backfilled, they were customers of 1970; the row after them in the topic would have begun them anew."""
     spec = spec_of(ts_format=ts_format)
     rows = "".join(f"a,visit,{(T0 // 1000 + i) * per_s},\n" for i in range(30))
-    log = read_log(written(tmp_path, f"{HEAD}\n{rows}"), spec)
+    file = written(tmp_path, f"{HEAD}\n{rows}")
+    assert len(read_log(file, spec)) == 30, "whoever only looks sees them"
     with pytest.raises(SpecError, match=f"lie in 1970: {words}"):
-        of_their_time(log, spec)
-    good = read_log(written(tmp_path, ROW.format("a").replace(",5,", ",2026-01-01,")), spec_of())
-    assert of_their_time(good, spec_of()) is good
+        read_history(file, spec)
+    good = written(tmp_path, ROW.format("a").replace(",5,", ",2026-01-01,"))
+    assert read_history(good, spec_of()).events.time.tolist() == [T0]
 
 
 def test_ids_in_scientific_notation_are_named(tmp_path: Path) -> None:
