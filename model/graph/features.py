@@ -34,10 +34,8 @@ from ebbtide.featurestore.record.features import (
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.featurestore.times.durations import DAY_MS
 from ebbtide.featurestore.times.zones import MONDAY_MS, WEEK_MS, offsets
+from ebbtide.model.graph.record_bytes import Tensor
 from ebbtide.model.graph.windows import Windows, bits_of, flat
-
-Tensor = Any
-"""A tf.Tensor; TensorFlow publishes no types."""
 
 DAY_S = DAY_MS / 1000.0
 SEQUENCE_FIELDS = ("kind", "count", "value", "gap")

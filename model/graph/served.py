@@ -17,10 +17,10 @@ import tensorflow as tf
 
 from ebbtide.featurestore.record.layout import Layout
 from ebbtide.model.explaining.gradients import integrated
-from ebbtide.model.graph.features import DAY_S, FeatureLayer, Tensor
+from ebbtide.model.graph.features import DAY_S, FeatureLayer
 from ebbtide.model.graph.head import Head, HeadGraph
 from ebbtide.model.graph.network import has_sequence
-from ebbtide.model.graph.record_bytes import fields, unpack
+from ebbtide.model.graph.record_bytes import Tensor, fields, unpack
 
 SILENCE = 0
 """The first feature of every spec: days since the last activity."""

@@ -25,8 +25,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ebbtide.featurestore.record.layout import Layout
-from ebbtide.model.graph.features import Tensor
-from ebbtide.model.graph.record_bytes import fields
+from ebbtide.model.graph.record_bytes import Tensor, fields
 from ebbtide.model.serving.graph import fingerprint
 
 Weights = tuple[Any, ...]
