@@ -73,8 +73,9 @@ class Program:
 
         inputs = [tf.TensorSpec((size, layout.itemsize), tf.uint8), tf.TensorSpec((size,), tf.int64)]
         with tf.device(device):
+            # The graph is the signature's: no Python of ours is left to be made a graph of, which took a second.
             self._traced = tf.function(
-                program, input_signature=inputs, jit_compile=True
+                program, input_signature=inputs, jit_compile=True, autograph=False
             ).get_concrete_function()
         # The program captures what the signature did, each once, in an order of its own.
         places = {id(weight): place for place, weight in enumerate(weights_of(signature))}

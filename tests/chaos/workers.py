@@ -24,7 +24,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-MAIN = "tests.chaos.worker_main"  # by name: whoever imports it imports TensorFlow
+PRELOADED, MAIN = (
+    "tests.chaos.preloaded",
+    "tests.chaos.worker_main",
+)  # by name: who imports them imports TensorFlow
 POLL_S = 0.02
 EXIT_S_MAX = 30.0
 """A worker that was told to go and is still there has failed; its grace period is far below."""
@@ -51,7 +54,7 @@ class Forks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([MAIN])
+        self._context.set_forkserver_preload([PRELOADED, MAIN])
 
     def publish(self, models: Path, n: int, spec: Path) -> list[Path]:
         """Publish `n` different models of `spec` below `models`, and fill XLA's cache with their programs. Returns
