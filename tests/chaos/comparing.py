@@ -36,13 +36,13 @@ async def _compared(topic: Comparison) -> Verdict:
     if topic.due_by_ms is not None:
         check_timers(verdict, expected, topic.due_by_ms)
         verdict.figures |= {"model_versions_seen": seen, "memories": len(expected.memories)}
-        verdict.figures |= _latencies(verdict.latencies_s)
+        quiet = verdict.latencies[:, 0] >= topic.quiet_from_ms
+        verdict.figures |= _latencies("alert_latency", verdict.latencies[~quiet, 1])
+        verdict.figures |= _latencies("quiet_alert_latency", verdict.latencies[quiet, 1])
     return verdict
 
 
-def _latencies(times_s: NDArray[np.float64]) -> dict[str, float]:
-    """Of alerts, from an event's acknowledgement on: faults, outages and replays count."""
-    if not len(times_s):
-        return {"alert_latency_s_p50": 0.0, "alert_latency_s_p99": 0.0}
-    p50, p99 = np.quantile(times_s, (0.5, 0.99)).tolist()
-    return {"alert_latency_s_p50": round(p50, 2), "alert_latency_s_p99": round(p99, 2)}
+def _latencies(name: str, times_s: NDArray[np.float64]) -> dict[str, float]:
+    """Of alerts, from an event's acknowledgement on: faults, outages and replays count. Of none: infinite."""
+    p50, p99 = np.quantile(times_s, (0.5, 0.99)).tolist() if len(times_s) else (np.inf, np.inf)
+    return {f"{name}_s_p50": round(p50, 2), f"{name}_s_p99": round(p99, 2)}

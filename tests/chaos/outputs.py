@@ -132,7 +132,7 @@ async def _check_alerts(
     _check_nulls(verdict, expected, found.forgotten)
     verdict.count("alerts_behind_tombstone", found.watch.behind)
     _check_beliefs(verdict, expected, found.consumer)
-    verdict.latencies_s = _latencies(acknowledged, found.first_at)
+    verdict.latencies = _latencies(acknowledged, found.first_at)
 
 
 def _check_beliefs(verdict: Verdict, expected: Expected, consumer: AlertConsumer) -> None:
@@ -163,11 +163,12 @@ def _customer(expected: Expected, identity: str) -> str:
 
 
 def _latencies(acknowledged: Acknowledged, first_at: dict[tuple[int, int], int]) -> NDArray[np.float64]:
-    """float64[n], seconds from Kafka's word that it has an event to the first alert that it led to."""
+    """float64[n, 2]: when Kafka said that it has an event, ms UTC, and seconds from then to the first alert that it led
+    to."""
     columns = (acknowledged.partition, acknowledged.offset, acknowledged.at_ms)
     known = zip(*(column.tolist() for column in columns), strict=True)
-    took = [(first_at[p, offset] - ms) / 1000 for p, offset, ms in known if (p, offset) in first_at]
-    return np.array(took, np.float64)
+    took = [(ms, (first_at[p, offset] - ms) / 1000) for p, offset, ms in known if (p, offset) in first_at]
+    return np.array(took, np.float64).reshape(-1, 2)
 
 
 def _check_nulls(verdict: Verdict, expected: Expected, forgotten: Counter[bytes]) -> None:

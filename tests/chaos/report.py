@@ -44,7 +44,8 @@ ROWS = {
         "alerts_ignored_after_loss", "customers_ambiguous", "customers_lost_track_of", "alerts_of_lost_track",
         "episodes_ended_unsaid",
         "recovery_s_max", "recovery_s_median", "pause_s_max", "silent_while_ready_s_max", "mute_s_max",
-        "alert_latency_s_p50", "alert_latency_s_p99", "drained_s", "rss_mb_max", "load_average", "took_s",
+        "alert_latency_s_p50", "alert_latency_s_p99", "quiet_alert_latency_s_p50", "quiet_alert_latency_s_p99",
+        "drained_s", "rss_mb_max", "load_average", "took_s",
     ),
 }  # fmt: skip
 

@@ -84,7 +84,7 @@ class Run:
         self._fallen: list[FellBack] = []
         self._outcome = Outcome({"seed": shape.seed, "seconds": shape.seconds})
         self._began_s = time.monotonic()
-        self._due_by_ms = 0
+        self._due_by_ms = self._quiet_from_ms = 0
 
     async def all(self) -> Outcome:
         shape, folder = self._shape, self._folder
@@ -132,7 +132,7 @@ class Run:
         await self._holes(holes, holed)
         self._outcome.figures["events"] = len(acknowledged.offset)
         return [
-            Comparison("chaos", settings, acknowledged, self._fallen, self._due_by_ms),
+            Comparison("chaos", settings, acknowledged, self._fallen, self._due_by_ms, self._quiet_from_ms),
             Comparison("compacted", holed, holed_acknowledged, compacted=True),
         ]
 
@@ -200,6 +200,7 @@ class Run:
                 figures["drained_s"] = round(time.monotonic() - healed_s, 1)
                 # Quiet, and by the new model: a machine that is busy may have had no worker that knew it before.
                 await crew.knows_model_of(faults.swapped_s)
+                self._quiet_from_ms = time.time_ns() // 1_000_000
                 await encore.start()
                 acknowledged = acknowledged.joined(await encore.finished())
                 await self._catch_up(monitor)

@@ -32,9 +32,10 @@ DUE_PAGE = 1_000_000
 
 @dataclass
 class Verdict(Tally):
-    """Of one topic, or of several. `latencies_s` float64[n]: from an event's acknowledgement to its alert."""
+    """Of one topic, or of several. `latencies` float64[n, 2]: an event's acknowledgement, ms UTC, and seconds from then
+    to its alert."""
 
-    latencies_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    latencies: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
 
 
 async def compare(
