@@ -43,7 +43,7 @@ FAULTS = {
 """Kinds of faults, and how many of each in the ten-minute form."""
 LOSES_ALL = frozenset({"redis lost", "redis flushed"})
 """Each makes the workers fold the whole log again: they come in the first third of a run."""
-BOUNDS = {"silent_while_ready_s_max": 30.0, "rss_mb_max": 1_500, "quiet_alert_latency_s_p50": 1.0}
+BOUNDS = {"silent_while_ready_s_max": 30.0, "rss_mb_max": 1_500, "quiet_alert_latency_s_p50": 2.0}
 """Figure -> the most of it. Silent while ready: nothing moves in a partition with something to do, and its owner says
 that it is ready; longer than any fault lasts, so only what stands by itself comes near. Latency: of the events after
 the last fault, once all is read; under faults it is told and not judged, for on two cores 130 starts in ten minutes

@@ -170,7 +170,11 @@ def test_a_parameter_server_learns_as_well(shards: Path, alone: dict[str, Any], 
         for of in (found, alone)
     ]
     assert lost[0] == pytest.approx(lost[1], abs=0.01)
-    assert len(found["loss"]) == EPOCHS and found["loss"][-1] < found["loss"][0] + 0.01
+    rate = np.average(later.churned, weights=later.weights())
+    knows_nothing = log_loss(np.full(len(later), rate), later.churned, later.weights())
+    assert lost[0] < knows_nothing - 0.05, "it has learned"
+    # An epoch's own loss wanders by a few hundredths: which weights a step sees is the other worker's affair.
+    assert len(found["loss"]) == EPOCHS and found["loss"] == pytest.approx(alone["loss"], abs=0.05)
     steps = (len(rows) - len(later)) // BATCH * EPOCHS
     assert alone["taken"] == [steps * BATCH]
     assert sum(found["taken"]) == steps * BATCH, "each step that was asked for, once"
