@@ -78,8 +78,20 @@ def test_every_command_says_what_it_is_for(name: str) -> None:
     "arguments", [["--help"], ["stack", "up", "--help"], ["spec", "layout", "--spec", str(DEFAULT_SPEC)]]
 )
 def test_what_needs_no_model_does_not_load_tensorflow(arguments: list[str]) -> None:
-    code = f"import sys; from ops.cli import run; run({arguments!r}); sys.exit('tensorflow' in sys.modules)"
+    code = f"import sys; from ebbtide.ops.cli import run; run({arguments!r}); sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_worker_serves_without_keras_and_a_training_has_it() -> None:
+    code = (
+        "import sys; from ebbtide.ops.tensorflow import load_tensorflow; load_tensorflow()\n"
+        "import ebbtide.ops.worker.run\n"
+        "assert 'tensorflow' in sys.modules and 'keras' not in sys.modules\n"
+        "import ebbtide.model.training.train, keras, tensorflow\n"
+        "assert tensorflow.keras.layers.Dense is keras.layers.Dense"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_wrong_call_exits_with_2_and_names_its_help() -> None:
