@@ -22,9 +22,10 @@ FREE_SHARE = 0.5
 """So much of a share is used before `enter` rises."""
 
 Spent = BudgetSpent
-"""(first minute of the stretch, openings in it), oldest first; as the checkpoint keeps it. The minute, since a budget that
-is lowered has longer stretches: numbered one by one, those of before would lie ahead of all that come, and the oldest
-of them would count every opening from then on."""
+"""(first minute of the stretch, openings in it), oldest first; as the checkpoint keeps it.
+
+The minute, since a budget that is lowered has longer stretches: numbered one by one, those of before would lie ahead of
+all that come, and the oldest of them would count every opening from then on."""
 
 
 class Budget(NamedTuple):
