@@ -5,7 +5,8 @@
         ├── BrokerUnavailable      no broker answers, or not in time        retry in service, crash at start
         ├── BrokerMisconfigured    wrong password, topic missing or cut     crash: a person has to act
         │                          otherwise, no right to it
-        ├── RecordTooLarge         no broker would take what we send        crash: a topic accepts too little
+        ├── RecordTooLarge         no broker would take what we send        stop the partition: a topic accepts too
+        │                                                                   little
         ├── TopicRepartitioned     the topic has another number of          crash: customers have moved
         │                          partitions than at the start
         ├── ScorerUnavailable      the model fails for what it is asked     retry: the partition waits

@@ -127,9 +127,19 @@ class Partition:
         return opened is not None and opened.suppression.timers_behind(opened.checkpoint)
 
     @property
+    def takes_due(self) -> bool:
+        """Customers who are due are in a turn; the store, if it is asked, still has them as due."""
+        return self.in_turn and not self.turns_without_timers
+
+    @property
     def due_until(self) -> TimerCursor | None:
-        """How far its timers may be taken; None when they hold."""
-        if self.opened is None or self.in_turn or self.draining:
+        """How far its timers may be taken now; None when they hold, or it is in a turn."""
+        return None if self.in_turn else self.timers_until
+
+    @property
+    def timers_until(self) -> TimerCursor | None:
+        """How far its timers may be taken, once it is in no turn; None when they hold."""
+        if self.opened is None or self.draining:
             return None
         # What was taken before is taken again, whatever the log brings by now.
         if not self.timers_first and (not self.source_lives or self.volume.low_share is not None):

@@ -136,7 +136,10 @@ class Worker:
         self._tools.telemetry.assigned(frozenset(self._partitions))
 
     def revoked(self, partitions: frozenset[int]) -> None:
-        """No longer ours: work before its apply is dropped, not awaited. The next owner starts from the checkpoint."""
+        """No longer ours: work before its apply is dropped, not awaited. The next owner starts from the checkpoint.
+
+        Until the next assignment, which comes also when it is empty, nobody knows what is ours: the group forms."""
+        self._joined = False
         for number in partitions & self._partitions.keys():
             self._partitions.pop(number).give_away()
             self._schedule.forget(number)
@@ -213,13 +216,14 @@ class Worker:
                     partition.lag(positions[number], clock.monotonic_s())
                 partition.source_lives = lives
                 partition.volume.look(partition.opened, partition.progress.log)
-                until, opened = partition.due_until, partition.opened
+                until, opened = partition.timers_until, partition.opened
                 if opened is None or until is None:
                     continue
                 late_ms = max(late_ms, until[0] - (opened.due.next_ms or until[0]))
-                if partition.due_now:
+                # Also of a partition that is in a turn: one that always has events is hardly ever met outside of one.
+                if opened.due.ready(until, partition.timers_first):
                     self._schedule.is_due(partition)
-                elif opened.due.asks(until):
+                elif opened.due.asks(until) and not partition.takes_due:
                     asked.append(opened)
             quiet = not self._own_clock and self._source_watch.quiet_ms(clock.now_ms()) > 0
             low = sum(partition.volume.low_share is not None for partition in self._partitions.values())
@@ -229,12 +233,17 @@ class Worker:
     async def _ask_due(self, opened: Sequence[Opened]) -> None:
         asked = [(each.partition, DUE_AT_ALL_MS, each.due.ask()) for each in opened]
         for each, found in zip(opened, await answers(self._tools.store.due_each(asked)), strict=True):
-            each.due.asked = False
-            if isinstance(found, Exception):
-                continue  # it is asked again; an outage shows elsewhere
-            each.due.answer(*found)
             partition = self._partitions.get(each.partition)
-            if partition is not None and partition.opened is each:
+            is_open = partition is not None and partition.opened is each
+            if isinstance(found, Exception):
+                each.due.unanswered()  # it is asked again; an outage shows elsewhere
+                if partition is not None and is_open and not isinstance(found, RETRIED):
+                    partition.fail(
+                        found
+                    )  # asked again and again it would hold its timers, and nobody would know
+                continue
+            each.due.answer(*found)
+            if partition is not None and is_open:
                 self._schedule.is_due(partition)
 
     async def _turn(self, taken: Sequence[Taken]) -> None:

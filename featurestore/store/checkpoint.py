@@ -32,7 +32,7 @@ every customer."""
 
 
 BudgetSpent = tuple[tuple[int, int], ...]
-"""(number of a stretch of event time, episodes opened in it), oldest first."""
+"""(first minute of a stretch of event time, episodes opened in it), oldest first."""
 
 
 class History(NamedTuple):

@@ -277,6 +277,8 @@ class Metrics(Telemetry):
             self._probability.observe(turn.judged.p, str(turn.judged.version))
             self._event_age.observe(np.maximum(turn.judged.event_age_s, 0.0))
         for piece in turn.pieces:
+            if piece.partition not in self._partitions:
+                continue  # given away while its turn ended: its series would stand still here for good
             self._position.labels(str(piece.partition)).set(piece.position)
             if piece.lag is not None:
                 self.at_scrape.seen_lag[piece.partition] = piece.lag

@@ -184,12 +184,12 @@ async def _serve(
 
 async def watch_redis(store: RedisStore, metrics: Metrics, every_s: float = REDIS_EVERY_S) -> None:
     """Note how full Redis is, and how many customers are ours, until cancelled. What it said last stays: a server that
-    is away has not become empty."""
+    is away has not become empty. One that is no master any more is left out with the next answer of those that are."""
     asked, found = metrics.at_scrape, dict[str, Room]()
     asked.memory = lambda: found
     while True:
         with suppress(EbbtideError):
-            found.update({where: room_of(info) for where, info in await store.infos()})
+            found = {where: room_of(info) for where, info in await store.infos()}
             if asked.states is not None:
                 asked.customers = sum(await store.customers_each(list(asked.states())))
         await asyncio.sleep(every_s)

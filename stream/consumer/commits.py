@@ -49,6 +49,7 @@ class Commits:
 
     async def commit(self, consumer: AIOKafkaConsumer) -> Offsets:
         """Commit what may be. Returns what Kafka has; what it may not have stays to be committed."""
+        await self._none_under_way()
         committed = self._free()
         return committed if committed and await self._commit(consumer, committed) else {}
 
@@ -67,8 +68,7 @@ class Commits:
         assignment = self._assignment
         self._held.update(tps)
         try:
-            while self._committing is not None:
-                await asyncio.wait({self._committing})
+            await self._none_under_way()
             if doubtful := tps & self._doubtful:
                 known = self._committable()
                 again = {tp: known[tp] for tp in doubtful if tp in known}
@@ -85,6 +85,11 @@ class Commits:
         """As `Source.release_commits`; of another assignment than the present one, it is over already."""
         if assignment == self._assignment:
             self._held[tp] -= 1
+
+    async def _none_under_way(self) -> None:
+        """One at a time, a hold's own among them: of two the second would end the first one's count as under way."""
+        while self._committing is not None:
+            await asyncio.wait({self._committing})
 
     async def _commit(self, consumer: AIOKafkaConsumer, committed: Offsets) -> bool:
         self._committing, tps = asyncio.current_task(), frozenset(committed)

@@ -22,7 +22,10 @@ FREE_SHARE = 0.5
 """So much of a share is used before `enter` rises."""
 
 Spent = BudgetSpent
-"""(number of the stretch, openings in it), oldest first; as the checkpoint keeps it."""
+"""(first minute of the stretch, openings in it), oldest first; as the checkpoint keeps it.
+
+The minute, since a budget that is lowered has longer stretches: numbered one by one, those of before would lie ahead of
+all that come, and the oldest of them would count every opening from then on."""
 
 
 class Budget(NamedTuple):
@@ -57,5 +60,5 @@ class Budget(NamedTuple):
         return tuple(sorted(counts.items())[-STRETCHES_KEPT:])
 
     def _stretch(self, spent: Spent, as_of: int) -> int:
-        stretch = as_of // (self.minutes * MINUTE_MS)
+        stretch = as_of // (self.minutes * MINUTE_MS) * self.minutes
         return max(stretch, spent[0][0]) if len(spent) == STRETCHES_KEPT else stretch

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from ebbtide.featurestore.errors import EbbtideError
 from ebbtide.stream.batch import CommittedOffset, Source
+from ebbtide.stream.errors import RecordTooLarge
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -90,9 +91,14 @@ class AtLeastOnce(ABC):
         del partition
 
     async def send_each(self, parcels: Sequence[Parcel]) -> list[EbbtideError | None]:
-        """As in `Delivery`: one error for all, since they travel together."""
+        """As in `Delivery`: one error for all, since they travel together. Whose record is too large for its topic
+        shows when each goes alone: it is its own partition's affair, and what had gone out goes out again."""
         try:
             await self.send_all([message for parcel in parcels for message in parcel.messages])
+        except RecordTooLarge as error:
+            if len(parcels) == 1:
+                return [error]
+            return [(await self.send_each([parcel]))[0] for parcel in parcels]
         except EbbtideError as error:
             return [error] * len(parcels)
         return [None] * len(parcels)

@@ -108,8 +108,9 @@ class Batcher:
         when the model fails for more than a few rows.
         """
         n, scorer = len(rows), self._scorer(self._current())
-        if n == 0:
-            return Scored(np.empty(0, np.float32), scorer.serving)
+        if n == 0:  # a column a target all the same: who was not scored is decided about, too
+            targets = len(scorer.serving.policy.targets)
+            return Scored(np.empty(0 if targets == 1 else (0, targets), np.float32), scorer.serving)
         now_s = self._clock.monotonic_s()
         age_s = max(self._clock.now_ms() - oldest_ms, 0) / 1000
         request = _Request(

@@ -59,7 +59,7 @@ class DuePage:
         return min(first, self._armed_ms)
 
     def ask(self) -> int:
-        """How many customers to ask the store for; the answer comes to `answer`."""
+        """How many customers to ask the store for; the answer comes to `answer`, or `unanswered`."""
         self.asked, self._armed_ms = True, NEVER
         return self.size
 
@@ -68,6 +68,11 @@ class DuePage:
         self.asked = False
         self._entries = list(zip(due.tolist(), customers, strict=True))
         self._whole = len(customers) < self.size
+
+    def unanswered(self) -> None:
+        """There will be no answer. Whom commits armed before it was asked for is forgotten with the asking, so nothing
+        is known any more."""
+        self.asked, self._entries, self._whole = False, [], False
 
     def arm(self, due: NDArray[np.int64]) -> None:
         """Due times that a commit of the partition wrote, ms UTC."""

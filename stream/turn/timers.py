@@ -4,9 +4,10 @@
     clock    ─────────|              w - lateness_max: whoever was silent until then will stay so
 
 The timer clock never runs ahead of a backlog that would disprove a silence: while the log's end is not reached, it is
-the Kafka timestamp of the last record folded, never above the wall. It holds while nobody says where the log ends (a
-fetch, or who asks every two seconds), while a partition is opened or made again, and while an open transaction hides
-what is there already. It holds for all partitions when the whole topic has been quiet for `source_quiet_max`, and for
+the Kafka timestamp of the last record folded, never above the wall; so also while an open transaction hides what lies
+behind the last stable offset, which producers who work in transactions may never let reach the log's end. It holds
+while nobody says where the log ends (a fetch, or who asks every two seconds), and while a partition is opened or made
+again. It holds for all partitions when the whole topic has been quiet for `source_quiet_max`, and for
 one whose log brings less than `source_share_min` of what it usually does (`volume.py`): silence of the producers is not
 silence of the customers.
 
@@ -49,8 +50,8 @@ def timer_clock(log: LogPosition, offset: int, newest_ms: int, limits: TimerLimi
     newest_ms: Kafka timestamp of the last record applied. It may be below an earlier one: the partition's clock holds
     then, since its checkpoint never moves back.
     """
-    if limits.clock == "off" or log.high_watermark > log.last_stable:
-        return 0  # an open transaction, or nothing known
+    if limits.clock == "off":
+        return 0
     if limits.clock == "event":
         return newest_ms - limits.lateness_max_ms
     reached = offset >= log.high_watermark
@@ -102,7 +103,7 @@ class VolumeWatch:
         if opened is not None and self._share_min:
             clock_ms = timer_clock(position, opened.checkpoint.offset, opened.newest_ms, self._limits)
             if clock_ms <= 0:
-                return  # an open transaction, or nothing known: as it was
+                return  # nothing known: as it was
             share = opened.volume.share(clock_ms + self._limits.lateness_max_ms)
         low = share is not None and share < self._share_min
         if opened is not None and low != (self.low_share is not None):

@@ -17,6 +17,7 @@ from ebbtide.featurestore.store.commit import CUSTOMERS_MAX
 from ebbtide.featurestore.store.redis.names import HiddenNames
 from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.stack.local import LocalValkey
+from tests.support.patience import PATIENCE_S
 from tests.support.seams.stores import DTYPE, PARTITIONS, state_of, step_of
 from tests.support.servers.production import patiently
 
@@ -142,6 +143,19 @@ async def test_a_foreign_record_spoils_its_own_partition_only(store: RedisStore,
     await admin.set("t:clicks:{p1}:c:a", b"short")
     answers = await store.load_many([(p, ["a"]) for p in range(PARTITIONS)])
     assert [isinstance(answer, LayoutError) for answer in answers] == [False, True, False]
+
+
+async def test_a_foreign_name_among_the_due_is_an_answer(store: RedisStore, admin: Any) -> None:
+    """No text, so nobody of ours: whoever asked is told, and does not wait for ever; nor do others that were asked
+    with it."""
+    for partition in range(2):
+        await store.apply(step_of(None, ["a"], RNG, partition=partition))
+    await admin.zadd("t:clicks:{p0}:due", {b"\xfe": 1})
+    asked = store.due_each([(0, 2**53, 9), (1, 2**53, 9)])
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(LayoutError, match="no text"):
+            await asked[0]
+        assert (await asked[1])[0] == ["a"]
 
 
 async def test_questions_to_a_hanging_server_are_given_up_in_time(server: LocalValkey, admin: Any) -> None:

@@ -27,7 +27,7 @@ from ebbtide.stream.kafka.reader import log_ranges, read_topic
 from ebbtide.stream.kafka.security import _warn_of_plaintext
 from ebbtide.stream.kafka.settings import KafkaSettings
 from ebbtide.stream.kafka.topics import TopicSpec, ensure_topics, partition_for
-from ebbtide.stream.outputs.message import Message
+from ebbtide.stream.outputs.message import Message, Parcel
 from tests.support.patience import PATIENCE_S
 from tests.support.receiver import until
 from tests.support.servers.listener import proxied_listener
@@ -133,6 +133,17 @@ async def test_a_refused_record_does_not_spoil_the_sink(stack: Services, unique_
                 await sink.send_all([Message(unique_name, b"k", b"v" * size)])
             await sink.send_all([Message(unique_name, b"k", f"after {size}".encode())])
     assert await values(settings, unique_name) == [b"after 2000000", b"after 5000000"]
+
+
+async def test_a_refused_record_is_its_own_partitions_affair(stack: Services, unique_name: str) -> None:
+    """Partitions send together, and only that whose record no topic takes hears of it: the others would stop, too."""
+    settings = settings_for(stack, unique_name)
+    await ensure_topics(settings, [TopicSpec(unique_name, 1, "s")])
+    async with KafkaSink(settings) as sink:
+        large, fine = (Message(unique_name, b"k", b"v" * size) for size in (2_000_000, 5))
+        refused, *others = await sink.send_each([Parcel(0, [large]), Parcel(1, [fine]), Parcel(2, [])])
+    assert isinstance(refused, RecordTooLarge) and others == [None, None]
+    assert set(await values(settings, unique_name)) == {b"vvvvv"}
 
 
 async def test_a_log_is_followed_as_it_grows(stack: Services, unique_name: str) -> None:

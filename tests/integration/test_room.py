@@ -1,10 +1,13 @@
 """Room in Redis: a second state is refused where there is none, and stops before workers are; what is stored shows."""
 
 import asyncio
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from ebbtide.featurestore.errors import StoreUnavailable
+from ebbtide.featurestore.store.redis.store import RedisStore
 from ebbtide.ops.observe.metrics import Metrics
 from ebbtide.ops.stack.local import LocalValkey
 from ebbtide.ops.state.room import NoRoom, Room, check_room, room_of, state_bytes, watch_room
@@ -88,6 +91,31 @@ async def test_what_is_stored_shows_in_the_metrics(unique_name: str) -> None:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         assert "ebbtide_redis_memory_max_bytes{server=" in text and "6.7108864e+07" in text
+
+
+async def test_a_server_that_is_master_no_more_is_left_out() -> None:
+    """A Cluster's nodes come and go: what one said last would stand for as long as the worker lives, and at 85 % of its
+    memory an alert with it. While nobody answers, what was said stands."""
+
+    class Moving(RedisStore):
+        told: ClassVar = [("r:1", 90), None, ("r:2", 10), None]
+
+        async def infos(self) -> list[tuple[str, dict[str, Any]]]:
+            if (said := self.told.pop(0) if len(self.told) > 1 else self.told[0]) is None:
+                raise StoreUnavailable("away")
+            return [(said[0], {"used_memory": said[1], "maxmemory": 100})]
+
+    metrics, seen = Metrics(), list[set[str]]()
+    watching = asyncio.create_task(
+        watch_redis(Moving("redis://127.0.0.1:1", OLD.layout.dtype, "t", 1), metrics, every_s=0.0)
+    )
+    while len(Moving.told) > 1 or len(seen) < 9:
+        await asyncio.sleep(0)
+        assert metrics.at_scrape.memory is not None
+        seen.append(set(metrics.at_scrape.memory()))
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert {"r:1"} in seen and seen[-1] == {"r:2"}
 
 
 def test_no_limit_is_never_high() -> None:

@@ -33,6 +33,10 @@ async def test_a_worker_without_partitions_is_ready() -> None:
     assert worker.not_ready_reasons == ["the group is forming"]
     worker.assigned(frozenset())
     assert worker.not_ready_reasons == []
+    worker.revoked(frozenset())
+    assert worker.not_ready_reasons == ["the group is forming"], "until it says what is ours"
+    worker.assigned(frozenset())
+    assert worker.not_ready_reasons == []
     assert await worker.drain(1.0)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

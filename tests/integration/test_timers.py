@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 import pytest
 
+from ebbtide.featurestore.errors import LayoutError, StoreUnavailable
 from ebbtide.ops.state.rebuild import take_timers
 from ebbtide.stream.batch import FetchedBatch
 from ebbtide.stream.clock import SystemClock
@@ -50,9 +51,13 @@ class Turns(Telemetry):
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
+        self.late_s: list[float] = []
 
     def turn_done(self, turn: TurnDone) -> None:
         self.seen.append((turn.records, turn.due))
+
+    def timers(self, hold: bool, low: int, late_s: float) -> None:
+        self.late_s.append(late_s)
 
 
 class Timed:
@@ -353,6 +358,67 @@ async def test_a_source_that_falls_to_a_tenth_holds_timers(case: str) -> None:
         assert not warned(worker)
 
 
+async def test_a_question_for_the_due_that_fails_loses_nobody() -> None:
+    """A connection that breaks once: whom a commit armed before is asked for again, though nothing more is said."""
+    timed = Timed()
+    async with timed.at_work() as worker:
+        while not all(p.opened and p.opened.due.next_ms for p in worker.partitions.values()):  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.01)
+        timed.say(0, T0)
+        while not await timed.applied():  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.01)
+        timed.world.store.due_refusals.append(StoreUnavailable("lost on the way"))
+        timed.clock.at_ms = T0 + 9 * DAY_MS
+        async with asyncio.timeout(20.0):
+            while timed.world.store.due_refusals:  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.01)
+        await timed.settled(20.0)
+    assert [orjson.loads(alert)["state"] for alert in timed.alerts().values()] == ["opened"]
+
+
+async def test_a_question_for_the_due_that_is_refused_stops_its_partition() -> None:
+    """What no second question mends: its timers would stand, and it would be called ready."""
+    timed = Timed()
+    timed.say(0, T0)
+    async with timed.at_work() as worker:
+        timed.world.store.due_refusals += [LayoutError("a customer's name there is no text")]
+        async with asyncio.timeout(20.0):
+            while not (stopped := [why for why in worker.not_ready_reasons if "it has stopped" in why]):  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.01)
+    assert len(stopped) == 1 and "there is no text" in stopped[0]
+
+
+async def test_how_late_timers_are_shows_during_a_turn() -> None:
+    """A partition that is always in one would seem to be never late."""
+    timed = Timed()
+    timed.say(0, T0)
+    async with timed.at_work() as worker:
+        await timed.settled()
+        worker.partitions[0].in_turn = True
+        timed.clock.at_ms = T0 + 9 * DAY_MS
+        before = len(timed.telemetry.late_s)
+        while len(timed.telemetry.late_s) < before + 2:  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.01)
+        assert timed.telemetry.late_s[-1] == (8 * DAY_MS - LATENESS_MS) / 1000
+        worker.partitions[0].in_turn = False
+        await timed.settled()
+
+
+async def test_producers_who_always_have_a_transaction_open_hold_no_timers() -> None:
+    """One ends and the next has begun: the log's end is never reached. What was folded shows how late it is, as in a
+    backlog, and how long somebody has been due shows, too."""
+    timed = Timed()
+    timed.world.source.open_records[0] = 1
+    timed.say(0, T0)
+    async with timed.at_work():
+        for days in (1, 9):
+            timed.clock.at_ms = T0 + days * DAY_MS
+            timed.say(3, timed.clock.at_ms)
+        await timed.settled(20.0)
+    told = [orjson.loads(alert) for alert in timed.alerts().values()]
+    assert {(alert["customer"], alert["decision"]["cause"]) for alert in told} >= {("customer-0", "silence")}
+
+
 async def test_who_comes_back_is_armed_anew() -> None:
     timed = Timed()
     timed.say(0, T0)
@@ -425,6 +491,23 @@ async def test_a_backlog_elsewhere_starves_nobody_who_is_due() -> None:
             while await timed.due():  # noqa: ASYNC110 -- no event
                 await asyncio.sleep(0.01)
         assert not await timed.applied(), "the backlog was over by then"
+
+
+async def test_a_backlog_of_its_own_starves_nobody_who_is_due() -> None:
+    """A partition that always has events is nearly always in a turn: who is due is asked for all the same."""
+    timed = Timed()
+    for who in range(0, 900, PARTITIONS):
+        timed.say(who, T0)
+    async with timed.at_work():
+        await timed.settled()
+        timed.clock.at_ms = T0 + 2 * DAY_MS
+        for n in range(30_000):
+            timed.say(0, timed.clock.at_ms + n, event_id=str(n))
+        looked = len(timed.telemetry.late_s)
+        async with asyncio.timeout(PATIENCE_S):
+            while await timed.due():  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.01)
+        assert len(timed.telemetry.late_s) - looked < 15, "it was looked so often who is due"
 
 
 async def test_a_lone_partition_goes_on_when_nobody_is_due() -> None:

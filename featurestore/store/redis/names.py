@@ -59,7 +59,10 @@ class Names:
 
     def customer(self, stored: bytes) -> str:
         """Whom it stands for. Raises LayoutError."""
-        return stored.decode()
+        try:
+            return stored.decode()
+        except UnicodeDecodeError:
+            raise LayoutError("a customer's name there is no text", hint=REBUILD) from None
 
     def sealed(self, plain: bytes) -> bytes:
         """Other bytes that name customers, as they are stored."""

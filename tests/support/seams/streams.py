@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ebbtide.featurestore.errors import StoreUnavailable
 from ebbtide.featurestore.record.layout import Rows
-from ebbtide.featurestore.store.commit import Commit, OutboxEntry
+from ebbtide.featurestore.store.commit import Commit, DueCustomers, OutboxEntry
 from ebbtide.featurestore.store.memory import MemoryStore
 from ebbtide.stream.batch import CommittedOffset, FetchedBatch, Hold, LogPosition, OnFetched
 from ebbtide.stream.errors import BrokerUnavailable
@@ -67,6 +67,8 @@ class FaultyStore(MemoryStore):
         self.applied = 0
         self.lost_before_outbox = False
         """Lost altogether just before the next outbox is read, when its checkpoint has been read already."""
+        self.due_refusals: list[Exception] = []
+        """What the next questions for who is due meet."""
 
     def saved(self) -> "FaultyStore":
         """What a disk or a replica holds of it by now."""
@@ -81,6 +83,11 @@ class FaultyStore(MemoryStore):
         if self._faults.strike():
             raise StoreUnavailable("lost on the way")
         return await super().load(partition, customers)
+
+    async def due(self, partition: int, until_ms: int, customers_max: int) -> DueCustomers:
+        if self.due_refusals:
+            raise self.due_refusals.pop(0)
+        return await super().due(partition, until_ms, customers_max)
 
     async def outbox(self, partition: int) -> list[OutboxEntry]:
         if self.lost_before_outbox:

@@ -2,6 +2,7 @@
 
 import gzip
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,34 @@ def samples(metrics: Metrics) -> Samples:
     }
 
 
+DONE = TurnDone(
+    [PieceDone(0, position=10, records=10, rejected=2, lag=5)], records=10, events=8,
+    rejected={"not_json": 2}, ignored=1, late=1, duplicates=1, behind_watermark=1,
+    misplaced=1, tombstones=2, forgotten=1, points={"event": 3}, held={"budget": 1},
+    seconds={"fold": 0.001}, latency_s=0.02,
+    sent=[
+        AlertSent("opened", "high", "event", 0.83, 3, 0, 9, 0.03, 1.5),
+        AlertSent("opened", "high", "silence", 1.0, 3, 0, 9, None, 7_200.0),
+        AlertSent("resolved", "high", "terminal", None, 3, 0, 9, 1_200.0, 1_500.0),
+    ],
+    judged=Judged(3, np.array([0.005, 0.83, 1.0], np.float32), np.array([0.2, 0.01])),
+)  # fmt: skip
+
+
+def test_what_ends_after_its_partition_was_given_away_leaves_no_series() -> None:
+    """A turn that was applied before a revocation is told of after it."""
+    metrics = busy()
+    told: list[TurnDone] = []
+    metrics.on_turn = told.append
+    metrics.turn_done(replace(DONE, pieces=[PieceDone(1, position=20, records=1, rejected=0, lag=0)]))
+    metrics.assigned(frozenset({0}))
+    metrics.turn_done(replace(DONE, pieces=[PieceDone(1, position=30, records=1, rejected=0, lag=0)]))
+    assert len(told) == 2
+    assert [key for key in samples(metrics) if key[0] == "ebbtide_partition_position"] == [
+        ("ebbtide_partition_position", "0")
+    ]
+
+
 def busy() -> Metrics:
     """Metrics of which every series has been used."""
     metrics = Metrics()
@@ -32,20 +61,7 @@ def busy() -> Metrics:
     metrics.at_scrape.model = lambda: ModelNow("churn", 3)
     metrics.at_scrape.lags = lambda: {0: Lag(7, 2, 1.5, 2.5), 1: Lag(0, 0, 0.0)}
     metrics.assigned(frozenset({0, 1}))
-    metrics.turn_done(
-        TurnDone(
-            [PieceDone(0, position=10, records=10, rejected=2, lag=5)], records=10, events=8,
-            rejected={"not_json": 2}, ignored=1, late=1, duplicates=1, behind_watermark=1,
-            misplaced=1, tombstones=2, forgotten=1, points={"event": 3}, held={"budget": 1},
-            seconds={"fold": 0.001}, latency_s=0.02,
-            sent=[
-                AlertSent("opened", "high", "event", 0.83, 3, 0, 9, 0.03, 1.5),
-                AlertSent("opened", "high", "silence", 1.0, 3, 0, 9, None, 7_200.0),
-                AlertSent("resolved", "high", "terminal", None, 3, 0, 9, 1_200.0, 1_500.0),
-            ],
-            judged=Judged(3, np.array([0.005, 0.83, 1.0], np.float32), np.array([0.2, 0.01])),
-        )
-    )  # fmt: skip
+    metrics.turn_done(DONE)
     metrics.dispatched(Dispatched("idle", 3, 5, 8, 8, 0.001, 0.002, 0.003))
     metrics.paused(0)
     metrics.reopened(0, "StoreUnavailable")

@@ -69,6 +69,20 @@ def test_a_page_that_was_never_asked_for_knows_nothing() -> None:
     assert empty.take((5, "x"), 1).position == (5, "x")
 
 
+def test_a_question_that_failed_is_asked_again() -> None:
+    """
+    page     nobody, ever ── a commit arms somebody at 15 ── asked for, and no answer
+    then     whom the commit armed is not forgotten with it: neither passed, nor never asked for
+    """
+    page = page_of([])
+    page.arm(np.array([15], np.int64))
+    assert page.asks((20, ""))
+    page.ask()
+    page.unanswered()
+    assert not page.ready((20, ""), to_the_end=True)
+    assert page.asks((20, ""))
+
+
 @pytest.mark.parametrize("part", range(3))
 def test_a_position_never_leaves_anybody_behind(part: int) -> None:
     """A store, pages of it, and commits between: nobody who is stored is due at or before the position."""
@@ -118,7 +132,7 @@ def test_a_position_never_leaves_anybody_behind(part: int) -> None:
         ("a backlog", LogPosition(50, 70, 70, 9_000), 50, 8_000, 7_900),
         ("a backlog from the future", LogPosition(50, 70, 70, 9_000), 50, 99_000, 8_900),
         ("fetched and not applied", LogPosition(70, 70, 70, 9_000), 50, 8_000, 7_900),
-        ("an open transaction", LogPosition(50, 70, 50, 9_000), 50, 8_000, 0),
+        ("an open transaction", LogPosition(50, 70, 50, 9_000), 50, 8_000, 7_900),
         ("nothing was fetched yet", LogPosition(50, 50, 50, 0), 50, 8_000, -100),
         ("nothing is known", LogPosition(-1, -1, -1, 0), 50, 0, -100),
     ],
@@ -131,7 +145,7 @@ def test_the_timer_clock(name: str, log: LogPosition, offset: int, newest_ms: in
 def test_the_logical_clock_is_the_logs_own() -> None:
     limits = TimerLimits(lateness_max_ms=100, clock="event")
     assert timer_clock(LogPosition(50, 50, 50, 9_000), 50, 1_000, limits) == 900
-    assert timer_clock(LogPosition(50, 70, 50, 9_000), 50, 1_000, limits) == 0
+    assert timer_clock(LogPosition(50, 70, 50, 9_000), 50, 1_000, limits) == 900
 
 
 def test_the_topics_silence_is_nobodys() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ebbtide.featurestore.record.fold import EVENT, EXPIRED, RESET, RETURNED, SILENCE, TERMINAL, Points
 from ebbtide.featurestore.record.layout import EPISODE_FIELDS, Layout, Rows
 from ebbtide.featurestore.spec import dump_spec, parse_spec
-from ebbtide.stream.decision.budget import Budget
+from ebbtide.stream.decision.budget import Budget, Spent
 from ebbtide.stream.decision.episodes import EpisodePolicy
 from ebbtide.stream.decision.holdout import Holdout
 from ebbtide.stream.decision.policy import Asked, Transition
@@ -255,13 +255,27 @@ def test_a_budget_caps_openings_and_takes_the_riskiest_last() -> None:
     assert all(t.sequence == 0 for t in decided.transitions if t.held)
 
 
+def test_a_budget_that_was_lowered_goes_on() -> None:
+    """Its stretches are longer then: what was opened before counts in those of then, and not for ever."""
+    spent: Spent = ()
+    for minute in range(1_000, 1_004):
+        spent = Budget(6.0, 6).take(spent, minute * 60_000)
+    lowered = Budget(3.0, 6)
+    assert lowered.minutes == 2
+    assert lowered.needed(0.5, spent, 1_003 * 60_000) > 1
+    for minute in range(1_004, 1_012, 2):
+        assert lowered.needed(0.5, spent, minute * 60_000) == 0.5
+        spent = lowered.take(spent, minute * 60_000)
+        assert lowered.needed(0.5, spent, (minute + 1) * 60_000) > 1
+
+
 def test_a_budget_of_less_than_one_is_of_a_longer_time() -> None:
     """Ten a minute over 64 partitions: one in seven minutes each."""
     budget = Budget(10.0, 64)
     assert budget.minutes == 7
     assert budget.share == pytest.approx(70 / 64)
     spent = budget.take((), 7 * 60_000)
-    assert spent == ((1, 1),)
+    assert spent == ((7, 1),)
     assert budget.needed(0.5, spent, 13 * 60_000) > 1
     assert budget.needed(0.5, spent, 14 * 60_000) == 0.5
 
