@@ -106,8 +106,12 @@ class BlockReader(ABC):
         if missing:
             there = ", ".join(map(repr, found)) or "none: is it empty?"
             hint = f"the spec's mapping says which column holds what{_nearly(missing, found)}"
-            if not columns and len(found) > 1:
+            if not found:
+                hint = "copy it again, or leave it out"
+            elif not columns and len(found) > 1:
                 hint += "; is that a row? Then write a line with the columns' names above it"
+            elif not columns:
+                hint += "; is that a title? The first line is the columns' names, with one of , ; | or tabs between"
             raise SpecError(f"{self.path} has no column {', none '.join(missing)}; it has {there}", hint=hint)
         twice = sorted({column for column in columns.values() if _times_in(found, column) > 1})
         if twice:

@@ -32,6 +32,8 @@ _FAR_MS = 1 << 62
 DISTINCT_MAX = 1 << 16
 """strptime takes 5 µs a text; dates repeat, so the last 65,536 different ones are remembered."""
 _UTC_NAMES = ("UTC", "GMT", "Z")
+_FINER = re.compile(r"([.,]\d{6})\d+")
+"""Databases write up to nine digits of a second, %f reads six."""
 _ZONE_NAME = re.compile(r"(?<!%)((?:%%)*)%Z")
 
 
@@ -114,20 +116,27 @@ class TimeReader:
         raise ValueError(value)
 
     def _strptime_ms(self, text: str) -> int:
-        return epoch_ms(_strptime(text, self._format))
+        try:
+            return epoch_ms(_strptime(text, self._format))
+        except ValueError:
+            if "%f" not in self._format:
+                raise
+            return epoch_ms(_strptime(_FINER.sub(r"\1", text), self._format))
 
 
 def iso_ms(text: str) -> int:
     """Milliseconds of RFC 3339 text: a date, or date and time, with dashes; UTC where it has no offset,
     or ends in ` UTC` (BigQuery's exports). A blank may stand before the offset (Snowflake's and Shopify's).
 
-    Raises ValueError."""
+    Raises ValueError, also for a date with an offset, as XML has it: to Python its offset would be the time of day."""
     if text[4:5] != "-":
         raise ValueError(text)  # 20240101 would be a date to Python, and is more likely a number
     text = text if text.isupper() else text.upper()
     before, blank, offset = text.rpartition(" ")
     if blank and offset[:1] in ("+", "-"):
         text = before + offset
+    if text[10:11] in ("+", "-"):
+        raise ValueError(text)
     moment = datetime.fromisoformat(text.removesuffix(" UTC"))
     if text.endswith(" UTC") and moment.utcoffset():
         raise ValueError(text)  # two offsets
