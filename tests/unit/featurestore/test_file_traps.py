@@ -102,6 +102,16 @@ WRAPPED: list[tuple[str, str, str]] = [
         r"under 'events'.*jq -c '\.\[\"events\"\]\[\]'",
     ),
     ("indented", json.dumps({"data": EVENTS}, indent=2), "under 'data'"),
+    (
+        "behind the columns' names, as ClickHouse has it",
+        json.dumps({"meta": [{"name": "ts"}], "data": EVENTS, "rows": 2}, indent=1),
+        r"under 'data'.*jq -c '\.\[\"data\"\]\[\]'",
+    ),
+    (
+        "deep, as search engines answer",
+        json.dumps({"took": 1, "hits": {"total": {"value": 2}, "hits": EVENTS}}),
+        r"under 'hits\.hits'.*'\.\[\"hits\"\]\[\"hits\"\]\[\]'",
+    ),
     ("a page a line", 2 * (json.dumps({"data": EVENTS, "next": 3}) + "\n"), "under 'data'"),
     ("a list a line", 2 * (json.dumps(EVENTS) + "\n"), r"arrays of events, several .*jq -c '\.\[\]'"),
     ("lists of values", '[["a","visit",5]]', r"line 1: an event is an object, not an array.*jq -c"),
@@ -189,6 +199,9 @@ def test_ids_in_scientific_notation_are_named(tmp_path: Path) -> None:
 def test_an_event_that_holds_a_list_is_an_event(tmp_path: Path) -> None:
     text = json.dumps({**EVENTS[0], "items": [{"sku": 1}]})
     assert customers(read_log(written(tmp_path, text, "e.json"), spec_of())) == ["a"]
+    unmapped = json.dumps({"user_id": "a", "event": "visit", "at": 5, "params": [{"key": "x"}]})
+    with pytest.raises(SpecError, match="line 1: type is missing"):
+        read_log(written(tmp_path, unmapped, "e.json"), spec_of())
 
 
 OTHERS: list[tuple[str, bytes, str]] = [
