@@ -298,15 +298,17 @@ class DelimitedBlocks(BlockReader):
     def _is_row(self, line: str) -> bool:
         """Whether a line inside of a quoted field would be a row: as wide as the header, with a time in its place.
 
-        Where its first quote stands behind text, it is the end of that text, and the line is not swallowed."""
-        quote = line.find('"')
-        if quote >= 0 and line[max(0, quote - 1)] != self._delimiter:
-            return False
+        Where its first quote stands behind text, it is the end of that text: what follows belongs to the row that the
+        text is of, and the time must stand before it."""
         fields = self._fields(line.rstrip("\r\n"), self._delimiter)
         ts = self._columns["ts"]
         if len(fields) != len(self._header) or ts not in self._header:
             return False
-        return not self._times.read([fields[self._header.index(ts)]])[1]
+        place, quote = self._header.index(ts), line.find('"')
+        closes = quote >= 0 and line[max(0, quote - 1)] != self._delimiter
+        if closes and line[:quote].count(self._delimiter) <= place:
+            return False
+        return not self._times.read([fields[place]])[1]
 
     def _decoded(self, text: str, line: int, place: int) -> str | None:
         try:

@@ -138,6 +138,8 @@ class Remedies:
                 return "write one event a line, an object: jq -c '.[]' for arrays of them"
             case Reason.WRONG_TYPE, field if field:
                 return "write numbers with a point, without thousands and units (1234.5), in typed files not as text"
+            case Reason.BAD_ATTRIBUTE, _:
+                return "write a date as 2026-01-31 or RFC 3339, a number with a point (1234.5)"
             case Reason.UNKNOWN_TYPE, _:
                 return "name the type in a kind's types, or say `unknown: ignore`"
             case Reason.NOT_JSON, _:

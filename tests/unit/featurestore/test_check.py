@@ -236,7 +236,9 @@ def test_one_event_ahead_of_all_others_is_named(tmp_path: Path, far: int) -> Non
 def test_seconds_among_milliseconds_are_named(tmp_path: Path) -> None:
     findings = found(tmp_path, [("c7", "visit", T0 // 1000, "", "z"), *history()])
     assert said(findings, "unit").startswith("error: 1 event of 1970 (row 1: customer 'c7', 1970-01-20T")
-    assert said(findings, "unit").endswith("would lie by the others as seconds: write the times of all in one unit.")
+    assert said(findings, "unit").endswith(
+        "would lie by the others as seconds: write the times of all in one unit."
+    )
     findings = found(tmp_path, [("c7", "visit", 3_600_000, "", "z"), *history()])
     assert said(findings, "unit").startswith("warning: 1 event of 1970 (row 1: customer 'c7', 1970-01-01T01")
 

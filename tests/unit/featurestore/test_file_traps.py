@@ -355,3 +355,48 @@ def test_properties_that_are_a_list_get_the_right_remedy(tmp_path: Path) -> None
     path = written(tmp_path, json.dumps({**EVENTS[0], "properties": []}), "e.json")
     with pytest.raises(SpecError, match=r"line 1: properties: expected an object.*PHP writes \[\]"):
         read_log(path, spec_of())
+
+
+SWALLOWED: list[tuple[str, str, str]] = [
+    ("inches at both ends", f"{HEAD},size", 'a,visit,5,,"24\nb,visit,6,,3"\n'),
+    ("a column behind", "user_id,type,ts,size,value", 'a,visit,5,"24,1\nb,visit,6,3",2\n'),
+]
+
+
+@pytest.mark.parametrize(("_", "head", "rows"), SWALLOWED, ids=[case[0] for case in SWALLOWED])
+def test_a_row_that_ends_in_the_quote_that_swallowed_it_is_named(
+    tmp_path: Path, _: str, head: str, rows: str
+) -> None:
+    """The second row was text of the first one, in silence."""
+    with pytest.raises(SpecError, match="from line 2 to line 3, over other rows"):
+        read_log(written(tmp_path, f"{head}\n{rows}"), spec_of())
+    text = 'note,user_id,type,ts\n"one\ntwo",a,visit,5\n'
+    assert customers(read_log(written(tmp_path, text), spec_of())) == ["a"], "the end of a text in front"
+
+
+RUN_TOGETHER: list[tuple[str, str, str]] = [
+    ("%d%m%Y", "02012026", "2012026"), ("%Y%m%d%H%M", "202601020000", "20260102000"),
+    ("%Y%m%d %H:%M", "20260102 0:00", "2026012 00:00"), ("%Y-%m-%d %H%M", "2026-01-02 0000", "2026-01-02 000"),
+    ("%Y%m%d%H%M%S%f", "20260102000000000", "2026010200000"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ts_format", "good", "short"), RUN_TOGETHER)
+def test_dates_that_lost_their_leading_zero_are_refused(
+    tmp_path: Path, ts_format: str, good: str, short: str
+) -> None:
+    """2 January as the number 2012026 was read as the 20th."""
+    spec = spec_of(ts_format=ts_format)
+    log = read_log(written(tmp_path, ROW.format("a").replace(",5,", f",{good},")), spec)
+    assert log.events.time.tolist() == [T0 + 86_400_000]
+    with pytest.raises(SpecError, match="line 2: ts: expected a date in the form"):
+        read_log(written(tmp_path, ROW.format("a").replace(",5,", f",{short},")), spec)
+
+
+@pytest.mark.parametrize("text", ["2026-01-01-05:00", "1612120112345", "01/02/2026"])
+def test_what_is_no_date_of_an_attribute_is_refused(tmp_path: Path, text: str) -> None:
+    """An offset was the time of day, and some milliseconds of 2021 a day of the year 1612."""
+    with pytest.raises(
+        SpecError, match="line 2: renewal: .*expected a date .bad_attribute. .write a date as"
+    ):
+        read_log(written(tmp_path, f"{HEAD},due\na,renewal,5,,{text}\n"), spec_of(3))
