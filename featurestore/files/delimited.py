@@ -296,18 +296,21 @@ class DelimitedBlocks(BlockReader):
         return False
 
     def _is_row(self, line: str) -> bool:
-        """Whether a line inside of a quoted field would be a row: as wide as the header, with a time in its place.
+        """Whether a line inside of a quoted field would be a row: as wide as the header, with a time in its place, or,
+        where the folder says the time, a type.
 
         Where its first quote stands behind text, it is the end of that text: what follows belongs to the row that the
         text is of, and the time must stand before it."""
         fields = self._fields(line.rstrip("\r\n"), self._delimiter)
-        ts = self._columns["ts"]
-        if len(fields) != len(self._header) or ts not in self._header:
+        name = next((name for name in ("ts", "type") if self._columns[name] in self._header), None)
+        if len(fields) != len(self._header) or name is None:
             return False
-        place, quote = self._header.index(ts), line.find('"')
+        place, quote = self._header.index(self._columns[name]), line.find('"')
         closes = quote >= 0 and line[max(0, quote - 1)] != self._delimiter
         if closes and line[:quote].count(self._delimiter) <= place:
             return False
+        if name == "type":
+            return fields[place] in self.spec.kind_of_type
         return not self._times.read([fields[place]])[1]
 
     def _decoded(self, text: str, line: int, place: int) -> str | None:

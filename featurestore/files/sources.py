@@ -22,7 +22,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote
@@ -84,8 +84,8 @@ def _refuse_unknown(path: Path) -> None:
     try:
         format_of(path)
     except SpecError:
-        with suppress(*DAMAGES):
-            refuse_other_kinds(path, ByteSource(path, text=False).file.read(512))
+        with suppress(*DAMAGES), closing(ByteSource(path, text=False)) as source:
+            refuse_other_kinds(path, source.file.read(512))
         raise
 
 

@@ -370,6 +370,9 @@ def test_a_row_that_ends_in_the_quote_that_swallowed_it_is_named(
     """The second row was text of the first one, in silence."""
     with pytest.raises(SpecError, match="from line 2 to line 3, over other rows"):
         read_log(written(tmp_path, f"{head}\n{rows}"), spec_of())
+    folder = tmp_path / "ts=2026-01-01"
+    with pytest.raises(SpecError, match="from line 2 to line 3, over other rows"):
+        read_log(written(folder, 'user_id,type,size\na,visit,"24\nb,visit,3"\n'), spec_of())
     text = 'note,user_id,type,ts\n"one\ntwo",a,visit,5\n'
     assert customers(read_log(written(tmp_path, text), spec_of())) == ["a"], "the end of a text in front"
 
@@ -396,7 +399,5 @@ def test_dates_that_lost_their_leading_zero_are_refused(
 @pytest.mark.parametrize("text", ["2026-01-01-05:00", "1612120112345", "01/02/2026"])
 def test_what_is_no_date_of_an_attribute_is_refused(tmp_path: Path, text: str) -> None:
     """An offset was the time of day, and some milliseconds of 2021 a day of the year 1612."""
-    with pytest.raises(
-        SpecError, match="line 2: renewal: .*expected a date .bad_attribute. .write a date as"
-    ):
+    with pytest.raises(SpecError, match=r"line 2: renewal: .*expected a date .*write a date as"):
         read_log(written(tmp_path, f"{HEAD},due\na,renewal,5,,{text}\n"), spec_of(3))
