@@ -115,9 +115,8 @@ def plain(values: Any, where: str) -> Any:
     if pa.types.is_decimal(kind):
         if kind.scale == 0 and kind.precision <= 18:
             return values.cast(pa.int64())
-        return values.cast(pa.string()).cast(
-            pa.float64()
-        )  # Arrow's own way rounds: 19.90 is 19.900000000000002
+        # By way of text: Arrow's own cast makes 19.900000000000002 of 19.90.
+        return values.cast(pa.string()).cast(pa.float64())
     if pa.types.is_integer(kind):
         return values if pa.types.is_uint64(kind) else values.cast(pa.int64())
     if pa.types.is_floating(kind):
