@@ -84,6 +84,10 @@ def _refuse_unknown(path: Path) -> None:
     try:
         format_of(path)
     except SpecError:
+        if not path.exists():
+            raise SpecError(
+                f"cannot read {path}: there is no such file or folder", hint="give --events FILE"
+            ) from None
         with suppress(*DAMAGES), closing(ByteSource(path, text=False)) as source:
             refuse_other_kinds(path, source.file.read(512))
         raise

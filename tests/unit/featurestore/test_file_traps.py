@@ -37,6 +37,11 @@ def test_a_link_to_nothing_is_not_passed_over(tmp_path: Path) -> None:
         read_log(tmp_path, spec_of())
 
 
+def test_a_folder_that_is_not_there_is_not_of_no_format(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"cannot read .*exports: there is no such file or folder"):
+        read_log(tmp_path / "exports", spec_of())
+
+
 def test_a_link_into_itself_ends(tmp_path: Path) -> None:
     written(tmp_path, ROW.format("a"), "deep/e.csv")
     (tmp_path / "deep" / "up").symlink_to(tmp_path)
