@@ -19,7 +19,7 @@ from ebbtide.featurestore.check.times import roles, time_findings
 from ebbtide.featurestore.customer import SEPARATOR, Composite, first_of, split
 from ebbtide.featurestore.errors import SpecError
 from ebbtide.featurestore.events.contract import Reason
-from ebbtide.featurestore.files.event_log import EventLog
+from ebbtide.featurestore.files.event_log import EventLog, Remedies
 from ebbtide.featurestore.files.reader import read_log
 from ebbtide.featurestore.kinds import Kind, Value
 from ebbtide.featurestore.record.costs import costs
@@ -67,7 +67,7 @@ def check(path: Path | str | Sequence[Path | str], spec: Spec) -> list[Finding]:
 
 def check_log(log: EventLog, spec: Spec) -> list[Finding]:
     """Findings about a log that was read with `tolerant=True`, the gravest first."""
-    findings = [*_rows(log), *_types(log, spec)]
+    findings = [*_rows(log, spec), *_types(log, spec)]
     if len(log):
         findings += [*time_findings(log, spec), *_kinds(log, spec), *_values(log, spec)]
         findings += [*_customers(log, spec), *_duplicates(log)]
@@ -75,7 +75,7 @@ def check_log(log: EventLog, spec: Spec) -> list[Finding]:
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def _rows(log: EventLog) -> Iterator[Finding]:
+def _rows(log: EventLog, spec: Spec) -> Iterator[Finding]:
     problems = log.problems
     if not log.rows:
         yield error("empty", "The file has no rows.")
@@ -83,10 +83,14 @@ def _rows(log: EventLog) -> Iterator[Finding]:
         yield error("nothing_fits", f"None of the {count(log.rows, 'row')} is an event under this spec.")
     for reason, n in problems.counts.most_common():
         if reason is not Reason.UNKNOWN_TYPE:  # said by type, below
-            places = [f"{problems.place(p)}: {p.detail}" for p in problems.first if p.reason is reason]
-            where = f": {'; '.join(places[:3])}" if places else ""
+            first, remedies = [p for p in problems.first if p.reason is reason], Remedies(spec)
+            remedies.look(first)
+            where = "".join(
+                f"{';' if i else ':'} {problems.place(p)}: {p.detail}" for i, p in enumerate(first[:3])
+            )
+            cure = f" ({'; '.join(remedies.found)})" if remedies.found else ""
             yield error(
-                reason, f"{count(n, 'row')} ({percent(n, log.rows)}) cannot be read ({reason}){where}."
+                reason, f"{count(n, 'row')} ({percent(n, log.rows)}) cannot be read ({reason}){where}{cure}."
             )
 
 

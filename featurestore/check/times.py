@@ -64,7 +64,12 @@ def _units(log: EventLog, spec: Spec) -> Iterator[Finding]:
         yield error("unit", f"The last event is of {format_date(last)}: is mapping.ts_format right?")
     elif len(early):
         text = f"{count(len(early), 'event')} of 1970 ({_named(log, early)})"
-        yield warning("unit", f"{text}: seconds among milliseconds, or a stand-in for an unknown time?")
+        if unit := _unit_among(log.events.time, spec):
+            yield error(
+                "unit", f"{text} would lie by the others as {unit}: write the times of all in one unit."
+            )
+        else:
+            yield warning("unit", f"{text}: seconds among milliseconds, or a stand-in for an unknown time?")
     yield from _outliers(log)
 
 
@@ -79,6 +84,20 @@ def _meant(log: EventLog, last: int, spec: Spec) -> str:
         if meant is not None:
             return f"{_UNITS[meant]}, read as {_UNITS[read_as]}? Then mapping: {{ts_format: {meant}}}"
     return "is mapping.ts_format right?"
+
+
+def _unit_among(times: NDArray[np.int64], spec: Spec) -> str | None:
+    """The unit in which some events of 1970 would lie within a year of the others, which begin long after; None where
+    in no unit, as a stand-in does."""
+    early, others = times[times < _YEAR_MS], times[times >= _YEAR_MS]
+    read_as = "ms" if spec.mapping.ts_format == "auto" else spec.mapping.ts_format
+    if others.min() < 10 * _YEAR_MS or read_as not in _UNITS or spec.mapping.ts_unit is not None:
+        return None
+    for n, unit in enumerate(list(_UNITS)[list(_UNITS).index(read_as) + 1 :], 1):
+        meant = early * 1000.0**n
+        if ((meant >= others.min() - _YEAR_MS) & (meant <= others.max() + _YEAR_MS)).any():
+            return _UNITS[unit]
+    return None
 
 
 def _compact(log: EventLog) -> bool:
@@ -113,7 +132,7 @@ def _named(log: EventLog, which: NDArray[np.int64]) -> str:
     named = []
     for j in which[:NAMED_MAX].tolist():
         customer, when = events.customers[events.customer[j]], format_time(int(events.time[j]))
-        named.append(f"row {events.position[j] + 1:,}: customer {customer!r}, {when}")
+        named.append(f"{log.place(int(events.position[j]))}: customer {customer!r}, {when}")
     return "; ".join([*named, "..."] if len(which) > NAMED_MAX else named)
 
 

@@ -105,9 +105,15 @@ class BlockReader(ABC):
                 missing.append(f"{mapping.arrival!r} for arrival")
         if missing:
             there = ", ".join(map(repr, found)) or "none: is it empty?"
-            hint = f"the spec's mapping says which column holds what{_nearly(missing, found)}"
-            if not columns and len(found) > 1:
+            near = _nearly(missing, found)
+            hint = f"the spec's mapping says which column holds what{near}"
+            none_known = self.text and not columns and not near
+            if not found:
+                hint = "copy it again, or leave it out"
+            elif none_known and len(found) > 1:
                 hint += "; is that a row? Then write a line with the columns' names above it"
+            elif none_known:
+                hint += "; is that a title? The first line is the columns' names, with one of , ; | or tabs between"
             raise SpecError(f"{self.path} has no column {', none '.join(missing)}; it has {there}", hint=hint)
         twice = sorted({column for column in columns.values() if _times_in(found, column) > 1})
         if twice:

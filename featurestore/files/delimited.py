@@ -71,6 +71,8 @@ class DelimitedBlocks(BlockReader):
             self._delimiter, first = bare[4], self._take_header()
         else:
             self._delimiter = self._delimiter_of(first)
+        if first.lstrip().startswith(("{", "[")) and not self._fit(first, self._delimiter)[0]:
+            raise SpecError(f"{self.path} is JSON", hint="let its name end in .jsonl")
         self._header = [name.strip() for name in self._fields(first, self._delimiter)]
         known = [*self._header, *(key for key in self.partition if key not in self._header)]
         self._columns = self.wanted(known, known.__contains__)
@@ -87,6 +89,8 @@ class DelimitedBlocks(BlockReader):
             else:
                 table, lines, bad = self._by_row(data)
             columns = self._named(table)
+            if self._delimiter == "\t" and rb"\\" in data:
+                self._refuse_escapes(columns, lines)
             yield Block(
                 columns,
                 lambda chosen, columns=columns: rows_of_columns(columns, chosen),  # type: ignore[misc]  # mypy knows no default here
@@ -184,8 +188,10 @@ class DelimitedBlocks(BlockReader):
         if len(table) != _count_rows(data):
             return None
         ts = self._columns["ts"]
-        if ts in self._header and pc.any(pc.equal(table.column(str(self._header.index(ts))), ts)).as_py():
-            return None  # the header again
+        if ts in self._header:
+            again = pa.array([*self._header, f"\ufeff{self._header[0]}"])
+            if pc.any(pc.is_in(table.column(str(self._header.index(ts))), value_set=again)).as_py():
+                return None  # the header again, maybe
         if quotes and any(pc.any(pc.match_substring(column, '"')).as_py() for column in table.columns):
             return None  # doubled inside of quotes, or quotes that are wrong
         return {name: table.column(name).combine_chunks() for name in table.column_names}
@@ -224,7 +230,7 @@ class DelimitedBlocks(BlockReader):
             if self._swallowed(text.row):
                 field = f"a quoted field reaches from line {line} to line {last}, over other rows"
                 bad.append((line, Reason.BAD_ROW, f"{field}: is a quote not closed?"))
-            elif [name.strip().strip("\ufeff") for name in row] == self._header:
+            elif self._is_header(row):
                 again = "the header again: are these several files in one?"
                 bad.append((line, Reason.BAD_ROW, f"{again} Leave it out"))
             elif len(row) != width:
@@ -259,6 +265,13 @@ class DelimitedBlocks(BlockReader):
             else:  # text over lines, or a quote too few
                 yield next(csv.reader(itertools.chain([line], text), delimiter="\t"))
 
+    def _is_header(self, row: Sequence[str]) -> bool:
+        """Whether a row is a header: this one, or another with these names where type and time should be."""
+        names = [name.strip().strip("\ufeff") for name in row]
+        places = [self._header.index(c) for c in map(self._columns.get, ("type", "ts")) if c in self._header]
+        another = len(places) == 2 and len(row) == len(self._header)
+        return names == self._header or (another and all(names[place] in self._header for place in places))
+
     def _goes_on(self, last: str, following: str) -> bool:
         """Whether the last field of a line is text that goes on in the next line."""
         opened = last.startswith('"') and last.count('"') % 2 == 1
@@ -283,17 +296,22 @@ class DelimitedBlocks(BlockReader):
         return False
 
     def _is_row(self, line: str) -> bool:
-        """Whether a line inside of a quoted field would be a row: as wide as the header, with a time in its place.
+        """Whether a line inside of a quoted field would be a row: as wide as the header, with a time in its place, or,
+        where the folder says the time, a type.
 
-        Where its first quote stands behind text, it is the end of that text, and the line is not swallowed."""
-        quote = line.find('"')
-        if quote >= 0 and line[max(0, quote - 1)] != self._delimiter:
-            return False
+        Where its first quote stands behind text, it is the end of that text: what follows belongs to the row that the
+        text is of, and the time must stand before it."""
         fields = self._fields(line.rstrip("\r\n"), self._delimiter)
-        ts = self._columns["ts"]
-        if len(fields) != len(self._header) or ts not in self._header:
+        name = next((name for name in ("ts", "type") if self._columns[name] in self._header), None)
+        if len(fields) != len(self._header) or name is None:
             return False
-        return not self._times.read([fields[self._header.index(ts)]])[1]
+        place, quote = self._header.index(self._columns[name]), line.find('"')
+        closes = quote >= 0 and line[max(0, quote - 1)] != self._delimiter
+        if closes and line[:quote].count(self._delimiter) <= place:
+            return False
+        if name == "type":
+            return fields[place] in self.spec.kind_of_type
+        return not self._times.read([fields[place]])[1]
 
     def _decoded(self, text: str, line: int, place: int) -> str | None:
         try:
@@ -304,6 +322,19 @@ class DelimitedBlocks(BlockReader):
                 hint="write it as UTF-8, e.g. iconv -f latin1 -t utf-8",
             ) from None
         return None if text in _MISSING else text
+
+    def _refuse_escapes(self, columns: dict[str, Any], lines: NDArray[np.int64]) -> None:
+        """Raises SpecError for ids and types with two backslashes: databases write one so, and it would be another
+        customer's id."""
+        for name in (*FIELDS, "type", "event_id"):
+            twice = pc.match_substring(columns[name], r"\\") if name in columns else None
+            if twice is not None and pc.any(twice).as_py():
+                line = int(lines[pc.index(twice, True).as_py()])
+                raise SpecError(
+                    f"{self.path}, line {line}, column {self._columns[name]!r}: two backslashes, as COPY and OUTFILE "
+                    "write one",
+                    hint="export it as CSV: COPY … WITH (FORMAT csv, HEADER), OUTFILE … FIELDS ESCAPED BY ''",
+                )
 
     def _named(self, by_place: dict[str, Any]) -> dict[str, Any]:
         n = len(next(iter(by_place.values()))) if by_place else 0

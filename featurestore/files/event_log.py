@@ -8,7 +8,7 @@ remedy; values are not shown, since messages end up in logs: the line says where
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ UNKNOWN_TYPES_MAX = 1_000
 """Distinct unknown event types that are counted by name; a column of ids, mapped as the type, has millions."""
 REMEDIES_MAX = 3
 _FIELD = re.compile(
-    r"^(?:[^:]{1,64}: )?(user_id|customer_[2-4]|type|ts|event_id|value|arrival|properties\.[^\s:]+)\b"
+    r"^(?:[^:]{1,64}: )?(user_id|customer_[2-4]|type|ts|event_id|value|arrival|properties(?:\.[^\s:]+)?)\b"
 )
 _CHECK = "ebbtide spec check says more about the file"
 
@@ -132,10 +132,14 @@ class Remedies:
                 )
             case Reason.WRONG_TYPE, field if field in (*FIELDS, "event_id", "type"):
                 return "write it as text"
+            case Reason.WRONG_TYPE, "properties":
+                return f"write {mapping.properties} as an object, {{}} or null where there is nothing (PHP writes [])"
             case Reason.WRONG_TYPE, "":
                 return "write one event a line, an object: jq -c '.[]' for arrays of them"
             case Reason.WRONG_TYPE, field if field:
                 return "write numbers with a point, without thousands and units (1234.5), in typed files not as text"
+            case Reason.BAD_ATTRIBUTE, _:
+                return "write a date as 2026-01-31 or RFC 3339, a number with a point (1234.5)"
             case Reason.UNKNOWN_TYPE, _:
                 return "name the type in a kind's types, or say `unknown: ignore`"
             case Reason.NOT_JSON, _:
@@ -159,6 +163,7 @@ class EventLog:
     rows:     how many rows the file has; len(log) + ignored + problems.total of them
     ignored:  how many were of types that the spec ignores
     problems: the rows that did not fit
+    starts:   each file's name and how many rows stand in those before it, where there are several
     """
 
     events: EventBatch
@@ -167,9 +172,15 @@ class EventLog:
     rows: int
     ignored: int
     problems: Problems
+    starts: Sequence[tuple[str, int]] = ()
 
     def __len__(self) -> int:
         return len(self.events)
+
+    def place(self, position: int) -> str:
+        """'row 7' of a position, or 'row 7 of may.csv' where the log is of several files."""
+        file, before = next((one for one in reversed(self.starts) if one[1] <= position), ("", 0))
+        return f"row {position - before + 1:,}" + (f" of {file}" if file else "")
 
     @property
     def known_until(self) -> int:

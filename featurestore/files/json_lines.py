@@ -25,6 +25,8 @@ from ebbtide.featurestore.files.sources import ByteSource
 from ebbtide.featurestore.spec import Spec
 
 BLOCK_ROWS = 4_096
+WRAPPED_MAX = 4
+"""Objects in one another that are looked through for events."""
 _NO_BOUND = 1 << 62
 _TIMES = ("ts", ARRIVAL)
 _BETWEEN = " \t\r\n\x1e"
@@ -118,18 +120,21 @@ class JsonBlocks(BlockReader):
                 hint="write one event a line: in pandas to_json(FILE, orient='records', lines=True)",
             )
         heads = {self._paths[name].split(".")[0] for name in ("type", "ts")}
-        if not heads.isdisjoint(row):
+        customer = [_dug([row], path, unread)[0] for path in self.spec.customer_fields.values()]
+        if not heads.isdisjoint(row) or any(part is not None for part in customer):
             return
         if len(row) > 1 and all(type(value) is dict and heads <= value.keys() for value in row.values()):
             raise SpecError(
                 f"{self.path} has its events under names of their own",
                 hint="write one event a line: jq -c '.[]'",
             )
-        held = next((key for key, value in row.items() if _holds_objects(value)), None)
+        lists = dict(_lists(row))
+        held = next((keys for keys, first in lists.items() if heads <= first.keys()), next(iter(lists), None))
         if held is not None:
+            place = "".join(f'["{key}"]' for key in held)
             raise SpecError(
-                f"{self.path} has its events under {held!r} of an object",
-                hint=f"write one event a line: jq -c '.[\"{held}\"][]'",
+                f"{self.path} has its events under {'.'.join(held)!r} of an object",
+                hint=f"write one event a line: jq -c '.{place}[]'",
             )
 
     def _block(self, rows: list[Any], texts: list[bytes], lines: NDArray[np.int64], bad: list[Any]) -> Block:
@@ -158,6 +163,17 @@ class JsonBlocks(BlockReader):
 
 def _holds_objects(value: Any) -> bool:
     return type(value) is list and bool(value) and type(value[0]) is dict
+
+
+def _lists(
+    found: dict[str, Any], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The lists of objects in an object, each by its keys and with its first one."""
+    for key, value in found.items():
+        if _holds_objects(value):
+            yield (*above, key), value[0]
+        elif type(value) is dict and len(above) < WRAPPED_MAX:
+            yield from _lists(value, (*above, key))
 
 
 def _elements(whole: bytes) -> list[bytes] | None:

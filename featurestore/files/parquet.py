@@ -113,7 +113,10 @@ def plain(values: Any, where: str) -> Any:
         zone = kind.tz if pa.types.is_timestamp(kind) else None
         return values.cast(pa.timestamp("ms", zone), safe=False).cast(pa.int64())
     if pa.types.is_decimal(kind):
-        return values.cast(pa.int64() if kind.scale == 0 and kind.precision <= 18 else pa.float64())
+        if kind.scale == 0 and kind.precision <= 18:
+            return values.cast(pa.int64())
+        # By way of text: Arrow's own cast makes 19.900000000000002 of 19.90.
+        return values.cast(pa.string()).cast(pa.float64())
     if pa.types.is_integer(kind):
         return values if pa.types.is_uint64(kind) else values.cast(pa.int64())
     if pa.types.is_floating(kind):
@@ -145,6 +148,8 @@ def _not_parquet(source: ByteSource, error: Exception) -> SpecError:
     """What a file is that has no Parquet's end."""
     source.file.seek(0)
     start = source.file.read(16)
+    if not start:
+        return SpecError(f"{source.path} is empty", hint="copy it again, or leave it out")
     if start.startswith(b"PAR1"):
         return SpecError(f"{source.path} is Parquet cut off or damaged: {error}", hint="copy it again")
     try:

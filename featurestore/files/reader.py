@@ -68,10 +68,11 @@ def read_log(
     groups = _groups(asked, engine)
     if engine is None or len(groups) == 1:
         for number, (file, shown) in enumerate(asked):
-            gather.join(_read(spec, file, shown, _share(told, number, len(files))))
+            gather.join(_read(spec, file, shown, _share(told, number, len(files))), shown)
     else:
-        for of_file in chain.from_iterable(engine.map(partial(read_files, spec), groups, told)):
-            gather.join(of_file)
+        read = chain.from_iterable(engine.map(partial(read_files, spec), groups, told))
+        for (_, shown), of_file in zip(asked, read, strict=True):
+            gather.join(of_file, shown)
     problems = gather.problems
     if problems.total and not tolerant:
         name = files[0].path if len(files) == 1 else f"{len(files)} files"
@@ -224,12 +225,15 @@ class _Gather:
         self._arrived: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self._index: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self._ignored = 0
+        self._starts: list[tuple[str, int]] = []
         self.rows = 0
         self.problems = Problems()
         self.remedies = Remedies(spec)
 
-    def join(self, file: FileEvents) -> None:
+    def join(self, file: FileEvents, name: str) -> None:
         """What follows is of this file."""
+        if name:
+            self._starts.append((name, self.rows))
         self.problems.join(file.problems)
         self.remedies.join(file.remedies)
         self._parts += file.parts
@@ -273,4 +277,6 @@ class _Gather:
             position=np.concatenate(self._index)[order],
             more=value[:, 1:] if value.shape[1] > 1 else None,
         )
-        return EventLog(events, ids, arrival[order], self.rows, self._ignored, self.problems)
+        return EventLog(
+            events, ids, arrival[order], self.rows, self._ignored, self.problems, tuple(self._starts)
+        )

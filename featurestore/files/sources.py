@@ -22,6 +22,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote
@@ -51,6 +52,7 @@ _DOWNLOAD = "was it downloaded without a log-in, or in vain? Look into it"
 _OTHERS = {
     b"PAR1": ("Parquet", "let its name end in .parquet"),
     b"Obj\x01": ("Avro", _EXPORT), b"ORC": ("ORC", _EXPORT), b"ARROW1": ("an Arrow file (Feather)", _EXPORT),
+    b"FEA1": ("an Arrow file (Feather)", _EXPORT), b"\xff\xff\xff\xff": ("an Arrow stream", _EXPORT),
     b"SQLite format 3\x00": ("an SQLite database", _EXPORT), b"%PDF": ("PDF", _EXPORT),
     b"\xd0\xcf\x11\xe0": ("an old office file (.xls)", "save it as CSV in UTF-8"),
     b"\x04\x22\x4d\x18": ("packed by lz4", "unpack it: unlz4"),
@@ -77,6 +79,20 @@ def format_of(path: Path) -> str:
     return found
 
 
+def _refuse_unknown(path: Path) -> None:
+    """Raises SpecError where a file's name says no format that is read; of another kind of file, which one it is."""
+    try:
+        format_of(path)
+    except SpecError:
+        if not path.exists():
+            raise SpecError(
+                f"cannot read {path}: there is no such file or folder", hint="give --events FILE"
+            ) from None
+        with suppress(*DAMAGES), closing(ByteSource(path, text=False)) as source:
+            refuse_other_kinds(path, source.file.read(512))
+        raise
+
+
 def event_files(paths: Path | str | Sequence[Path | str]) -> list[EventFile]:
     """Every file behind what was named, in order. Raises SpecError when there is none or one of no known format."""
     named = [paths] if isinstance(paths, Path | str) else list(paths)
@@ -84,7 +100,7 @@ def event_files(paths: Path | str | Sequence[Path | str]) -> list[EventFile]:
     if not files:
         raise SpecError("no event file was named", hint="give --events FILE")
     for file in files:
-        format_of(file.path)
+        _refuse_unknown(file.path)
     _refuse_twins([file.path for file in files])
     return files
 
@@ -259,7 +275,7 @@ def refuse_other_kinds(path: Path, start: bytes) -> None:
         )
     for magic, (name, hint) in _OTHERS.items():
         if start.startswith(magic) or (magic[:1] == b"<" and start.lower().startswith(magic)):
-            raise SpecError(f"{path} is {name}, whatever its name says", hint=hint)
+            raise SpecError(f"{path} is {name}", hint=hint)
     if start[257:262] == b"ustar":
         raise SpecError(f"{path} is a tar archive", hint="unpack it and name the folder")
     order = {(True, False): "LE", (False, True): "BE"}.get((_zeros(start[1:8:2]), _zeros(start[0:8:2])))

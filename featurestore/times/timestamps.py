@@ -32,6 +32,11 @@ _FAR_MS = 1 << 62
 DISTINCT_MAX = 1 << 16
 """strptime takes 5 µs a text; dates repeat, so the last 65,536 different ones are remembered."""
 _UTC_NAMES = ("UTC", "GMT", "Z")
+_DIGITS = {"Y": 4, "j": 3, **dict.fromkeys("ymdHIMS", 2)}
+_RUN = re.compile(rf"(?:%[{''.join(_DIGITS)}]){{2,}}")
+"""Parts of a time that are digits, without anything between them."""
+_FINER = re.compile(r"([.,]\d{6})\d+")
+"""Databases write up to nine digits of a second, %f reads six."""
 _ZONE_NAME = re.compile(r"(?<!%)((?:%%)*)%Z")
 
 
@@ -59,6 +64,7 @@ class TimeReader:
         self.reads_digits = digits or ts_format != "auto" or unit_ms is not None
         self.reads_iso = ts_format == "auto" and unit_ms is None
         self.scale = _MS_PER_UNIT.get(ts_format) if unit_ms is None else (unit_ms, 1)
+        self._run_together = _run_together(ts_format)
         self._strptime = lru_cache(maxsize=DISTINCT_MAX)(self._strptime_ms)
 
     @property
@@ -114,20 +120,29 @@ class TimeReader:
         raise ValueError(value)
 
     def _strptime_ms(self, text: str) -> int:
-        return epoch_ms(_strptime(text, self._format))
+        if not self._run_together.fullmatch(text):
+            raise ValueError(text)
+        try:
+            return epoch_ms(_strptime(text, self._format))
+        except ValueError:
+            if "%f" not in self._format:
+                raise
+            return epoch_ms(_strptime(_FINER.sub(r"\1", text), self._format))
 
 
 def iso_ms(text: str) -> int:
     """Milliseconds of RFC 3339 text: a date, or date and time, with dashes; UTC where it has no offset,
     or ends in ` UTC` (BigQuery's exports). A blank may stand before the offset (Snowflake's and Shopify's).
 
-    Raises ValueError."""
+    Raises ValueError, also for a date with an offset, as XML has it: to Python its offset would be the time of day."""
     if text[4:5] != "-":
         raise ValueError(text)  # 20240101 would be a date to Python, and is more likely a number
     text = text if text.isupper() else text.upper()
     before, blank, offset = text.rpartition(" ")
     if blank and offset[:1] in ("+", "-"):
         text = before + offset
+    if text[10:11] in ("+", "-"):
+        raise ValueError(text)
     moment = datetime.fromisoformat(text.removesuffix(" UTC"))
     if text.endswith(" UTC") and moment.utcoffset():
         raise ValueError(text)  # two offsets
@@ -135,7 +150,12 @@ def iso_ms(text: str) -> int:
 
 
 def iso_days(text: str) -> float:
-    """Days since 1970 of ISO 8601 text, to the microsecond; UTC where it has no offset. Raises ValueError."""
+    """Days since 1970 of ISO 8601 text, to the microsecond; UTC where it has no offset. Raises ValueError, also where
+    Python would take an offset for the time of day, or the digits of a number for a date of another century."""
+    if (text[4:5] == "-" and text[10:11] in ("+", "-")) or (
+        text.isdecimal() and len(text) != len("20260131")
+    ):
+        raise ValueError(text)
     moment = datetime.fromisoformat(text)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return moment.timestamp() * 1000 / DAY_MS
@@ -178,6 +198,15 @@ def _refuse_format(ts_format: str) -> None:
             "read with %H, PM says nothing",
             hint="write %I:%M %p, or %H:%M for hours to 24",
         )
+
+
+def _run_together(ts_format: str) -> re.Pattern[str]:
+    """What a text must look like where digits stand without anything between: 02012026 that went through a number is
+    2012026, and strptime, which takes a digit for two, reads the 20th."""
+    runs = [sum(_DIGITS[directive] for directive in run[1::2]) for run in _RUN.findall(ts_format)]
+    between = [".+" if part else "" for part in _RUN.split(ts_format)]
+    pattern = "".join(f"{part}[0-9]{{{digits}}}" for part, digits in zip(between, runs, strict=False))
+    return re.compile(pattern + between[-1], re.DOTALL)
 
 
 def _strptime(text: str, ts_format: str) -> datetime:

@@ -233,9 +233,20 @@ def test_one_event_ahead_of_all_others_is_named(tmp_path: Path, far: int) -> Non
         assert said(findings, code) == said(clean, code)
 
 
+def test_rows_that_do_not_fit_come_with_a_remedy(tmp_path: Path) -> None:
+    findings = found(tmp_path, [*history(), ("c1", "visit", "soon", "", "z"), ("(2 rows)",)])
+    assert "mapping.ts_format says how times are written, now auto" in said(findings, "wrong_type")
+    assert said(findings, "bad_row").endswith("leave out remarks and totals).")
+
+
 def test_seconds_among_milliseconds_are_named(tmp_path: Path) -> None:
     findings = found(tmp_path, [("c7", "visit", T0 // 1000, "", "z"), *history()])
-    assert said(findings, "unit").startswith("warning: 1 event of 1970 (row 1: customer 'c7', 1970-01-20T")
+    assert said(findings, "unit").startswith("error: 1 event of 1970 (row 1: customer 'c7', 1970-01-20T")
+    assert said(findings, "unit").endswith(
+        "would lie by the others as seconds: write the times of all in one unit."
+    )
+    findings = found(tmp_path, [("c7", "visit", 3_600_000, "", "z"), *history()])
+    assert said(findings, "unit").startswith("warning: 1 event of 1970 (row 1: customer 'c7', 1970-01-01T01")
 
 
 def test_ids_that_went_through_fractions_are_named(tmp_path: Path) -> None:

@@ -322,6 +322,8 @@ def test_parquet_ids(tmp_path: Path, ids: Any, user: str) -> None:
 NUMBERS: list[tuple[Any, float | None]] = [
     (pa.array([2], pa.int16()), 2.0), (pa.array([2], pa.uint64()), 2.0), (pa.array([1.5], pa.float32()), 1.5),
     (pa.array([1.5], pa.float16()), 1.5), (pa.array([Decimal("1.50")], pa.decimal128(9, 2)), 1.5),
+    (pa.array([Decimal("19.90")], pa.decimal128(18, 2)), 19.9),
+    (pa.array([Decimal("19.9")], pa.decimal256(60, 9)), 19.9),
     (pa.array([Decimal(3)], pa.decimal128(30, 0)), 3.0), (pa.array([None], pa.null()), None),
     (pa.array([np.nan]), None), (pa.array([None], pa.float64()), None), (pa.array([1.5]).dictionary_encode(), 1.5),
 ]  # fmt: skip

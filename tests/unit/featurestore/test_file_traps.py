@@ -37,6 +37,11 @@ def test_a_link_to_nothing_is_not_passed_over(tmp_path: Path) -> None:
         read_log(tmp_path, spec_of())
 
 
+def test_a_folder_that_is_not_there_is_not_of_no_format(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"cannot read .*exports: there is no such file or folder"):
+        read_log(tmp_path / "exports", spec_of())
+
+
 def test_a_link_into_itself_ends(tmp_path: Path) -> None:
     written(tmp_path, ROW.format("a"), "deep/e.csv")
     (tmp_path / "deep" / "up").symlink_to(tmp_path)
@@ -102,6 +107,16 @@ WRAPPED: list[tuple[str, str, str]] = [
         r"under 'events'.*jq -c '\.\[\"events\"\]\[\]'",
     ),
     ("indented", json.dumps({"data": EVENTS}, indent=2), "under 'data'"),
+    (
+        "behind the columns' names, as ClickHouse has it",
+        json.dumps({"meta": [{"name": "ts"}], "data": EVENTS, "rows": 2}, indent=1),
+        r"under 'data'.*jq -c '\.\[\"data\"\]\[\]'",
+    ),
+    (
+        "deep, as search engines answer",
+        json.dumps({"took": 1, "hits": {"total": {"value": 2}, "hits": EVENTS}}),
+        r"under 'hits\.hits'.*'\.\[\"hits\"\]\[\"hits\"\]\[\]'",
+    ),
     ("a page a line", 2 * (json.dumps({"data": EVENTS, "next": 3}) + "\n"), "under 'data'"),
     ("a list a line", 2 * (json.dumps(EVENTS) + "\n"), r"arrays of events, several .*jq -c '\.\[\]'"),
     ("lists of values", '[["a","visit",5]]', r"line 1: an event is an object, not an array.*jq -c"),
@@ -189,6 +204,9 @@ def test_ids_in_scientific_notation_are_named(tmp_path: Path) -> None:
 def test_an_event_that_holds_a_list_is_an_event(tmp_path: Path) -> None:
     text = json.dumps({**EVENTS[0], "items": [{"sku": 1}]})
     assert customers(read_log(written(tmp_path, text, "e.json"), spec_of())) == ["a"]
+    unmapped = json.dumps({"user_id": "a", "event": "visit", "at": 5, "params": [{"key": "x"}]})
+    with pytest.raises(SpecError, match="line 1: type is missing"):
+        read_log(written(tmp_path, unmapped, "e.json"), spec_of())
 
 
 OTHERS: list[tuple[str, bytes, str]] = [
@@ -208,6 +226,16 @@ OTHERS: list[tuple[str, bytes, str]] = [
     ("e.csv", b"\x04\x22\x4d\x18abcd", "packed by lz4.*unlz4"),
     ("e.parquet", b"PAR1" + b"\x00" * 99, "Parquet cut off.*copy it again"),
     ("e.parquet", b"user_id,type\n", "is not Parquet.*name end as what it is"),
+    ("e.parquet", b"", "is empty.*copy it again"),
+    ("e.avro", b"Obj\x01\x04", "is Avro.*export it"),
+    ("e.feather", b"ARROW1\x00\x00abcd", "is an Arrow file.*export it"),
+    ("e.arrows", b"\xff\xff\xff\xffabcd", "is an Arrow stream.*export it"),
+    ("e.tgz", gzip.compress(b"e.csv".ljust(257, b"\x00") + b"ustar\x0000"), "is a tar archive.*unpack it"),
+    ("part-0.snappy", b"PAR1\x15\x04", "is Parquet.*end in .parquet"),
+    ("e.log.gz", b"\x1f\x8b damaged", "cannot tell its format"),
+    ("e.txt", A.encode(), "is JSON.*end in .jsonl"),
+    ("e.csv", b"[\n {\n", "is JSON.*end in .jsonl"),
+    ("e.csv", f"Orders of 2026\n{HEAD}\n".encode(), "has 'Orders of 2026'.*is that a title"),
 ]
 
 
@@ -265,3 +293,116 @@ def test_a_tsv_row_is_read_alike_wherever_it_stands(tmp_path: Path, n: int) -> N
     early = read_log(written(tmp_path, head + quoted + plain * n, "early.tsv"), spec_of())
     assert sorted(late.events.customers) == sorted(early.events.customers) == ["ann", 'b "o" b']
     assert len(late.events) == len(early.events) == n + 1
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-01-01+01:00", "2026-01-01-05:00", "2026-01-01 -0500", "2026-01-01 +01:00"]
+)
+def test_a_date_with_an_offset_is_no_time_of_day(tmp_path: Path, text: str) -> None:
+    """As XML has dates; to Python 3.11 the offset is the time, five in the morning."""
+    with pytest.raises(SpecError, match="line 2: ts: expected RFC 3339"):
+        read_log(written(tmp_path, ROW.format("a").replace(",5,", f",{text},")), spec_of())
+
+
+@pytest.mark.parametrize("digits", ["123", "1234567", "123456789"])
+def test_fractions_are_read_however_many_digits_they_have(tmp_path: Path, digits: str) -> None:
+    """Oracle writes nine, SQL Server seven; Python's %f takes six."""
+    text = f"01-JAN-26 12.00.00.{digits} AM"
+    log = read_log(
+        written(tmp_path, ROW.format("a").replace(",5,", f",{text},")),
+        spec_of(ts_format="%d-%b-%y %I.%M.%S.%f %p"),
+    )
+    assert log.events.time.tolist() == [T0 + 123]
+
+
+def test_one_file_in_another_unit_is_no_history(tmp_path: Path) -> None:
+    """Seconds among milliseconds were a warning of spec check alone: train and backfill took them for 1970."""
+    days = [T0 + i * 86_400_000 for i in range(30)]
+    for name, per in (("a.csv", 1), ("b.csv", 1000)):
+        written(
+            tmp_path / "e",
+            f"{HEAD}\n" + "".join(f"c{i},visit,{t // per},\n" for i, t in enumerate(days)),
+            name,
+        )
+    words = r"30 events of 1970 \(row 1 of .*b\.csv: customer 'c0'.* as seconds: write the times of all in one unit"
+    with pytest.raises(SpecError, match=words):
+        read_history(tmp_path / "e", spec_of())
+    assert any(f.severity == "error" and f.code == "unit" for f in check(tmp_path / "e", spec_of()))
+    written(tmp_path / "e", f"{HEAD}\nnobody,visit,1970-01-01 01:00:00,\n", "b.csv")
+    assert len(read_history(tmp_path / "e", spec_of())) == 31, "a stand-in for an unknown time is a warning"
+
+
+HEADERS = ["user_id,type,ts,value", "type,user_id,ts,value", "ts,user_id,type,value"]
+
+
+@pytest.mark.parametrize("again", HEADERS)
+def test_a_header_further_down_is_named_under_any_order(tmp_path: Path, again: str) -> None:
+    """Under `unknown: ignore` it was an unknown type, and the rows below it, read under the wrong names, too."""
+    row = {"user_id": "b", "type": "visit", "ts": "6", "value": ""}
+    below = ",".join(row[name] for name in again.split(","))
+    spec = spec_of().model_copy(update={"unknown": "ignore"})
+    with pytest.raises(SpecError, match="line 3: the header again"):
+        read_log(written(tmp_path, f"{ROW.format('a')}{again}\n{below}\n"), spec)
+    wide = f"{HEAD},2026-01-01\na,visit,2026-01-01,,1\n"
+    assert customers(read_log(written(tmp_path, wide), spec)) == ["a"], "a column may be called by a date"
+
+
+def test_ids_that_a_database_has_escaped_are_refused(tmp_path: Path) -> None:
+    r"""COPY and OUTFILE write CORP\\ann for CORP\ann in tab-separated text: another customer than the stream's."""
+    head, rest = "user_id\ttype\tts\tnote\n", "\tvisit\t5\tx\n"
+    with pytest.raises(SpecError, match=r"line 3, column 'user_id': two backslashes.*as CSV"):
+        read_log(written(tmp_path, f"{head}a{rest}corp\\\\ann{rest}", "e.tsv"), spec_of())
+    ok = read_log(written(tmp_path, f"{head}corp\\ann\tvisit\t5\tx\\\\y\n", "e.tsv"), spec_of())
+    assert customers(ok) == ["corp\\ann"], "one is text, and what is not read may hold anything"
+
+
+def test_properties_that_are_a_list_get_the_right_remedy(tmp_path: Path) -> None:
+    path = written(tmp_path, json.dumps({**EVENTS[0], "properties": []}), "e.json")
+    with pytest.raises(SpecError, match=r"line 1: properties: expected an object.*PHP writes \[\]"):
+        read_log(path, spec_of())
+
+
+SWALLOWED: list[tuple[str, str, str]] = [
+    ("inches at both ends", f"{HEAD},size", 'a,visit,5,,"24\nb,visit,6,,3"\n'),
+    ("a column behind", "user_id,type,ts,size,value", 'a,visit,5,"24,1\nb,visit,6,3",2\n'),
+]
+
+
+@pytest.mark.parametrize(("_", "head", "rows"), SWALLOWED, ids=[case[0] for case in SWALLOWED])
+def test_a_row_that_ends_in_the_quote_that_swallowed_it_is_named(
+    tmp_path: Path, _: str, head: str, rows: str
+) -> None:
+    """The second row was text of the first one, in silence."""
+    with pytest.raises(SpecError, match="from line 2 to line 3, over other rows"):
+        read_log(written(tmp_path, f"{head}\n{rows}"), spec_of())
+    folder = tmp_path / "ts=2026-01-01"
+    with pytest.raises(SpecError, match="from line 2 to line 3, over other rows"):
+        read_log(written(folder, 'user_id,type,size\na,visit,"24\nb,visit,3"\n'), spec_of())
+    text = 'note,user_id,type,ts\n"one\ntwo",a,visit,5\n'
+    assert customers(read_log(written(tmp_path, text), spec_of())) == ["a"], "the end of a text in front"
+
+
+RUN_TOGETHER: list[tuple[str, str, str]] = [
+    ("%d%m%Y", "02012026", "2012026"), ("%Y%m%d%H%M", "202601020000", "20260102000"),
+    ("%Y%m%d %H:%M", "20260102 0:00", "2026012 00:00"), ("%Y-%m-%d %H%M", "2026-01-02 0000", "2026-01-02 000"),
+    ("%Y%m%d%H%M%S%f", "20260102000000000", "2026010200000"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ts_format", "good", "short"), RUN_TOGETHER)
+def test_dates_that_lost_their_leading_zero_are_refused(
+    tmp_path: Path, ts_format: str, good: str, short: str
+) -> None:
+    """2 January as the number 2012026 was read as the 20th."""
+    spec = spec_of(ts_format=ts_format)
+    log = read_log(written(tmp_path, ROW.format("a").replace(",5,", f",{good},")), spec)
+    assert log.events.time.tolist() == [T0 + 86_400_000]
+    with pytest.raises(SpecError, match="line 2: ts: expected a date in the form"):
+        read_log(written(tmp_path, ROW.format("a").replace(",5,", f",{short},")), spec)
+
+
+@pytest.mark.parametrize("text", ["2026-01-01-05:00", "1612120112345", "01/02/2026"])
+def test_what_is_no_date_of_an_attribute_is_refused(tmp_path: Path, text: str) -> None:
+    """An offset was the time of day, and some milliseconds of 2021 a day of the year 1612."""
+    with pytest.raises(SpecError, match=r"line 2: renewal: .*expected a date .*write a date as"):
+        read_log(written(tmp_path, f"{HEAD},due\na,renewal,5,,{text}\n"), spec_of(3))
