@@ -23,8 +23,11 @@ async def open_from_store(
     source: Source,
     alerts_from: Literal["now", "start"],
     flood: FloodGuard,
+    *,
+    timers_off: bool,
 ) -> tuple[Opened, int]:
-    """Steps 1 to 5: the partition, and where its log ends. `alerts_from`: what a first start takes for news.
+    """Steps 1 to 5: the partition, and where its log ends. `alerts_from`: what a first start takes for news, and the
+    first one whose timers are on.
 
     Raises TopicRepartitioned, a PartitionFault, LayoutError: for a person; Fenced, StoreUnavailable, BrokerUnavailable,
     PartitionRevoked.
@@ -51,6 +54,8 @@ async def open_from_store(
             opened.stored, committed, begin, end, tools.clock.now_ms()
         )
         await commit_first(source, number, asked)
+    news_from_ms = tools.clock.now_ms() if alerts_from == "now" else 0
+    opened.suppression = opened.suppression.with_timers(off=timers_off, news_from_ms=news_from_ms)
     await pipeline.send_outbox(opened)
     if opened.stored is not None:
         # Applied and, just now, sent: the owner that applied it may not have lived to say so.

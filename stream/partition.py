@@ -371,8 +371,9 @@ class Partition:
         tools, source, number = self._tools, self._source, self.number
         self._fault = None
         opened, end = await open_from_store(
-            number, self._pipeline, tools, source, self._alerts_from, self._flood
-        )
+            number, self._pipeline, tools, source, self._alerts_from, self._flood,
+            timers_off=self._limits.timers.clock == "off",
+        )  # fmt: skip
         self._queue.clear()
         opened.seek_id = await source.seek(number, opened.checkpoint.offset)
         self._queue.resume()

@@ -16,8 +16,8 @@ rebuild) is made again by the very path that made it the first time, and only wh
 folded to that offset, then its timers are taken to their cursor, then everything speaks. On a first start on an old
 topic the committed offset stands at the log's beginning, and `alerts_from` says from where on alerts are news; so bad
 records of the past become dead letters once, and nobody is alerted about what is long over. The same holds for time: a
-first start, an upgrade from a release without timers and the gap after a backfill make many customers due at once; what
-was due by `silences_from_ms` is taken, and not alerted about.
+first start, an upgrade from a release without timers, timers that were off and the gap after a backfill make many
+customers due at once; what was due by `silences_from_ms` is taken, and not alerted about.
 
 It refuses to know who sends what (`stream/pipeline.py`) and when the committed offset is committed
 (`stream/partition.py`).
@@ -35,7 +35,8 @@ FOREVER = 2**63 - 1
 class Suppression(NamedTuple):
     """Nothing decided at an offset below `outputs_from` is sent, nor an alert decided below `alerts_from` (not below
     it); no outbox entry of `sequence` or before; nothing that timers take up to `timers_from`; no alert of a silence or
-    expiry due by `silences_from_ms` (ms UTC). `timers_known`: False when it was written by a release without timers."""
+    expiry due by `silences_from_ms` (ms UTC). `timers_known`: False when it was written by a release without timers.
+    `timers_off`: nobody takes who is due."""
 
     outputs_from: int = 0
     alerts_from: int = 0
@@ -43,6 +44,7 @@ class Suppression(NamedTuple):
     timers_from: TimerCursor = (0, "")
     silences_from_ms: int = 0
     timers_known: bool = True
+    timers_off: bool = False
 
     @classmethod
     def by(cls, committed: CommittedOffset) -> Self:
@@ -55,7 +57,7 @@ class Suppression(NamedTuple):
             return cls(committed.offset, alerts_from, timers_known=False)
         return cls(
             committed.offset, alerts_from, int(said["sequence"]), (int(ms), unquote(customer)),
-            _number(said.get("silences_from_ms", "")),
+            _number(said.get("silences_from_ms", "")), timers_off=said.get("timers_off") == "1",
         )  # fmt: skip
 
     def from_now(
@@ -73,10 +75,19 @@ class Suppression(NamedTuple):
         # Of an outbox that is there nothing is known to be sent.
         return first, first.committed_at(Checkpoint(at, first.sequence, 0, "", 0))
 
+    def with_timers(self, *, off: bool, news_from_ms: int) -> Self:
+        """As a worker goes on whose timers are `off`, or not. Where they were off and are not any more, who was due by
+        `news_from_ms` is no news: it may be the silences of months."""
+        if self.timers_off and not off:
+            return self._replace(timers_off=False, silences_from_ms=max(self.silences_from_ms, news_from_ms))
+        return self._replace(timers_off=off)
+
     def committed_at(self, checkpoint: Checkpoint) -> CommittedOffset:
         """What is to be committed when all up to `checkpoint` has been sent."""
         timers = max(self.timers_from, checkpoint.timers)
         said = f"sequence={max(self.sequence, checkpoint.sequence)} timers={timers[0]}:{quote(timers[1], safe='')}"
+        if self.timers_off:
+            said += " timers_off=1"
         if self.alerts_from > checkpoint.offset:
             said += f" alerts_from={self.alerts_from}"
         if self.silences_from_ms > timers[0]:

@@ -259,6 +259,34 @@ async def test_a_first_start_tells_nothing_of_what_was_due_before() -> None:
     }
 
 
+async def test_timers_that_were_off_tell_nothing_of_that_time() -> None:
+    """Turned on they take who fell silent meanwhile without a word, whoever owns it next; who falls silent now is
+    told."""
+    timed = Timed(timers=replace(TIMERS, clock="off"))
+    for who in range(6):
+        timed.say(who, T0)
+    async with timed.at_work("now"), asyncio.timeout(PATIENCE_S):
+        while not await timed.applied():  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.01)
+        timed.clock.at_ms = T0 + 10 * DAY_MS
+        for who in range(6, 9):
+            timed.say(who, timed.clock.at_ms - 7 * DAY_MS)
+        while not (timed.world.source.done() and await timed.applied()):  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.01)
+    timed.timers = TIMERS
+    async with timed.at_work("now"):
+        await timed.settled()
+        assert timed.alerts() == {}
+    async with timed.at_work("now"):
+        timed.clock.at_ms += 2 * DAY_MS
+        await timed.settled()
+    assert {orjson.loads(alert)["customer"] for alert in timed.alerts().values()} == {
+        "customer-6",
+        "customer-7",
+        "customer-8",
+    }
+
+
 @pytest.mark.parametrize("why", ["backlog", "transaction", "quiet"])
 async def test_nothing_fires_while_it_could_be_disproved(why: str) -> None:
     """Somebody's next event lies in what is not fetched, in an open transaction, or the producers are gone."""

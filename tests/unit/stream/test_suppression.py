@@ -41,6 +41,16 @@ def test_an_older_releases_words_say_nothing_of_timers() -> None:
         assert (asked.offset, Suppression.by(asked).sequence) == (40, 0)
 
 
+def test_timers_that_were_off_begin_with_who_is_due_from_then_on() -> None:
+    off = NO_SUPPRESSION.with_timers(off=True, news_from_ms=5_000)
+    assert off == NO_SUPPRESSION._replace(timers_off=True), "silences that an event tells are news"
+    again = Suppression.by(off.committed_at(at(40, 7)))
+    assert again == Suppression(40, 40, 7, timers_off=True)
+    assert again.with_timers(off=False, news_from_ms=9_000) == Suppression(40, 40, 7, silences_from_ms=9_000)
+    never = Suppression(40, 40, 7, (1_000, "ann"))
+    assert never.with_timers(off=False, news_from_ms=9_000) == never
+
+
 def test_a_backfilled_state_goes_on_where_it_is() -> None:
     first, asked = NO_SUPPRESSION.from_now(at(60, 3, 4_000), None, 10, 90, 5_000)
     assert (first.outputs_from, first.alerts_from, first.silences_from_ms) == (0, 0, 5_000)
