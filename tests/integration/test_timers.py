@@ -404,7 +404,7 @@ async def test_a_question_for_the_due_that_fails_loses_nobody() -> None:
     assert [orjson.loads(alert)["state"] for alert in timed.alerts().values()] == ["opened"]
 
 
-async def test_a_question_for_the_due_that_is_refused_stops_its_partition() -> None:
+async def test_a_refused_question_for_the_due_stops_its_partition() -> None:
     """What no second question mends: its timers would stand, and it would be called ready."""
     timed = Timed()
     timed.say(0, T0)
@@ -432,7 +432,7 @@ async def test_how_late_timers_are_shows_during_a_turn() -> None:
         await timed.settled()
 
 
-async def test_producers_who_always_have_a_transaction_open_hold_no_timers() -> None:
+async def test_a_transaction_that_is_always_open_holds_no_timers() -> None:
     """One ends and the next has begun: the log's end is never reached. What was folded shows how late it is, as in a
     backlog, and how long somebody has been due shows, too."""
     timed = Timed()

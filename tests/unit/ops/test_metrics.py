@@ -40,7 +40,7 @@ DONE = TurnDone(
 )  # fmt: skip
 
 
-def test_what_ends_after_its_partition_was_given_away_leaves_no_series() -> None:
+def test_a_partition_given_away_during_its_turn_leaves_no_series() -> None:
     """A turn that was applied before a revocation is told of after it."""
     metrics = busy()
     told: list[TurnDone] = []
