@@ -132,11 +132,6 @@ class Partition:
         return self.in_turn and not self.turns_without_timers
 
     @property
-    def due_until(self) -> TimerCursor | None:
-        """How far its timers may be taken now; None when they hold, or it is in a turn."""
-        return None if self.in_turn else self.timers_until
-
-    @property
     def timers_until(self) -> TimerCursor | None:
         """How far its timers may be taken, once it is in no turn; None when they hold."""
         if self.opened is None or self.draining:
@@ -219,18 +214,11 @@ class Partition:
                 self._pieces.extend(part.cut_before_tombstones())
         return None
 
-    @property
-    def due_now(self) -> bool:
-        """Customers who are due can be taken now; false also when the store has to be asked first."""
-        until = self.due_until
-        return (
-            self.opened is not None and until is not None and self.opened.due.ready(until, self.timers_first)
-        )
-
     def take_due(self, customers_max: int) -> Piece | None:
-        """The next customers who are due, for one turn; None when there are none (`due_now`)."""
-        until = self.due_until
-        if self.opened is None or until is None or not self.due_now:
+        """The next customers who are due, for one turn; None when it is in one, or there are none, or the store has to
+        be asked first."""
+        until = None if self.in_turn else self.timers_until
+        if self.opened is None or until is None or not self.opened.due.ready(until, self.timers_first):
             return None
         due = self.opened.due.take(until, customers_max)
         self.in_turn, self.turns_without_timers = True, 0

@@ -233,18 +233,19 @@ class Worker:
     async def _ask_due(self, opened: Sequence[Opened]) -> None:
         asked = [(each.partition, DUE_AT_ALL_MS, each.due.ask()) for each in opened]
         for each, found in zip(opened, await answers(self._tools.store.due_each(asked)), strict=True):
-            partition = self._partitions.get(each.partition)
-            is_open = partition is not None and partition.opened is each
-            if isinstance(found, Exception):
+            failed = isinstance(found, Exception)
+            if failed:
                 each.due.unanswered()  # it is asked again; an outage shows elsewhere
-                if partition is not None and is_open and not isinstance(found, RETRIED):
-                    partition.fail(
-                        found
-                    )  # asked again and again it would hold its timers, and nobody would know
-                continue
-            each.due.answer(*found)
-            if partition is not None and is_open:
+            else:
+                each.due.answer(*found)
+            partition = self._partitions.get(each.partition)
+            if partition is None or partition.opened is not each:
+                continue  # nobody's any more, or opened anew meanwhile
+            if not failed:
                 self._schedule.is_due(partition)
+            elif not isinstance(found, RETRIED):
+                # Asked again and again it would hold its timers, and nobody would know.
+                partition.fail(found)
 
     async def _turn(self, taken: Sequence[Taken]) -> None:
         errors: dict[int, Exception | None]

@@ -77,23 +77,29 @@ def _meant(log: EventLog, last: int, spec: Spec) -> str:
     """What times that came out in 1970 may be, and how to say so."""
     if _compact(log):
         return 'dates such as 20260131, read as a number? Then mapping: {ts_format: "%Y%m%d"}'
-    read_as = "ms" if spec.mapping.ts_format == "auto" else spec.mapping.ts_format
-    if read_as in _UNITS and spec.mapping.ts_unit is None:
-        longer = list(_UNITS)[list(_UNITS).index(read_as) + 1 :]
-        meant = next((unit for n, unit in enumerate(longer, 1) if last * 1000**n >= _YEAR_MS), None)
-        if meant is not None:
-            return f"{_UNITS[meant]}, read as {_UNITS[read_as]}? Then mapping: {{ts_format: {meant}}}"
+    read_as, longer = _read_as(spec)
+    meant = next((unit for n, unit in enumerate(longer, 1) if last * 1000**n >= _YEAR_MS), None)
+    if meant is not None:
+        return f"{_UNITS[meant]}, read as {_UNITS[read_as]}? Then mapping: {{ts_format: {meant}}}"
     return "is mapping.ts_format right?"
+
+
+def _read_as(spec: Spec) -> tuple[str, list[str]]:
+    """The unit in which a spec has times read, and those that are 1,000, 1,000², … times as long; none where it is no
+    unit of these."""
+    read_as = "ms" if spec.mapping.ts_format == "auto" else spec.mapping.ts_format
+    if read_as not in _UNITS or spec.mapping.ts_unit is not None:
+        return read_as, []
+    return read_as, list(_UNITS)[list(_UNITS).index(read_as) + 1 :]
 
 
 def _unit_among(times: NDArray[np.int64], spec: Spec) -> str | None:
     """The unit in which some events of 1970 would lie within a year of the others, which begin long after; None where
     in no unit, as a stand-in does."""
     early, others = times[times < _YEAR_MS], times[times >= _YEAR_MS]
-    read_as = "ms" if spec.mapping.ts_format == "auto" else spec.mapping.ts_format
-    if others.min() < 10 * _YEAR_MS or read_as not in _UNITS or spec.mapping.ts_unit is not None:
+    if others.min() < 10 * _YEAR_MS:
         return None
-    for n, unit in enumerate(list(_UNITS)[list(_UNITS).index(read_as) + 1 :], 1):
+    for n, unit in enumerate(_read_as(spec)[1], 1):
         meant = early * 1000.0**n
         if ((meant >= others.min() - _YEAR_MS) & (meant <= others.max() + _YEAR_MS)).any():
             return _UNITS[unit]

@@ -23,14 +23,12 @@ from ebbtide.featurestore.record.layout import Layout, Rows
 from ebbtide.model.errors import ModelDamaged
 from ebbtide.model.exporting.rebuilt import rebuilt
 from ebbtide.model.exporting.recipes import OFF_MAX, recipe
-from ebbtide.model.graph.record_bytes import fields
+from ebbtide.model.graph.record_bytes import Tensor, fields
 from ebbtide.model.graph.served import Served
 from ebbtide.model.serving import warmup
 from ebbtide.model.serving.graph import check_graph
 from ebbtide.model.serving.manifest import Manifest
 
-Tensor = Any
-"""A tf.Tensor; TensorFlow publishes no types."""
 SIGNATURE = "score"
 FLOAT_BYTES, INT64_BYTES = 4, 8
 """Of a scale, and of its zero point."""

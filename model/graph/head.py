@@ -8,7 +8,6 @@ Of several targets each has one; the trunk, what the ring and the features are r
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,10 +15,9 @@ import tensorflow as tf
 from ebbtide.model.graph.calibrator import Calibrator
 from ebbtide.model.graph.forest import Forest, ForestGraph
 from ebbtide.model.graph.hazard import Hazard
+from ebbtide.model.graph.record_bytes import Tensor
 from ebbtide.model.graph.standard import STANDARD_MAX
 
-Tensor = Any
-"""A tf.Tensor; TensorFlow publishes no types."""
 STRETCH_MIN = 0.01
 """Between raw logits nearer than this the calibrator is straight to within 1e-5 of their distance, and a quotient of
 float32 differences is not."""

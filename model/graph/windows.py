@@ -21,9 +21,7 @@ import tensorflow as tf
 from ebbtide.featurestore.aggregations import STORES, Aggregation
 from ebbtide.featurestore.record.features import aggregated
 from ebbtide.featurestore.record.layout import Layout
-
-Tensor = Any
-"""A tf.Tensor; TensorFlow publishes no types."""
+from ebbtide.model.graph.record_bytes import Tensor
 
 
 class Windows:

@@ -24,10 +24,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-PRELOADED, MAIN = (
-    "tests.chaos.preloaded",
-    "tests.chaos.worker_main",
-)  # by name: who imports them imports TensorFlow
+# By name: who imports them imports TensorFlow.
+PRELOADED, MAIN = "tests.chaos.preloaded", "tests.chaos.worker_main"
 POLL_S = 0.02
 EXIT_S_MAX = 30.0
 """A worker that was told to go and is still there has failed; its grace period is far below."""
